@@ -1,0 +1,138 @@
+"""What depends on what: units, bindings, costs, and why some units must stay (level 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+__all__ = ["ChannelGraph", "CostModel", "Resource", "Term", "Units"]
+
+Units = NDArray[np.int64]
+Resource = Literal["macs", "params"]
+RESOURCES: tuple[Resource, ...] = ("macs", "params")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product in a resource: ``scale * prod(number of channels kept in each factor)``.
+
+    A convolution has one term in MACs, ``positions * kernel * kept_out * kept_in``; every parameter has one
+    in params. ``factors`` holds, for each dimension that can shrink, the unit of each of its indices.
+    """
+
+    layer: str
+    scale: int
+    factors: tuple[Units, ...]
+
+
+class CostModel:
+    """A resource as an exact function of the units that stay. Nothing is run or rebuilt.
+
+    Args:
+        terms: the products that sum up to the resource.
+        num_units: number of units in the graph.
+    """
+
+    def __init__(self, terms: Sequence[Term], num_units: int) -> None:
+        factors: dict[bytes, int] = {}
+        arrays: list[Units] = []
+        width = max((len(term.factors) for term in terms), default=0)
+        self.terms = tuple(terms)
+        self.scale = np.array([term.scale for term in terms], dtype=np.float64)
+        # Column `len(arrays)` is a dummy factor of count 1, so that all terms have the same number of factors.
+        self.index = np.full((len(terms), width), -1, dtype=np.int64)
+        for row, term in enumerate(terms):
+            for column, factor in enumerate(term.factors):
+                key = factor.tobytes()
+                if key not in factors:
+                    factors[key] = len(arrays)
+                    arrays.append(factor)
+                self.index[row, column] = factors[key]
+        rows = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
+        columns = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+        ones = np.ones(len(columns))
+        #: how many indices of each factor belong to each unit, shape (factors, units)
+        self.incidence = csr_matrix((ones, (rows, columns)), shape=(len(arrays), num_units))
+
+    def per_term(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Cost of each term when only the units in the mask ``kept`` stay."""
+        return self.from_counts(self.incidence @ kept.astype(np.float64))
+
+    def from_counts(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cost of each term, given how many indices of each factor stay, shape (factors,)."""
+        return self.scale * np.append(counts, 1.0)[self.index].prod(axis=1)
+
+    def total(self, kept: NDArray[np.bool_]) -> int:
+        """Cost of the whole network when only the units in the mask ``kept`` stay."""
+        return int(self.per_term(kept).sum())
+
+
+@dataclass
+class ChannelGraph:
+    """The units of a network, where they are bound, and what they cost. Made by :func:`~lightning_prune.trace`.
+
+    A *unit* is the smallest set of channels that can only be removed together. Units are numbered from 0.
+
+    Attributes:
+        bindings: parameter or buffer name -> dimension -> unit of each index, for every dimension whose
+            channels are known to units (those that never shrink are absent).
+        layers: qualified name of a weight -> unit of each of its filters.
+        filter_dims: qualified name of a weight -> the dimension its filters are counted along.
+        prunable: the units that may be removed, sorted.
+        pinned: unit -> why it must stay.
+        unsupported: operators without a rule that were met, each with the modules that called it.
+        statistics_units: units that meet an operator that takes statistics across channels (layer norm, ...):
+            removing one is sound, but it changes the values of the others.
+    """
+
+    num_units: int
+    bindings: dict[str, dict[int, Units]]
+    layers: dict[str, Units]
+    filter_dims: dict[str, int]
+    pinned: dict[int, str]
+    terms: dict[str, list[Term]]
+    unsupported: dict[str, list[str]] = field(default_factory=dict)
+    statistics_units: Units = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def prunable(self) -> Units:
+        """Units that are some layer's filters and are not pinned, sorted."""
+        filters = np.unique(np.concatenate(list(self.layers.values()) or [np.empty(0, np.int64)]))
+        return filters[~np.isin(filters, list(self.pinned))]
+
+    @cached_property
+    def cost_models(self) -> dict[str, CostModel]:
+        """Resource -> its exact cost model."""
+        return {name: CostModel(terms, self.num_units) for name, terms in self.terms.items()}
+
+    def kept(self, remove: Iterable[int] = ()) -> NDArray[np.bool_]:
+        """Mask over units, False for those in ``remove``, shape (num_units,)."""
+        mask = np.ones(self.num_units, dtype=bool)
+        mask[np.asarray(list(remove), dtype=np.int64)] = False
+        return mask
+
+    def cost(self, resource: str = "macs", remove: Iterable[int] = ()) -> int:
+        """What the network costs once the units in ``remove`` are gone; exact, nothing is run.
+
+        Args:
+            resource: ``"macs"`` (multiply-accumulates of one forward on the traced input) or ``"params"``.
+            remove: unit numbers.
+
+        Raises:
+            ValueError: the resource is unknown.
+        """
+        if resource not in self.cost_models:
+            known = ", ".join(sorted(self.cost_models))
+            raise ValueError(f"unknown resource {resource!r}; this graph knows {known}")
+        return self.cost_models[resource].total(self.kept(remove))
+
+    def widths(self, remove: Iterable[int] = ()) -> Mapping[str, int]:
+        """Number of filters that each layer keeps."""
+        kept = self.kept(remove)
+        return {name: int(kept[units].sum()) for name, units in self.layers.items()}
