@@ -1,0 +1,7 @@
+"""Data for segmentation: batches of images ``(n, c, h, w)`` float32 and masks ``(n, h, w)`` int64."""
+
+from lightning_prune.data.base import SegmentationData
+from lightning_prune.data.brain import BrainSlices
+from lightning_prune.data.transforms import augment, default_augmentation
+
+__all__ = ["BrainSlices", "SegmentationData", "augment", "default_augmentation"]

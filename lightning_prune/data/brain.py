@@ -1,0 +1,294 @@
+"""Brain slices: grey and white matter of the ICBM-152 template that ships inside the nilearn wheel.
+
+Nothing is downloaded and nothing is copied. One average brain is a demonstration, not a benchmark of
+medicine; what can be asked of it is that the score is honest. Three ways in which slices of one volume leak,
+and what is done about each:
+
+- *Neighbours* look alike. Along each axis train, val and test are contiguous blocks with ``gap`` millimetres
+  between them that belong to none.
+- *Left and right* are identical: this template is symmetric to the last bit, so a sagittal slice from the
+  right is its mirror image on the left. Sagittal slices come from one half, and the blocks of that axis are
+  mirrored.
+- *The axes cross.* A sagittal training slice would show a column of every axial test slice. Such voxels are
+  blanked (intensity 0, class "other") in the slices that must not show them, before resampling: no voxel of a
+  test slice is to be seen in a train or val slice, none of a val slice in a train slice, the gap included.
+  Test slices are whole. ``blank=False`` leaves all slices whole, and then this does leak.
+
+What remains: it is one brain, so all sets share its contrast, its shape and its registration.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lightning_prune.data.base import Sample, Samples, SegmentationData
+from lightning_prune.data.transforms import Transform
+
+CLASS_NAMES = ("other", "grey", "white")
+AXES = ("sagittal", "coronal", "axial")
+
+# What a coordinate of an axis is for. A set may look at its own level and at those below.
+TRAIN, VAL_GAP, VAL, TEST_GAP, TEST = range(5)
+LEVELS = {"train": TRAIN, "val": VAL, "test": TEST}
+
+FIELD = 192  # side of the cube that holds the brain, in voxels of 1 mm
+_FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+
+
+def template_folder() -> Path:
+    """The folder inside the installed nilearn that holds the template.
+
+    Raises:
+        ModuleNotFoundError: if nilearn is not installed.
+    """
+    spec = find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("BrainSlices needs nilearn's template: pip install lightning-prune[demo]")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+
+
+@lru_cache(maxsize=1)
+def load_template() -> NDArray[np.uint8]:
+    """T1 intensity, grey- and white-matter probability, each 0 to 255, centred: ``(3, FIELD, FIELD, FIELD)``.
+
+    The spatial axes are left to right, back to front, bottom to top.
+
+    Raises:
+        ModuleNotFoundError: if nilearn is not installed.
+        FileNotFoundError: if this version of nilearn does not hold the files.
+    """
+    files = [template_folder() / _FILE.format(kind) for kind in ("t1", "gm", "wm")]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing from nilearn: pip install 'nilearn>=0.11,<1'")
+    from nibabel.nifti1 import Nifti1Image  # comes with nilearn, which is optional
+
+    return _centred(np.stack([np.asarray(Nifti1Image.from_filename(file).dataobj) for file in files]))
+
+
+def extent(volume: NDArray[np.uint8], axis: int, share: float = 0.1) -> tuple[int, int]:
+    """First and last slice with at least ``share`` of the tissue of the fullest slice.
+
+    Args:
+        volume: ``(3, x, y, z)`` as from `load_template`.
+        axis: 0, 1 or 2.
+        share: leaves out the nearly empty slices at either end.
+    """
+    tissue = volume[1].astype(np.uint16) + volume[2] > 127
+    area = tissue.sum(axis=tuple(a for a in range(3) if a != axis))
+    inside = np.flatnonzero(area >= share * area.max())
+    return int(inside[0]), int(inside[-1])
+
+
+def split_axis(length: int, val: float, test: float, gap: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """What each of ``length`` coordinates is for: one val and one test block between three of training.
+
+    Args:
+        length: number of coordinates.
+        val: share of them for validation.
+        test: share of them for testing.
+        gap: coordinates on either side of a val or test block that are for nothing.
+        rng: decides which of the two comes first, and where.
+
+    Returns:
+        ``(length,)`` of ``TRAIN``, ``VAL_GAP``, ``VAL``, ``TEST_GAP``, ``TEST``.
+
+    Raises:
+        ValueError: if fewer than three coordinates remain for training.
+
+    Example:
+        >>> split_axis(14, val=0.2, test=0.2, gap=1, rng=np.random.default_rng(0))
+        array([0, 1, 2, 2, 2, 1, 0, 0, 3, 4, 4, 4, 3, 0])
+    """
+    counts = {VAL: round(val * length), TEST: round(test * length)}
+    gaps = {level: gap if count else 0 for level, count in counts.items()}
+    free = length - sum(counts.values()) - 2 * sum(gaps.values())
+    if free < 3:
+        raise ValueError(f"val={val}, test={test} and gap={gap} leave {free} of {length} slices for training")
+    cuts = np.rint(np.cumsum(rng.dirichlet((8.0, 8.0, 8.0))) * free).astype(int)
+    trains = np.diff(cuts, prepend=0)
+    a, b = rng.permutation([VAL, TEST]).tolist()
+    blocks = (TRAIN, a - 1, a, a - 1, TRAIN, b - 1, b, b - 1, TRAIN)
+    lengths = (trains[0], gaps[a], counts[a], gaps[a], trains[1], gaps[b], counts[b], gaps[b], trains[2])
+    return np.repeat(blocks, lengths)
+
+
+def plan_axis(
+    volume: NDArray[np.uint8], axis: int, val: float, test: float, gap: int, seed: int
+) -> NDArray[np.int64]:
+    """The level of each coordinate of one axis, ``(FIELD,)``; mirrored along the first axis."""
+    first, last = extent(volume, axis)
+    half = axis == 0
+    stop = (first + last) // 2 if half else last
+    levels = np.full(volume.shape[1 + axis], TRAIN, dtype=np.int64)
+    levels[first : stop + 1] = split_axis(
+        stop + 1 - first, val, test, gap, np.random.default_rng([seed, axis])
+    )
+    return np.maximum(levels, _mirrored(levels, first + last)) if half else levels
+
+
+def positions(volume: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.int64]:
+    """``count`` evenly spaced slice numbers, from one half only along the first axis.
+
+    Raises:
+        ValueError: if there are not as many slices.
+    """
+    first, last = extent(volume, axis)
+    last = (first + last) // 2 if axis == 0 else last
+    if not 0 < count <= last + 1 - first:
+        raise ValueError(f"slices_per_axis={count}: {AXES[axis]} has 1 to {last + 1 - first}")
+    return np.unique(np.rint(np.linspace(first, last, count)).astype(np.int64))
+
+
+def cut_slices(
+    volume: NDArray[np.uint8],
+    axis: int,
+    where: NDArray[np.int64],
+    visible: Sequence[NDArray[np.bool_]],
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """Slices across one axis, blanked and resampled.
+
+    Args:
+        volume: ``(3, x, y, z)`` as from `load_template`.
+        axis: 0, 1 or 2.
+        where: slice numbers ``(n,)``.
+        visible: for each axis, which coordinates may be seen.
+        size: side of the result in pixels.
+
+    Returns:
+        Images ``(n, 1, size, size)`` float32 in 0 to 1, and masks ``(n, size, size)`` uint8; the up or front
+        of the head is the top row.
+    """
+    columns, rows = (a for a in range(3) if a != axis)
+    maps = np.moveaxis(volume, 1 + axis, 1)[:, where]  # (3, n, columns, rows)
+    maps = maps * (visible[columns][:, None] & visible[rows])
+    maps = np.ascontiguousarray(maps.swapaxes(2, 3)[:, :, ::-1])
+    pixels = torch.from_numpy(maps).transpose(0, 1).float() / 255  # (n, 3, rows, columns)
+    pixels = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    t1, grey, white = pixels.unbind(1)
+    mask = torch.stack([1 - grey - white, grey, white], 1).argmax(1)
+    return t1[:, None].contiguous(), mask.to(torch.uint8)
+
+
+def _centred(volume: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut or pad every spatial axis to ``FIELD``, with the brain in the middle."""
+    for axis in range(3):
+        first, last = extent(volume, axis, share=0.0001)
+        start = (first + last + 1 - FIELD) // 2
+        index = np.arange(start, start + FIELD)
+        inside = (index >= 0) & (index < volume.shape[1 + axis])
+        padded = np.zeros((*volume.shape[: 1 + axis], FIELD, *volume.shape[2 + axis :]), dtype=np.uint8)
+        np.moveaxis(padded, 1 + axis, 0)[inside] = np.moveaxis(volume, 1 + axis, 0)[index[inside]]
+        volume = padded
+    return volume
+
+
+def _mirrored(levels: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """``result[i] = levels[total - i]`` where that exists."""
+    index = total - np.arange(len(levels))
+    inside = (index >= 0) & (index < len(levels))
+    return np.where(inside, levels[np.clip(index, 0, len(levels) - 1)], TRAIN)
+
+
+class SliceSamples:
+    """Images ``(n, 1, s, s)`` float32 and masks ``(n, s, s)`` uint8 in memory, as samples."""
+
+    def __init__(self, images: Tensor, masks: Tensor) -> None:
+        self.images = images
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.images[index], self.masks[index].long()
+
+
+class BrainSlices(SegmentationData):
+    """2-D slices of the ICBM-152 T1 volume with three classes: other, grey matter, white matter.
+
+    See the module's docstring for what leaks and what does not. The template takes a third of a second to
+    load.
+
+    Args:
+        size: side of the square images in pixels; the field of view is 192 mm.
+        axes: any of ``"sagittal"``, ``"coronal"``, ``"axial"``. With one axis nothing needs to be blanked.
+        slices_per_axis: evenly spaced over the brain (over one half for sagittal), those in gaps left out.
+        val: share of each axis for validation.
+        test: share of each axis for testing.
+        gap: millimetres between the blocks.
+        blank: hide from each set the voxels that it must not know.
+        batch_size: see `SegmentationData`.
+        num_workers: see `SegmentationData`.
+        transform: see `SegmentationData`.
+        seed: where the blocks lie, and the order of the training slices.
+
+    Raises:
+        ValueError: for an unknown axis, or shares that leave nothing for training.
+        ModuleNotFoundError: if nilearn is not installed.
+    """
+
+    in_channels = 1
+    num_classes = 3
+    class_names = CLASS_NAMES
+
+    def __init__(
+        self,
+        size: int = 96,
+        axes: Sequence[str] = AXES,
+        slices_per_axis: int = 64,
+        val: float = 0.12,
+        test: float = 0.12,
+        gap: int = 3,
+        blank: bool = True,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, transform, seed)
+        if not axes or set(axes) - set(AXES):
+            raise ValueError(f"axes={list(axes)}: choose from {list(AXES)}")
+        self.size = size
+        self.axes = sorted({AXES.index(axis) for axis in axes})
+        self.slices_per_axis = slices_per_axis
+        self.val_share, self.test_share, self.gap = val, test, gap
+        self.blank = blank
+
+    def levels(self) -> list[NDArray[np.int64]]:
+        """For each of the three axes what each coordinate is for; all training for an unused axis."""
+        volume = load_template()
+        unused = np.full(FIELD, TRAIN, dtype=np.int64)
+        shares = (self.val_share, self.test_share, self.gap, self.seed)
+        return [plan_axis(volume, axis, *shares) if axis in self.axes else unused for axis in range(3)]
+
+    def load(self) -> Mapping[str, Samples]:
+        """Cut all slices of the three sets."""
+        levels = self.levels()
+        return {stage: self._cut(levels, level) for stage, level in LEVELS.items()}
+
+    def _cut(self, levels: Sequence[NDArray[np.int64]], level: int) -> SliceSamples:
+        volume = load_template()
+        visible = [coordinate <= (level if self.blank else TEST) for coordinate in levels]
+        where = [positions(volume, axis, self.slices_per_axis) for axis in self.axes]
+        where = [w[levels[axis][w] == level] for axis, w in zip(self.axes, where, strict=True)]
+        parts = [
+            cut_slices(volume, a, w, visible, self.size)
+            for a, w in zip(self.axes, where, strict=True)
+            if len(w)
+        ]
+        if not parts:
+            return SliceSamples(torch.empty(0), torch.empty(0))
+        images, masks = zip(*parts, strict=True)
+        return SliceSamples(torch.cat(images), torch.cat(masks))
+
+    def _way_out(self, stage: str) -> str:
+        return f"raise {stage} or slices_per_axis" if stage != "train" else "lower val, test or gap"

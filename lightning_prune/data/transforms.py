@@ -1,0 +1,68 @@
+"""Augmentation of image and mask together, with torchvision's transforms v2.
+
+Any v2 transform can be used: images arrive as `tv_tensors.Image`, masks as `tv_tensors.Mask`, and v2 moves
+both by the same random parameters, resamples masks by nearest neighbour and leaves their values alone where
+it changes intensities. Random numbers come from torch's global generator, which a data loader seeds
+differently in each worker.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+Transform = Callable[..., Any]
+
+
+def default_augmentation(
+    degrees: float = 10.0,
+    translate: float = 0.05,
+    scale: tuple[float, float] = (0.9, 1.1),
+    intensity: float = 0.2,
+    mask_fill: int = 0,
+) -> v2.Transform:
+    """Horizontal flip, small affine motion, brightness and contrast.
+
+    Args:
+        degrees: rotation at most this far to either side.
+        translate: shift at most this fraction of each side.
+        scale: range of the zoom.
+        intensity: brightness and contrast change by at most this fraction.
+        mask_fill: class of the pixels that move in from outside; `ignore_index` where there is one.
+
+    Example:
+        >>> import torch
+        >>> image, mask = torch.rand(1, 8, 8), torch.ones(8, 8, dtype=torch.int64)
+        >>> image, mask = augment(default_augmentation(), image, mask)
+        >>> image.shape, mask.shape, mask.dtype
+        (torch.Size([1, 8, 8]), torch.Size([8, 8]), torch.int64)
+    """
+    fill: dict[Any, Any] = {tv_tensors.Image: 0, tv_tensors.Mask: mask_fill}
+    bilinear = v2.InterpolationMode.BILINEAR
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomAffine(degrees, (translate, translate), scale, interpolation=bilinear, fill=fill),
+            v2.ColorJitter(brightness=intensity, contrast=intensity),
+        ]
+    )
+
+
+def augment(transform: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`transform` on both, plain tensors in and out.
+
+    Args:
+        transform: called as ``transform(image, mask)`` with `tv_tensors`; returns both.
+        image: ``(c, h, w)`` float.
+        mask: ``(h, w)`` int64.
+
+    Example:
+        >>> import torch
+        >>> flip = v2.RandomHorizontalFlip(p=1.0)
+        >>> augment(flip, torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0, 1]]))
+        (tensor([[[1., 0.]]]), tensor([[1, 0]]))
+    """
+    image, mask = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    return image.as_subclass(Tensor), mask.as_subclass(Tensor)
