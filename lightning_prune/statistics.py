@@ -1,0 +1,271 @@
+"""What the filters do on the data: per-filter statistics of activations, streamed while training (level 3).
+
+:class:`ActivationDeviation` does the arithmetic, :class:`Collector` puts one such metric on every layer of a
+graph. What a criterion receives in the end is plain: the qualified name of a weight -> one float64 per
+filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric
+
+from lightning_prune.graph import ChannelGraph
+
+__all__ = ["ActivationDeviation", "Collector", "Form", "Statistics", "activation_deviation"]
+
+#: qualified name of a weight -> one value per filter
+Statistics = Mapping[str, NDArray[np.float64]]
+Form = Literal["fair", "published"]
+
+
+def activation_deviation(
+    mean_map: Tensor, p: int = 1, form: Form = "fair", positions: float | None = None
+) -> Tensor:
+    """How far each channel's mean map lies from the layer's mean map (Vitek et al., 2023).
+
+    ``D_k = A_k - mean_c A``; then ``mean |D_k|`` for ``p=1`` and ``sqrt(mean D_k^2)`` for ``p=2``. The
+    published code divides ``sqrt(sum D_k^2)`` by ``h * w``, which scores the same map 16 times lower at
+    640x400 than at 40x25; that is ``form="published"``.
+
+    Args:
+        mean_map: A, the mean over the data of a layer's output before normalisation, shape (C, positions).
+        p: 1 or 2.
+        form: ``"fair"`` or, for ``p=2``, ``"published"``.
+        positions: ``h * w`` of the original map, if ``mean_map`` is a coarser one.
+
+    Returns:
+        The deviation of each channel, shape (C,).
+
+    Example:
+        >>> activation_deviation(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
+        tensor([1., 1.])
+    """
+    deviation = mean_map - mean_map.mean(0)
+    if p == 1:
+        return deviation.abs().mean(1)
+    fair = deviation.square().mean(1).sqrt()
+    return fair if form == "fair" else fair / (positions or mean_map.shape[1]) ** 0.5
+
+
+def check_form(p: int, form: str) -> None:
+    """Raise ValueError unless ``p`` and ``form`` name a deviation that exists."""
+    if p not in (1, 2):
+        raise ValueError(f"p must be 1 or 2, got {p!r}")
+    if form not in get_args(Form):
+        raise ValueError(f"deviation must be 'fair' or 'published', got {form!r}")
+
+
+def coarse_shape(activation: Tensor, grid: int | None) -> tuple[int, int]:
+    """Cells along height and width in which the mean map of ``activation`` (N, C, ...) is kept."""
+    *outer, width = activation.shape[2:] or (1,)
+    height = int(np.prod(outer, dtype=np.int64))
+    return (height, width) if grid is None else (min(height, grid), min(width, grid))
+
+
+def summed_map(activation: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Sum over the samples of ``activation`` (N, C, ...), averaged into ``cells``: (C, cells) in float32.
+
+    The one pass over the data is the sum; everything after it sees a single map.
+    """
+    total = activation.sum(0, dtype=torch.float32)
+    planes = total.reshape(len(total), -1, total.shape[-1] if total.dim() > 1 else 1)
+    if planes.shape[1:] != cells:
+        planes = nn.functional.adaptive_avg_pool2d(planes, cells)
+    return planes.reshape(len(planes), -1)
+
+
+class ActivationDeviation(Metric):
+    """Activation deviation of one layer's channels over all data seen, in O(C) memory.
+
+    The formula (:func:`activation_deviation`) asks for A, the mean over *all* data of maps of C x h x w
+    numbers. Deviations averaged over batches would need less, but they measure something else (by the
+    triangle inequality never less than the formula, and more the smaller the batch), and would depend on how
+    batches are cut or spread over processes. Instead the mean map itself is kept, on at most ``grid x grid``
+    cells. Averaging into cells is linear, so this is the formula applied to the pooled mean map: exactly the
+    formula where ``h, w <= grid``, and a lower bound of it otherwise (structure of the mean map finer than a
+    cell is not seen; cells are equal, and the bound strict, where the grid divides the size). It does not
+    depend on batch size, order or number of processes. ``grid=None`` keeps the whole map, and is the formula
+    everywhere at O(C*h*w).
+
+    Maps with one dimension or none (tokens, linear layers) count as one line of cells; in three, depth joins
+    height.
+
+    Args:
+        p: 1 for ``mean |D|``, 2 for ``sqrt(mean D^2)``.
+        form: ``"fair"``, or ``"published"`` for the division by ``h * w`` of the original code (``p=2``).
+        grid: cells per side, or ``None`` for the exact form.
+        kwargs: as of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: an argument is out of range; in the exact form, a map changes its size.
+
+    Example:
+        >>> metric = ActivationDeviation()
+        >>> metric.update(torch.tensor([[[[1.0, 3.0]], [[3.0, 1.0]]]]))
+        >>> metric.compute()
+        tensor([1., 1.])
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    total: Tensor
+    samples: Tensor
+    positions: Tensor
+
+    def __init__(self, p: int = 1, form: Form = "fair", grid: int | None = 16, **kwargs: Any) -> None:
+        check_form(p, form)
+        if grid is not None and grid < 1:
+            raise ValueError(f"grid must be at least 1, or None for the exact form, got {grid}")
+        super().__init__(**kwargs)
+        self.p, self.form, self.grid = p, form, grid
+        self.cells: tuple[int, int] | None = None
+        self.add_state("total", torch.zeros(0), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, activation: Tensor) -> None:
+        """Add one batch of a layer's output, shape (N, C) or (N, C, ...)."""
+        activation = activation.detach()
+        cells = self.cells or self._start(activation)
+        if self.grid is None and coarse_shape(activation, None) != cells:
+            sizes = f"{cells}, then {tuple(activation.shape[2:])}"
+            raise ValueError(f"the exact form needs maps of one size, got {sizes}; set a grid")
+        self.total += summed_map(activation, cells)
+        self.samples += len(activation)
+        self.positions += len(activation) * int(np.prod(activation.shape[2:], dtype=np.int64))
+
+    def compute(self) -> Tensor:
+        """Deviation of each channel, shape (C,)."""
+        mean_map = self.total / self.samples
+        positions = float(self.positions / self.samples)
+        return activation_deviation(mean_map, self.p, self.form, positions)
+
+    def reset(self) -> None:
+        """Forget everything, the number of channels and the size of the map included."""
+        super().reset()
+        self.cells = None
+
+    def _start(self, activation: Tensor) -> tuple[int, int]:
+        """Fix the cells by the first batch."""
+        self.cells = height, width = coarse_shape(activation, self.grid)
+        self.total = torch.zeros((activation.shape[1], height * width), device=activation.device)
+        return self.cells
+
+
+def owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Identity of a parameter -> the convolutions and linear layers that hold it; several if it is shared."""
+    found: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            found.setdefault(id(module._parameters.get("weight")), []).append(module)
+    return found
+
+
+def channels_second(module: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as (N, C, ...): a linear layer has its channels last."""
+    batchless = isinstance(module, nn.modules.conv._ConvNd) and output.dim() < module.weight.dim()
+    output = output[None] if batchless or output.dim() < 2 else output
+    return output.movedim(-1, 1) if isinstance(module, nn.Linear) else output
+
+
+def fold(values: NDArray[np.float64], filters: int) -> NDArray[np.float64]:
+    """Mean over groups: a grouped transposed layer has more output channels than its weight has filters."""
+    return values.reshape(-1, filters).mean(0)
+
+
+class Collector:
+    """One metric for every layer that can lose filters, fed by forward hooks while it is attached and active.
+
+    Use it as a context manager, or call :meth:`attach` and :meth:`detach`. A layer that runs several times in
+    one forward counts each time. After a cut make a new collector: numbers of channels have changed.
+
+    Args:
+        graph: whose layers to watch.
+        model: the traced module.
+        statistic: makes a metric; its ``update`` gets (N, C, ...), its ``compute`` returns one value per
+        channel.
+
+    Example:
+        >>> import numpy as np
+        >>> units = np.arange(4)
+        >>> graph = ChannelGraph(4, {}, {"0.weight": units}, {"0.weight": 0}, {}, {})
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        >>> with Collector(graph, model) as collector:
+        ...     _ = model(torch.zeros(2, 3, 8, 8))
+        >>> collector.compute()
+        {'0.weight': array([...])}
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, model: nn.Module, statistic: Callable[[], Metric] = ActivationDeviation
+    ) -> None:
+        self.active = True
+        self.filters: dict[str, int] = {}
+        self.metrics: dict[str, Metric] = {}
+        self._modules: dict[str, list[nn.Module]] = {}
+        self._handles: list[RemovableHandle] = []
+        holders = owners(model)
+        for name, units in graph.layers.items():
+            modules = holders.get(id(model.get_parameter(name)), [])
+            if modules and np.isin(units, graph.prunable).any():
+                self.filters[name], self._modules[name] = len(units), modules
+                self.metrics[name] = statistic().to(model.get_parameter(name).device)
+
+    def attach(self) -> Collector:
+        """Register the hooks."""
+        self.detach()
+        for name, modules in self._modules.items():
+            hook = partial(self._observe, name)
+            self._handles += [module.register_forward_hook(hook) for module in modules]
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks; what was gathered stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def reset(self) -> None:
+        """Forget what was gathered."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def compute(self) -> dict[str, NDArray[np.float64]]:
+        """Values per filter of every layer that ran; in a distributed run, over all processes.
+
+        Raises:
+            ValueError: a layer's activations were not finite.
+        """
+        return {name: self._values(name) for name, metric in self.metrics.items() if metric.update_called}
+
+    def _observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.active:
+            with torch.no_grad():
+                self.metrics[name].update(channels_second(module, output.detach()))
+
+    def _values(self, name: str) -> NDArray[np.float64]:
+        values = self.metrics[name].compute().detach().reshape(-1).cpu().numpy().astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"the activations of {name.removesuffix('.weight')!r} were NaN or infinite in this pass; "
+                "nothing was pruned. If the loss diverges, lower the learning rate or clip gradients"
+            )
+        return fold(values, self.filters[name])
+
+    def __enter__(self) -> Collector:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
