@@ -1,0 +1,135 @@
+"""Costs kept up to date while units go one by one, in plain integers (level 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import csc_matrix, csr_matrix
+
+from lightning_prune.graph import ChannelGraph, CostModel
+
+__all__ = ["Ledger", "unit_classes"]
+
+#: what one unit takes from each factor, as (factor, number of indices)
+Uses = tuple[tuple[int, int], ...]
+
+
+class Ledger:
+    """One resource of a network, updated unit by unit; :class:`CostModel` for when order matters.
+
+    Removing a unit recomputes only the products in which it occurs. Exact: integers throughout.
+
+    Args:
+        model: the resource.
+        accounts: name of a term's layer -> numbers of the accounts that its cost is also booked to.
+        number: how many accounts there are.
+
+    Example:
+        >>> from lightning_prune.graph import Term
+        >>> term = Term("conv", 9, (np.array([0, 1]), np.array([2, 3, 4])))
+        >>> ledger = Ledger(CostModel([term], 5))
+        >>> before = ledger.total
+        >>> ledger.remove([0, 4])
+        >>> before, ledger.total
+        (54, 18)
+    """
+
+    def __init__(
+        self, model: CostModel, accounts: Callable[[str], Sequence[int]] = lambda layer: (), number: int = 0
+    ) -> None:
+        merged: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        booked = {layer: tuple(accounts(layer)) for layer in {term.layer for term in model.terms}}
+        for term, row in zip(model.terms, model.index.tolist(), strict=True):
+            key = (tuple(factor for factor in row if factor >= 0), booked[term.layer])
+            merged[key] = merged.get(key, 0) + term.scale
+        self._products = [(scale, factors) for (factors, _), scale in merged.items()]
+        self._booked = [numbers for _, numbers in merged]
+        self.counts: list[int] = model.incidence.sum(axis=1).A1.astype(int).tolist() if merged else []
+        self._values = [scale * self._count(factors) for scale, factors in self._products]
+        self.total = sum(self._values)
+        self.accounts = [0] * number
+        for value, numbers in zip(self._values, self._booked, strict=True):
+            for account in numbers:
+                self.accounts[account] += value
+        self._index(csc_matrix(model.incidence))
+
+    def remove(self, units: Iterable[int]) -> None:
+        """Take units out."""
+        for unit in units:
+            self._shift(unit, -1)
+
+    def restore(self, units: Iterable[int]) -> None:
+        """Put units back."""
+        for unit in units:
+            self._shift(unit, 1)
+
+    def empties(self, unit: int) -> bool:
+        """Whether some dimension that ``unit`` occurs in has nothing left."""
+        return any(self.counts[factor] < 1 for factor, _ in self._uses[unit])
+
+    def booked(self, unit: int) -> set[int]:
+        """The accounts that ``unit`` has a part in."""
+        return {account for product in self._touched[unit] for account in self._booked[product]}
+
+    def _index(self, incidence: csc_matrix) -> None:
+        """For each unit its factors and products; equal for most units, so they share one tuple."""
+        of_factor: list[list[int]] = [[] for _ in self.counts]
+        for product, (_, factors) in enumerate(self._products):
+            for factor in set(factors):
+                of_factor[factor].append(product)
+        self._uses: list[Uses] = []
+        self._touched: list[tuple[int, ...]] = []
+        known: dict[bytes, tuple[Uses, tuple[int, ...]]] = {}
+        for key, rows, numbers in columns(incidence):
+            if key not in known:
+                uses = tuple(zip(rows.tolist(), numbers.astype(int).tolist(), strict=True))
+                touched = tuple(sorted({product for factor, _ in uses for product in of_factor[factor]}))
+                known[key] = uses, touched
+            self._uses.append(known[key][0])
+            self._touched.append(known[key][1])
+
+    def _count(self, factors: tuple[int, ...]) -> int:
+        return math.prod([self.counts[factor] for factor in factors])
+
+    def _shift(self, unit: int, sign: int) -> None:
+        for factor, number in self._uses[unit]:
+            self.counts[factor] += sign * number
+        for product in self._touched[unit]:
+            scale, factors = self._products[product]
+            value = scale * self._count(factors)
+            change = value - self._values[product]
+            self._values[product] = value
+            self.total += change
+            for account in self._booked[product]:
+                self.accounts[account] += change
+
+
+def columns(matrix: csc_matrix) -> Iterable[tuple[bytes, np.ndarray, np.ndarray]]:
+    """For each column of a sparse matrix a key of its content, its rows, and their values."""
+    matrix.sort_indices()
+    for start, end in pairwise(matrix.indptr.tolist()):
+        rows, values = matrix.indices[start:end], matrix.data[start:end]
+        yield rows.tobytes() + b"|" + values.tobytes(), rows, values
+
+
+def layer_incidence(graph: ChannelGraph) -> csc_matrix:
+    """How many filters of each layer belong to each unit, shape (layers, units)."""
+    sizes = [len(units) for units in graph.layers.values()]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    units = np.concatenate([*graph.layers.values(), np.empty(0, np.int64)])
+    shape = (len(sizes), graph.num_units)
+    return csc_matrix(csr_matrix((np.ones(len(units)), (rows, units)), shape=shape))
+
+
+def unit_classes(graph: ChannelGraph) -> list[int]:
+    """A number for each unit, equal for units that take part in the same dimensions equally often.
+
+    Such units are interchangeable for every cost and limit: what one may not do, the others may not either.
+    """
+    tables = [layer_incidence(graph), *(csc_matrix(m.incidence) for m in graph.cost_models.values())]
+    keys = zip(*([key for key, _, _ in columns(table)] for table in tables), strict=True)
+    known: dict[tuple[bytes, ...], int] = {}
+    return [known.setdefault(key, len(known)) for key in keys]

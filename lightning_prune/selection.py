@@ -1,0 +1,292 @@
+"""Which units go: the least important first, until every budget is met, within limits (level 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.limits import DenseSizes, Limits, excluded_layers
+from lightning_prune.stock import Stock
+
+__all__ = ["Plan", "Spent", "check_budget", "reachable", "select", "si"]
+
+Stop = Literal["budget", "amount", "limits"]
+NO_LIMITS_GIVEN = Limits()
+
+
+def si(number: float) -> str:
+    """A number to three digits with its unit prefix.
+
+    Example:
+        >>> si(412_345_678), si(1_500), si(12)
+        ('412M', '1.5k', '12')
+    """
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return (
+                f"{number / size:.3g}{prefix}"
+                if abs(number) < 999.5 * size
+                else f"{number / size:.0f}{prefix}"
+            )
+    return f"{number:.3g}"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a plan does to one resource.
+
+    Attributes:
+        before: cost before the cut.
+        after: exact cost after it.
+        dense: cost of the network that was never cut.
+        target: the budget, or None where there is none for this resource.
+    """
+
+    before: int
+    after: int
+    dense: int
+    target: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget, if any, is kept after the cut."""
+        return self.target is None or self.after <= self.target
+
+    def __str__(self) -> str:
+        share = f"{self.after / max(self.dense, 1):.1%} of dense"
+        goal = "" if self.target is None else f", budget {self.target / max(self.dense, 1):.1%}"
+        return f"{si(self.before)} → {si(self.after)} ({share}{goal})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units to remove, and what that does. Iterating gives the units.
+
+    Attributes:
+        remove: units in the order in which they were taken, shape (number,).
+        costs: resource -> its cost before and after, exact.
+        stopped: what ended the selection: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
+            or the ``"limits"`` leave nothing else to remove.
+        closed: layer or block -> why it loses no more filters.
+    """
+
+    remove: NDArray[np.int64]
+    costs: Mapping[str, Spent]
+    stopped: Stop
+    closed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> bool:
+        """Whether every budget is met after this cut."""
+        return all(spent.met for spent in self.costs.values())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.remove.tolist())
+
+    def __len__(self) -> int:
+        return len(self.remove)
+
+    def __str__(self) -> str:
+        costs = " · ".join(f"{resource} {spent}" for resource, spent in self.costs.items())
+        return f"{len(self)} units · {costs} · {self._ending()}"
+
+    def _ending(self) -> str:
+        if self.reached:
+            return "budget met"
+        if self.stopped == "amount":
+            return "more in the next step"
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.closed.items())[:3])
+        more = f" and {len(self.closed) - 3} more" if len(self.closed) > 3 else ""
+        return f"budget not met, no candidate left ({reasons or 'all filters are pinned or excluded'}{more})"
+
+
+def resolve(wanted: Mapping[str, float], dense: Mapping[str, int], what: str) -> dict[str, float]:
+    """Shares of the dense model, or absolute amounts above 1, as absolute amounts.
+
+    Raises:
+        ValueError: an unknown resource, or a number that is not positive.
+
+    Example:
+        >>> resolve({"macs": 0.5, "params": 30}, {"macs": 80, "params": 40}, "budget")
+        {'macs': 40.0, 'params': 30.0}
+    """
+    for resource, value in wanted.items():
+        if resource not in dense:
+            raise ValueError(f"unknown resource {resource!r} in {what}; known are {', '.join(sorted(dense))}")
+        if not (0 < value < math.inf):
+            raise ValueError(
+                f"{what} of {resource} must be a share of the dense model in (0, 1] or an absolute amount "
+                f"above 1, got {value}"
+            )
+    return {r: float(value * dense[r] if value <= 1 else value) for r, value in wanted.items()}
+
+
+def check_importance(graph: ChannelGraph, importance: ArrayLike) -> NDArray[np.float64]:
+    """Importance as an array; raise ValueError if it does not fit the graph or is NaN where it matters."""
+    scores = np.asarray(importance, dtype=np.float64)
+    if scores.shape != (graph.num_units,):
+        raise ValueError(f"importance must have shape ({graph.num_units},), one per unit; got {scores.shape}")
+    bad = graph.prunable[np.isnan(scores[graph.prunable])]
+    if len(bad):
+        layers = [name for name, units in graph.layers.items() if np.isin(units, bad).any()]
+        raise ValueError(f"importance is NaN for {len(bad)} units, in {', '.join(layers[:3])}")
+    return scores
+
+
+def candidates(graph: ChannelGraph, exclude: Sequence[str] = ()) -> NDArray[np.int64]:
+    """The units that may go: prunable, and no filter of an excluded layer.
+
+    Raises:
+        ValueError: nothing is left, or a pattern in ``exclude`` matches no layer.
+    """
+    if not len(graph.prunable):
+        raise ValueError(f"nothing to prune: {_why_pinned(graph)}")
+    stay = [graph.layers[name] for name in sorted(excluded_layers(graph, exclude))]
+    units = graph.prunable[~np.isin(graph.prunable, np.concatenate([*stay, np.empty(0, np.int64)]))]
+    if not len(units):
+        raise ValueError(f"nothing to prune: exclude={list(exclude)} covers every layer; exclude fewer")
+    return units
+
+
+def _why_pinned(graph: ChannelGraph) -> str:
+    if not graph.layers:
+        return "the traced forward uses no convolution or linear layer"
+    reasons = dict.fromkeys(graph.pinned.values())
+    return "every filter must stay (" + "; ".join(list(reasons)[:3]) + ")"
+
+
+def reachable(
+    graph: ChannelGraph,
+    *,
+    limits: Limits = NO_LIMITS_GIVEN,
+    exclude: Sequence[str] = (),
+    channel_multiple: int = 1,
+    dense: DenseSizes | None = None,
+) -> dict[str, int]:
+    """A bound below which no selection can bring each resource, whatever the importance.
+
+    Each class of interchangeable units is cut as far as it could be if nothing else were; limits close sooner
+    when others are cut too, so what a ranking reaches lies above.
+    """
+    stock = Stock(graph, limits, dense or DenseSizes.of(graph), channel_multiple)
+    gone = stock.most(candidates(graph, exclude).tolist())
+    return {resource: graph.cost(resource, gone) for resource in graph.cost_models}
+
+
+def check_budget(
+    graph: ChannelGraph,
+    budget: Mapping[str, float],
+    *,
+    limits: Limits = NO_LIMITS_GIVEN,
+    exclude: Sequence[str] = (),
+    channel_multiple: int = 1,
+    dense: DenseSizes | None = None,
+) -> None:
+        budget: resource -> what may remain: a share of the dense model in (0, 1], or an amount above 1.
+    dense = dense or DenseSizes.of(graph)
+    targets = resolve(budget, dense.costs, "budget")
+    least = reachable(graph, limits=limits, exclude=exclude, channel_multiple=channel_multiple, dense=dense)
+    for resource, target in targets.items():
+        if least[resource] > target:
+            share = f"{least[resource] / max(dense.costs[resource], 1):.3f}"
+            raise ValueError(
+                f"budget {resource}={budget[resource]} cannot be met: limits, exclusions and pinned filters "
+                f"keep at least {si(least[resource])} ({share} of the dense model); raise it, or loosen those"
+            )
+
+
+def select(
+    graph: ChannelGraph,
+    importance: ArrayLike,
+    budget: Mapping[str, float],
+    *,
+    amount: Mapping[str, float] | None = None,
+    limits: Limits = NO_LIMITS_GIVEN,
+    exclude: Sequence[str] = (),
+    channel_multiple: int = 1,
+    dense: DenseSizes | None = None,
+) -> Plan:
+    """Choose the units to remove: globally lowest importance first, until **all** budgets are met.
+
+    Deterministic: ties go by unit number. The last unit that meets the budget is the last one taken; units
+    that limits forbid are passed over. At least one channel stays in every dimension of every parameter.
+
+    Args:
+        graph: the units and their costs.
+        importance: one score per unit, lowest goes first; infinite never goes. Shape (num_units,).
+        budget: resource -> what may remain, as a share of the dense model in (0, 1] or an absolute amount
+        above 1. amount: resource -> the most that may go in this step, likewise; at least one unit goes.
+        limits: how much of a layer or block may go.
+        exclude: names or globs of layers (or what holds them) whose filters stay.
+        channel_multiple: a layer that loses filters keeps a multiple of this many: the nearest one that is
+            not below what the ranking asks for.
+        dense: sizes of the network before any cut; by default those of ``graph``.
+
+    Returns:
+        The plan. If candidates run out before the budget is met, it says so.
+
+    Raises:
+        ValueError: a budget, name, importance or multiple that makes no sense, nothing to prune, or (on a
+            network that was not cut yet) a budget that limits forbid.
+
+    Example:
+        >>> from lightning_prune.graph import Term
+        >>> out = np.arange(4)
+        >>> terms = [Term("conv.weight", 9, (out,))]
+        >>> graph = ChannelGraph(4, {}, {"conv.weight": out}, {"conv.weight": 0}, {}, {"params": terms})
+        >>> print(select(graph, [3.0, 1.0, 2.0, 4.0], {"params": 0.5}))
+        2 units · params 36 → 18 (50.0% of dense, budget 50.0%) · budget met
+    """
+    if channel_multiple < 1:
+        raise ValueError(f"channel_multiple must be at least 1, got {channel_multiple}")
+    scores = check_importance(graph, importance)
+    first_cut = dense is None
+    dense = dense or DenseSizes.of(graph)
+    targets, steps = resolve(budget, dense.costs, "budget"), resolve(amount or {}, dense.costs, "amount")
+    units = candidates(graph, exclude)
+    if first_cut:
+        check_budget(graph, budget, limits=limits, exclude=exclude, channel_multiple=channel_multiple)
+    stock = Stock(graph, limits, dense, channel_multiple)
+    units = units[np.isfinite(scores[units])]
+    ranked = units[np.lexsort((units, scores[units]))].tolist()
+    taken, stopped = take(stock, ranked, targets, steps)
+    return Plan(np.array(taken, dtype=np.int64), spent(graph, taken, dense, targets), stopped, stock.closed)
+
+
+def take(
+    stock: Stock, ranked: Sequence[int], targets: Mapping[str, float], steps: Mapping[str, float]
+) -> tuple[list[int], Stop]:
+    """Take units from ``stock`` in order; return them and what ended it."""
+    taken: list[int] = []
+    floors = {resource: stock.cost(resource) - most for resource, most in steps.items()}
+    if stock.within(targets):
+        return taken, "budget"
+    for unit in ranked:
+        batch = stock.offer(unit)
+        if not batch:
+            continue
+        if taken and any(stock.cost(resource) < floor for resource, floor in floors.items()):
+            stock.put_back(batch)
+            return taken, "amount"
+        taken += batch
+        if stock.within(targets):
+            return taken, "budget"
+    return taken, "limits"
+
+
+def spent(
+    graph: ChannelGraph, remove: Sequence[int], dense: DenseSizes, targets: Mapping[str, float]
+) -> dict[str, Spent]:
+    """What removing units does to every resource."""
+    return {
+        resource: Spent(
+            graph.cost(resource), graph.cost(resource, remove), dense.costs[resource], targets.get(resource)
+        )
+        for resource in graph.cost_models
+    }

@@ -1,0 +1,175 @@
+"""What is left of a network while units are taken from it, and which may still go (level 3)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.ledger import Ledger, columns, layer_incidence, unit_classes
+from lightning_prune.limits import DenseSizes, Limits, check_patterns, containers, holders, module_of, names
+
+__all__ = ["Stock"]
+
+#: an account of the parameters, its name, its limit, and the fewest that may stay
+Gate = tuple[int, str, float, int]
+
+
+def limited(graph: ChannelGraph, limits: Limits) -> dict[str, float]:
+    """Every layer and block that has a limit -> the share of its parameters that may go.
+
+    Raises:
+        ValueError: an override matches nothing.
+    """
+    check_patterns(limits.overrides, names(graph), "limit")
+    layers = {module_of(name): limits.of_layer(module_of(name)) for name in graph.layers}
+    blocks = {name: limits.of_block(name) for name in containers(graph.layers)}
+    return {name: limit for name, limit in {**blocks, **layers}.items() if limit is not None and limit < 1}
+
+
+class Stock:
+    """The units of a network, taken one by one as far as limits and multiples allow.
+
+    Units that take part in the same dimensions equally often form a *class*. Costs only fall, so what is once
+    forbidden to a unit stays forbidden to its class, which is then shut.
+
+    Args:
+        graph: the units and their costs.
+        limits: how much of each layer and block may go.
+        dense: what "how much" refers to.
+        multiple: the channel counts of layers that are cut stay multiples of this.
+
+    Attributes:
+        closed: layer or block -> why it loses no more filters.
+    """
+
+    def __init__(self, graph: ChannelGraph, limits: Limits, dense: DenseSizes, multiple: int = 1) -> None:
+        self.closed: dict[str, str] = {}
+        self._multiple = multiple
+        self._limits = limited(graph, limits)
+        self._dense = dense
+        self._ledgers = self._open(graph)
+        self._class = unit_classes(graph)
+        self._left = Counter(self._class)
+        self._layers: dict[int, list[tuple[str, int]]] = {}
+        self._gates: dict[int, list[Gate]] = {}
+        self._describe(graph, limits.strict)
+        self._shut: set[int] = set()
+        self._waiting: dict[int, list[int]] = {}
+
+    def cost(self, resource: str) -> int:
+        """What the network costs now."""
+        return self._ledgers[resource].total
+
+    def within(self, targets: Mapping[str, float]) -> bool:
+        """Whether every resource is at or below its target."""
+        return all(self.cost(resource) <= target for resource, target in targets.items())
+
+    def offer(self, unit: int) -> list[int]:
+        """Take a unit, together with those of its class that waited for it to make up a multiple.
+
+        Returns:
+            What was taken: nothing if it is forbidden or must wait.
+        """
+        number = self._class[unit]
+        if number in self._shut:
+            return []
+        waiting = self._waiting.setdefault(number, [])
+        waiting.append(unit)
+        if len(waiting) < self._batch(number):
+            return []
+        del self._waiting[number]
+        return waiting if self._take(number, waiting) else []
+
+    def put_back(self, units: Iterable[int]) -> None:
+        """Undo the taking of ``units``."""
+        for unit in units:
+            self._left[self._class[unit]] += 1
+            for ledger in self._ledgers.values():
+                ledger.restore([unit])
+
+    def most(self, units: Iterable[int]) -> list[int]:
+        """All that could go of each class of ``units`` if nothing of the others went. Shuts every class."""
+        by_class: dict[int, list[int]] = {}
+        for unit in units:
+            by_class.setdefault(self._class[unit], []).append(unit)
+        gone: list[int] = []
+        for members in by_class.values():
+            taken = [unit for member in members for unit in self.offer(member)]
+            self.put_back(taken)
+            gone += taken
+        return gone
+
+    def _open(self, graph: ChannelGraph) -> dict[str, Ledger]:
+        """A ledger per resource; that of the parameters keeps an account for each limited layer and block."""
+        number = {name: account for account, name in enumerate(self._limits)}
+        layers, blocks = {module_of(name) for name in graph.layers}, containers(graph.layers)
+
+        def accounts(term_layer: str) -> list[int]:
+            return [number[name] for name in holders(term_layer, layers, blocks) if name in number]
+
+        booked = {"params": (accounts, len(number))}
+        return {name: Ledger(model, *booked.get(name, ())) for name, model in graph.cost_models.items()}
+
+    def _describe(self, graph: ChannelGraph, strict: bool) -> None:
+        """For each class: its layers with the number of filters per unit, and the gates that may stop it."""
+        weights, layers = list(graph.layers), {module_of(name) for name in graph.layers}
+        blocks, gates = containers(graph.layers), self._all_gates()
+        own = [[gates[n] for n in holders(w, layers, blocks) if n in gates] for w in weights]
+        for unit, (_, rows, counts) in enumerate(columns(layer_incidence(graph))):
+            if (kind := self._class[unit]) in self._layers:
+                continue
+            filters = zip(rows.tolist(), counts.astype(int).tolist(), strict=True)
+            self._layers[kind] = [(module_of(weights[row]), count) for row, count in filters]
+            touched = self._ledgers["params"].booked(unit) if strict else set()
+            also = [gate for gate in gates.values() if gate[0] in touched]
+            self._gates[kind] = sorted({gate for row in rows.tolist() for gate in own[row]}.union(also))
+
+    def _all_gates(self) -> dict[str, Gate]:
+        """Each limited layer or block with what must stay of it; none if parameters are not counted."""
+        if "params" not in self._ledgers:
+            return {}
+        sizes = [(name, limit, self._dense.params.get(name, 0)) for name, limit in self._limits.items()]
+        return {n: (account, n, limit, floor(size, limit)) for account, (n, limit, size) in enumerate(sizes)}
+
+    def _batch(self, number: int) -> int:
+        """How many units of a class must go at once, so that its layers keep a multiple."""
+        steps = [self._multiple // math.gcd(self._multiple, count) for _, count in self._layers[number]]
+        step = math.lcm(*steps)
+        return self._left[number] % step or step
+
+    def _take(self, number: int, units: list[int]) -> bool:
+        for ledger in self._ledgers.values():
+            ledger.remove(units)
+        self._left[number] -= len(units)
+        reasons = self._violations(number, units[0])
+        if reasons:
+            self.put_back(units)
+            self._shut.add(number)
+            self.closed.update(reasons)
+        return not reasons
+
+    def _violations(self, number: int, unit: int) -> dict[str, str]:
+        """What forbids the state just reached: layer or block -> reason."""
+        if any(ledger.empties(unit) for ledger in self._ledgers.values()):
+            return {name: "at least one filter stays" for name, _ in self._layers[number]}
+        if self._multiple > 1 and not self._left[number]:
+            return {
+                name: f"fewer than {self._multiple} filters would stay" for name, _ in self._layers[number]
+            }
+        return {
+            name: f"{limit:.0%} of its parameters may go"
+            for gate, name, limit, least in self._gates[number]
+            if self._ledgers["params"].accounts[gate] < least
+        }
+
+
+def floor(dense: int, limit: float) -> int:
+    """The fewest of ``dense`` parameters that may stay.
+
+    Example:
+        >>> floor(100, 0.75), floor(10, 0.75), floor(10, 0.9)
+        (25, 3, 1)
+    """
+    return math.ceil(dense * (1 - limit) - 1e-6)
