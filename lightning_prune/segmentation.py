@@ -47,12 +47,10 @@ def check_mask(mask: Tensor, num_classes: int, ignore_index: int | None = None, 
         ...
         ValueError: mask has class number 3, but num_classes=3 allows 0 to 2: ...
     """
-    if mask.numel() == 0 or _in_range(mask, num_classes):
-        return
-    wrong = mask[(mask < 0) | (mask >= num_classes)]
-    wrong = wrong if ignore_index is None else wrong[wrong != ignore_index]
-    if wrong.numel():
-        raise ValueError(_out_of_range(int(wrong[0]), num_classes, ignore_index, where))
+    known = mask if ignore_index is None else mask.where(mask != ignore_index, 0)
+    if known.numel() and not _in_range(known, num_classes):
+        found = int(known[(known < 0) | (known >= num_classes)][0])
+        raise ValueError(_out_of_range(found, num_classes, ignore_index, where))
 
 
 def check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
@@ -89,8 +87,8 @@ def mean_iou(per_class: Tensor) -> Tensor:
 
 
 def _in_range(mask: Tensor, num_classes: int) -> bool:
-    low, high = torch.aminmax(mask)
-    return bool(low >= 0) and bool(high < num_classes)
+    low, high = torch.stack(torch.aminmax(mask)).tolist()  # one wait for the device, not two
+    return low >= 0 and high < num_classes
 
 
 def _out_of_range(found: int, num_classes: int, ignore_index: int | None, where: str) -> str:
@@ -200,12 +198,6 @@ class SegmentationModule(L.LightningModule):
         """Class numbers ``(n, h, w)``; the batch may be images alone or images with masks."""
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch).argmax(1)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check the masks while they are on the CPU: no device is made to wait, and no device-side assert."""
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            check_mask(batch[1], self.num_classes, self.ignore_index)
-        return batch
-
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's pixels."""
         self._metric_of("train").reset()
@@ -254,22 +246,21 @@ class SegmentationModule(L.LightningModule):
         return metric
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        """Waits for the device between forward and loss only, where the metric makes it wait anyhow."""
         image, target = batch
         logits = self(image)
         check_logits(logits, target, self.num_classes)
+        check_mask(target, self.num_classes, self.ignore_index)
         loss = self.loss(logits, target)
         self._metric_of(stage).update(logits.detach().argmax(1), target)
+        self._log_loss(loss.detach(), stage, len(image))
+        return loss
+
+    def _log_loss(self, loss: Tensor, stage: str, size: int) -> None:
         bar, sync = stage != "test", stage != "train"
         self.log(
-            f"{stage}/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=bar,
-            sync_dist=sync,
-            batch_size=len(image),
+            f"{stage}/loss", loss, on_step=False, on_epoch=True, prog_bar=bar, sync_dist=sync, batch_size=size
         )
-        return loss
 
     def _log_iou(self, stage: str, per_class: bool) -> None:
         """Every rank holds the same numbers: the metric was summed over ranks by ``compute``."""

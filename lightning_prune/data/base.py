@@ -81,7 +81,7 @@ class SegmentationData(L.LightningDataModule):
     """
 
     def __init__(
-        self, batch_size: int = 16, num_workers: int = 0, transform: Transform | None = None, seed: int = 0
+        self, batch_size: int = 8, num_workers: int = 0, transform: Transform | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
