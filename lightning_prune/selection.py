@@ -188,7 +188,7 @@ def check_budget(
     channel_multiple: int = 1,
     dense: DenseSizes | None = None,
 ) -> None:
-        budget: resource -> what may remain: a share of the dense model in (0, 1], or an amount above 1.
+    """Raise ValueError for a budget that is malformed or that limits forbid; say what is reachable."""
     dense = dense or DenseSizes.of(graph)
     targets = resolve(budget, dense.costs, "budget")
     least = reachable(graph, limits=limits, exclude=exclude, channel_multiple=channel_multiple, dense=dense)
@@ -220,8 +220,9 @@ def select(
     Args:
         graph: the units and their costs.
         importance: one score per unit, lowest goes first; infinite never goes. Shape (num_units,).
-        budget: resource -> what may remain, as a share of the dense model in (0, 1] or an absolute amount
-        above 1. amount: resource -> the most that may go in this step, likewise; at least one unit goes.
+        budget: resource -> what may remain, a share of the dense model in (0, 1] or an amount above 1.
+        amount: resource -> how much of it goes in this step, likewise: the step ends with the unit by which
+            one of these amounts is gone. ``None``: all the way.
         limits: how much of a layer or block may go.
         exclude: names or globs of layers (or what holds them) whose filters stay.
         channel_multiple: a layer that loses filters keeps a multiple of this many: the nearest one that is
@@ -264,19 +265,15 @@ def take(
 ) -> tuple[list[int], Stop]:
     """Take units from ``stock`` in order; return them and what ended it."""
     taken: list[int] = []
-    floors = {resource: stock.cost(resource) - most for resource, most in steps.items()}
+    goals = {resource: stock.cost(resource) - most for resource, most in steps.items()}
     if stock.within(targets):
         return taken, "budget"
     for unit in ranked:
-        batch = stock.offer(unit)
-        if not batch:
-            continue
-        if taken and any(stock.cost(resource) < floor for resource, floor in floors.items()):
-            stock.put_back(batch)
-            return taken, "amount"
-        taken += batch
+        taken += stock.offer(unit)
         if stock.within(targets):
             return taken, "budget"
+        if any(stock.cost(resource) <= goal for resource, goal in goals.items()):
+            return taken, "amount"
     return taken, "limits"
 
 
