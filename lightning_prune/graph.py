@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-__all__ = ["ChannelGraph", "CostModel", "Resource", "Term", "Units"]
+from lightning_prune.tracker import Tracker
+
+__all__ = ["ChannelGraph", "CostModel", "Evidence", "Resource", "Term", "Units"]
 
 Units = NDArray[np.int64]
 Resource = Literal["macs", "params"]
@@ -73,6 +75,19 @@ class CostModel:
         return int(self.per_term(kept).sum())
 
 
+@dataclass(eq=False)
+class Evidence:
+    """What the trace met, kept so that the trace of the smaller network can be held against it."""
+
+    inputs: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tracker: Tracker
+    modes: tuple[bool, ...]
+    components: Units
+    unit_of: Units
+    pinned: NDArray[np.bool_]
+
+
 @dataclass
 class ChannelGraph:
     """The units of a network, where they are bound, and what they cost. Made by :func:`~lightning_prune.trace`.
@@ -87,6 +102,8 @@ class ChannelGraph:
         prunable: the units that may be removed, sorted.
         pinned: unit -> why it must stay.
         unsupported: operators without a rule that were met, each with the modules that called it.
+        notes: what a user should know about the trace (a mode that could not be run, a branch that was taken).
+        evidence: what :func:`~lightning_prune.prune_` needs to prove its cut; None in a graph made by hand.
         statistics_units: units that meet an operator that takes statistics across channels (layer norm, ...):
             removing one is sound, but it changes the values of the others.
     """
@@ -99,6 +116,8 @@ class ChannelGraph:
     terms: dict[str, list[Term]]
     unsupported: dict[str, list[str]] = field(default_factory=dict)
     statistics_units: Units = field(default_factory=lambda: np.empty(0, np.int64))
+    notes: list[str] = field(default_factory=list)
+    evidence: Evidence | None = None
 
     @cached_property
     def prunable(self) -> Units:

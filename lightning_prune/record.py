@@ -1,0 +1,192 @@
+"""What surgery removed, as plain integers: enough to redo it on a fresh model (level 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PruningRecord", "RecordError"]
+
+VERSION = 1
+
+
+class RecordError(ValueError):
+    """A record is damaged, or belongs to another model. Nothing was changed."""
+
+
+@dataclass
+class PruningRecord:
+    """Which indices of which parameters and buffers survive, and which attributes were set.
+
+    Attributes:
+        kept: parameter or buffer -> dimension -> surviving original indices, ascending. Dimensions that lost
+            nothing are absent.
+        shapes: parameter or buffer in ``kept`` -> its shape in the dense model.
+        attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to.
+        info: facts for people: costs before and after, and the like.
+
+    Example:
+        >>> record = PruningRecord({"weight": {0: [0, 2]}, "bias": {0: [0, 2]}},
+        ...                        {"weight": [3, 4], "bias": [3]}, {"out_features": 2})
+        >>> small = record.apply_(nn.Linear(4, 3))
+        >>> small
+        Linear(in_features=4, out_features=2, bias=True)
+        >>> PruningRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        True
+    """
+
+    kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    attributes: dict[str, int | list[int]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.kept)
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Cut a dense ``model`` in place to what survives, and return it.
+
+        Raises:
+            RecordError: the record does not fit the model; the model is as it was.
+        """
+        tensors = named_tensors(model)
+        self._check(model, tensors)
+        for name, dims in self.kept.items():
+            set_data(tensors[name], cut(tensors[name], dims))
+        for path, value in self.attributes.items():
+            owner, attribute = _owner(model, path)
+            setattr(owner, attribute, _like(getattr(owner, attribute), value))
+        return model
+
+    def _check(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        for name, dims in self.kept.items():
+            if name not in tensors:
+                raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
+            shape = list(tensors[name].shape)
+            if shape != self.shapes.get(name):
+                raise RecordError(f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}")
+            for dim, indices in dims.items():
+                _check_indices(name, dim, indices, shape)
+        for path in self.attributes:
+            owner, attribute = _owner(model, path)
+            if not hasattr(owner, attribute):
+                raise RecordError(f"the record sets {path!r}, which {type(model).__name__} does not have")
+
+    def then(self, later: PruningRecord) -> PruningRecord:
+        """This cut followed by a ``later`` one of the model that it left, as one record of the dense model.
+
+        Example:
+            >>> first = PruningRecord({"w": {0: [0, 2, 3]}}, {"w": [4]})
+            >>> first.then(PruningRecord({"w": {0: [0, 2]}}, {"w": [3]})).kept
+            {'w': {0: [0, 3]}}
+        """
+        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        for name, dims in later.kept.items():
+            for dim, indices in dims.items():
+                before = kept.setdefault(name, {}).get(dim)
+                kept[name][dim] = [before[i] for i in indices] if before is not None else list(indices)
+        attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
+        return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers."""
+        plain = asdict(self)
+        plain["kept"] = {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}
+        return {"version": VERSION, **plain}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> PruningRecord:
+        """The record that :meth:`to_dict` described.
+
+        Raises:
+            RecordError: something is missing or of the wrong kind.
+        """
+        if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
+            raise RecordError(f"not a pruning record of version {VERSION}")
+        try:
+            kept = {str(n): {int(d): _integers(i) for d, i in dims.items()} for n, dims in plain["kept"].items()}
+            shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
+            attributes = {str(p): v if type(v) is int else _integers(v) for p, v in plain["attributes"].items()}
+            return cls(kept, shapes, attributes, dict(plain.get("info", {})))
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise RecordError(f"damaged pruning record: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; an interrupted write leaves what was there before."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(json.dumps(self.to_dict()))
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningRecord:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            RecordError: the file is not a pruning record.
+        """
+        try:
+            plain = json.loads(Path(path).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RecordError(f"{path} is not JSON: {error}") from error
+        return cls.from_dict(plain)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by qualified name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
+    """A new tensor with only the given indices of each dimension, in the same memory format."""
+    data = tensor.detach()
+    for dim, indices in dims.items():
+        data = data.index_select(dim, torch.as_tensor(indices, dtype=torch.int64, device=data.device))
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not tensor.is_contiguous():
+        return data.contiguous(memory_format=torch.channels_last)
+    return data.contiguous()
+
+
+def set_data(tensor: Tensor, data: Tensor) -> None:
+    """Put other data into the same tensor object; everybody's references stay valid."""
+    tensor.data = data
+    tensor.grad = None
+
+
+def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        return model.get_submodule(module), attribute
+    except AttributeError as error:
+        raise RecordError(f"the record sets {path!r}: {error}") from error
+
+
+def _like(held: Any, value: int | list[int]) -> Any:
+    return type(held)(value) if isinstance(held, (tuple, list)) and isinstance(value, list) else value
+
+
+def _integers(values: Any) -> list[int]:
+    found = list(values)
+    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in found):
+        raise ValueError(f"expected a list of integers, found {str(values)[:40]}")
+    return found
+
+
+def _check_indices(name: str, dim: int, indices: list[int], shape: list[int]) -> None:
+    if not 0 <= dim < len(shape):
+        raise RecordError(f"{name!r} has no dimension {dim}")
+    ascending = all(a < b for a, b in _pairs(indices))
+    if not indices or not ascending or indices[0] < 0 or indices[-1] >= shape[dim]:
+        raise RecordError(f"the indices of {name!r}, dimension {dim}, are not ascending within 0..{shape[dim] - 1}")
+
+
+def _pairs(values: list[int]) -> Iterator[tuple[int, int]]:
+    return zip(values, values[1:], strict=False)

@@ -1,0 +1,293 @@
+"""Run a network's forward on fake tensors and write down every operator (level 1).
+
+Fake tensors have shapes but no data, so a recording costs no arithmetic and no memory. Two modes listen: a
+``TorchDispatchMode`` sees each ATen operator, a ``TorchFunctionMode`` outside it sees the Python-level call
+with its arguments as they were passed, traced ints included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_prune.sizes import Shape, TracedInt, trace_attributes
+
+__all__ = ["Call", "PythonCall", "Recording", "record", "tensors_in", "untouched"]
+
+# What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
+# a shape function. Then the network is run for real.
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+_SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)
+_OURS = __name__.split(".")[0]
+
+
+@dataclasses.dataclass(eq=False)
+class PythonCall:
+    """A call of the Python API, with its arguments as the user's code passed them."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """``"view"`` for ``Tensor.view``."""
+        return getattr(self.function, "__name__", "")
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One ATen operator as it ran: its arguments, its result, and who called it."""
+
+    op: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str
+    python: PythonCall | None
+    line: str
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """The argument by its name in the operator's schema."""
+        for position, argument in enumerate(self.op._schema.arguments):
+            if argument.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return self.kwargs.get(name, argument.default_value if default is None else default)
+        return default
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the arguments, also inside lists."""
+        leaves = tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Every tensor among the results."""
+        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+
+    def __str__(self) -> str:
+        place = f" in {self.module}" if self.module else ""
+        return f"{self.op.name()}{place}{f', {self.line}' if self.line else ''}"
+
+
+@dataclasses.dataclass(eq=False)
+class Recording:
+    """All operators of one forward, in order, and the tensors that left the network."""
+
+    calls: list[Call]
+    outputs: list[Tensor]
+    training: bool
+    real: bool
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists, dictionaries and plain objects such as dataclasses.
+
+    Example:
+        >>> len(tensors_in({"out": torch.zeros(1), "aux": [torch.zeros(2), None]}))
+        2
+    """
+    found: list[Tensor] = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
+            found += tensors_in(dict(vars(leaf)))
+    return found
+
+
+class _Where:
+    """The stack of running modules, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[str] = []
+
+    @property
+    def module(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.names.get(id(module), type(module).__name__))
+
+    def leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        self.stack.pop()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        before = register_module_forward_pre_hook(self.enter)
+        after = register_module_forward_hook(self.leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+
+def _line() -> str:
+    """``file.py:12`` of the innermost frame outside torch and this package."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "").split(".")[0]
+        if module not in ("torch", "contextlib", _OURS):
+            return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class _PythonCalls(TorchFunctionMode):
+    """Remembers the running Python-level call, and answers sizes with traced ints."""
+
+    current: PythonCall | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SIZE_GETTERS:
+            return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        outer, self.current = self.current, PythonCall(func, args, kwargs)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.current = outer
+
+
+def _traced_sizes(tensor: Tensor, answer: Any, *at: Any, **kwargs: Any) -> Any:
+    """``answer`` of ``tensor.shape``, ``.size()`` or ``.size(dim)`` as traced ints."""
+    if isinstance(answer, int):
+        dim = int(at[0] if at else kwargs["dim"]) % tensor.dim()
+        return TracedInt(answer, Shape(tensor, dim, answer))
+    return torch.Size([TracedInt(size, Shape(tensor, dim, size)) for dim, size in enumerate(answer)])
+
+
+class _Operators(TorchDispatchMode):
+    """Writes down every operator that has a tensor among its results or arguments."""
+
+    def __init__(self, python: _PythonCalls, where: _Where) -> None:
+        super().__init__()
+        self.python, self.where = python, where
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace != "prim":  # prim.device and the like return no tensor
+            self.calls.append(Call(func, args, kwargs, out, self.where.module, self.python.current, _line()))
+        return out
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does to the model's attributes, flags, counters and the random state is undone."""
+    modules = list(model.modules())
+    before = [{k: dict(v) if k in _REGISTRIES else v for k, v in vars(m).items()} for m in modules]
+    # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
+    counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
+    states = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            _restore(module, attributes)
+        for buffer, value in counters:
+            buffer.data.copy_(value)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    held = vars(module)
+    for name in [name for name in held if name not in attributes]:
+        del held[name]
+    for name, value in attributes.items():
+        if name in _REGISTRIES:
+            held[name].clear()
+            held[name].update(value)
+        else:
+            held[name] = value
+
+
+def _fake(mode: FakeTensorMode, value: Any) -> Any:
+    return tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _run(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, real: bool
+) -> Recording:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    where, python = _Where(model), _PythonCalls()
+    operators = _Operators(python, where)
+    if not real:
+        inputs, kwargs = _fake(fake, inputs), _fake(fake, dict(kwargs))
+    model.train(training)
+    trace_attributes(model)
+    with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:
+        out = model(*inputs, **kwargs)
+    return Recording(operators.calls, tensors_in(out), training, real)
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Keep ``nn.MultiheadAttention`` from one opaque operator: its parts are what we need to see."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def record(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> Recording:
+    """Record one forward of ``model`` in eval or train mode, and leave the model as it was.
+
+    Where the forward needs values (a branch on a tensor), a copy of the inputs is run for real, and the
+    branch that they take is the one recorded.
+    """
+    with untouched(model), _without_fast_path():
+        random.seed(0)  # networks that drop layers at random then do the same in every recording
+        try:
+            return _run(model, inputs, kwargs, training, real=False)
+        except NEEDS_VALUES:
+            pass
+    return _record_real(model, inputs, kwargs, training)
+
+
+def _record_real(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> Recording:
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with untouched(model), _without_fast_path():
+        try:
+            return _run(model, copy.deepcopy(inputs), copy.deepcopy(dict(kwargs)), training, real=True)
+        finally:
+            for buffer, value in buffers:
+                buffer.data.copy_(value)

@@ -1,0 +1,424 @@
+"""Operators that move data: the ids take the same way (level 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_prune.ids import Ids
+from lightning_prune.recording import Call
+from lightning_prune.rules.passed import Size, argument, bounds, sizes
+from lightning_prune.rules.registry import rule, same_labels
+from lightning_prune.rules.reshape import fits, shrunk
+from lightning_prune.sizes import Attribute, Shape, TracedInt, leaves
+from lightning_prune.tracker import Tracker
+
+aten = torch.ops.aten
+
+rule(
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten._to_copy,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten.contiguous,
+    aten.native_dropout,
+    aten.dropout,
+    aten.feature_dropout,
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.bernoulli,
+    aten.bernoulli_,
+    aten.zero_,
+    aten.fill_,
+    aten.uniform_,
+    aten.normal_,
+    aten._conj,
+    aten.resolve_conj,
+    aten.resolve_neg,
+    aten.tril,
+    aten.triu,
+)(same_labels)
+
+
+def _dims(dims: int | Sequence[int], rank: int) -> list[int]:
+    return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+@rule(aten.permute, aten.permute_copy)
+def permute(call: Call, tracker: Tracker) -> None:
+    """Reorder the dimensions."""
+    labels = tracker.labels(call.args[0])
+    tracker.label(call.out, [labels[dim] for dim in call.args[1]])
+
+
+@rule(aten.transpose, aten.transpose_)
+def transpose(call: Call, tracker: Tracker) -> None:
+    """Swap two dimensions."""
+    labels = list(tracker.labels(call.args[0]))
+    if labels:
+        first, second = call.arg("dim0"), call.arg("dim1")
+        labels[first], labels[second] = labels[second], labels[first]
+    tracker.label(call.out, labels)
+
+
+@rule(aten.t, aten.numpy_T)
+def t(call: Call, tracker: Tracker) -> None:
+    """Reverse the dimensions."""
+    tracker.label(call.out, tracker.labels(call.args[0])[::-1])
+
+
+@rule(aten.unsqueeze, aten.unsqueeze_)
+def unsqueeze(call: Call, tracker: Tracker) -> None:
+    """A new dimension carries no ids."""
+    labels = list(tracker.labels(call.args[0]))
+    labels.insert(call.arg("dim") % (len(labels) + 1), ())
+    tracker.label(call.out, labels)
+
+
+@rule(aten.squeeze, aten.squeeze_)
+def squeeze(call: Call, tracker: Tracker) -> None:
+    """Drop dimensions of one element; a channel among them may not be the only one that is dropped."""
+    source = call.args[0]
+    rank = source.dim()
+    dims = _dims(call.args[1], rank) if len(call.args) > 1 else list(range(rank))
+    gone = [dim for dim in dims if source.shape[dim] == 1]
+    labels = tracker.labels(source)
+    tracker.label(call.out, [ids for dim, ids in enumerate(labels) if dim not in gone])
+
+
+@rule(aten.expand, aten.broadcast_to, aten.expand_copy)
+def expand(call: Call, tracker: Tracker) -> None:
+    """Kept dimensions keep their ids; a dimension of new size takes those that its size was read from."""
+    source, out = call.args[0], call.out
+    lead = out.dim() - source.dim()
+    passed = sizes(call, list(out.shape))
+    labels = list(_sized(passed[:lead], tracker))
+    for dim, ids in enumerate(tracker.labels(source)):
+        grown = source.shape[dim] == 1 and out.shape[lead + dim] > 1
+        if not grown and ids:
+            _equal_parts(ids[0][None], passed[lead + dim], tracker)
+        labels.append(_sized([passed[lead + dim]], tracker)[0] if grown else ids)
+    tracker.label(out, labels)
+
+
+def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
+    """Ids for dimensions that are made from a size: those of the dimension or attribute that it was read from."""
+    labels: list[tuple[Ids, ...]] = []
+    for size in passed:
+        tracker.remember(size)
+        source = size.expression if isinstance(size, TracedInt) else None
+        ids = tracker.sizes.get(source.key) if isinstance(source, Shape) else None
+        if isinstance(size, TracedInt) and any(isinstance(leaf, Attribute) for leaf in leaves(size)):
+            ids = tracker.ties.fresh(int(size))
+            tracker.use(size, ids)
+        labels.append((ids,) if ids is not None and len(ids) == size else ())
+    return labels
+
+
+@rule(
+    aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty,
+    aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full,
+)  # fmt: skip
+def factory(call: Call, tracker: Tracker) -> None:
+    """A tensor made from sizes."""
+    tracker.label(call.out, _sized(sizes(call, list(call.out.shape)), tracker))
+
+
+@rule(aten.copy_)
+def copy_(call: Call, tracker: Tracker) -> None:
+    """Writing into a tensor (or a view of it) ties what is written to what it overwrites."""
+    target, source = call.args[0], call.args[1]
+    lead = target.dim() - source.dim()
+    for dim in range(source.dim()):
+        if source.shape[dim] > 1:
+            tracker.tie(tracker.along(target, lead + dim), tracker.along(source, dim))
+    tracker.label(call.out, tracker.labels(target))
+
+
+@rule(aten.cat, aten.concat)
+def cat(call: Call, tracker: Tracker) -> None:
+    """Ids one after the other along the dimension; tied along all others."""
+    tensors = [tensor for tensor in call.args[0] if not (tensor.dim() == 1 and tensor.shape[0] == 0)]
+    rank = call.out.dim()
+    at = (call.arg("dim") or 0) % rank
+    labels: list[list[Ids]] = [[] for _ in range(rank)]
+    for dim in range(rank):
+        arrays = [tracker.along(tensor, dim) for tensor in tensors]
+        if any(ids is not None for ids in arrays):
+            lengths = [tensor.shape[dim] for tensor in tensors]
+            joined = _concatenated(arrays, lengths, tracker) if dim == at else _tied(arrays, lengths, tracker)
+            labels[dim].append(joined)
+    tracker.label(call.out, labels)
+
+
+@rule(aten.stack)
+def stack(call: Call, tracker: Tracker) -> None:
+    """Tied along all dimensions but the new one."""
+    tensors, rank = call.args[0], call.out.dim()
+    at = (call.arg("dim") or 0) % rank
+    labels: list[tuple[Ids, ...]] = []
+    for dim in range(rank - 1):
+        arrays = [tracker.along(tensor, dim) for tensor in tensors]
+        known = any(ids is not None for ids in arrays)
+        labels.append((_tied(arrays, [t.shape[dim] for t in tensors], tracker),) if known else ())
+    labels.insert(at, ())
+    tracker.label(call.out, labels)
+
+
+def _concatenated(arrays: Sequence[Ids | None], lengths: Sequence[int], tracker: Tracker) -> Ids:
+    parts = []
+    for ids, length in zip(arrays, lengths, strict=True):
+        parts.append(_fixed(length, tracker) if ids is None else ids)
+    return torch.cat(parts)
+
+
+def _fixed(length: int, tracker: Tracker) -> Ids:
+    """Ids for channels that no parameter owns: they always stay."""
+    ids = tracker.ties.fresh(length)
+    tracker.pin(ids, "belongs to a tensor of fixed size")
+    return ids
+
+
+def _tied(arrays: Sequence[Ids | None], lengths: Sequence[int], tracker: Tracker) -> Ids:
+    first = next(ids for ids in arrays if ids is not None)
+    for ids in arrays:
+        tracker.tie(first, ids)
+    return first
+
+
+@rule(aten.split, aten.split_with_sizes, aten.unsafe_split, aten.unsafe_split_with_sizes, aten.chunk)
+@rule(aten.unsafe_chunk, aten.tensor_split)
+def split(call: Call, tracker: Tracker) -> None:
+    """Parts of a dimension."""
+    source, parts = call.args[0], call.outputs
+    dim = (call.arg("dim") or 0) % source.dim()
+    pieces = _pieces(call, tracker.along(source, dim), [part.shape[dim] for part in parts], tracker)
+    for part, piece in zip(parts, pieces, strict=True):
+        labels = list(tracker.labels(source))
+        labels[dim] = piece
+        tracker.label(part, labels)
+
+
+def _pieces(call: Call, ids: Ids | None, lengths: list[int], tracker: Tracker) -> list[tuple[Ids, ...]]:
+    """The ids of each part, and what keeps the parts' sizes true after a cut."""
+    if ids is None or len(lengths) == 1:
+        return [(ids,) if ids is not None else ()] * len(lengths)
+    pieces = list(ids.split(lengths))
+    passed = argument(call, 1, "split_size_or_sections") if call.python is not None else None
+    explicit = call.python is not None and "split" in call.python.name
+    listed = list(passed) if explicit and isinstance(passed, (tuple, list)) else [passed if explicit else None]
+    from_shape = any(isinstance(leaf, Shape) for size in listed if size is not None for leaf in leaves(size))
+    if len(listed) > 1 and not from_shape:
+        for size, piece in zip(listed, pieces, strict=True):
+            tracker.use(size, piece)
+    elif len(set(lengths)) > 1:
+        tracker.pin(ids, "is split into unequal parts by sizes that do not follow it")
+    else:
+        for size in listed:
+            _equal_parts(ids.view(len(lengths), -1), size, tracker)
+    return [(piece,) for piece in pieces]
+
+
+def _equal_parts(grid: Tensor, size: Size, tracker: Tracker) -> None:
+    """Tie the parts to each other; their size must be free to follow."""
+    first = tracker.tie_across(grid)
+    if isinstance(size, TracedInt):
+        gone = grid[:, 0]
+        values = shrunk([size], gone, tracker)
+        if not fits([size], [grid.shape[1] - 1], values):
+            tracker.use(size, first)
+    elif size is not None and size >= 0:
+        tracker.use(size, first)
+
+
+@rule(aten.unbind)
+def unbind(call: Call, tracker: Tracker) -> None:
+    """One result for each index of a dimension, which therefore cannot shrink."""
+    source = call.args[0]
+    dim = (call.arg("dim") or 0) % source.dim()
+    tracker.pin(tracker.along(source, dim), "is taken apart index by index")
+    rest = [ids for d, ids in enumerate(tracker.labels(source)) if d != dim]
+    for out in call.outputs:
+        tracker.label(out, rest)
+
+
+@rule(aten.select)
+def select(call: Call, tracker: Tracker) -> None:
+    """One index of a dimension; it, and all before it, must stay where they are."""
+    source, dim, index = call.args[0], call.args[1] % call.args[0].dim(), call.args[2]
+    ids = tracker.along(source, dim)
+    if ids is not None:
+        tracker.pin(ids[: index + 1] if index >= 0 else ids[index:], "is picked by its number")
+    tracker.label(call.out, [arrays for d, arrays in enumerate(tracker.labels(source)) if d != dim])
+
+
+@rule(aten.slice)
+def slice_(call: Call, tracker: Tracker) -> None:
+    """A range of a dimension."""
+    source = call.args[0]
+    dim = (call.arg("dim") or 0) % source.dim()
+    start, end = call.arg("start") or 0, call.arg("end")
+    end, step = 2**63 - 1 if end is None else end, call.arg("step") or 1
+    labels = list(tracker.labels(source))
+    ids = tracker.along(source, dim)
+    if ids is not None:
+        labels[dim] = (_sliced(call, ids, start, end, step, tracker),)
+    tracker.label(call.out, labels)
+
+
+def _sliced(call: Call, ids: Ids, start: int, end: int, step: int, tracker: Tracker) -> Ids:
+    if step != 1:
+        _strided(ids, start, end, step, tracker)
+    elif (start, end) != (0, 2**63 - 1):
+        for bound, number in zip(bounds(call, start, end), (start, end), strict=True):
+            if bound is not None and number not in (0, 2**63 - 1):
+                _bound(bound, ids, tracker)
+    return ids[start if start >= 0 else max(len(ids) + start, 0) : end : step]
+
+
+def _strided(ids: Ids, start: int, end: int, step: int, tracker: Tracker) -> None:
+    """Every n-th channel: n neighbours live or die together."""
+    if len(ids) % step == 0 and 0 <= start < step and end >= len(ids):
+        tracker.tie_across(ids.view(-1, step).t())
+    else:
+        tracker.pin(ids, "is sliced with a stride that does not divide it")
+
+
+def _bound(bound: Size, ids: Ids, tracker: Tracker) -> None:
+    """Where a slice starts or ends: a constant pins what it counts, anything else must follow the cut."""
+    number = int(bound or 0)
+    if not isinstance(bound, TracedInt):
+        if number < len(ids):
+            tracker.pin(ids[:number] if number > 0 else ids[number:], "is sliced at a number in the code")
+        return
+    if number >= len(ids) or number <= 0 or len(ids) % number:
+        _follows(bound, ids[:number], ids, tracker)
+        return
+    grid = ids.view(-1, number)
+    tracker.tie_across(grid)
+    if not fits([bound], [number - 1], shrunk([bound], grid[:, 0], tracker)):
+        _follows(bound, grid[0], ids, tracker)
+
+
+def _follows(bound: TracedInt, counted: Ids, ids: Ids, tracker: Tracker) -> None:
+    if any(isinstance(leaf, Shape) for leaf in leaves(bound)) or bound <= 0:
+        tracker.pin(ids, "is sliced at a number that does not follow it")
+    else:
+        tracker.use(bound, counted)
+
+
+@rule(aten.flip)
+def flip(call: Call, tracker: Tracker) -> None:
+    """Ids in reverse."""
+    labels = list(tracker.labels(call.args[0]))
+    for dim in _dims(call.args[1], len(labels)):
+        labels[dim] = tuple(ids.flip(0) for ids in labels[dim])
+    tracker.label(call.out, labels)
+
+
+@rule(aten.roll)
+def roll(call: Call, tracker: Tracker) -> None:
+    """A shift by a constant is only the same shift for the channels that stay if all of them do."""
+    source = call.args[0]
+    for dim in _dims(call.arg("dims") or list(range(source.dim())), source.dim()):
+        tracker.pin(tracker.along(source, dim), "is rolled along its channels")
+    same_labels(call, tracker)
+
+
+@rule(aten.repeat)
+def repeat(call: Call, tracker: Tracker) -> None:
+    """Copies one after the other."""
+    source, repeats = call.args[0], call.args[1]
+    lead = len(repeats) - source.dim()
+    labels = [*_sized(sizes(call, repeats)[:lead], tracker)]
+    for times, arrays in zip(repeats[lead:], tracker.labels(source), strict=True):
+        labels.append(tuple(ids.repeat(times) for ids in arrays))
+    tracker.label(call.out, labels)
+
+
+@rule(aten.constant_pad_nd)
+def pad(call: Call, tracker: Tracker) -> None:
+    """Padding along channels adds channels of fixed number."""
+    source, amounts = call.args[0], list(call.args[1])
+    labels = list(tracker.labels(source))
+    for back, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
+        ids = tracker.along(source, -back)
+        if ids is not None and (before or after):
+            labels[-back] = (_padded(ids, before, after, tracker),)
+    tracker.label(call.out, labels)
+
+
+def _padded(ids: Ids, before: int, after: int, tracker: Tracker) -> Ids:
+    if min(before, after) < 0:
+        tracker.pin(ids, "is cropped by a padding of negative size")
+    kept = ids[max(-before, 0) : len(ids) - max(-after, 0)]
+    return torch.cat([_fixed(max(before, 0), tracker), kept, _fixed(max(after, 0), tracker)])
+
+
+@rule(aten.pixel_shuffle)
+def pixel_shuffle(call: Call, tracker: Tracker) -> None:
+    """(c * r * r, h, w) -> (c, h * r, w * r): the r * r channels of a pixel live or die together."""
+    _gathered(call, -3, call.args[1] ** 2, tracker)
+
+
+@rule(aten.pixel_unshuffle)
+def pixel_unshuffle(call: Call, tracker: Tracker) -> None:
+    """(c, h * r, w * r) -> (c * r * r, h, w)."""
+    _scattered(call, -3, call.args[1] ** 2, tracker)
+
+
+@rule(aten.im2col)
+def im2col(call: Call, tracker: Tracker) -> None:
+    """(n, c, h, w) -> (n, c * kernel, positions)."""
+    kernel = call.args[1]
+    _scattered(call, 1, kernel[0] * kernel[1], tracker)
+
+
+@rule(aten.col2im)
+def col2im(call: Call, tracker: Tracker) -> None:
+    """(n, c * kernel, positions) -> (n, c, h, w)."""
+    kernel = call.args[2]
+    _gathered(call, 1, kernel[0] * kernel[1], tracker)
+
+
+def _gathered(call: Call, dim: int, times: int, tracker: Tracker) -> None:
+    source, out = call.args[0], call.out
+    labels: list[tuple[Ids, ...]] = list(tracker.labels(source)[: out.dim()])
+    labels += [()] * (out.dim() - len(labels))
+    labels[dim:] = [()] * len(labels[dim:])
+    ids = tracker.along(source, dim)
+    if ids is not None:
+        labels[dim] = (tracker.tie_across(ids.view(-1, times).t()).contiguous(),)
+    tracker.label(out, labels)
+
+
+def _scattered(call: Call, dim: int, times: int, tracker: Tracker) -> None:
+    source, out = call.args[0], call.out
+    at = dim % source.dim()
+    labels: list[tuple[Ids, ...]] = [*tracker.labels(source)[:at], *[()] * (out.dim() - at)]
+    ids = tracker.along(source, at)
+    if ids is not None:
+        labels[at] = (ids.repeat_interleave(times),)
+    tracker.label(out, labels)
+
+
+@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+def channel_shuffle(call: Call, tracker: Tracker) -> None:
+    """(g, k) channels become (k, g); each group keeps the same ones."""
+    source, groups = call.args
+    ids = tracker.along(source, 1)
+    labels = list(tracker.labels(source))
+    if ids is not None:
+        grid = ids.view(groups, -1)
+        tracker.tie_across(grid)
+        labels[1] = (grid.t().flatten(),)
+    tracker.label(call.out, labels)
+

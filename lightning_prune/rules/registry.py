@@ -1,0 +1,79 @@
+"""One small function per ATen operator (level 1).
+
+A rule is given the recorded :class:`~lightning_prune.recording.Call` and the
+:class:`~lightning_prune.tracker.Tracker`; it ties ids, pins them, registers costs, and labels the results.
+Operators without a rule pin every id they touch: they can make us prune less, never wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+
+from lightning_prune.recording import Call
+from lightning_prune.tracker import Tracker
+
+__all__ = ["RULES", "Rule", "follow", "rule", "same_labels"]
+
+Rule = Callable[[Call, Tracker], None]
+RULES: dict[OpOverload, Rule] = {}
+UNKNOWN = "passes through an operator without a rule"
+
+
+def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators; a packet (``aten.add``) stands for all its overloads.
+
+    Raises:
+        ValueError: an operator has a rule already.
+
+    Example:
+        >>> from lightning_prune.rules import RULES, rule, same_labels
+        >>> op = torch.ops.aten.renorm.default
+        >>> @rule(op)
+        ... def renorm(call, tracker):
+        ...     same_labels(call, tracker)
+        >>> RULES.pop(op) is renorm
+        True
+    """
+
+    def register(function: Rule) -> Rule:
+        for overload in _overloads(operators):
+            if overload in RULES:
+                raise ValueError(f"{overload} has a rule already: {RULES[overload].__name__}")
+            RULES[overload] = function
+        return function
+
+    return register
+
+
+def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpOverload]:
+    found: list[OpOverload] = []
+    for operator in operators:
+        single = isinstance(operator, OpOverload)
+        found += [operator] if single else [getattr(operator, name) for name in operator.overloads()]
+    return found
+
+
+def follow(call: Call, tracker: Tracker) -> None:
+    """Apply the rule of one recorded operator."""
+    tracker.call = call
+    function = RULES.get(call.op)
+    if function is None and torch.Tag.pointwise in call.op.tags:
+        function = RULES[torch.ops.aten.add.Tensor]
+    if function is None:
+        if any(arrays for tensor in call.tensors for arrays in tracker.labels(tensor)):
+            tracker.unsupported.setdefault(call.op.name(), []).append(call.module)
+        tracker.pin_all(call.tensors, UNKNOWN)
+    else:
+        function(call, tracker)
+    tracker.call = None
+
+
+def same_labels(call: Call, tracker: Tracker) -> None:
+    """Every result of the first tensor's shape carries its labels."""
+    source = call.tensors[0]
+    for out in call.outputs:
+        if out.shape == source.shape:
+            tracker.label(out, tracker.labels(source))

@@ -1,0 +1,198 @@
+"""Reshapes: which factor of a split dimension can shrink, and what follows (level 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.ids import Ids
+from lightning_prune.recording import Call
+from lightning_prune.rules.passed import Size, sizes
+from lightning_prune.rules.registry import rule
+from lightning_prune.sizes import Attribute, Shape, TracedInt, evaluate, leaves
+from lightning_prune.tracker import Tracker
+
+__all__ = ["factor", "fits", "groups", "shrunk", "solve"]
+
+aten = torch.ops.aten
+
+
+def groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Pair runs of dimensions of equal size product, the shortest runs first.
+
+    Example:
+        >>> [(list(a), list(b)) for a, b in groups((1, 12, 5, 5), (1, 3, 4, 25))]
+        [([0], [0]), ([1], [1, 2]), ([2, 3], [3])]
+    """
+    i = j = 0
+    while i < len(before) and j < len(after):
+        first, second, left, right = i, j, before[i], after[j]
+        while left != right:
+            if left < right:
+                i += 1
+                left *= before[i]
+            else:
+                j += 1
+                right *= after[j]
+        i, j = i + 1, j + 1
+        yield range(first, i), range(second, j)
+    if i < len(before):
+        yield range(i, len(before)), range(0)
+
+
+@rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
+def view(call: Call, tracker: Tracker) -> None:
+    """Follow ids through a reshape, one group of dimensions at a time."""
+    source, out = call.args[0], call.out
+    passed = sizes(call, list(out.shape))
+    labels: list[list[Ids]] = [[] for _ in out.shape]
+    for inner, outer in groups(source.shape, out.shape):
+        for dim in inner:
+            for ids in tracker.labels(source)[dim]:
+                shape = [source.shape[d] for d in inner]
+                grid = _spread(ids, dim - inner.start, shape, [out.shape[d] for d in outer])
+                chosen = factor(grid, [passed[d] for d in outer], tracker)
+                if chosen is not None and outer:
+                    labels[outer[chosen[0]]].append(chosen[1])
+    tracker.label(out, labels)
+
+
+def _spread(ids: Ids, dim: int, shape: list[int], new_shape: list[int]) -> Tensor:
+    """The ids of one dimension, over a whole group of dimensions, in their new shape."""
+    ones = [1] * len(shape)
+    ones[dim] = len(ids)
+    return ids.view(ones).expand(shape).reshape(new_shape)
+
+
+def factor(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> tuple[int, Ids] | None:
+    """Choose the dimension of ``grid`` along which channels can go; what stays must be a rectangle.
+
+    Args:
+        grid: ids over the new dimensions.
+        passed: the size of each as the code passed it.
+        tracker: ties the ids across the other dimensions, or pins all where no dimension can shrink.
+
+    Returns:
+        The dimension and the ids along it, or None if there are no dimensions.
+    """
+    varying = [dim for dim in range(grid.dim()) if _varies(grid, dim)]
+    if not varying:
+        return _single(grid, passed)
+    for dim in sorted(varying, key=lambda d: _preference(passed[d])):
+        if len(varying) == 1 and passed[dim] is None:
+            return dim, _along(grid, dim)
+        if _rectangle(grid, dim, passed, tracker):
+            return dim, _take(grid, dim, passed, tracker)
+    for dim in varying:
+        if (other := _foreign(grid, dim, passed, tracker)) is not None:
+            tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
+            return dim, _along(grid, dim)
+    tracker.pin(grid.flatten(), f"is split into {tuple(grid.shape)}, and no factor of it can shrink")
+    dim = varying[0]
+    return dim, _along(grid, dim)
+
+
+def _single(grid: Tensor, passed: Sequence[Size]) -> tuple[int, Ids] | None:
+    """One id only (a dimension may shrink to one channel): keep it where a channel would be."""
+    if grid.dim() == 0:
+        return None
+    dim = min(range(grid.dim()), key=lambda d: _preference(passed[d]))
+    return dim, _along(grid, dim)
+
+
+def _varies(grid: Tensor, dim: int) -> bool:
+    return grid.shape[dim] > 1 and not torch.equal(grid, grid.narrow(dim, 0, 1).expand_as(grid))
+
+
+def _rows(grid: Tensor, dim: int) -> Tensor:
+    """(others, n): the ids along ``dim`` for every position of the other dimensions."""
+    return grid.movedim(dim, -1).reshape(-1, grid.shape[dim])
+
+
+def _along(grid: Tensor, dim: int) -> Ids:
+    return _rows(grid, dim)[0].contiguous()
+
+
+def _constant(size: Size) -> bool:
+    return size is not None and not isinstance(size, TracedInt) and size >= 0
+
+
+def _preference(size: Size) -> int:
+    """Heads first (the softmax's scale hangs on the head dimension), then what is free, then other attributes."""
+    if isinstance(size, TracedInt):
+        attributes = [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]
+        if any("head" in leaf.name and "dim" not in leaf.name for leaf in attributes) and len(attributes) == 1:
+            return 0 if not any(isinstance(leaf, Shape) for leaf in leaves(size)) else 2
+        return 3 if attributes else 1
+    return 1 if size is None or size < 0 else 4
+
+
+def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> bool:
+    """Would every size come out right if the first channel along ``dim`` went?"""
+    if passed[dim] is None:
+        return False
+    gone = torch.unique(grid.select(dim, 0))
+    wanted = list(grid.shape)
+    wanted[dim] = int((~torch.isin(_along(grid, dim), gone)).sum())
+    values = solve(passed[dim], wanted[dim], shrunk(passed, gone, tracker))
+    return values is not None and fits(passed, wanted, values)
+
+
+def fits(passed: Sequence[Size], wanted: Sequence[int], values: dict[Any, int]) -> bool:
+    """Do the sizes that the code passes evaluate to what is wanted?"""
+    pairs = zip(passed, wanted, strict=True)
+    return all(size is None or size < 0 or evaluate(size, values) == want for size, want in pairs)
+
+
+def shrunk(passed: Sequence[Size], gone: Ids, tracker: Tracker) -> dict[Any, int]:
+    """Sizes of tensors that the code's sizes were computed from, once the ids in ``gone`` are removed."""
+    values: dict[Any, int] = {}
+    for size in passed:
+        tracker.remember(size)
+        for leaf in leaves(size) if size is not None else ():
+            ids = tracker.sizes.get(leaf.key) if isinstance(leaf, Shape) else None
+            if ids is not None:
+                values[leaf.key] = int((~torch.isin(ids, gone)).sum())
+    return values
+
+
+def solve(size: Size, wanted: int, values: dict[Any, int]) -> dict[Any, int] | None:
+    """Add a value for one attribute such that ``size`` becomes ``wanted``; None if there is no such value.
+
+    Sizes of tensors (in ``values``) shrink by themselves; an attribute is set only if that is not enough.
+    """
+    if size is None or size < 0 or evaluate(size, values) == wanted:
+        return values
+    for attribute in [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]:
+        for value in _guesses(attribute.value, wanted, int(size)):
+            if evaluate(size, {**values, attribute.key: value}) == wanted:
+                return {**values, attribute.key: value}
+    return None
+
+
+def _guesses(value: int, wanted: int, size: int) -> Iterator[int]:
+    """Proportional first, then all smaller ones."""
+    yield value * wanted // max(size, 1)
+    yield from range(value, 0, -1)
+
+
+def _take(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids:
+    """Tie across the other dimensions, and note the size that must follow."""
+    ids = tracker.tie_across(_rows(grid, dim)).contiguous()
+    tracker.use(passed[dim], ids)
+    return ids
+
+
+def _foreign(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids | None:
+    """The ids of another tensor's dimension, if its size is what the code passes for ``dim``, and nothing else."""
+    size = passed[dim]
+    if not isinstance(size, TracedInt) or not isinstance(size.expression, Shape):
+        return None
+    tracker.remember(size)
+    ids = tracker.sizes[size.expression.key]
+    wanted = [n - (d == dim) for d, n in enumerate(grid.shape)]
+    alone = fits(passed, wanted, {size.expression.key: wanted[dim]})
+    return ids if ids is not None and len(ids) == grid.shape[dim] and alone else None

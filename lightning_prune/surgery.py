@@ -1,0 +1,231 @@
+"""Surgery: physical removal of units, proven or rolled back (level 3)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.graph import ChannelGraph, Evidence, Units
+from lightning_prune.optimizers import cut_state_, snapshot
+from lightning_prune.proof import ProofError, prove
+from lightning_prune.record import PruningRecord, cut, named_tensors, set_data
+from lightning_prune.rules.reshape import solve
+from lightning_prune.sizes import Attribute, Shape, evaluate, leaves, read, write
+from lightning_prune.tracker import Use
+
+__all__ = ["SurgeryError", "prune_"]
+
+
+class SurgeryError(RuntimeError):
+    """A cut was refused, or failed its proof; model and optimizers are as they were.
+
+    Attributes:
+        units: the units that run through the offending operator; pin them and select again.
+    """
+
+    def __init__(self, message: str, units: Units | None = None) -> None:
+        super().__init__(message)
+        self.units = np.empty(0, np.int64) if units is None else units
+
+
+def prune_(
+    model: nn.Module, graph: ChannelGraph, remove: Iterable[int], optimizers: Sequence[Optimizer] = ()
+) -> PruningRecord:
+    """Remove units from ``model`` in place: parameters, buffers, the sizes in its attributes, optimizer state.
+
+    ``Parameter`` objects stay the same and get smaller data; their gradients become None. The smaller network is
+    traced again and held against ``graph``: the cut is proven, or it did not happen. ``graph`` describes the
+    model before the cut; trace again before the next one.
+
+    Args:
+        model: the network that ``graph`` was traced from.
+        graph: what depends on what.
+        remove: unit numbers, all in ``graph.prunable``. A plan's ``remove`` fits.
+        optimizers: their state is cut along, so that training goes on as if nothing had happened.
+
+    Returns:
+        What survives, relative to the model as it was before this call.
+
+    Raises:
+        SurgeryError: a unit may not be removed, a layer would be left empty, or the proof failed.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
+        >>> record = prune_(net, graph, remove=graph.layers["0.weight"][:5])
+        >>> net[0], record.kept["3.weight"]
+        (Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1)), {1: [5, 6, 7]})
+    """
+    remove = np.unique(np.asarray(list(getattr(remove, "remove", remove)), dtype=np.int64))
+    evidence = _check(model, graph, remove)
+    kept = graph.kept(remove)
+    indices = _indices(graph, kept)
+    settings = _settings(evidence, graph, kept)
+    tensors = named_tensors(model)
+    shapes = {name: list(tensors[name].shape) for name in indices}
+    with _rolled_back(tensors, indices, settings, optimizers, model):
+        _cut_(tensors, indices, optimizers)
+        for attribute, value in settings:
+            write(attribute, value)
+        _show_sizes_(model, indices)
+        prove(graph, kept)
+    return PruningRecord(indices, shapes, _attributes(model, settings, indices))
+
+
+def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> Evidence:
+    """Everything that can be refused before anything is touched."""
+    if graph.evidence is None or graph.evidence.tracker.model is not model:
+        raise SurgeryError("the graph was traced from another model; trace this one")
+    stuck = remove[~np.isin(remove, graph.prunable)]
+    if len(stuck):
+        reason = graph.pinned.get(int(stuck[0]), "no such unit")
+        raise SurgeryError(f"unit {stuck[0]} must stay: {reason}", stuck)
+    kept = graph.kept(remove)
+    tensors = named_tensors(model)
+    for name, dims in graph.bindings.items():
+        for dim, units in dims.items():
+            if tensors[name].shape[dim] != len(units):
+                raise SurgeryError(f"{name!r} has changed its shape since the trace; trace the model again")
+            if not kept[units].any():
+                raise SurgeryError(f"nothing would be left of {name!r}, dimension {dim}", np.unique(units))
+    return graph.evidence
+
+
+def _indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
+    """Surviving indices of every dimension that loses some."""
+    found: dict[str, dict[int, list[int]]] = {}
+    for name, dims in graph.bindings.items():
+        for dim, units in dims.items():
+            stays = kept[units]
+            if not stays.all():
+                found.setdefault(name, {})[dim] = np.flatnonzero(stays).tolist()
+    return found
+
+
+def _settings(evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]) -> list[tuple[Attribute, int]]:
+    """New values of the attributes that fix dimensions: every use must come out at what is kept."""
+    survives = np.append(kept, True)[evidence.unit_of]
+
+    def count(ids: Tensor | None, otherwise: int) -> int:
+        return otherwise if ids is None else int(survives[evidence.components[ids.numpy()]].sum())
+
+    tracker = evidence.tracker
+    values: dict[Any, int] = {}
+    attributes: dict[Any, Attribute] = {}
+    for use in sorted(tracker.uses, key=lambda use: len(list(leaves(use.size)))):
+        for leaf in leaves(use.size):
+            if isinstance(leaf, Shape):
+                values[leaf.key] = count(tracker.sizes.get(leaf.key), leaf.value)
+            else:
+                attributes.setdefault(leaf.key, leaf)
+        wanted = count(use.ids, len(use.ids))
+        solved = solve(use.size, wanted, values)
+        if solved is None or not _agrees(use, wanted, solved, values):
+            raise SurgeryError(f"no value of an attribute gives {wanted} at {use.where}", _units(evidence, use))
+        values = solved
+    return [(leaf, values[key]) for key, leaf in attributes.items() if key in values and values[key] != leaf.value]
+
+
+def _agrees(use: Use, wanted: int, solved: Mapping[Any, int], before: Mapping[Any, int]) -> bool:
+    """The use comes out right, without changing what an earlier use fixed."""
+    return evaluate(use.size, solved) == wanted and all(solved[key] == value for key, value in before.items())
+
+
+def _units(evidence: Evidence, use: Use) -> Units:
+    units = np.unique(evidence.unit_of[evidence.components[use.ids.numpy()]])
+    return units[units >= 0]
+
+
+def _cut_(
+    tensors: Mapping[str, Tensor], indices: Mapping[str, Mapping[int, list[int]]], optimizers: Sequence[Optimizer]
+) -> None:
+    for name, dims in indices.items():
+        tensor = tensors[name]
+        before = tensor.shape
+        set_data(tensor, cut(tensor, dims))
+        for optimizer in optimizers:
+            cut_state_(optimizer, tensor, before, dims, name)
+
+
+@contextlib.contextmanager
+def _rolled_back(
+    tensors: Mapping[str, Tensor],
+    indices: Mapping[str, Any],
+    settings: Sequence[tuple[Attribute, int]],
+    optimizers: Sequence[Optimizer],
+    model: nn.Module,
+) -> Iterator[None]:
+    """If the block raises, everything is as before: the old tensors are still there, and are put back."""
+    data = [(tensors[name], tensors[name].data, tensors[name].grad) for name in indices]
+    held = [(attribute, read(attribute)) for attribute, _ in settings]
+    shown = [(module, dict(vars(module))) for module in model.modules()]
+    states = [snapshot(optimizer) for optimizer in optimizers]
+    try:
+        yield
+    except BaseException as error:
+        for tensor, values, grad in data:
+            tensor.data, tensor.grad = values, grad
+        for attribute, value in held:
+            write(attribute, value)
+        for module, attributes in shown:
+            vars(module).update(attributes)
+        for restore in states:
+            restore()
+        if isinstance(error, ProofError):
+            raise SurgeryError(f"{error}; the cut was rolled back", error.units) from error
+        raise
+
+
+# What the printed model says. No operator reads these, or the trace would have set them.
+_SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+    nn.modules.conv._ConvNd: {"out_channels": ("weight", 0), "in_channels": ("weight", 1)},
+    nn.modules.conv._ConvTransposeNd: {"in_channels": ("weight", 0), "out_channels": ("weight", 1)},
+    nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
+    nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
+    nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.PReLU: {"num_parameters": ("weight", 0)},
+}
+
+
+def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
+    kind = next((kind for kind in reversed(_SHOWN) if isinstance(module, kind)), None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        kind = nn.modules.conv._ConvTransposeNd
+    for attribute, (name, dim) in _SHOWN.get(kind, {}).items() if kind else ():
+        tensor = getattr(module, name, None)
+        tensor = getattr(module, "running_mean", None) if tensor is None else tensor
+        if isinstance(tensor, Tensor):
+            grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
+            yield attribute, tensor.shape[dim] * (module.groups if grouped else 1)
+
+
+def _show_sizes_(model: nn.Module, indices: Mapping[str, Any]) -> None:
+    for name in {name.rpartition(".")[0] for name in indices}:
+        module = model.get_submodule(name)
+        for attribute, size in _shown_sizes(module):
+            setattr(module, attribute, size)
+
+
+def _attributes(
+    model: nn.Module, settings: Sequence[tuple[Attribute, int]], indices: Mapping[str, Any]
+) -> dict[str, int | list[int]]:
+    """Every attribute that was set, by its path, as it is now."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found: dict[str, int | list[int]] = {}
+    for attribute, _ in settings:
+        held = getattr(attribute.owner, attribute.name)
+        path = f"{names[id(attribute.owner)]}.{attribute.name}".lstrip(".")
+        found[path] = held if isinstance(held, int) else list(held)
+    for name in sorted({name.rpartition(".")[0] for name in indices}):
+        for shown, size in _shown_sizes(model.get_submodule(name)):
+            found[f"{name}.{shown}".lstrip(".")] = size
+    return found

@@ -1,0 +1,200 @@
+"""``trace(model, *inputs) -> ChannelGraph``: follow a network's channels and name its units (level 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
+from lightning_prune.ids import Ids
+from lightning_prune.recording import Recording, record
+from lightning_prune.rules import follow
+from lightning_prune.sizes import Attribute
+from lightning_prune.tracker import Tracker
+
+__all__ = ["TraceError", "analyse", "trace"]
+
+MODES = (False, True)  # eval first: MACs are counted there
+
+
+class TraceError(RuntimeError):
+    """The network could not be traced; nothing was changed."""
+
+
+def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
+    """Find what depends on what in ``model`` by following its forward on ``inputs``.
+
+    The forward is run on fake tensors, once in eval and once in train mode (auxiliary heads exist only there).
+    Nothing about the model changes, and no arithmetic is done.
+
+    Args:
+        model: any eager network.
+        *inputs: example inputs, as the forward takes them; their values do not matter, their shapes do:
+            MACs are those of one forward on them.
+        **kwargs: example keyword inputs.
+
+    Raises:
+        TraceError: the forward raises in both modes; the message has the model's own error.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
+        >>> len(graph.prunable), graph.cost("params"), graph.cost("params", remove=[0, 1])
+        (8, 242, 182)
+        >>> graph.pinned[graph.layers["2.weight"][0]]
+        "is the network's output"
+    """
+    tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
+    _link_attributes(tracker)
+    return _graph(tracker, modes, notes, inputs, kwargs)
+
+
+def analyse(
+    tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
+) -> tuple[Tracker, tuple[bool, ...], list[str]]:
+    """Record the forward in each mode and follow it. MACs come from the first mode that runs."""
+    done: list[bool] = []
+    notes: list[str] = []
+    error: Exception | None = None
+    for training in modes:
+        try:
+            recording = _record(tracker.model, inputs, kwargs, training)
+        except Exception as raised:
+            error = raised
+            notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
+            continue
+        _follow(recording, tracker, count=not done)
+        done.append(training)
+        if recording.real:
+            notes.append("needs values to run; the branches that the example input takes were followed")
+    if not done:
+        raise TraceError(f"the network raises on its example input: {error}") from error
+    return tracker, tuple(done), notes
+
+
+def _record(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Recording:
+    try:
+        return record(model, inputs, kwargs, training)
+    except ValueError as error:  # batch norm in train mode wants more than one value per channel
+        if not training or "more than 1 value per channel" not in str(error):
+            raise
+        double = tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, (inputs, kwargs))
+        return record(model, *double, training)
+
+
+def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
+    costs = list(tracker.costs)
+    for call in recording.calls:
+        follow(call, tracker)
+    tracker.pin_all(recording.outputs, "is the network's output")
+    if not count:
+        tracker.costs = costs
+
+
+def _link_attributes(tracker: Tracker) -> None:
+    """One attribute cannot have two values: dimensions of the same size that it fixes shrink together."""
+    first: dict[tuple[Any, int], Ids] = {}
+    for use in tracker.uses:
+        if isinstance(use.size.expression, Attribute):
+            key = (use.size.expression.key, len(use.ids))
+            tracker.ties.tie(first.setdefault(key, use.ids), use.ids, use.where)
+
+
+def _graph(
+    tracker: Tracker, modes: tuple[bool, ...], notes: list[str], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ChannelGraph:
+    components = tracker.ties.components()
+    unit_of = _number(tracker, components)
+
+    def units(ids: Ids) -> Units:
+        return unit_of[components[ids.numpy()]]
+
+    bindings = _bindings(tracker, units)
+    num_units = int(unit_of.max(initial=-1)) + 1
+    pinned, mask = _pinned(tracker, components, unit_of)
+    layers = {name: units(tracker.sources[name][dim]) for name, dim in sorted(tracker.filters.items())}
+    order = [name for name in tracker.sources if name in layers]
+    mixing = [units(ids) for ids in tracker.ties.statistics]
+    statistics = np.unique(np.concatenate([*mixing, np.empty(0, np.int64)]))
+    return ChannelGraph(
+        num_units=num_units,
+        bindings=bindings,
+        layers={name: layers[name] for name in order},
+        filter_dims={name: tracker.filters[name] for name in order},
+        pinned=pinned,
+        terms={"macs": _macs(tracker, units), "params": _params(tracker, bindings)},
+        unsupported=tracker.unsupported,
+        statistics_units=statistics[statistics >= 0],
+        notes=notes,
+        evidence=Evidence(inputs, kwargs, tracker, modes, components, unit_of, mask),
+    )
+
+
+def _number(tracker: Tracker, components: Units) -> Units:
+    """Unit of each component, -1 for those that no filter and no neighbour of a filter belongs to."""
+    filters = np.zeros(components.max(initial=-1) + 1, dtype=bool)
+    for name, dim in tracker.filters.items():
+        filters[components[tracker.sources[name][dim].numpy()]] = True
+    beside = filters.copy()
+    for dims in tracker.sources.values():
+        for ids in dims.values():
+            own = components[ids.numpy()]
+            if filters[own].any():
+                beside[own] = True
+    # Filters first, so that the units that may go have the low numbers.
+    numbers = np.full(len(filters), -1, dtype=np.int64)
+    numbers[filters] = np.arange(filters.sum())
+    rest = beside & ~filters
+    numbers[rest] = np.arange(rest.sum()) + filters.sum()
+    return numbers
+
+
+def _bindings(tracker: Tracker, units: Any) -> dict[str, dict[int, Units]]:
+    found: dict[str, dict[int, Units]] = {}
+    for name, dims in tracker.sources.items():
+        for dim, ids in dims.items():
+            bound = units(ids)
+            if len(bound) and (bound >= 0).all():
+                found.setdefault(name, {})[dim] = bound
+    return found
+
+
+def _pinned(tracker: Tracker, components: Units, unit_of: Units) -> tuple[dict[int, str], NDArray[np.bool_]]:
+    """Unit -> its first reason, and the mask of pinned components."""
+    reasons: dict[int, str] = {}
+    mask = np.zeros(len(unit_of), dtype=bool)
+    for pin in tracker.ties.pins:
+        text = f"{pin.reason} ({pin.where})" if pin.where else pin.reason
+        own = components[pin.ids.numpy()]
+        mask[own] = True
+        for unit in np.unique(unit_of[own]).tolist():
+            if unit >= 0:
+                reasons.setdefault(unit, text)
+    return reasons, mask
+
+
+def _macs(tracker: Tracker, units: Any) -> list[Term]:
+    terms = []
+    for cost in tracker.costs:
+        bound = [units(ids) for ids in cost.factors]
+        shrinking = [factor for factor in bound if (factor >= 0).all()]
+        fixed = [len(factor) for factor in bound if not (factor >= 0).all()]
+        terms.append(Term(cost.layer, cost.scale * int(np.prod(fixed, dtype=np.int64)), tuple(shrinking)))
+    return terms
+
+
+def _params(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Term]:
+    terms = []
+    for name, parameter in tracker.model.named_parameters():
+        bound = bindings.get(name, {})
+        fixed = [size for dim, size in enumerate(parameter.shape) if dim not in bound]
+        terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(bound.values())))
+    return terms
+
+

@@ -1,0 +1,199 @@
+"""What is known while the recorded operators are followed: labels, ties, sizes, costs (level 1).
+
+A tensor's *labels* give, for each of its dimensions, the id arrays that run along it: none for a batch or a
+pixel, one for channels, rarely two where two labelled dimensions were merged. An index survives when its id
+survives in each of the arrays.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.ids import Ids, Ties
+from lightning_prune.recording import Call
+from lightning_prune.sizes import Attribute, Shape, TracedInt, leaves
+
+__all__ = ["Cost", "Labels", "Source", "Tracker", "Use"]
+
+Labels = tuple[tuple[Ids, ...], ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The ids of one dimension of a parameter or buffer."""
+
+    name: str
+    dim: int
+    ids: Ids
+
+
+@dataclass(frozen=True)
+class Use:
+    """A Python-level size that must equal the number of ``ids`` that stay."""
+
+    size: TracedInt
+    ids: Ids
+    where: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs of one contraction: ``scale * prod(kept in factor)``."""
+
+    layer: str
+    scale: int
+    factors: tuple[Ids, ...]
+
+
+@dataclass
+class Tracker:
+    """State of one analysis. Rules read and write it through its methods.
+
+    Args:
+        model: the network whose parameters and buffers carry the ids.
+        initial: id arrays to start from, parameter or buffer name -> dimension -> ids; fresh ones if None.
+    """
+
+    model: nn.Module
+    initial: dict[str, dict[int, Ids]] | None = None
+    ties: Ties = field(default_factory=Ties)
+    uses: list[Use] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    filters: dict[str, int] = field(default_factory=dict)
+    unsupported: dict[str, list[str]] = field(default_factory=dict)
+    call: Call | None = None
+
+    def __post_init__(self) -> None:
+        self.sources: dict[str, dict[int, Ids]] = {}
+        self.sizes: dict[object, Ids | None] = {}
+        self._labels: dict[int, Labels] = {}
+        self._alive: list[Tensor] = []
+        self._storages: dict[int, str] = {}
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in named:
+            self._introduce(name, tensor)
+        self._index_sources()
+
+    def _introduce(self, name: str, tensor: Tensor) -> None:
+        known = (self.initial or {}).get(name, {})
+        ids = {d: known[d] if d in known else self.ties.fresh(n) for d, n in enumerate(tensor.shape)}
+        self.sources[name] = ids
+        self.label(tensor, tuple((ids[dim],) for dim in range(tensor.dim())))
+        if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
+            self._storages[tensor.untyped_storage().data_ptr()] = name
+
+    def _index_sources(self) -> None:
+        flat = [Source(n, d, ids) for n, dims in self.sources.items() for d, ids in dims.items() if len(ids)]
+        self._ordered = sorted(flat, key=lambda source: int(source.ids[0]))
+        self._starts = [int(source.ids[0]) for source in self._ordered]
+
+    @property
+    def where(self) -> str:
+        """The operator and module that is being followed, for messages."""
+        return str(self.call) if self.call is not None else ""
+
+    # -- labels ---------------------------------------------------------------------------------------------
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """Id arrays along each dimension of ``tensor``."""
+        found = self._labels.get(id(tensor))
+        if found is None or len(found) != tensor.dim():
+            found = self._alias(tensor) or ((),) * tensor.dim()
+        return found
+
+    def _alias(self, tensor: Tensor) -> Labels | None:
+        """Labels of ``p.data`` and the like: another tensor object over a parameter's memory."""
+        real = type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta
+        name = self._storages.get(tensor.untyped_storage().data_ptr()) if real else None
+        dims = self.sources[name] if name is not None else {}
+        same = name is not None and tuple(len(dims[d]) for d in range(len(dims))) == tuple(tensor.shape)
+        return tuple((dims[dim],) for dim in range(tensor.dim())) if same else None
+
+    def label(self, tensor: Tensor, labels: Sequence[Iterable[Ids]]) -> None:
+        """Say which ids run along the dimensions of ``tensor``."""
+        self._labels[id(tensor)] = tuple(tuple(arrays) for arrays in labels)
+        self._alive.append(tensor)
+
+    def along(self, tensor: Tensor, dim: int) -> Ids | None:
+        """The ids along one dimension, None if it has none. Where there are two arrays, the second is pinned."""
+        if tensor.dim() == 0:
+            return None
+        arrays = self.labels(tensor)[dim]
+        for extra in arrays[1:]:
+            self.pin(extra, "two prunable dimensions were merged into one")
+        return arrays[0] if arrays else None
+
+    def owner(self, ids: Ids | None) -> Source | None:
+        """The parameter's dimension that these ids come from, unchanged."""
+        if ids is None or not len(ids):
+            return None
+        source = self._ordered[bisect_right(self._starts, int(ids[0])) - 1]
+        return source if torch.equal(source.ids, ids) else None
+
+    # -- what rules say -------------------------------------------------------------------------------------
+
+    def pin(self, ids: Ids | None, reason: str) -> None:
+        """Forbid the removal of ``ids``; None is nothing."""
+        if ids is not None:
+            self.ties.pin(ids, reason, self.where)
+
+    def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Pin every id that any of the tensors carries."""
+        for tensor in tensors:
+            for arrays in self.labels(tensor):
+                for ids in arrays:
+                    self.pin(ids, reason)
+
+    def tie(self, left: Ids | None, right: Ids | None, missing: str = "meets a dimension of fixed size") -> None:
+        """Tie two dimensions; where only one of them is labelled, it is pinned."""
+        if left is None or right is None:
+            self.pin(right if left is None else left, missing)
+        else:
+            self.ties.tie(left, right, self.where)
+
+    def tie_across(self, grid: Tensor) -> Ids:
+        """Tie the rows of a (k, n) grid of ids to its first row, which is returned: n channels, each k times."""
+        for row in grid[1:]:
+            self.ties.tie(grid[0], row, self.where)
+        return grid[0]
+
+    def mixes(self, ids: Ids | None) -> None:
+        """Remember ids that meet statistics taken across channels."""
+        if ids is not None:
+            self.ties.statistics.append(ids)
+
+    def use(self, size: int | None, ids: Ids) -> None:
+        """A size that the user's code passed must equal the number of ``ids`` that stay; a constant pins them."""
+        if isinstance(size, TracedInt) and size >= 0:
+            self.uses.append(Use(size, ids, self.where))
+            self.remember(size)
+        elif size is not None and size >= 0:
+            self.pin(ids, f"its size is written as the number {int(size)} in the code")
+
+    def remember(self, size: int | None) -> None:
+        """Note which ids run along the dimensions that a traced size was read from."""
+        for leaf in leaves(size) if size is not None else ():
+            if isinstance(leaf, Shape):
+                self.sizes[leaf.key] = self.along(leaf.tensor, leaf.dim)
+                self._alive.append(leaf.tensor)
+
+    def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:
+        """Register MACs; unlabelled factors must be part of ``scale`` already."""
+        self.costs.append(Cost(layer, int(scale), tuple(ids for ids in factors if ids is not None)))
+
+    def filter(self, ids: Ids | None) -> str:
+        """Note that ``ids`` are the filters of a layer, if they are a parameter's; the parameter's name."""
+        source = self.owner(ids)
+        if source is None:
+            return ""
+        self.filters[source.name] = source.dim
+        return source.name
+
+    def attributes(self) -> list[Attribute]:
+        """Every attribute that some use depends on."""
+        return [leaf for use in self.uses for leaf in leaves(use.size) if isinstance(leaf, Attribute)]
