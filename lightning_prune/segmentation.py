@@ -252,7 +252,7 @@ class SegmentationModule(L.LightningModule):
         check_logits(logits, target, self.num_classes)
         check_mask(target, self.num_classes, self.ignore_index)
         loss = self.loss(logits, target)
-        self._metric_of(stage).update(logits.detach().argmax(1), target)
+        self._metric_of(stage).update(logits.detach().max(1).indices, target)
         self._log_loss(loss.detach(), stage, len(image))
         return loss
 

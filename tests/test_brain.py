@@ -8,8 +8,9 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from lightning_prune.data import BrainSlices, brain
-from lightning_prune.data.brain import TEST, TRAIN, VAL, load_template
+from lightning_prune.data import BrainSlices, brain, template
+from lightning_prune.data.brain import AXES, TEST, TRAIN, VAL
+from lightning_prune.data.template import extent, load_template
 from lightning_prune.segmentation import SegmentationModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -44,7 +45,7 @@ def test_template_is_a_brain_and_its_own_mirror_image():
     volume = load_template()
     assert volume.shape == (3, 192, 192, 192)
     assert 0.5e6 < (volume[1] > 127).sum() < 1.5e6  # about a litre of grey matter, in mm^3
-    first, last = brain.extent(volume, 0)
+    first, last = extent(volume, 0)
     inner = volume[:, first : last + 1]
     assert np.array_equal(inner, inner[:, ::-1])
 
@@ -80,9 +81,9 @@ def test_template_voxels_come_out_where_they_are(slices):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("axis", range(3))
 def test_blocks_are_contiguous_with_a_gap(axis, seed):
-    levels = BrainSlices(gap=4, seed=seed).levels()[axis]
+    levels = BrainSlices(held_out=AXES, val=0.12, test=0.12, gap=4, seed=seed).levels()[axis]
     if axis == 0:
-        first, last = brain.extent(load_template(), 0)
+        first, last = extent(load_template(), 0)
         assert np.array_equal(levels[first : last + 1], levels[first : last + 1][::-1])
         levels = levels[: (first + last) // 2 + 1]
     spots = {level: np.flatnonzero(levels == level) for level in (TRAIN, VAL, TEST)}
@@ -97,27 +98,38 @@ def test_blocks_are_contiguous_with_a_gap(axis, seed):
 def test_the_gap_is_kept_by_the_slices_themselves(marked, axis):
     """Read each slice's position back from its pixels: the T1 is replaced by the coordinate."""
     marked(np.moveaxis(np.broadcast_to(np.arange(192), (192, 192, 192)), 2, axis))
-    data = BrainSlices(size=32, axes=[brain.AXES[axis]], slices_per_axis=60, gap=5)
+    data = BrainSlices(size=32, axes=[AXES[axis]], slices_per_axis=60, gap=5)
     where = {stage: (data.samples(stage).images.mean((1, 2, 3)) * 255).round() for stage in STAGES}
     assert sum(len(set(spots.tolist())) for spots in where.values()) > 40
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         assert (where[a][:, None] - where[b]).abs().min() > 5
 
 
+@pytest.mark.parametrize("held_out", [None, ["coronal"], AXES])
 @pytest.mark.parametrize(("hidden", "seer"), [("test", "train"), ("test", "val"), ("val", "train")])
-def test_no_voxel_of_one_set_is_seen_by_another(marked, hidden, seer):
+def test_no_voxel_of_one_set_is_seen_by_another(marked, held_out, hidden, seer):
     """Light up exactly the voxels on the slices of one set: the other must stay dark, unless told not to."""
-    data = BrainSlices(size=192, slices_per_axis=30)
-    axes = np.ix_(*(levels == brain.LEVELS[hidden] for levels in data.levels()))
-    lit = np.zeros((192, 192, 192), dtype=bool)
+    shares = {"held_out": held_out, "val": 0.1, "test": 0.1, "size": 192, "slices_per_axis": 30}
+    data = BrainSlices(**shares)
+    lit = np.zeros((192, 192, 192), dtype=np.uint8)
     for axis, levels in enumerate(data.levels()):
-        np.moveaxis(lit, axis, 0)[levels == brain.LEVELS[hidden]] = True
-    assert lit[axes].all()
-    marked(lit * np.uint8(255))
+        np.moveaxis(lit, axis, 0)[levels == brain.LEVELS[hidden]] = 255
+    marked(lit)
     assert data.samples(hidden).images.max() == 1
     assert data.samples(seer).images.max() == 0
-    whole = BrainSlices(size=192, slices_per_axis=30, blank=False)
-    assert whole.samples(seer).images.max() == 1
+    crosses = seer == "train" or held_out is AXES  # val slices along one axis are parallel to the test slices
+    assert BrainSlices(**shares, blank=False).samples(seer).images.max() == crosses
+
+
+def test_held_out_axis_alone_gives_val_and_test():
+    data = BrainSlices(size=32, slices_per_axis=40, held_out=["coronal"])
+    levels = data.levels()
+    assert [set(axis) for axis in levels] == [{TRAIN}, {0, 1, 2, 3, 4}, {TRAIN}]
+    chosen = levels[1][brain.positions(load_template(), 1, 40)]
+    assert [len(data.samples(s)) for s in ("val", "test")] == [(chosen == VAL).sum(), (chosen == TEST).sum()]
+    assert len(data.samples("train")) == 40 + 40 + (chosen == TRAIN).sum()
+    with pytest.raises(ValueError, match=r"held_out=\['coronal'\]: choose from \['axial'\]"):
+        BrainSlices(axes=["axial"], held_out=["coronal"])
 
 
 def test_blanked_voxels_are_class_other(slices):
@@ -157,7 +169,7 @@ def test_same_seed_same_slices_other_seed_other_blocks(slices):
 
 def test_number_of_slices(slices):
     assert sum(len(slices.samples(stage)) for stage in STAGES) <= 3 * 40
-    assert len(slices.samples("train")) > len(slices.samples("test")) > 3 * 2
+    assert len(slices.samples("train")) > len(slices.samples("test")) > 3
     with pytest.raises(ValueError, match="slices_per_axis=500: sagittal has 1 to"):
         BrainSlices(slices_per_axis=500).setup()
 
@@ -174,9 +186,9 @@ def test_empty_set_says_so_and_how_to_fill_it():
 def test_unknown_axis_and_missing_nilearn(monkeypatch):
     with pytest.raises(ValueError, match="choose from"):
         BrainSlices(axes=["oblique"])
-    monkeypatch.setattr(brain, "find_spec", lambda name: None)
+    monkeypatch.setattr(template, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install lightning-prune\[demo\]"):
-        brain.template_folder()
+        template.template_folder()
 
 
 def test_only_training_is_augmented():

@@ -14,13 +14,14 @@ and what is done about each:
   test slice is to be seen in a train or val slice, none of a val slice in a train slice, the gap included.
   Test slices are whole. ``blank=False`` leaves all slices whole, and then this does leak.
 
+Blanking costs: with blocks along all three axes less than half of a training slice is left, in small pieces,
+and networks learn slowly. By default the blocks therefore lie along one axis, ``held_out``: training has
+slices along all three (those along the others with bands blanked), val and test have whole axial slices.
+
 What remains: it is one brain, so all sets share its contrast, its shape and its registration.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_prune.data.base import Sample, Samples, SegmentationData
+from lightning_prune.data.template import FIELD, extent, load_template
 from lightning_prune.data.transforms import Transform
 
 CLASS_NAMES = ("other", "grey", "white")
@@ -37,54 +39,6 @@ AXES = ("sagittal", "coronal", "axial")
 # What a coordinate of an axis is for. A set may look at its own level and at those below.
 TRAIN, VAL_GAP, VAL, TEST_GAP, TEST = range(5)
 LEVELS = {"train": TRAIN, "val": VAL, "test": TEST}
-
-FIELD = 192  # side of the cube that holds the brain, in voxels of 1 mm
-_FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-
-
-def template_folder() -> Path:
-    """The folder inside the installed nilearn that holds the template.
-
-    Raises:
-        ModuleNotFoundError: if nilearn is not installed.
-    """
-    spec = find_spec("nilearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("BrainSlices needs nilearn's template: pip install lightning-prune[demo]")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-
-
-@lru_cache(maxsize=1)
-def load_template() -> NDArray[np.uint8]:
-    """T1 intensity, grey- and white-matter probability, each 0 to 255, centred: ``(3, FIELD, FIELD, FIELD)``.
-
-    The spatial axes are left to right, back to front, bottom to top.
-
-    Raises:
-        ModuleNotFoundError: if nilearn is not installed.
-        FileNotFoundError: if this version of nilearn does not hold the files.
-    """
-    files = [template_folder() / _FILE.format(kind) for kind in ("t1", "gm", "wm")]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing from nilearn: pip install 'nilearn>=0.11,<1'")
-    from nibabel.nifti1 import Nifti1Image  # comes with nilearn, which is optional
-
-    return _centred(np.stack([np.asarray(Nifti1Image.from_filename(file).dataobj) for file in files]))
-
-
-def extent(volume: NDArray[np.uint8], axis: int, share: float = 0.1) -> tuple[int, int]:
-    """First and last slice with at least ``share`` of the tissue of the fullest slice.
-
-    Args:
-        volume: ``(3, x, y, z)`` as from `load_template`.
-        axis: 0, 1 or 2.
-        share: leaves out the nearly empty slices at either end.
-    """
-    tissue = volume[1].astype(np.uint16) + volume[2] > 127
-    area = tissue.sum(axis=tuple(a for a in range(3) if a != axis))
-    inside = np.flatnonzero(area >= share * area.max())
-    return int(inside[0]), int(inside[-1])
 
 
 def split_axis(length: int, val: float, test: float, gap: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -178,24 +132,17 @@ def cut_slices(
     return t1[:, None].contiguous(), mask.to(torch.uint8)
 
 
-def _centred(volume: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut or pad every spatial axis to ``FIELD``, with the brain in the middle."""
-    for axis in range(3):
-        first, last = extent(volume, axis, share=0.0001)
-        start = (first + last + 1 - FIELD) // 2
-        index = np.arange(start, start + FIELD)
-        inside = (index >= 0) & (index < volume.shape[1 + axis])
-        padded = np.zeros((*volume.shape[: 1 + axis], FIELD, *volume.shape[2 + axis :]), dtype=np.uint8)
-        np.moveaxis(padded, 1 + axis, 0)[inside] = np.moveaxis(volume, 1 + axis, 0)[index[inside]]
-        volume = padded
-    return volume
-
-
 def _mirrored(levels: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """``result[i] = levels[total - i]`` where that exists."""
     index = total - np.arange(len(levels))
     inside = (index >= 0) & (index < len(levels))
     return np.where(inside, levels[np.clip(index, 0, len(levels) - 1)], TRAIN)
+
+
+def _numbers(argument: str, names: Sequence[str], allowed: Sequence[str]) -> list[int]:
+    if not names or set(names) - set(allowed):
+        raise ValueError(f"{argument}={list(names)}: choose from {list(allowed)}")
+    return sorted({AXES.index(name) for name in names})
 
 
 class SliceSamples:
@@ -221,9 +168,11 @@ class BrainSlices(SegmentationData):
     Args:
         size: side of the square images in pixels; the field of view is 192 mm.
         axes: any of ``"sagittal"``, ``"coronal"``, ``"axial"``. With one axis nothing needs to be blanked.
+        held_out: the axes along which val and test have their blocks; all slices along the other axes are for
+            training. None: the last one of ``axes`` in the order above.
         slices_per_axis: evenly spaced over the brain (over one half for sagittal), those in gaps left out.
-        val: share of each axis for validation.
-        test: share of each axis for testing.
+        val: share of each held-out axis for validation.
+        test: share of each held-out axis for testing.
         gap: millimetres between the blocks.
         blank: hide from each set the voxels that it must not know.
         batch_size: see `SegmentationData`.
@@ -234,6 +183,11 @@ class BrainSlices(SegmentationData):
     Raises:
         ValueError: for an unknown axis, or shares that leave nothing for training.
         ModuleNotFoundError: if nilearn is not installed.
+
+    Example:
+        >>> image, mask = BrainSlices(size=64, slices_per_axis=20).samples("test")[0]
+        >>> image.shape, mask.shape, mask.unique()
+        (torch.Size([1, 64, 64]), torch.Size([64, 64]), tensor([0, 1, 2]))
     """
 
     in_channels = 1
@@ -244,9 +198,10 @@ class BrainSlices(SegmentationData):
         self,
         size: int = 96,
         axes: Sequence[str] = AXES,
+        held_out: Sequence[str] | None = None,
         slices_per_axis: int = 64,
-        val: float = 0.1,
-        test: float = 0.1,
+        val: float = 0.15,
+        test: float = 0.15,
         gap: int = 3,
         blank: bool = True,
         batch_size: int = 8,
@@ -255,20 +210,20 @@ class BrainSlices(SegmentationData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, transform, seed)
-        if not axes or set(axes) - set(AXES):
-            raise ValueError(f"axes={list(axes)}: choose from {list(AXES)}")
         self.size = size
-        self.axes = sorted({AXES.index(axis) for axis in axes})
+        self.axes = _numbers("axes", axes, AXES)
+        used = [AXES[axis] for axis in self.axes]
+        self.held_out = _numbers("held_out", used[-1:] if held_out is None else held_out, used)
         self.slices_per_axis = slices_per_axis
         self.val_share, self.test_share, self.gap = val, test, gap
         self.blank = blank
 
     def levels(self) -> list[NDArray[np.int64]]:
-        """For each of the three axes what each coordinate is for; all training for an unused axis."""
+        """For each of the three axes what each coordinate is for; all training unless held out."""
         volume = load_template()
         unused = np.full(FIELD, TRAIN, dtype=np.int64)
         shares = (self.val_share, self.test_share, self.gap, self.seed)
-        return [plan_axis(volume, axis, *shares) if axis in self.axes else unused for axis in range(3)]
+        return [plan_axis(volume, axis, *shares) if axis in self.held_out else unused for axis in range(3)]
 
     def load(self) -> Mapping[str, Samples]:
         """Cut all slices of the three sets."""
