@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Importance = NDArray[np.float64]
+NOTHING: Statistics = MappingProxyType({})
 Reduction = Literal["mean", "sum", "max"]
 #: one value per filter, by the qualified name of the weight
 PerFilter = Mapping[str, NDArray[np.float64]]
@@ -43,7 +45,7 @@ PerFilter = Mapping[str, NDArray[np.float64]]
 class Criterion(Protocol):
     """Scores every unit of a graph; the lowest goes first."""
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics, /) -> Importance:
         """Importance per unit, shape (num_units,)."""
         ...
 
@@ -122,7 +124,7 @@ def _deviations(graph: ChannelGraph, statistics: Statistics) -> dict[str, NDArra
 def ipad(
     graph: ChannelGraph,
     model: nn.Module,
-    statistics: Statistics,
+    statistics: Statistics = NOTHING,
     omega: float = 0.5,
     p: int = 1,
     scale: float | Literal["global"] = 10.0,
@@ -203,7 +205,7 @@ class IPAD:
             return None
         return partial(ActivationDeviation, p=self.p, form=self.deviation, grid=self.grid)
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
         """Importance per unit, shape (num_units,)."""
         return ipad(graph, model, statistics, self.omega, self.p, self.scale, self.reduction)
 
@@ -216,7 +218,7 @@ class Norm:
     reduction: Reduction = "mean"
     statistic = None
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
         """Importance per unit, shape (num_units,)."""
         return per_unit(graph, filter_norms(graph, model, self.p), self.reduction)
 
@@ -248,6 +250,6 @@ class Random:
     seed: int = 0
     statistic = None
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
         """Importance per unit, shape (num_units,)."""
         return np.random.default_rng([self.seed, graph.num_units]).random(graph.num_units)

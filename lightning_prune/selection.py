@@ -94,9 +94,11 @@ class Plan:
 
     def __str__(self) -> str:
         costs = " · ".join(f"{resource} {spent}" for resource, spent in self.costs.items())
-        return f"{len(self)} units · {costs} · {self._ending()}"
+        return f"{len(self)} units · {costs} · {self.ending}"
 
-    def _ending(self) -> str:
+    @property
+    def ending(self) -> str:
+        """What ended the selection, in words."""
         if self.reached:
             return "budget met"
         if self.stopped == "amount":

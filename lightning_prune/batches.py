@@ -1,0 +1,104 @@
+"""From batches to example inputs, and passes over them (level 3)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+__all__ = ["Example", "as_example", "inputs_of", "one_sample", "recalibrate_", "switched"]
+
+#: positional and keyword inputs of a forward
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_example(array: Any) -> Example:
+    """What Lightning's ``example_input_array`` means: a tuple is spread, a dictionary names its inputs."""
+    if isinstance(array, Mapping):
+        return (), dict(array)
+    return (array if isinstance(array, tuple) else (array,)), {}
+
+
+def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
+    """The part of a batch that ``forward`` takes, or None if there is no tensor in it.
+
+    A tensor is the input; of a sequence, the first entry is; of a mapping, the entries that the forward has
+    arguments for, else the first entry.
+
+    Example:
+        >>> image, mask = torch.zeros(2, 3), torch.ones(2)
+        >>> inputs_of([image, mask], lambda x: x)[0][0] is image
+        True
+        >>> list(inputs_of({"mask": mask, "image": image}, lambda image: image)[1])
+        ['image']
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        named = {name: batch[name] for name in inspect.signature(forward).parameters if name in batch}
+        return ((), named) if named else inputs_of(list(batch.values()), forward)
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
+        return inputs_of(batch[0], forward)
+    return None
+
+
+def one_sample(example: Example) -> Example:
+    """A copy of the first sample of every tensor."""
+    return tree_map(lambda x: x[:1].detach().clone() if isinstance(x, Tensor) and x.dim() else x, example)
+
+
+@contextmanager
+def switched(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Every module in train or eval mode as ``training`` says, and as it was afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = training(module)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms that keep running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
+def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
+    """Estimate the running statistics of batch norms anew, as plain averages over ``examples``.
+
+    After a cut the activations further down have changed, and the running statistics have not. Everything but
+    the norms is in eval mode meanwhile. Without norms or examples, nothing happens.
+
+    Returns:
+        The number of examples used.
+
+    Example:
+        >>> norm = nn.Sequential(nn.BatchNorm1d(1))
+        >>> recalibrate_(norm, [((torch.tensor([[1.0], [5.0]]),), {})]), norm[0].running_mean.item()
+        (1, 3.0)
+    """
+    norms, stream = tracked_norms(model), iter(examples)
+    first = next(stream, None) if norms else None
+    if first is None:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    number = 0
+    with torch.no_grad(), switched(model, lambda module: module in norms):
+        for args, kwargs in chain([first], stream):
+            model(*args, **kwargs)
+            number += 1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return number

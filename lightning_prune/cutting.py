@@ -1,0 +1,241 @@
+"""One step of pruning: score, select, cut, and try again without what surgery refuses (level 3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.batches import Example
+from lightning_prune.criteria import L2, Criterion
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.record import PruningRecord
+from lightning_prune.selection import Plan, check_budget, resolve, select, si
+from lightning_prune.statistics import ActivationDeviation, Collector, Statistics
+from lightning_prune.surgery import SurgeryError, prune_
+from lightning_prune.tracing import trace
+
+__all__ = ["Cut", "Rules", "Run", "cut_", "facts", "unmet"]
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select`."""
+
+    budget: Mapping[str, float]
+    amount: Mapping[str, float] | None = None
+    limits: Limits = field(default_factory=Limits)
+    exclude: Sequence[str] = ()
+    channel_multiple: int = 1
+
+    def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
+        """The units of the next step."""
+        return select(
+            graph,
+            importance,
+            self.budget,
+            amount=self.amount,
+            limits=self.limits,
+            exclude=self.exclude,
+            channel_multiple=self.channel_multiple,
+            dense=dense,
+        )
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raise ValueError if these rules make no sense for the dense network of ``graph``."""
+        resolve(self.amount or {}, DenseSizes.of(graph).costs, "amount")
+        check_budget(
+            graph,
+            self.budget,
+            limits=self.limits,
+            exclude=self.exclude,
+            channel_multiple=self.channel_multiple,
+        )
+
+    def met(self, graph: ChannelGraph, dense: DenseSizes) -> bool:
+        """Whether the network of ``graph`` is within the budget."""
+        targets = resolve(self.budget, dense.costs, "budget")
+        return all(graph.cost(resource) <= target for resource, target in targets.items())
+
+    def foreseen(self, graph: ChannelGraph, model: nn.Module) -> Plan:
+        """How far these rules lead if the size of the filters decides: an honest guess before training."""
+        return replace(self, amount=None).plan(graph, L2()(graph, model, {}), DenseSizes.of(graph))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The facts of one cut, as plain numbers.
+
+    Attributes:
+        epoch: at whose end it was made.
+        filters: how many went, over all layers.
+        layers: how many layers lost some.
+        before: resource -> cost before it.
+        after: resource -> exact cost after it.
+        share: resource -> what remains of the dense network's.
+        stopped: what ended the selection: ``"budget"``, ``"amount"`` or ``"limits"``.
+        seconds: how long it took, proof included.
+    """
+
+    epoch: int
+    filters: int
+    layers: int
+    before: dict[str, int]
+    after: dict[str, int]
+    share: dict[str, float]
+    stopped: str
+    seconds: float
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float) -> Cut:
+        """The facts of carrying out ``plan`` on the network of ``graph``."""
+        gone = [int(np.isin(units, plan.remove).sum()) for units in graph.layers.values()]
+        before = {resource: spent.before for resource, spent in plan.costs.items()}
+        after = {resource: spent.after for resource, spent in plan.costs.items()}
+        share = {resource: spent.after / max(spent.dense, 1) for resource, spent in plan.costs.items()}
+        return cls(epoch, sum(gone), sum(n > 0 for n in gone), before, after, share, plan.stopped, seconds)
+
+    def __str__(self) -> str:
+        costs = "".join(
+            f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
+            for resource, share in self.share.items()
+        )
+        gone = f"cut {self.filters} filters in {self.layers} layers"
+        return f"epoch {self.epoch}: {gone}{costs} · {self.seconds:.1f} s"
+
+
+def facts(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
+    """What there is now, for a logger: costs, their share of the dense ones, units that could still go."""
+    costs = {resource: graph.cost(resource) for resource in graph.cost_models}
+    found = {f"prune/{resource}": float(cost) for resource, cost in costs.items()}
+    found |= {
+        f"prune/{resource}_share": cost / max(dense.costs[resource], 1) for resource, cost in costs.items()
+    }
+    return {**found, "prune/units": float(len(graph.prunable))}
+
+
+def unmet(rules: Rules, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
+    """Why pruning ended above the budget, and what can be done about it."""
+    shares = {r: graph.cost(r) / max(dense.costs[r], 1) for r in rules.budget}
+    reached = ", ".join(f"{resource} {share:.3f}" for resource, share in shares.items())
+    limited = last is not None and last.stopped == "limits"
+    way_out = "loosen limits or exclusions" if limited else "train for more epochs, or raise amount"
+    ending = f" ({last.ending})" if last is not None and limited else ""
+    return f"budget {dict(rules.budget)} not met: {reached} of the dense network remain; {way_out}{ending}"
+
+
+def cut_(
+    model: nn.Module,
+    graph: ChannelGraph,
+    rules: Rules,
+    criterion: Criterion,
+    statistics: Statistics,
+    dense: DenseSizes,
+    optimizers: Sequence[Optimizer] = (),
+    agree: Callable[[list[int]], list[int]] = lambda units: units,
+) -> tuple[Plan, PruningRecord]:
+    """Score, select and prune once. What surgery refuses is pinned, with a warning, and selected around.
+
+    Args:
+        model: the network, changed in place.
+        graph: its graph.
+        rules: what is to remain and what may go.
+        criterion: scores the units.
+        statistics: what it may want to know of the activations.
+        dense: what shares refer to.
+        optimizers: whose state is cut along.
+        agree: makes all processes of a distributed run remove the same units.
+
+    Returns:
+        What was done, and its record (empty if there was nothing to remove).
+
+    Raises:
+        SurgeryError: surgery refuses again and again; the model is as it was.
+    """
+    importance = criterion(graph, model, statistics)
+    for attempt in range(1, ATTEMPTS + 1):
+        plan = rules.plan(graph, importance, dense)
+        plan = replace(plan, remove=np.array(agree(plan.remove.tolist()), dtype=np.int64))
+        if not len(plan):
+            return plan, PruningRecord()
+        try:
+            return plan, prune_(model, graph, plan.remove, optimizers)
+        except SurgeryError as error:
+            if not len(error.units) or attempt == ATTEMPTS:
+                raise
+            warnings.warn(f"{error}; {len(error.units)} units stay, selecting again", stacklevel=2)
+            refused = dict.fromkeys(error.units.tolist(), f"surgery refused: {error}")
+            graph = replace(graph, pinned={**refused, **graph.pinned})
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class Run:
+    """A network on its way from dense to small: what is known of it between two cuts.
+
+    Attributes:
+        target: the module that is pruned.
+        example: what it is traced on.
+        graph: its graph as it is now.
+        dense: its sizes before the first cut.
+        collector: what gathers statistics at the moment.
+        last: the last plan.
+        exhausted: there is nothing more to remove.
+    """
+
+    target: nn.Module
+    example: Example
+    graph: ChannelGraph
+    dense: DenseSizes
+    collector: Collector | None = None
+    last: Plan | None = None
+    exhausted: bool = False
+
+    def collect(self, criterion: Criterion) -> bool:
+        """Start to gather what the criterion wants to know; False if that is nothing."""
+        statistic = getattr(criterion, "statistic", ActivationDeviation)
+        self.forget()
+        self.collector = None if statistic is None else Collector(self.graph, self.target, statistic).attach()
+        return self.collector is not None
+
+    def watch(self, active: bool) -> None:
+        """Let the forwards that follow count, or not."""
+        if self.collector is not None:
+            self.collector.active = active
+
+    def forget(self) -> None:
+        """Remove the hooks, and what they gathered."""
+        if self.collector is not None:
+            self.collector.detach()
+        self.collector = None
+
+    def cut_(
+        self,
+        rules: Rules,
+        criterion: Criterion,
+        optimizers: Sequence[Optimizer] = (),
+        agree: Callable[[list[int]], list[int]] = lambda units: units,
+    ) -> PruningRecord:
+        """:func:`cut_` with what was gathered, and trace the smaller network. If surgery refuses: warn."""
+        statistics = {} if self.collector is None else self.collector.compute()
+        self.forget()
+        try:
+            self.last, record = cut_(
+                self.target, self.graph, rules, criterion, statistics, self.dense, optimizers, agree
+            )
+        except SurgeryError as error:
+            self.exhausted = True
+            warnings.warn(f"no more cuts, the network stays as it is: {error}", stacklevel=2)
+            return PruningRecord()
+        self.exhausted = self.last.stopped == "limits"
+        if record:
+            self.graph = trace(self.target, *self.example[0], **self.example[1])
+        return record

@@ -1,0 +1,126 @@
+"""What Lightning's loop needs around a cut: inputs, wrappers, checkpoints (level 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from difflib import get_close_matches
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+from lightning_prune.batches import Example, inputs_of, one_sample
+from lightning_prune.record import PruningRecord, RecordError, named_tensors
+
+__all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "shrink_", "target_of"]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is among ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_strategy(trainer: L.Trainer) -> None:
+    """Raise NotImplementedError where parameters do not lie whole on every device."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        name = type(trainer.strategy).__name__
+        raise NotImplementedError(f"{name} spreads or wraps parameters in a way that cannot be cut; use DDP")
+
+
+def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
+    """The module to prune.
+
+    Raises:
+        ValueError: there is no submodule of that name.
+    """
+    if submodule is None:
+        return pl_module
+    found = dict(pl_module.named_modules())
+    if submodule not in found:
+        near = get_close_matches(submodule, found, n=3, cutoff=0.4) or list(found)[1:4]
+        raise ValueError(f"no submodule {submodule!r}; did you mean {' or '.join(map(repr, near))}?")
+    return found[submodule]
+
+
+def first_sample(batch: Any, target: nn.Module) -> Example:
+    """One sample of a training batch, as the example input.
+
+    Raises:
+        ValueError: the batch holds no tensor.
+    """
+    example = inputs_of(batch, target.forward)
+    if example is None:
+        raise ValueError(
+            f"no example input: a training batch of type {type(batch).__name__} holds no tensor to take; set "
+            "example_input_array of the LightningModule"
+        )
+    return one_sample(example)
+
+
+def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
+    """The inputs of one pass over the training data, on the device, as training sees them."""
+    loader = trainer.train_dataloader
+    for number, batch in enumerate(loader if loader is not None else ()):
+        if number >= trainer.num_training_batches:
+            break
+        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        if (example := inputs_of(moved, target.forward)) is not None:
+            yield example
+
+
+def forward_context(trainer: L.Trainer) -> AbstractContextManager[Any]:
+    """The precision that training runs in."""
+    return trainer.precision_plugin.forward_context()
+
+
+def is_last_epoch(trainer: L.Trainer) -> bool:
+    """Whether no training follows the current epoch."""
+    return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+
+
+def rebuild_wrapper_(trainer: L.Trainer) -> None:
+    """DistributedDataParallel remembers the old shapes: wrap the smaller module anew, same arguments."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.model = trainer.lightning_module
+        trainer.strategy.configure_ddp()
+
+
+def before_loading(pl_module: L.LightningModule, first: Callable[[dict[str, Any]], None] | None) -> None:
+    """Have ``first(checkpoint)`` called before the module's own ``on_load_checkpoint``; None takes it back.
+
+    Of a callback's hooks, those for loading come only after the weights are in.
+    """
+    pl_module.__dict__.pop("on_load_checkpoint", None)
+    if first is None:
+        return
+    own = pl_module.on_load_checkpoint
+
+    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+        first(checkpoint)
+        own(checkpoint)
+
+    pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+
+
+def shrink_(target: nn.Module, record: PruningRecord) -> None:
+    """Cut a dense ``target`` to ``record``; one that has the record's shapes already is left alone.
+
+    Raises:
+        RecordError: it has neither the dense nor the pruned shapes.
+    """
+    tensors = named_tensors(target)
+    if all(name in tensors and _has(list(tensors[name].shape), dims) for name, dims in record.kept.items()):
+        return
+    try:
+        record.apply_(target)
+    except RecordError as error:
+        raise RecordError(
+            f"{error}; load this checkpoint into a module that is built dense, as before"
+        ) from error
+
+
+def _has(shape: list[int], dims: dict[int, list[int]]) -> bool:
+    return all(dim < len(shape) and shape[dim] == len(indices) for dim, indices in dims.items())
