@@ -59,17 +59,21 @@ def _retrace(graph: ChannelGraph, evidence: Evidence, survives: NDArray[np.bool_
     dense = evidence.tracker
     alive = torch.from_numpy(survives[evidence.components])
     initial = {
-        name: {dim: ids[alive[ids]] if dim in graph.bindings.get(name, {}) else ids for dim, ids in dims.items()}
+        name: {
+            dim: ids[alive[ids]] if dim in graph.bindings.get(name, {}) else ids for dim, ids in dims.items()
+        }
         for name, dims in dense.sources.items()
     }
-    tracker = Tracker(dense.model, initial=initial, ties=Ties(count=dense.ties.count))
+    tracker = Tracker(dense.model, initial=initial, dense=dense, ties=Ties(count=dense.ties.count))
     try:
         analyse(tracker, evidence.inputs, evidence.kwargs, evidence.modes)
     except TraceError as error:
         raise ProofError(f"the smaller network raises: {error.__cause__ or error}", _none()) from error
     except ValueError as error:
         where = tracker.where
-        raise ProofError(f"the smaller network does not fit together: {error}", _through(graph, where)) from error
+        raise ProofError(
+            f"the smaller network does not fit together: {error}", _through(graph, where)
+        ) from error
     return tracker
 
 
@@ -125,7 +129,9 @@ def _check_pins(graph: ChannelGraph, evidence: Evidence, again: Tracker) -> None
         ids = pin.ids[pin.ids < known].numpy()
         units = evidence.unit_of[evidence.components[ids]]
         if (~evidence.pinned[evidence.components[ids]] & (units >= 0)).any():
-            raise ProofError(f"a channel {pin.reason} only in the smaller network, at {pin.where}", np.unique(units))
+            raise ProofError(
+                f"a channel {pin.reason} only in the smaller network, at {pin.where}", np.unique(units)
+            )
 
 
 def _check_positions(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import logging
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +39,7 @@ __all__ = ["Call", "PythonCall", "Recording", "record", "tensors_in", "untouched
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _OURS = __name__.split(".")[0]
 
 
@@ -190,9 +193,7 @@ class _Operators(TorchDispatchMode):
         self.python, self.where = python, where
         self.calls: list[Call] = []
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func.namespace != "prim":  # prim.device and the like return no tensor
@@ -204,7 +205,9 @@ class _Operators(TorchDispatchMode):
 def untouched(model: nn.Module) -> Iterator[None]:
     """Whatever the block does to the model's attributes, flags, counters and the random state is undone."""
     modules = list(model.modules())
-    before = [{k: dict(v) if k in _REGISTRIES else v for k, v in vars(m).items()} for m in modules]
+    before = [dict(vars(module)) for module in modules]
+    # Registries, and caches that a forward fills: the same object must have the same content again.
+    containers = [(held, copy.copy(held)) for m in before for held in m.values() if type(held) in _CONTAINERS]
     # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
     states = torch.get_rng_state(), random.getstate()
@@ -212,26 +215,25 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, attributes in zip(modules, before, strict=True):
-            _restore(module, attributes)
+            vars(module).clear()
+            vars(module).update(attributes)
+        for held, content in containers:
+            _refill(held, content)
         for buffer, value in counters:
             buffer.data.copy_(value)
         torch.set_rng_state(states[0])
         random.setstate(states[1])
 
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
-def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
-    held = vars(module)
-    for name in [name for name in held if name not in attributes]:
-        del held[name]
-    for name, value in attributes.items():
-        if name in _REGISTRIES:
-            held[name].clear()
-            held[name].update(value)
-        else:
-            held[name] = value
+def _refill(held: Any, content: Any) -> None:
+    held.clear()
+    if isinstance(held, list):
+        held.extend(content)
+    else:
+        held.update(content)
 
 
 def _fake(mode: FakeTensorMode, value: Any) -> Any:
@@ -246,6 +248,7 @@ def _run(
     operators = _Operators(python, where)
     if not real:
         inputs, kwargs = _fake(fake, inputs), _fake(fake, dict(kwargs))
+    model.train(not training)  # networks that cache what they compute in eval mode drop it on a change of mode
     model.train(training)
     trace_attributes(model)
     with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:
@@ -254,25 +257,25 @@ def _run(
 
 
 @contextlib.contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Keep ``nn.MultiheadAttention`` from one opaque operator: its parts are what we need to see."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
+def _seen_whole() -> Iterator[None]:
+    """Keep ``nn.MultiheadAttention`` from one opaque operator, and torch from logging what we raise anyway."""
+    enabled, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_LOG.level
     torch.backends.mha.set_fastpath_enabled(False)
+    _FAKE_LOG.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+        _FAKE_LOG.setLevel(level)
 
 
-def record(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
-) -> Recording:
+def record(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Recording:
     """Record one forward of ``model`` in eval or train mode, and leave the model as it was.
 
     Where the forward needs values (a branch on a tensor), a copy of the inputs is run for real, and the
     branch that they take is the one recorded.
     """
-    with untouched(model), _without_fast_path():
+    with untouched(model), _seen_whole():
         random.seed(0)  # networks that drop layers at random then do the same in every recording
         try:
             return _run(model, inputs, kwargs, training, real=False)
@@ -285,7 +288,7 @@ def _record_real(
     model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
 ) -> Recording:
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with untouched(model), _without_fast_path():
+    with untouched(model), _seen_whole():
         try:
             return _run(model, copy.deepcopy(inputs), copy.deepcopy(dict(kwargs)), training, real=True)
         finally:

@@ -8,8 +8,10 @@ survives in each of the arrays.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +59,12 @@ class Tracker:
     Args:
         model: the network whose parameters and buffers carry the ids.
         initial: id arrays to start from, parameter or buffer name -> dimension -> ids; fresh ones if None.
+        dense: the tracker of the network before the cut, when the smaller one is followed.
     """
 
     model: nn.Module
     initial: dict[str, dict[int, Ids]] | None = None
+    dense: Tracker | None = None
     ties: Ties = field(default_factory=Ties)
     uses: list[Use] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
@@ -71,6 +75,7 @@ class Tracker:
     def __post_init__(self) -> None:
         self.sources: dict[str, dict[int, Ids]] = {}
         self.sizes: dict[object, Ids | None] = {}
+        self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []
         self._storages: dict[int, str] = {}
@@ -115,8 +120,15 @@ class Tracker:
         return tuple((dims[dim],) for dim in range(tensor.dim())) if same else None
 
     def label(self, tensor: Tensor, labels: Sequence[Iterable[Ids]]) -> None:
-        """Say which ids run along the dimensions of ``tensor``."""
-        self._labels[id(tensor)] = tuple(tuple(arrays) for arrays in labels)
+        """Say which ids run along the dimensions of ``tensor``. Ids that do not fit it are pinned and dropped."""
+        fitting: list[tuple[Ids, ...]] = [() for _ in tensor.shape]
+        for dim, arrays in enumerate(labels):
+            for ids in arrays:
+                if dim < len(fitting) and len(ids) == tensor.shape[dim]:
+                    fitting[dim] += (ids,)
+                else:
+                    self.pin(ids, "is lost in an operator whose rule does not fit its result")
+        self._labels[id(tensor)] = tuple(fitting)
         self._alive.append(tensor)
 
     def along(self, tensor: Tensor, dim: int) -> Ids | None:
@@ -135,6 +147,34 @@ class Tracker:
         source = self._ordered[bisect_right(self._starts, int(ids[0])) - 1]
         return source if torch.equal(source.ids, ids) else None
 
+    def dense_length(self, ids: Ids | None) -> int:
+        """How long the parameter's dimension that ``ids`` come from was before any cut; 0 if they have none."""
+        if ids is None or not len(ids):
+            return 0
+        tracker = self.dense or self
+        place = bisect_right(tracker._starts, int(ids[0])) - 1
+        return len(tracker._ordered[place].ids) if place >= 0 else 0
+
+    def before(self, what: str) -> Any:
+        """What :meth:`decided` was told at this place of the dense trace, when the smaller network is followed.
+
+        A dimension of one element looks like any other: the smaller network is read as the dense one was, and
+        the proof finds out whether it may be.
+        """
+        key = self._place(what)
+        place = len(self._decisions[key])
+        before = self.dense._decisions[key] if self.dense is not None else []
+        return before[place] if place < len(before) else None
+
+    def decided(self, what: str, decision: Any) -> None:
+        """Remember a decision that the operator's sizes alone do not settle."""
+        self._decisions[self._place(what)].append(decision)
+
+    def _place(self, what: str) -> tuple[str, ...]:
+        # The operator's name is no part of it: where a dimension has one element, a copy becomes a view.
+        call = self.call
+        return (what, call.module, call.line, call.python.name if call.python else "") if call else (what,)
+
     # -- what rules say -------------------------------------------------------------------------------------
 
     def pin(self, ids: Ids | None, reason: str) -> None:
@@ -149,7 +189,9 @@ class Tracker:
                 for ids in arrays:
                     self.pin(ids, reason)
 
-    def tie(self, left: Ids | None, right: Ids | None, missing: str = "meets a dimension of fixed size") -> None:
+    def tie(
+        self, left: Ids | None, right: Ids | None, missing: str = "meets a dimension of fixed size"
+    ) -> None:
         """Tie two dimensions; where only one of them is labelled, it is pinned."""
         if left is None or right is None:
             self.pin(right if left is None else left, missing)

@@ -53,7 +53,7 @@ def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | Non
     ids, out, into = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
     if groups == 1:
         tracker.tie(ids, into, INPUT)
-    elif weight.shape[1] == 1:
+    elif weight.shape[1] == 1 and tracker.dense_length(into) <= 1:
         _depthwise(call, ids, out, groups, tracker)
     else:
         tracker.tie(_across(ids, groups, tracker), into, INPUT)
@@ -70,7 +70,7 @@ def _transposed(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids 
         return out
     if weight.shape[0] == groups:
         tracker.use(_groups(call), into) if into is not None else None
-        if weight.shape[1] == 1:
+        if weight.shape[1] == 1 and tracker.dense_length(out) <= 1:
             return into
         tracker.pin(into, "has several filters in its group of a transposed convolution")
     _across(into, groups, tracker)
@@ -132,7 +132,9 @@ def _product_labels(left: Tensor, right: Tensor, tracker: Tracker) -> list[tuple
 
 
 def _product_cost(call: Call, layer: str, left: Tensor, right: Tensor, tracker: Tracker) -> None:
-    dims = [(left, dim) for dim in range(left.dim())] + ([(right, right.dim() - 1)] if right.dim() > 1 else [])
+    dims = [(left, dim) for dim in range(left.dim())] + (
+        [(right, right.dim() - 1)] if right.dim() > 1 else []
+    )
     known = [tracker.along(tensor, dim) for tensor, dim in dims]
     fixed = prod(t.shape[d] for (t, d), ids in zip(dims, known, strict=True) if ids is None)
     tracker.cost(layer, fixed, *known)

@@ -45,11 +45,22 @@ rule(
     aten.resolve_neg,
     aten.tril,
     aten.triu,
+    aten.lift,
+    aten.detach_,
+    aten.requires_grad_,
 )(same_labels)
 
 
 def _dims(dims: int | Sequence[int], rank: int) -> list[int]:
     return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+@rule(aten.as_strided, aten.as_strided_)
+def as_strided(call: Call, tracker: Tracker) -> None:
+    """Torch changes strides in place where it pools to one pixel; any other use could go anywhere."""
+    if call.out.shape != call.args[0].shape:
+        tracker.pin_all(call.tensors, "is viewed with strides of its own")
+    same_labels(call, tracker)
 
 
 @rule(aten.permute, aten.permute_copy)
@@ -214,7 +225,9 @@ def _pieces(call: Call, ids: Ids | None, lengths: list[int], tracker: Tracker) -
     pieces = list(ids.split(lengths))
     passed = argument(call, 1, "split_size_or_sections") if call.python is not None else None
     explicit = call.python is not None and "split" in call.python.name
-    listed = list(passed) if explicit and isinstance(passed, (tuple, list)) else [passed if explicit else None]
+    listed = (
+        list(passed) if explicit and isinstance(passed, (tuple, list)) else [passed if explicit else None]
+    )
     from_shape = any(isinstance(leaf, Shape) for size in listed if size is not None for leaf in leaves(size))
     if len(listed) > 1 and not from_shape:
         for size, piece in zip(listed, pieces, strict=True):
@@ -421,4 +434,3 @@ def channel_shuffle(call: Call, tracker: Tracker) -> None:
         tracker.tie_across(grid)
         labels[1] = (grid.t().flatten(),)
     tracker.label(call.out, labels)
-

@@ -26,6 +26,9 @@ def batch_norm(call: Call, tracker: Tracker) -> None:
     for parameter in call.args[1:5]:
         if isinstance(parameter, Tensor):
             tracker.tie(tracker.along(parameter, 0), tracker.along(source, 1))
+    for dim, arrays in enumerate(tracker.labels(source)):
+        if dim != 1 and arrays:  # weights that are standardised over their inputs
+            tracker.mixes(arrays[0])
     same_labels(call, tracker)
 
 

@@ -13,9 +13,14 @@ from lightning_prune.tracker import Tracker
 aten = torch.ops.aten
 
 
-@rule(aten.add.Tensor, aten.glu_jvp, aten.fake_quantize_per_tensor_affine, aten.rrelu_with_noise)
+# All that torch tags as pointwise comes here too; these are, but lack the tag.
+@rule(
+    aten.add.Tensor, aten.hardswish, aten.hardswish_, aten.gelu_, aten.mish_, aten.threshold_, aten.abs_,
+    aten.log_sigmoid, aten.log_sigmoid_forward, aten.masked_fill.Tensor, aten.masked_fill_, aten.rsub.Tensor,
+    aten.where.ScalarOther, aten.where.ScalarSelf, aten.floor_divide, aten.type_as, aten.rrelu_with_noise,
+)  # fmt: skip
 def pointwise(call: Call, tracker: Tracker) -> None:
-    """Tie the operands, position by position, with broadcasting. Stands for all that torch tags as pointwise."""
+    """Tie the operands, position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
     for out in call.outputs:
         tracker.label(out, [_together(operands, dim - out.dim(), tracker) for dim in range(out.dim())])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from lightning_prune.tracker import Tracker
 __all__ = ["factor", "fits", "groups", "shrunk", "solve"]
 
 aten = torch.ops.aten
+UNSPLIT = "is split, and no factor of it can shrink"
 
 
 def groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
@@ -43,13 +46,21 @@ def groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range,
         yield range(i, len(before)), range(0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Along which dimension channels go where one dimension was split in several."""
+
+    dim: int
+    pinned: bool = False
+
+
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
 def view(call: Call, tracker: Tracker) -> None:
     """Follow ids through a reshape, one group of dimensions at a time."""
     source, out = call.args[0], call.out
     passed = sizes(call, list(out.shape))
     labels: list[list[Ids]] = [[] for _ in out.shape]
-    for inner, outer in groups(source.shape, out.shape):
+    for inner, outer in _grouped(source.shape, out.shape, tracker):
         for dim in inner:
             for ids in tracker.labels(source)[dim]:
                 shape = [source.shape[d] for d in inner]
@@ -58,6 +69,20 @@ def view(call: Call, tracker: Tracker) -> None:
                 if chosen is not None and outer:
                     labels[outer[chosen[0]]].append(chosen[1])
     tracker.label(out, labels)
+
+
+def _grouped(before: Sequence[int], after: Sequence[int], tracker: Tracker) -> list[tuple[range, range]]:
+    """The groups, as they were in the dense network where that still fits."""
+    found = tracker.before("groups")
+    rank = (len(before), len(after))
+    if found is None or found[0] != rank or any(_size(before, a) != _size(after, b) for a, b in found[1]):
+        found = rank, list(groups(before, after))
+    tracker.decided("groups", found)
+    return found[1]
+
+
+def _size(shape: Sequence[int], dims: range) -> int:
+    return prod(shape[dim] for dim in dims)
 
 
 def _spread(ids: Ids, dim: int, shape: list[int], new_shape: list[int]) -> Tensor:
@@ -78,29 +103,45 @@ def factor(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> tuple[int,
     Returns:
         The dimension and the ids along it, or None if there are no dimensions.
     """
+    if not grid.dim():
+        return None
+    choice = _again(grid, tracker.before("factor"), tracker) or _choose(grid, passed, tracker)
+    tracker.decided("factor", choice)
+    return choice.dim, _along(grid, choice.dim)
+
+
+def _again(grid: Tensor, before: Choice | None, tracker: Tracker) -> Choice | None:
+    """The smaller network is read as the dense one was; that it may be is what the proof checks."""
+    if before is None or before.dim >= grid.dim():
+        return None
+    if before.pinned:
+        tracker.pin(grid.flatten(), UNSPLIT)
+    else:
+        tracker.tie_across(_rows(grid, before.dim))
+    return before
+
+
+def _choose(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> Choice:
     varying = [dim for dim in range(grid.dim()) if _varies(grid, dim)]
     if not varying:
-        return _single(grid, passed)
+        return Choice(_single(grid, passed))
     for dim in sorted(varying, key=lambda d: _preference(passed[d])):
         if len(varying) == 1 and passed[dim] is None:
-            return dim, _along(grid, dim)
+            return Choice(dim)
         if _rectangle(grid, dim, passed, tracker):
-            return dim, _take(grid, dim, passed, tracker)
+            tracker.use(passed[dim], tracker.tie_across(_rows(grid, dim)))
+            return Choice(dim)
     for dim in varying:
         if (other := _foreign(grid, dim, passed, tracker)) is not None:
             tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
-            return dim, _along(grid, dim)
-    tracker.pin(grid.flatten(), f"is split into {tuple(grid.shape)}, and no factor of it can shrink")
-    dim = varying[0]
-    return dim, _along(grid, dim)
+            return Choice(dim)
+    tracker.pin(grid.flatten(), UNSPLIT)
+    return Choice(varying[0], pinned=True)
 
 
-def _single(grid: Tensor, passed: Sequence[Size]) -> tuple[int, Ids] | None:
-    """One id only (a dimension may shrink to one channel): keep it where a channel would be."""
-    if grid.dim() == 0:
-        return None
-    dim = min(range(grid.dim()), key=lambda d: _preference(passed[d]))
-    return dim, _along(grid, dim)
+def _single(grid: Tensor, passed: Sequence[Size]) -> int:
+    """One id only (a dimension may have one channel): keep it where a channel would be."""
+    return min(range(grid.dim()), key=lambda d: _preference(passed[d]))
 
 
 def _varies(grid: Tensor, dim: int) -> bool:
@@ -124,7 +165,10 @@ def _preference(size: Size) -> int:
     """Heads first (the softmax's scale hangs on the head dimension), then what is free, then other attributes."""
     if isinstance(size, TracedInt):
         attributes = [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]
-        if any("head" in leaf.name and "dim" not in leaf.name for leaf in attributes) and len(attributes) == 1:
+        if (
+            any("head" in leaf.name and "dim" not in leaf.name for leaf in attributes)
+            and len(attributes) == 1
+        ):
             return 0 if not any(isinstance(leaf, Shape) for leaf in leaves(size)) else 2
         return 3 if attributes else 1
     return 1 if size is None or size < 0 else 4
@@ -144,7 +188,7 @@ def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker)
 def fits(passed: Sequence[Size], wanted: Sequence[int], values: dict[Any, int]) -> bool:
     """Do the sizes that the code passes evaluate to what is wanted?"""
     pairs = zip(passed, wanted, strict=True)
-    return all(size is None or size < 0 or evaluate(size, values) == want for size, want in pairs)
+    return all(size is None or size < 0 or _value(size, values) == want for size, want in pairs)
 
 
 def shrunk(passed: Sequence[Size], gone: Ids, tracker: Tracker) -> dict[Any, int]:
@@ -164,26 +208,26 @@ def solve(size: Size, wanted: int, values: dict[Any, int]) -> dict[Any, int] | N
 
     Sizes of tensors (in ``values``) shrink by themselves; an attribute is set only if that is not enough.
     """
-    if size is None or size < 0 or evaluate(size, values) == wanted:
+    if size is None or size < 0 or _value(size, values) == wanted:
         return values
     for attribute in [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]:
         for value in _guesses(attribute.value, wanted, int(size)):
-            if evaluate(size, {**values, attribute.key: value}) == wanted:
+            if _value(size, {**values, attribute.key: value}) == wanted:
                 return {**values, attribute.key: value}
     return None
+
+
+def _value(size: int, values: dict[Any, int]) -> int | None:
+    try:
+        return evaluate(size, values)
+    except ZeroDivisionError:
+        return None
 
 
 def _guesses(value: int, wanted: int, size: int) -> Iterator[int]:
     """Proportional first, then all smaller ones."""
     yield value * wanted // max(size, 1)
     yield from range(value, 0, -1)
-
-
-def _take(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids:
-    """Tie across the other dimensions, and note the size that must follow."""
-    ids = tracker.tie_across(_rows(grid, dim)).contiguous()
-    tracker.use(passed[dim], ids)
-    return ids
 
 
 def _foreign(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids | None:
