@@ -66,7 +66,7 @@ class Ties:
         """Tie two arrays position by position; they must have the same length."""
         if left.shape != right.shape:
             raise ValueError(f"cannot tie {len(left)} ids to {len(right)} in {where}")
-        if left is not right:
+        if left is not right and not torch.equal(left, right):
             self.ties.append(Tie(left, right, where))
 
     def pin(self, ids: Ids, reason: str, where: str = "") -> None:

@@ -157,6 +157,9 @@ def attention(call: Call, tracker: Tracker) -> None:
     for dim in (-3, -1):
         tracker.tie(tracker.along(query, dim), tracker.along(key, dim))
     tracker.tie(tracker.along(query, -3), tracker.along(value, -3))
+    for mask in call.tensors[3:4]:
+        if mask.dim() > 2 and mask.shape[-3] > 1:
+            tracker.tie(tracker.along(query, -3), tracker.along(mask, -3))
     if call.arg("scale") is None:
         tracker.pin(tracker.along(query, -1), "is a head's width, on which the softmax's scale depends")
     out = call.outputs[0]

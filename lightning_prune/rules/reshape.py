@@ -52,6 +52,7 @@ class Choice:
 
     dim: int
     pinned: bool = False
+    foreign: bool = False  # tied to the dimension of another tensor, whose size the code passed
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
@@ -105,19 +106,22 @@ def factor(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> tuple[int,
     """
     if not grid.dim():
         return None
-    choice = _again(grid, tracker.before("factor"), tracker) or _choose(grid, passed, tracker)
+    choice = _again(grid, tracker.before("factor"), passed, tracker) or _choose(grid, passed, tracker)
     tracker.decided("factor", choice)
     return choice.dim, _along(grid, choice.dim)
 
 
-def _again(grid: Tensor, before: Choice | None, tracker: Tracker) -> Choice | None:
+def _again(grid: Tensor, before: Choice | None, passed: Sequence[Size], tracker: Tracker) -> Choice | None:
     """The smaller network is read as the dense one was; that it may be is what the proof checks."""
     if before is None or before.dim >= grid.dim():
         return None
     if before.pinned:
         tracker.pin(grid.flatten(), UNSPLIT)
-    else:
-        tracker.tie_across(_rows(grid, before.dim))
+        return before
+    ids = tracker.tie_across(_rows(grid, before.dim))
+    other = _foreign(grid, before.dim, passed, tracker) if before.foreign else None
+    if other is not None:
+        tracker.tie(ids, other)
     return before
 
 
@@ -134,7 +138,7 @@ def _choose(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> Choice:
     for dim in varying:
         if (other := _foreign(grid, dim, passed, tracker)) is not None:
             tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
-            return Choice(dim)
+            return Choice(dim, foreign=True)
     tracker.pin(grid.flatten(), UNSPLIT)
     return Choice(varying[0], pinned=True)
 
@@ -163,15 +167,13 @@ def _constant(size: Size) -> bool:
 
 def _preference(size: Size) -> int:
     """Heads first (the softmax's scale hangs on the head dimension), then what is free, then other attributes."""
-    if isinstance(size, TracedInt):
-        attributes = [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]
-        if (
-            any("head" in leaf.name and "dim" not in leaf.name for leaf in attributes)
-            and len(attributes) == 1
-        ):
-            return 0 if not any(isinstance(leaf, Shape) for leaf in leaves(size)) else 2
-        return 3 if attributes else 1
-    return 1 if size is None or size < 0 else 4
+    if not isinstance(size, TracedInt):
+        return 1 if size is None or size < 0 else 4
+    found = list(leaves(size))
+    heads = any(isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in found)
+    if any(isinstance(leaf, Shape) for leaf in found):
+        return 2 if heads else 1
+    return 0 if heads and len(found) == 1 else 3
 
 
 def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> bool:
