@@ -1,0 +1,116 @@
+"""``lightning-prune``: train, prune while training, test; alone or as a sweep (level 5)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_prune.runs import ERROR, Summary
+
+__all__ = ["conf_dir", "main"]
+
+#: what a wrong configuration or wrong data raises; anything else is shown with its traceback
+EXPECTED = (
+    ValueError,
+    OSError,
+    ImportError,
+    NotImplementedError,
+    OmegaConfBaseException,
+    InstantiationException,
+)
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside the installed package, else at the top of the checkout.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no conf/config.yaml in {package} or {package.parent}: reinstall lightning-prune"
+    )
+
+
+def as_dict(overrides: Iterable[str]) -> dict[str, str]:
+    """Overrides as key -> value.
+
+    Example:
+        >>> as_dict(["prune.criterion.omega=0", "+a=b=c", "~x"])
+        {'prune.criterion.omega': '0', 'a': 'b=c', 'x': ''}
+    """
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def reason(error: BaseException) -> str:
+    """The innermost message of an error that others wrapped.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("wrapped") from ValueError("omega must lie in [0, 1]")
+        ... except RuntimeError as error:
+        ...     reason(error)
+        'omega must lie in [0, 1]'
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def job(config: DictConfig) -> None:
+    """One run. In a sweep a failure is written down, and the other runs go on."""
+    from lightning_prune.experiment import run  # late: `--help` need not wait for Lightning
+    from lightning_prune.report import show_run
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    overrides = as_dict(hydra_config.overrides.task)
+    choices = {str(group): str(option) for group, option in hydra_config.runtime.choices.items()}
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        summary = run(config, folder, overrides, choices)
+    except Exception as error:
+        _write_failure(
+            folder, error, Summary("failed", overrides, choices, config.get("seed"), error=reason(error))
+        )
+        _show_failure(folder, error, go_on=hydra_config.mode == RunMode.MULTIRUN)
+        return
+    show_run(summary, folder)
+
+
+def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
+    summary.save(folder)
+    (folder / ERROR).write_text("".join(traceback.format_exception(error)))
+
+
+def _show_failure(folder: Path, error: Exception, go_on: bool) -> None:
+    message = f"{type(error).__name__}: {reason(error)}\n(traceback: {folder / ERROR})"
+    if go_on:
+        print(f"failed: {message}", file=sys.stderr, flush=True)
+    elif isinstance(error, EXPECTED) and not os.environ.get("HYDRA_FULL_ERROR"):
+        raise SystemExit(message) from None
+    else:
+        raise error
+
+
+def _resolvable(config: DictConfig) -> None:
+    """Raise for a mandatory value that is missing, before anything is built."""
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)

@@ -1,0 +1,130 @@
+"""One run from its configuration: build, train and prune, test, measure, write down (level 5)."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lightning_prune import runs
+from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.measure import compare
+from lightning_prune.progress import EpochHistory, EpochLines
+from lightning_prune.record import PruningRecord
+from lightning_prune.report import draw_report
+from lightning_prune.runs import Summary
+from lightning_prune.segmentation import SegmentationModule
+
+__all__ = ["Parts", "build", "run"]
+
+EXPECTED_WARNINGS = (  # none of them is news to somebody who chose the configuration
+    r".*does not have many workers",
+    r".*number of training batches .* is smaller than the logging interval",
+    r".isinstance.treespec, LeafSpec.. is deprecated",
+    r"Checkpoint directory .* exists and is not empty",
+    r"GPU available but not used",
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration builds."""
+
+    module: SegmentationModule
+    data: L.LightningDataModule
+    trainer: L.Trainer
+    history: EpochHistory
+    pruning: FilterPruningCallback | None
+
+
+def build(config: DictConfig) -> Parts:
+    """Instantiate every group of a composed configuration."""
+    module = instantiate(config.module, _convert_="all")
+    data = instantiate(config.data, _convert_="all")
+    pruning = instantiate(config.prune, _convert_="all") if config.prune else None
+    history = EpochHistory()
+    loggers = [instantiate(logger) for logger in config.logger.values()]
+    extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
+    callbacks = [*([pruning] if pruning else []), *extra, EpochLines()]
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
+    return Parts(module, data, trainer, history, pruning)
+
+
+def run(
+    config: DictConfig,
+    folder: Path,
+    overrides: Mapping[str, str] | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> Summary:
+    """Train, prune and test as ``config`` says, and write everything into ``folder``.
+
+    Args:
+        config: as composed from ``conf/``.
+        folder: of the run; see :mod:`lightning_prune.runs` for what is in it afterwards.
+        overrides: as given on the command line, for the summary.
+        choices: option of each group, for the summary.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / runs.CONFIG, resolve=True)
+    _prepare(config)
+    parts = build(config)
+    start = time.perf_counter()
+    parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
+    seconds = time.perf_counter() - start
+    (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
+    summary = Summary(
+        status="completed",
+        overrides=dict(overrides or {}),
+        choices=dict(choices or {}),
+        seed=config.seed,
+        epochs=parts.trainer.current_epoch,
+        seconds=seconds,
+        test={name.removeprefix("test/"): float(value) for name, value in test.items()},
+        curves=parts.history.curves,
+        cuts=[asdict(cut) for cut in parts.pruning.history] if parts.pruning else [],
+        **_measured(config, parts),
+    )
+    _write(folder, parts, summary)
+    return summary
+
+
+def _prepare(config: DictConfig) -> None:
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+
+
+def _measured(config: DictConfig, parts: Parts) -> dict[str, Any]:
+    """What the network cost before and after. The dense one is built anew: its weights do not matter."""
+    device = parts.trainer.strategy.root_device
+    dense: nn.Module = instantiate(config.net, _convert_="all").to(device).eval()
+    net = parts.module.net.to(device).eval()
+    image = parts.module.example_input_array
+    assert isinstance(image, torch.Tensor)
+    before, after = compare(dense, net, image[:1].to(device), config.latency_runs)
+    return {
+        "dense": before.sizes,
+        "final": after.sizes,
+        "widths": {name: (width, after.widths[name]) for name, width in before.widths.items()},
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _write(folder: Path, parts: Parts, summary: Summary) -> None:
+    record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
+    record.save(folder / runs.RECORD)
+    runs.save_net(folder / runs.NET, parts.module.net.cpu(), record)
+    summary.save(folder)
+    draw_report(summary, folder / runs.REPORT)
