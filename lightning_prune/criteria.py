@@ -116,7 +116,10 @@ def _deviations(graph: ChannelGraph, statistics: Statistics) -> dict[str, NDArra
     """Deviations of all layers; one that was not observed gets the network's mean: neither high nor low."""
     seen = [statistics[name] for name in graph.layers if name in statistics]
     if not seen:
-        raise ValueError("IPAD with omega < 1 needs activation statistics and got none: was any batch run?")
+        raise ValueError(
+            "IPAD with omega < 1 needs activation statistics and got none: did any batch run? "
+            "Hooks see nothing inside torch.compile; there, gather in a pass of its own (statistics='pass')"
+        )
     neutral = float(np.concatenate(seen).mean())
     return {name: statistics.get(name, np.full(len(units), neutral)) for name, units in graph.layers.items()}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
@@ -71,9 +72,11 @@ def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
             yield example
 
 
-def forward_context(trainer: L.Trainer) -> AbstractContextManager[Any]:
-    """The precision that training runs in."""
-    return trainer.precision_plugin.forward_context()
+@contextmanager
+def forward_context(trainer: L.Trainer) -> Iterator[None]:
+    """The precision that training runs in, without compiled code, which hooks cannot see into."""
+    with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def is_last_epoch(trainer: L.Trainer) -> bool:

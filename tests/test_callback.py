@@ -230,6 +230,27 @@ def test_the_statistics_are_those_of_all_training_batches_of_the_epoch_and_of_no
         np.testing.assert_allclose(statistics["net.0.weight"], expected, rtol=1e-4)
 
 
+def test_compiled_networks_gather_in_a_pass_and_say_so_otherwise():
+    def compiled() -> Tupled:
+        module = Tupled()
+        module.net.compile(backend="eager")
+        return module
+
+    callback = FilterPruningCallback({"macs": 0.7}, amount={"macs": 1}, statistics="pass")
+    trainer(callback, epochs=3).fit(compiled(), data())
+    assert callback.history[0].share["macs"] <= 0.7
+    with pytest.raises(ValueError, match=r"inside torch\.compile"):
+        trainer(FilterPruningCallback({"macs": 0.7}), epochs=3).fit(compiled(), data())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_any_precision(precision):
+    module, callback = Tupled(), FilterPruningCallback({"macs": 0.6}, optimizer="carry")
+    trainer(callback, epochs=8, precision=precision, accumulate_grad_batches=3).fit(module, data())
+    assert callback.history[-1].share["macs"] <= 0.6
+    assert module.losses[-1] < 0.5 * module.losses[0]
+
+
 def test_a_lambda_is_a_criterion_and_hooks_are_gone_afterwards():
     module = Tupled()
     callback = FilterPruningCallback({"macs": 0.6}, criterion=lambda graph, model, seen: L2()(graph, model))

@@ -99,6 +99,16 @@ def test_half_precision_is_summed_in_single():
     assert metric.compute().tolist() == [1.0, 1.0]
 
 
+def test_sums_stay_single_where_the_default_is_half():
+    metric = ActivationDeviation()
+    torch.set_default_dtype(torch.bfloat16)  # what Lightning does around a step in bf16-true
+    try:
+        metric.update(torch.tensor([[1.0, 3.0]]))
+        assert metric.compute().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_exact_form_refuses_changing_sizes_where_the_grid_does_not():
     batches = [torch.zeros(1, 2, 20, 20), torch.zeros(1, 2, 24, 24)]
     fed(ActivationDeviation(), batches)
