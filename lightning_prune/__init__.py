@@ -9,6 +9,7 @@ The whole story::
 """
 
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
 from lightning_prune.rules import rule
 from lightning_prune.surgery import SurgeryError, prune_
@@ -21,7 +22,9 @@ __all__ = [
     "RecordError",
     "SurgeryError",
     "TraceError",
+    "pin",
     "prune_",
     "rule",
     "trace",
+    "unpin",
 ]

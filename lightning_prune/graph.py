@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
@@ -155,3 +157,60 @@ class ChannelGraph:
         """Number of filters that each layer keeps."""
         kept = self.kept(remove)
         return {name: int(kept[units].sum()) for name, units in self.layers.items()}
+
+    def explain(self, layer: str) -> str:
+        """Say in words what removing a filter of ``layer`` means.
+
+        Args:
+            layer: qualified name of a weight in ``layers``, or of its module.
+
+        Returns:
+            A few lines: how many units its filters form, which layers shrink along, what a unit costs, and why
+            units are pinned.
+
+        Raises:
+            KeyError: there is no such layer; the message has the nearest names.
+
+        Example:
+            >>> import torch
+            >>> from lightning_prune import trace
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+            >>> print(trace(net, torch.zeros(1, 3, 16, 16)).explain("0"))
+            0.weight: 8 filters in 8 units, 8 of them prunable
+              shrink along: 0.bias (dimension 0), 2.weight (dimension 1)
+              one unit costs 5684 macs, 30 params
+        """
+        name = self._layer(layer)
+        units = self.layers[name]
+        free = np.intersect1d(units, self.prunable)
+        lines = [
+            f"{name}: {len(units)} filters in {len(np.unique(units))} units, {len(free)} of them prunable"
+        ]
+        beside = ", ".join(
+            f"{other} (dimension {dim})"
+            for other, dim in self._bound(units)
+            if (other, dim) != (name, self.filter_dims[name])
+        )
+        lines.append(f"  shrink along: {beside or 'nothing'}")
+        if len(free):
+            costs = (f"{self.cost(r) - self.cost(r, free[:1])} {r}" for r in self.cost_models)
+            lines.append(f"  one unit costs {', '.join(costs)}")
+        if np.isin(units, self.statistics_units).any():
+            lines.append("  meets statistics across channels: removing one changes the values of the others")
+        reasons = Counter(self.pinned[unit] for unit in units.tolist() if unit in self.pinned)
+        lines += [f"  {count} pinned: {reason}" for reason, count in reasons.most_common()]
+        return "\n".join(lines)
+
+    def _layer(self, name: str) -> str:
+        found = name if name in self.layers else f"{name}.weight"
+        if found not in self.layers:
+            near = get_close_matches(name, self.layers, n=3, cutoff=0.3)
+            raise KeyError(f"no layer {name!r}; did you mean {' or '.join(near) or 'one of graph.layers'}?")
+        return found
+
+    def _bound(self, units: Units) -> Iterator[tuple[str, int]]:
+        """Dimensions of parameters that any of the units runs along."""
+        for name, dims in self.bindings.items():
+            for dim, bound in dims.items():
+                if np.isin(bound, units).any():
+                    yield name, dim

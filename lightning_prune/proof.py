@@ -7,20 +7,23 @@ must be the dense one restricted to what stays, position by position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.graph import ChannelGraph, Evidence, Units
 from lightning_prune.ids import Ids, Tie, Ties
+from lightning_prune.record import cut
 from lightning_prune.tracing import TraceError, analyse
 from lightning_prune.tracker import Tracker
 
 __all__ = ["ProofError", "prove"]
+
+
+Indices = Mapping[str, Mapping[int, list[int]]]
 
 
 class ProofError(RuntimeError):
@@ -35,12 +38,13 @@ class ProofError(RuntimeError):
         self.units = units
 
 
-def prove(graph: ChannelGraph, kept: NDArray[np.bool_]) -> None:
+def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> None:
     """Trace the network of ``graph``, from which all but ``kept`` was cut, and hold the trace against the dense one.
 
     Args:
         graph: the dense network's graph, with its evidence.
         kept: mask over units, shape (num_units,).
+        indices: parameter or buffer -> dimension -> what the surgery kept.
 
     Raises:
         ProofError: the smaller network raises, or reads a channel that the dense one did not read there.
@@ -48,19 +52,20 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_]) -> None:
     evidence = graph.evidence
     assert evidence is not None
     survives = np.append(kept, True)[evidence.unit_of]  # per component; those without a unit stay
-    again = _retrace(graph, evidence, survives)
+    again = _retrace(graph, evidence, indices)
     _check_ties(graph, evidence, again)
     _check_pins(graph, evidence, again)
     _check_positions(graph, evidence, again, survives)
     _check_cost(graph, again, kept)
 
 
-def _retrace(graph: ChannelGraph, evidence: Evidence, survives: NDArray[np.bool_]) -> Tracker:
+def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Tracker:
     dense = evidence.tracker
-    alive = torch.from_numpy(survives[evidence.components])
+    # The ids are cut by the very call that cut the tensors, so that a wrong cut shows.
     initial = {
         name: {
-            dim: ids[alive[ids]] if dim in graph.bindings.get(name, {}) else ids for dim, ids in dims.items()
+            dim: cut(ids, {0: indices[name][dim]}) if dim in indices.get(name, {}) else ids
+            for dim, ids in dims.items()
         }
         for name, dims in dense.sources.items()
     }

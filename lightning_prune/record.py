@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ class PruningRecord:
                 raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
             shape = list(tensors[name].shape)
             if shape != self.shapes.get(name):
-                raise RecordError(f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}")
+                raise RecordError(
+                    f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}"
+                )
             for dim, indices in dims.items():
                 _check_indices(name, dim, indices, shape)
         for path in self.attributes:
@@ -110,9 +113,13 @@ class PruningRecord:
         if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
             raise RecordError(f"not a pruning record of version {VERSION}")
         try:
-            kept = {str(n): {int(d): _integers(i) for d, i in dims.items()} for n, dims in plain["kept"].items()}
+            kept = {
+                str(n): {int(d): _integers(i) for d, i in dims.items()} for n, dims in plain["kept"].items()
+            }
             shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
-            attributes = {str(p): v if type(v) is int else _integers(v) for p, v in plain["attributes"].items()}
+            attributes = {
+                str(p): v if type(v) is int else _integers(v) for p, v in plain["attributes"].items()
+            }
             return cls(kept, shapes, attributes, dict(plain.get("info", {})))
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise RecordError(f"damaged pruning record: {error}") from error
@@ -183,10 +190,8 @@ def _integers(values: Any) -> list[int]:
 def _check_indices(name: str, dim: int, indices: list[int], shape: list[int]) -> None:
     if not 0 <= dim < len(shape):
         raise RecordError(f"{name!r} has no dimension {dim}")
-    ascending = all(a < b for a, b in _pairs(indices))
+    ascending = all(a < b for a, b in pairwise(indices))
     if not indices or not ascending or indices[0] < 0 or indices[-1] >= shape[dim]:
-        raise RecordError(f"the indices of {name!r}, dimension {dim}, are not ascending within 0..{shape[dim] - 1}")
-
-
-def _pairs(values: list[int]) -> Iterator[tuple[int, int]]:
-    return zip(values, values[1:], strict=False)
+        raise RecordError(
+            f"the indices of {name!r}, dimension {dim}, are not ascending within 0..{shape[dim] - 1}"
+        )

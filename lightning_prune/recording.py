@@ -38,7 +38,7 @@ __all__ = ["Call", "PythonCall", "Recording", "record", "tensors_in", "untouched
 # What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-_SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)
+_SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _OURS = __name__.split(".")[0]
 
@@ -248,7 +248,9 @@ def _run(
     operators = _Operators(python, where)
     if not real:
         inputs, kwargs = _fake(fake, inputs), _fake(fake, dict(kwargs))
-    model.train(not training)  # networks that cache what they compute in eval mode drop it on a change of mode
+    model.train(
+        not training
+    )  # networks that cache what they compute in eval mode drop it on a change of mode
     model.train(training)
     trace_attributes(model)
     with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:

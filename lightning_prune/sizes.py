@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Attribute", "Leaf", "Shape", "TracedInt", "evaluate", "leaves", "read", "trace_attributes", "write"]
+__all__ = [
+    "Attribute",
+    "Leaf",
+    "Shape",
+    "TracedInt",
+    "evaluate",
+    "leaves",
+    "read",
+    "trace_attributes",
+    "write",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +92,7 @@ class TracedInt(int):
     expression: Expression
 
     def __new__(cls, value: int, expression: Expression) -> TracedInt:
+        """An int of ``value`` that was computed by ``expression``."""
         self = super().__new__(cls, value)
         self.expression = expression
         return self

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -76,7 +75,7 @@ def prune_(
         for attribute, value in settings:
             write(attribute, value)
         _show_sizes_(model, indices)
-        prove(graph, kept)
+        prove(graph, kept, indices)
     return PruningRecord(indices, shapes, _attributes(model, settings, indices))
 
 
@@ -110,7 +109,9 @@ def _indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int
     return found
 
 
-def _settings(evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]) -> list[tuple[Attribute, int]]:
+def _settings(
+    evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]
+) -> list[tuple[Attribute, int]]:
     """New values of the attributes that fix dimensions: every use must come out at what is kept."""
     survives = np.append(kept, True)[evidence.unit_of]
 
@@ -129,9 +130,13 @@ def _settings(evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]) 
         wanted = count(use.ids, len(use.ids))
         solved = solve(use.size, wanted, values)
         if solved is None or not _agrees(use, wanted, solved, values):
-            raise SurgeryError(f"no value of an attribute gives {wanted} at {use.where}", _units(evidence, use))
+            raise SurgeryError(
+                f"no value of an attribute gives {wanted} at {use.where}", _units(evidence, use)
+            )
         values = solved
-    return [(leaf, values[key]) for key, leaf in attributes.items() if key in values and values[key] != leaf.value]
+    return [
+        (leaf, values[key]) for key, leaf in attributes.items() if key in values and values[key] != leaf.value
+    ]
 
 
 def _agrees(use: Use, wanted: int, solved: Mapping[Any, int], before: Mapping[Any, int]) -> bool:
@@ -145,7 +150,9 @@ def _units(evidence: Evidence, use: Use) -> Units:
 
 
 def _cut_(
-    tensors: Mapping[str, Tensor], indices: Mapping[str, Mapping[int, list[int]]], optimizers: Sequence[Optimizer]
+    tensors: Mapping[str, Tensor],
+    indices: Mapping[str, Mapping[int, list[int]]],
+    optimizers: Sequence[Optimizer],
 ) -> None:
     for name, dims in indices.items():
         tensor = tensors[name]
@@ -198,14 +205,12 @@ _SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
 
 def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
     kind = next((kind for kind in reversed(_SHOWN) if isinstance(module, kind)), None)
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        kind = nn.modules.conv._ConvTransposeNd
-    for attribute, (name, dim) in _SHOWN.get(kind, {}).items() if kind else ():
+    for attribute, (name, dim) in _SHOWN[kind].items() if kind else ():
         tensor = getattr(module, name, None)
         tensor = getattr(module, "running_mean", None) if tensor is None else tensor
         if isinstance(tensor, Tensor):
             grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
-            yield attribute, tensor.shape[dim] * (module.groups if grouped else 1)
+            yield attribute, tensor.shape[dim] * (int(module.groups) if grouped else 1)  # type: ignore[arg-type]
 
 
 def _show_sizes_(model: nn.Module, indices: Mapping[str, Any]) -> None:

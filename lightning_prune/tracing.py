@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
 from lightning_prune.ids import Ids
+from lightning_prune.pins import pinned_tensors
 from lightning_prune.recording import Recording, record
 from lightning_prune.rules import follow
 from lightning_prune.sizes import Attribute
@@ -52,6 +53,8 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
     """
     tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
     _link_attributes(tracker)
+    for tensor, reason in pinned_tensors(model):
+        tracker.pin_all([tensor], reason)
     return _graph(tracker, modes, notes, inputs, kwargs)
 
 
@@ -84,8 +87,10 @@ def _record(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], t
     except ValueError as error:  # batch norm in train mode wants more than one value per channel
         if not training or "more than 1 value per channel" not in str(error):
             raise
-        double = tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, (inputs, kwargs))
-        return record(model, *double, training)
+        double = tree_map(
+            lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, (inputs, kwargs)
+        )
+        return record(model, double[0], double[1], training)
 
 
 def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
@@ -107,7 +112,11 @@ def _link_attributes(tracker: Tracker) -> None:
 
 
 def _graph(
-    tracker: Tracker, modes: tuple[bool, ...], notes: list[str], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+    tracker: Tracker,
+    modes: tuple[bool, ...],
+    notes: list[str],
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> ChannelGraph:
     components = tracker.ties.components()
     unit_of = _number(tracker, components)
@@ -196,5 +205,3 @@ def _params(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Ter
         fixed = [size for dim, size in enumerate(parameter.shape) if dim not in bound]
         terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(bound.values())))
     return terms
-
-

@@ -16,7 +16,18 @@ __all__ = ["Size", "argument", "bounds", "sizes"]
 
 Size = int | None
 _SHAPING = ("view", "reshape", "expand", "unflatten", "broadcast_to", "_unsafe_view", "repeat", "tile")
-_FACTORIES = ("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full")
+_FACTORIES = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+)
 
 
 def _is_int(value: Any) -> bool:

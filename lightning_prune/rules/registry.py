@@ -51,8 +51,10 @@ def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
 def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpOverload]:
     found: list[OpOverload] = []
     for operator in operators:
-        single = isinstance(operator, OpOverload)
-        found += [operator] if single else [getattr(operator, name) for name in operator.overloads()]
+        if isinstance(operator, OpOverloadPacket):
+            found += [getattr(operator, name) for name in operator.overloads()]
+        else:
+            found.append(operator)
     return found
 
 

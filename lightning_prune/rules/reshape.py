@@ -170,7 +170,9 @@ def _preference(size: Size) -> int:
     if not isinstance(size, TracedInt):
         return 1 if size is None or size < 0 else 4
     found = list(leaves(size))
-    heads = any(isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in found)
+    heads = any(
+        isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in found
+    )
     if any(isinstance(leaf, Shape) for leaf in found):
         return 2 if heads else 1
     return 0 if heads and len(found) == 1 else 3
