@@ -46,7 +46,7 @@ def prune_(
     Args:
         model: the network that ``graph`` was traced from.
         graph: what depends on what.
-        remove: unit numbers, all in ``graph.prunable``. A plan's ``remove`` fits.
+        remove: unit numbers, all in ``graph.prunable``; a :class:`~lightning_prune.selection.Plan` is one, too.
         optimizers: their state is cut along, so that training goes on as if nothing had happened.
 
     Returns:
@@ -63,7 +63,7 @@ def prune_(
         >>> net[0], record.kept["3.weight"]
         (Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1)), {1: [5, 6, 7]})
     """
-    remove = np.unique(np.asarray(list(getattr(remove, "remove", remove)), dtype=np.int64))
+    remove = np.unique(np.asarray(list(remove), dtype=np.int64))
     evidence = _check(model, graph, remove)
     kept = graph.kept(remove)
     indices = _indices(graph, kept)
