@@ -56,6 +56,9 @@ class Ties:
     ties: list[Tie] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     statistics: list[Ids] = field(default_factory=list)
+    _known: tuple[Tensor, int] = field(
+        default_factory=lambda: (torch.empty(0, dtype=torch.int64), 0), repr=False
+    )
 
     def fresh(self, size: int) -> Ids:
         """``size`` ids never used before."""
@@ -72,6 +75,27 @@ class Ties:
     def pin(self, ids: Ids, reason: str, where: str = "") -> None:
         """Forbid the removal of ``ids``."""
         self.pins.append(Pin(ids, reason, where))
+
+    def closure(self, ids: Ids) -> Ids:
+        """All ids tied so far to any of ``ids``, themselves included."""
+        labels = self._labels()
+        return torch.isin(labels, labels[ids].unique()).nonzero().flatten()
+
+    def _labels(self) -> Tensor:
+        """Component of each id by the ties so far, brought up to date by the new ones alone."""
+        known, done = self._known
+        known = torch.cat([known, torch.arange(len(known), self.count)])
+        edges = [(known[tie.left], known[tie.right]) for tie in self.ties[done:]]
+        left, right = (
+            torch.cat([*side, known[:0]]).numpy() for side in ([a for a, _ in edges], [b for _, b in edges])
+        )
+        if (left != right).any():
+            matrix = coo_matrix(
+                (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count)
+            )
+            known = torch.from_numpy(connected_components(matrix, directed=False)[1].astype(np.int64))[known]
+        self._known = known, len(self.ties)
+        return known
 
     def components(self) -> NDArray[np.int64]:
         """Component of each id, shape (count,), numbered by first appearance."""

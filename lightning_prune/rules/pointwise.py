@@ -63,7 +63,7 @@ def _tie_merged(arrays: list[tuple[Ids, ...]], tracker: Tracker) -> tuple[Ids, .
     return first
 
 
-@rule(aten.sum, aten.linalg_vector_norm, aten.norm, aten.any, aten.all, aten.count_nonzero)
+@rule(aten.sum, aten.any, aten.all, aten.count_nonzero)
 def summation(call: Call, tracker: Tracker) -> None:
     """Reductions to which a channel of zeros adds nothing."""
     _reduce(call, tracker, mixes=False)
@@ -71,7 +71,7 @@ def summation(call: Call, tracker: Tracker) -> None:
 
 @rule(
     aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.var, aten.std,
-    aten.var_mean, aten.std_mean, aten.logsumexp, aten.median, aten.nanmedian,
+    aten.var_mean, aten.std_mean, aten.logsumexp, aten.median, aten.nanmedian, aten.linalg_vector_norm, aten.norm,
 )  # fmt: skip
 def statistic(call: Call, tracker: Tracker) -> None:
     """Reductions whose value changes when a channel goes."""

@@ -183,6 +183,8 @@ def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker)
     if passed[dim] is None:
         return False
     gone = torch.unique(grid.select(dim, 0))
+    if any(isinstance(leaf, Shape) for size in passed if size is not None for leaf in leaves(size)):
+        gone = tracker.ties.closure(gone)  # other tensors shrink along
     wanted = list(grid.shape)
     wanted[dim] = int((~torch.isin(_along(grid, dim), gone)).sum())
     values = solve(passed[dim], wanted[dim], shrunk(passed, gone, tracker))
