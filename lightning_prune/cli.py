@@ -90,7 +90,7 @@ def job(config: DictConfig) -> None:
         )
         _show_failure(folder, error, go_on=hydra_config.mode == RunMode.MULTIRUN)
         return
-    show_run(summary, folder)
+    show_run(summary, folder, whole=config.table and hydra_config.mode != RunMode.MULTIRUN)
 
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:

@@ -50,7 +50,8 @@ def build(config: DictConfig) -> Parts:
     """Instantiate every group of a composed configuration."""
     module = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
-    pruning = instantiate(config.prune, _convert_="all") if config.prune else None
+    # An experiment may set keys of a callback that prune=none then takes away.
+    pruning = instantiate(config.prune, _convert_="all") if "_target_" in (config.prune or ()) else None
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]

@@ -83,10 +83,10 @@ def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[s
     """One line about an epoch.
 
     Example:
-        >>> epoch_line(1, 20, 5.23, {"train/loss": 0.4, "val/loss": 0.5, "val/miou": 0.7})
-        'epoch  2/20 ·  5.2 s · train loss 0.4000 · val loss 0.5000 · val mIoU 0.7000'
+        >>> epoch_line(1, 20, 5.23, {"train/loss": 0.4, "val/miou": 0.7})
+        'epoch  2/20 ·  5.2 s · loss 0.4000 · val mIoU 0.7000'
     """
-    shown = {"train/loss": "train loss", "val/loss": "val loss", "val/miou": "val mIoU"}
+    shown = {"train/loss": "loss", "val/miou": "val mIoU"}
     parts = [f"{label} {scores[name]:.4f}" for name, label in shown.items() if name in scores]
     total = str(epochs) if epochs and epochs > 0 else "?"
     return " · ".join([f"epoch {epoch + 1:>{len(total)}}/{total}", f"{seconds:4.1f} s", *parts])

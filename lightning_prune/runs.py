@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ class Summary:
     def pruned(self) -> bool:
         """Whether anything was removed."""
         return bool(self.cuts)
+
+    def with_latency(self, dense_ms: float, final_ms: float, threads: int) -> Summary:
+        """The same with measured latencies.
+
+        Raises:
+            ValueError: the run did not come to its end.
+        """
+        if self.dense is None or self.final is None:
+            raise ValueError(f"a run that is {self.status} has no sizes")
+        dense, final = replace(self.dense, latency_ms=dense_ms), replace(self.final, latency_ms=final_ms)
+        return replace(self, dense=dense, final=final, threads=threads)
 
     def save(self, folder: Path) -> None:
         """Write ``summary.json``; NaN becomes null, so that every reader of JSON can read it."""

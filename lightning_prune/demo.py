@@ -1,0 +1,141 @@
+"""``make demo``: one U-Net on brain slices, dense and pruned, the same epochs, one table (level 5).
+
+Two runs of ``lightning-prune experiment=demo``, side by side with half of the CPU cores each, the dense one
+with ``prune=none``. What is given on the command line goes to both of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from threading import Thread
+from typing import IO
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_prune.measure import latency
+from lightning_prune.report import draw_report
+from lightning_prune.runs import CONFIG, REPORT, Summary, load_net
+from lightning_prune.tables import Table, comparison, show, threads_or_device
+
+__all__ = ["main"]
+
+KINDS = {"dense": ["prune=none"], "pruned": []}
+RUNS = 60  # of the latency measurement
+
+
+def command(kind: str, folder: Path, threads: int, overrides: Sequence[str] = ()) -> list[str]:
+    """The command of one of the two runs."""
+    fixed = ["experiment=demo", *KINDS[kind], f"hydra.run.dir={folder / kind}", f"threads={threads}"]
+    return [
+        sys.executable,
+        "-u",
+        "-m",
+        "lightning_prune",
+        *fixed,
+        "latency_runs=0",
+        "table=false",
+        *overrides,
+    ]
+
+
+def start(kind: str, folder: Path, threads: int, overrides: Sequence[str]) -> subprocess.Popen[str]:
+    """Start one of the two runs; its lines are passed on as they come, with its name before them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(
+        command(kind, folder, threads, overrides),
+        env=environment,
+        text=True,
+        **pipes,  # type: ignore[call-overload]
+    )
+    Thread(target=pass_on, args=(process.stdout, kind), daemon=True).start()
+    return process
+
+
+def pass_on(lines: IO[str], kind: str) -> None:
+    """Print lines as they come, with a name before each."""
+    for line in lines:
+        print(f"{kind:>6} │ {line.rstrip()}", flush=True)
+
+
+def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
+    """Both runs at the same time, each with half of the cores.
+
+    Raises:
+        SystemExit: one of them failed; the other is stopped.
+    """
+    threads = max(1, cores() // 2)
+    processes = {kind: start(kind, folder, threads, overrides) for kind in KINDS}
+    try:
+        while any(process.poll() is None for process in processes.values()):
+            if any(process.poll() for process in processes.values()):
+                break
+            time.sleep(0.2)
+    finally:
+        for process in processes.values():
+            process.terminate()
+    failed = [kind for kind, process in processes.items() if process.wait()]
+    if failed:
+        raise SystemExit(f"the {failed[0]} run failed; see {folder / failed[0]}")
+    return {kind: Summary.load(folder / kind) for kind in KINDS}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def trained_net(folder: Path) -> nn.Module:
+    """The network of a run, from its files."""
+    net: nn.Module = instantiate(OmegaConf.load(folder / CONFIG).net, _convert_="all")
+    return load_net(folder, net).eval()
+
+
+def with_latency(summaries: dict[str, Summary], folder: Path, threads: int) -> dict[str, Summary]:
+    """The summaries with latencies, measured in turns now that the machine is quiet."""
+    torch.set_num_threads(threads)
+    shape = OmegaConf.load(folder / "dense" / CONFIG).module.example_input_shape
+    nets = {kind: trained_net(folder / kind) for kind in KINDS}
+    times = latency(nets, torch.rand(tuple(shape)), RUNS)
+    return {
+        kind: summary.with_latency(times["dense"], times[kind], threads)
+        for kind, summary in summaries.items()
+    }
+
+
+def result(dense: Summary, pruned: Summary) -> Table:
+    """The table that the demo ends with."""
+    assert dense.final is not None
+    assert pruned.final is not None
+    where = threads_or_device(pruned.threads, "cpu")
+    return comparison(dense.final, pruned.final, dense.test, pruned.test, where)
+
+
+def main(overrides: Sequence[str] = ()) -> None:
+    """Train both, measure, print the table and draw the picture."""
+    begin = time.perf_counter()
+    folder = Path("outputs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    print(
+        "A U-Net on brain slices, trained from scratch twice: dense, and pruned while it trains.", flush=True
+    )
+    summaries = with_latency(train(folder, overrides), folder, cores())
+    for kind, summary in summaries.items():
+        summary.save(folder / kind)
+    draw_report(summaries["pruned"], folder / REPORT, baseline=summaries["dense"])
+    print(f"\nThe same {summaries['dense'].epochs} epochs for both, the same test slices:\n")
+    show(result(**summaries))
+    print(f"\npicture: {folder / REPORT}")
+    print(f"runs:    {folder}/dense, {folder}/pruned ({time.perf_counter() - begin:.0f} s)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
