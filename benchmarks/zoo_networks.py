@@ -30,7 +30,7 @@ class Network:
 
 
 def catalogue() -> list[Network]:
-    """All networks. The libraries take turns, so that a part of the list is still a fair sample."""
+    """All networks. The libraries take turns, so that a part of the list is still a sample of all."""
     turns = zip_longest(list(_torchvision()), list(_smp()), list(_timm()))
     return [network for turn in turns for network in turn if network is not None]
 
@@ -47,20 +47,23 @@ TV_FIXED = {
 }
 TV_LARGE = {"inception_v3": 128, "alexnet": 128, "squeezenet1_0": 96, "squeezenet1_1": 96}
 TV_OWN_INIT = ("googlenet", "inception_v3")  # they warn unless told
-TV_GIANTS = ("vit_h_14", "regnet_y_128gf")
 
 
 def _torchvision() -> Iterator[Network]:
-    names = [name for name in tv.list_models(tv) if name not in TV_GIANTS]
-    for name in [*names, *TV_GIANTS]:
-        kwargs = {"init_weights": True} if name in TV_OWN_INIT else {}
-        size = TV_FIXED.get(name) or TV_LARGE.get(name, 64)
-        yield Network(f"torchvision/{name}", partial(tv.get_model, name, weights=None, **kwargs), size)
     for name in tv.list_models(tv.segmentation):
         build = partial(
             tv.get_model, name, weights=None, weights_backbone=None, num_classes=21, aux_loss=_has_aux(name)
         )
         yield Network(f"torchvision/{name}", build, 64, SEGMENTATION_CLASSES)
+    for name in sorted(tv.list_models(tv), key=_parameters):
+        kwargs = {"init_weights": True} if name in TV_OWN_INIT else {}
+        size = TV_FIXED.get(name) or TV_LARGE.get(name, 64)
+        yield Network(f"torchvision/{name}", partial(tv.get_model, name, weights=None, **kwargs), size)
+
+
+def _parameters(name: str) -> int:
+    """So that the giants come last."""
+    return int(max(weights.meta["num_params"] for weights in tv.get_model_weights(name)))
 
 
 def _has_aux(name: str) -> bool | None:

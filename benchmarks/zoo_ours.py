@@ -23,7 +23,7 @@ from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.oracles import error, randomise_, with_dead_filters, with_zeroed_consumers
 from lightning_prune.selection import select
 
-__all__ = ["TOLERANCE", "Seconds", "lowest", "measure"]
+__all__ = ["TOLERANCE", "Seconds", "lowest", "measure", "random_half", "warm_up"]
 
 Units = NDArray[np.int64]
 ATTEMPTS = 6  # the first and five more
@@ -126,7 +126,7 @@ def _units(graph: ChannelGraph) -> dict[str, Any]:
 def cut_with_retries(model: nn.Module, graph: ChannelGraph, refusals: list[str], seconds: Seconds) -> Units:
     """Cut a random half; pin what surgery refuses (noted in ``refusals``) and choose again, as the callback does."""
     while True:
-        remove = _random_half(graph)
+        remove = random_half(graph)
         if not len(remove):
             raise SurgeryError(refusals[-1] if refusals else "nothing can be removed")
         try:
@@ -156,7 +156,8 @@ def _proof_timed(seconds: Seconds) -> Iterator[None]:
         surgery.prove = prove
 
 
-def _random_half(graph: ChannelGraph) -> Units:
+def random_half(graph: ChannelGraph) -> Units:
+    """Half of the prunable units that meet no statistics (of all if there are none), one left per dimension."""
     free = graph.prunable[~np.isin(graph.prunable, graph.statistics_units)]
     free = free if len(free) else graph.prunable
     order = np.random.default_rng(0).permutation(graph.num_units)
@@ -202,13 +203,27 @@ def ask_oracles(
     return {**found, "verdict": "right" if best < TOLERANCE else "wrong"}
 
 
+class _Known(nn.Module):
+    """A network whose outputs are known already."""
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.outputs = network.eval()(x)
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network made of its input."""
+        return self.outputs
+
+
 def _errors(
     dense: nn.Module, pruned: nn.Module, graph: ChannelGraph, remove: Units, x: Tensor
 ) -> dict[str, float]:
+    found = _Known(pruned, x)
     return {
-        "dead": error(with_dead_filters(dense, graph, remove), pruned, x),
-        "zeroed": error(with_zeroed_consumers(dense, graph, remove), pruned, x),
-        "effect": error(dense, pruned, x),  # what the cut changes: oracles see nothing where this is nothing
+        "dead": error(with_dead_filters(dense, graph, remove), found, x),
+        "zeroed": error(with_zeroed_consumers(dense, graph, remove), found, x),
+        "effect": error(dense, found, x),  # what the cut changes: oracles see nothing where this is nothing
     }
 
 
