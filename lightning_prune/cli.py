@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.runs import ERROR, Summary
@@ -58,18 +58,20 @@ def as_dict(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost message of an error that others wrapped.
+    """What an error that others wrapped was at first, and at which key of the configuration.
 
     Example:
         >>> try:
-        ...     raise RuntimeError("wrapped") from ValueError("omega must lie in [0, 1]")
-        ... except RuntimeError as error:
+        ...     raise InstantiationException("...\\nfull_key: prune.criterion") from ValueError("omega is 2")
+        ... except InstantiationException as error:
         ...     reason(error)
-        'omega must lie in [0, 1]'
+        'prune.criterion: ValueError: omega is 2'
     """
+    lines = str(error).splitlines() if isinstance(error, InstantiationException) else []
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    return ": ".join([*keys, type(error).__name__, *filter(None, [str(error)])])
 
 
 def job(config: DictConfig) -> None:
@@ -99,18 +101,13 @@ def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
 
 
 def _show_failure(folder: Path, error: Exception, go_on: bool) -> None:
-    message = f"{type(error).__name__}: {reason(error)}\n(traceback: {folder / ERROR})"
+    message = f"{reason(error)}\n(traceback: {folder / ERROR})"
     if go_on:
         print(f"failed: {message}", file=sys.stderr, flush=True)
     elif isinstance(error, EXPECTED) and not os.environ.get("HYDRA_FULL_ERROR"):
         raise SystemExit(message) from None
     else:
         raise error
-
-
-def _resolvable(config: DictConfig) -> None:
-    """Raise for a mandatory value that is missing, before anything is built."""
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
 main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
