@@ -2,7 +2,8 @@
 
 The smaller network is traced again, starting from the ids that survive. It may tie only what the dense trace
 tied, pin only what it pinned, and cost what was predicted. Where both traces meet the same operators, each tie
-must be the dense one restricted to what stays, position by position.
+must be the dense one restricted to what stays, position by position. Last, each operator is tried on numbers
+(:mod:`~lightning_prune.replay`), so that a wrong rule shows as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -18,6 +20,7 @@ from lightning_prune.graph import ChannelGraph, Evidence, Units
 from lightning_prune.ids import Ids, Tie, Ties
 from lightning_prune.record import cut
 from lightning_prune.recording import raised_in
+from lightning_prune.replay import mismatches
 from lightning_prune.tracing import TraceError, analyse
 from lightning_prune.tracker import Tracker
 
@@ -58,6 +61,7 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> Non
     _check_pins(graph, evidence, again)
     _check_positions(graph, evidence, again, survives)
     _check_cost(graph, again, kept)
+    _check_numbers(evidence, again, survives)
 
 
 def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Tracker:
@@ -187,3 +191,12 @@ def _check_cost(graph: ChannelGraph, again: Tracker, kept: NDArray[np.bool_]) ->
     found = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in again.costs)
     if found != predicted:
         raise ProofError(f"the smaller network takes {found} MACs, {predicted} were predicted", _none())
+
+
+def _check_numbers(evidence: Evidence, again: Tracker, survives: NDArray[np.bool_]) -> None:
+    """Operator by operator, on random numbers: what the rules say must also be so."""
+    alive = torch.from_numpy(survives[evidence.components])
+    for followed, what in mismatches(evidence.tracker.followed, again.followed, alive):
+        ids = [ids for labels in followed.labels for arrays in labels for ids in arrays]
+        units = np.unique(evidence.unit_of[evidence.components[torch.cat(ids).numpy()]])
+        raise ProofError(f"{followed.call} {what}", units[units >= 0])

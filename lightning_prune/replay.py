@@ -21,49 +21,53 @@ from lightning_prune.ids import Ids
 from lightning_prune.recording import Call
 from lightning_prune.tracker import Followed, Labels
 
-__all__ = ["Mismatch", "mismatches"]
+__all__ = ["mismatches"]
 
 aten = torch.ops.aten
 TOLERANCE = 1e-3
+AHEAD = 4  # how many operators one of the networks may run that the other does not
 # Alike but for memory: which of them runs depends on strides.
-_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.clone.default}
-_UNALIGNED = _VIEWS | {aten.as_strided_.default, aten.as_strided.default}
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """An operator whose result is not the dense one's, restricted to what survives."""
-
-    call: Call
-    what: str
+_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
+# Their values say nothing.
+_ARBITRARY = {
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.as_strided.default,
+    aten.as_strided_.default,
+}
 
 
 @dataclass
-class Survival:
-    """Which ids survive the cut, as a mask over ids."""
+class _Survival:
+    """Which ids survive the cut, as a mask over the dense network's."""
 
     alive: Tensor
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def kept(self, arrays: Sequence[Ids]) -> Tensor | None:
-        """Mask over one dimension, None where everything stays."""
-        masks = [self.alive[ids.clamp_max(len(self.alive) - 1)] | (ids >= len(self.alive)) for ids in arrays]
-        both = torch.stack(masks).all(dim=0) if masks else None
-        return None if both is None or bool(both.all()) else both
+        """Surviving indices of one dimension, None where everything stays."""
+        if not arrays:
+            return None
+        mask = torch.stack([self.alive[ids] for ids in arrays]).all(dim=0)
+        return None if bool(mask.all()) else mask.nonzero().flatten()
 
     def restrict(self, value: Tensor, labels: Labels) -> Tensor:
         """``value`` without what was removed."""
         for dim, arrays in enumerate(labels):
-            if (mask := self.kept(arrays)) is not None:
-                value = value.index_select(dim, mask.nonzero().flatten())
+            if (stays := self.kept(arrays)) is not None:
+                value = value.index_select(dim, stays)
         return value
 
-    def blank_(self, value: Tensor, labels: Labels) -> Tensor:
-        """Zeros where something was removed."""
+    def numbers(self, shape: Sequence[int], kind: torch.dtype, labels: Labels) -> Tensor:
+        """Random values, zero where something was removed; zeros for integers, which may be indices."""
+        if not kind.is_floating_point:
+            return torch.zeros(list(shape), dtype=kind)
+        values = torch.rand(list(shape), generator=self.generator, dtype=_wide(kind)) + 0.1
         for dim, arrays in enumerate(labels):
-            if (mask := self.kept(arrays)) is not None:
-                value.index_fill_(dim, (~mask).nonzero().flatten(), 0)
-        return value
+            if (stays := self.kept(arrays)) is not None:
+                gone = torch.ones(shape[dim], dtype=torch.bool).index_fill_(0, stays, False)
+                values.index_fill_(dim, gone.nonzero().flatten(), 0)
+        return values
 
     def touches(self, followed: Followed) -> bool:
         """Whether anything that the operator reads or writes was removed."""
@@ -71,92 +75,85 @@ class Survival:
 
 
 def mismatches(
-    dense: Sequence[Followed], small: Sequence[Followed], alive: Tensor, mixed: Sequence[bool]
-) -> Iterator[Mismatch]:
-    """Compare both recordings operator by operator.
+    dense: Sequence[Followed], small: Sequence[Followed], alive: Tensor
+) -> Iterator[tuple[Followed, str]]:
+    """Every operator whose result is not the dense one's, restricted to what survives, and what is wrong.
 
     Args:
         dense: what was followed in the dense network.
         small: what was followed in the smaller one.
         alive: mask over the dense network's ids.
-        mixed: for each dense operator, whether it takes statistics across channels (then values may change).
     """
-    survival = Survival(alive)
-    for index, before, after in _pairs(dense, small):
-        if not mixed[index] and survival.touches(before) and _checkable(before.call):
-            if (what := _compare(before, after, survival)) is not None:
-                yield Mismatch(after.call, what)
+    survival = _Survival(alive)
+    for before, after in _pairs(dense, small):
+        if before.mixed or not survival.touches(before) or not _telling(before.call):
+            continue
+        if (what := _compare(before, after, survival)) is not None:
+            yield before, what
 
 
-def _pairs(dense: Sequence[Followed], small: Sequence[Followed]) -> Iterator[tuple[int, Followed, Followed]]:
+def _pairs(dense: Sequence[Followed], small: Sequence[Followed]) -> Iterator[tuple[Followed, Followed]]:
     """Operators of both networks that belong together, in order."""
     place = 0
-    for index, before in enumerate(dense):
-        for offset, after in enumerate(small[place : place + 3]):
+    for before in dense:
+        for offset, after in enumerate(small[place : place + AHEAD]):
             if _same(before.call, after.call):
                 place += offset + 1
-                yield index, before, after
+                yield before, after
                 break
 
 
 def _same(before: Call, after: Call) -> bool:
     place = (before.module, before.line) == (after.module, after.line)
-    return place and before.op is after.op and len(before.tensors) == len(after.tensors)
+    alike = before.op is after.op or {before.op, after.op} <= _RESHAPES
+    return place and alike and len(before.tensors) == len(after.tensors)
 
 
-def _checkable(call: Call) -> bool:
-    return torch.Tag.nondeterministic_seeded not in call.op.tags and bool(call.outputs)
+def _telling(call: Call) -> bool:
+    seeded = torch.Tag.nondeterministic_seeded in call.op.tags
+    return bool(call.tensors and call.outputs) and not seeded and call.op not in _ARBITRARY
 
 
-def _compare(before: Followed, after: Followed, survival: Survival) -> str | None:
+def _compare(before: Followed, after: Followed, survival: _Survival) -> str | None:
     """Run both calls on the same numbers; what is wrong, or None."""
-    full = [
-        survival.blank_(_numbers(t, survival), labels) for t, labels in zip(*_operands(before), strict=True)
+    operands = before.call.tensors
+    labels = before.labels[: len(operands)]
+    for shape, small, known in zip(before.shapes, after.shapes, labels, strict=True):
+        if (what := _misfit(shape, small, known, survival)) is not None:
+            return what
+    shapes = _cropped(before, labels)
+    full = [survival.numbers(*each) for each in zip(shapes, [t.dtype for t in operands], labels, strict=True)]
+    try:
+        wanted = _run(before.call, full)
+    except (RuntimeError, NotImplementedError):
+        return None  # not an operator for such numbers, or for this device
+    cut = [survival.restrict(value, known) for value, known in zip(full, labels, strict=True)]
+    return _judge(wanted, after.call, cut, before.labels[len(operands) :], survival)
+
+
+def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Survival) -> str | None:
+    survive = [
+        size if (stays := survival.kept(arrays)) is None else len(stays)
+        for size, arrays in zip(shape, labels, strict=True)
     ]
-    cut = [survival.restrict(value, labels) for value, labels in zip(full, _operands(before)[1], strict=True)]
-    for value, tensor in zip(cut, after.call.tensors, strict=True):
-        if value.shape != tensor.shape:
-            return f"reads {tuple(tensor.shape)} where {tuple(value.shape)} survive"
-    wanted, found = _run(before.call, full), _run(after.call, cut)
-    for want, have, labels in zip(wanted, found, before.labels[len(full) :], strict=True):
-        if not any(labels) and want.shape != have.shape:
-            continue  # nobody has said what this is; if it is read, the reader's operands will not fit
-        if (what := _differ(survival.restrict(want, labels), have)) is not None:
+    return (
+        None if survive == list(small) else f"reads {tuple(small)} where {tuple(survive)} survive"
+    )
+
+
+def _judge(
+    wanted: list[Tensor], call: Call, operands: list[Tensor], labels: Sequence[Labels], survival: _Survival
+) -> str | None:
+    try:
+        found = _run(call, operands)
+    except RuntimeError as error:
+        return f"cannot read what survives: {error}"
+    for want, have, known in zip(wanted, found, labels, strict=False):
+        if not any(known) and want.shape != have.shape:
+            continue  # nobody has said what this is; where it is read, the reader's operands will not fit
+        if (what := _differ(survival.restrict(want, known), have)) is not None:
             return what
     return None
-
-
-def _operands(followed: Followed) -> tuple[list[Tensor], list[Labels]]:
-    tensors = followed.call.tensors
-    return tensors, followed.labels[: len(tensors)]
-
-
-def _numbers(like: Tensor, survival: Survival) -> Tensor:
-    """Random values of the same shape, dtype and memory order; zeros for integers, which may be indices."""
-    shape, kind = tuple(like.shape), like.dtype
-    if not kind.is_floating_point:
-        return torch.zeros(shape, dtype=kind)
-    kind = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
-    values = torch.rand(shape, generator=survival.generator, dtype=kind) + 0.1
-    order = sorted(range(like.dim()), key=lambda dim: -like.stride(dim))
-    back = [order.index(dim) for dim in range(like.dim())]
-    return values.permute(order).contiguous().permute(back) if order else values
-
-
-def _run(call: Call, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The recorded call on other tensors."""
-    leaves, spec = tree_flatten((call.args, call.kwargs))
-    fresh = iter(tensors)
-    leaves = [_plain(next(fresh).clone() if isinstance(leaf, Tensor) else leaf) for leaf in leaves]
-    args, kwargs = tree_unflatten(leaves, spec)
-    kwargs = {
-        name: torch.device("cpu") if name == "device" and value else value for name, value in kwargs.items()
-    }
-    return [leaf for leaf in tree_flatten(call.op(*args, **kwargs))[0] if isinstance(leaf, Tensor)]
-
-
-def _plain(leaf: Any) -> Any:
-    return torch.float32 if leaf in (torch.float16, torch.bfloat16) else leaf
 
 
 def _differ(want: Tensor, have: Tensor) -> str | None:
@@ -165,5 +162,62 @@ def _differ(want: Tensor, have: Tensor) -> str | None:
     if not want.numel() or not want.dtype.is_floating_point:
         return None
     scale = want.abs().nan_to_num().max().clamp_min(1e-6)
-    error = (want - have).abs().nan_to_num().max() / scale
-    return f"differs by {float(error):.2g} of its largest value" if error > TOLERANCE else None
+    error = float((want - have).abs().nan_to_num().max() / scale)
+    return f"is off by {error:.2g} of its largest value" if error > TOLERANCE else None
+
+
+def _run(call: Call, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The recorded call on other tensors, on the CPU."""
+    leaves, spec = tree_flatten((call.args, call.kwargs))
+    fresh = iter(tensors)
+    leaves = [next(fresh).clone() if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves]
+    args, kwargs = tree_unflatten(leaves, spec)
+    operator = aten.reshape.default if call.op in _RESHAPES else call.op
+    with torch.no_grad():
+        results = tree_flatten(operator(*args, **kwargs))[0]
+    return [leaf for leaf in results if isinstance(leaf, Tensor)]
+
+
+def _wide(kind: torch.dtype) -> torch.dtype:
+    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+
+
+def _plain(leaf: Any) -> Any:
+    if isinstance(leaf, torch.dtype):
+        return _wide(leaf)
+    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+
+def _cropped(followed: Followed, labels: Sequence[Labels]) -> list[list[int]]:
+    """The operands' shapes, small along dimensions that carry no channels, where the operator allows it."""
+    call, shapes = followed.call, [list(shape) for shape in followed.shapes]
+    name = call.op._opname
+    if name == "convolution":
+        _crop_convolution(call, labels, shapes)
+    elif name in ("mm", "addmm") and not labels[-2][0] and (name == "mm" or len(shapes[0]) < 2):
+        shapes[-2][0] = min(shapes[-2][0], 4)
+    elif torch.Tag.pointwise in call.op.tags or name in ("cat", "native_batch_norm"):
+        _crop_alike(labels, shapes, call.args[1] if name == "cat" and len(call.args) > 1 else None)
+    return shapes
+
+
+def _crop_convolution(call: Call, labels: Sequence[Labels], shapes: list[list[int]]) -> None:
+    source, kernel = shapes[0], shapes[1][2:]
+    if len(source) != len(shapes[1]) or any(labels[0][2:]):
+        return
+    stride, dilation, transposed = call.args[3], call.args[5], call.args[6]
+    for dim, size in enumerate(kernel):
+        step = 1 if transposed else stride[dim % len(stride)]
+        source[2 + dim] = min(source[2 + dim], dilation[dim % len(dilation)] * (size - 1) + 1 + step)
+
+
+def _crop_alike(labels: Sequence[Labels], shapes: list[list[int]], besides: int | None) -> None:
+    """Crop dimensions, counted from the back, that are unlabelled in every operand of that rank."""
+    rank = max(len(shape) for shape in shapes)
+    for back in range(1, rank + 1):
+        labelled = any(known[-back] for known in labels if len(known) >= back)
+        if labelled or (besides is not None and (besides % rank) == rank - back):
+            continue
+        for shape in shapes:
+            if len(shape) >= back and shape[-back] > 2:
+                shape[-back] = 2

@@ -200,11 +200,12 @@ _SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.GroupNorm: {"num_channels": ("weight", 0)},
     nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
     nn.MultiheadAttention: dict.fromkeys(("embed_dim", "kdim", "vdim"), ("in_proj_weight", 1)),
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
 }
 
 
-def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
+def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]]:
     kind = next((kind for kind in reversed(_SHOWN) if isinstance(module, kind)), None)
     for attribute, (name, dim) in _SHOWN[kind].items() if kind else ():
         tensor = getattr(module, name, None)
@@ -212,6 +213,8 @@ def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
         if isinstance(tensor, Tensor):
             grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
             yield attribute, tensor.shape[dim] * (int(module.groups) if grouped else 1)  # type: ignore[arg-type]
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+        yield "normalized_shape", tuple(module.weight.shape)
 
 
 def _show_sizes_(model: nn.Module, indices: Mapping[str, Any]) -> None:
@@ -233,5 +236,5 @@ def _attributes(
         found[path] = held if isinstance(held, int) else list(held)
     for name in sorted({name.rpartition(".")[0] for name in indices}):
         for shown, size in _shown_sizes(model.get_submodule(name)):
-            found[f"{name}.{shown}".lstrip(".")] = size
+            found[f"{name}.{shown}".lstrip(".")] = size if isinstance(size, int) else list(size)
     return found

@@ -20,7 +20,7 @@ from lightning_prune.ids import Ids, Ties
 from lightning_prune.recording import Call
 from lightning_prune.sizes import Attribute, Shape, TracedInt, leaves
 
-__all__ = ["Cost", "Labels", "Source", "Tracker", "Use"]
+__all__ = ["Cost", "Followed", "Labels", "Source", "Tracker", "Use"]
 
 Labels = tuple[tuple[Ids, ...], ...]
 
@@ -52,6 +52,16 @@ class Cost:
     factors: tuple[Ids, ...]
 
 
+@dataclass(frozen=True)
+class Followed:
+    """An operator that was followed: the labels of its tensor arguments, then those of its results."""
+
+    call: Call
+    labels: list[Labels]
+    shapes: list[torch.Size]  # of the arguments, which a cut changes
+    mixed: bool  # takes statistics across channels
+
+
 @dataclass
 class Tracker:
     """State of one analysis. Rules read and write it through its methods.
@@ -70,6 +80,7 @@ class Tracker:
     costs: list[Cost] = field(default_factory=list)
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
+    followed: list[Followed] = field(default_factory=list)
     call: Call | None = None
 
     def __post_init__(self) -> None:
@@ -225,7 +236,8 @@ class Tracker:
         source = self.owner(ids)
         if source is None:
             return ""
-        self.filters[source.name] = source.dim
+        if self.filters.setdefault(source.name, source.dim) != source.dim:
+            self.pin(ids, f"{source.name} is a weight in both directions")
         return source.name
 
     def attributes(self) -> list[Attribute]:

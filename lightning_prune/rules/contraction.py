@@ -53,7 +53,7 @@ def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | Non
     ids, out, into = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
     if groups == 1:
         tracker.tie(ids, into, INPUT)
-    elif _one_each(weight.shape[1] == 1, tracker):
+    elif _was("depthwise", weight.shape[1] == 1, tracker):
         _depthwise(call, ids, out, groups, tracker)
     else:
         tracker.tie(_across(ids, groups, tracker), into, INPUT)
@@ -68,23 +68,24 @@ def _transposed(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids 
     tracker.tie(ids, into, INPUT)
     if groups == 1 or out is None:
         return out
-    if _one_each(weight.shape[0] == groups, tracker):
-        if into is not None:
-            passed = _groups(call)
-            tracker.use(groups if passed is None else passed, into)
-        if weight.shape[1] == 1:
-            return into
+    if not _was("depthwise", weight.shape[0] == groups, tracker):
+        _across(into, groups, tracker)
+        return out.repeat(groups)
+    if not _was("single", weight.shape[1] == 1, tracker):
         tracker.pin(into, "has several filters in its group of a transposed convolution")
-    _across(into, groups, tracker)
-    return out.repeat(groups)
+        return out.repeat(groups)
+    if into is not None:
+        passed = _groups(call)
+        tracker.use(groups if passed is None else passed, into)
+    return into
 
 
-def _one_each(now: bool, tracker: Tracker) -> bool:
-    """Whether each group reads one channel: in the dense network, since others may shrink to that."""
-    before = tracker.before("depthwise")
-    depthwise = now if before is None else before
-    tracker.decided("depthwise", depthwise)
-    return bool(depthwise)
+def _was(what: str, now: bool, tracker: Tracker) -> bool:
+    """``now``, or what it was in the dense network: others may shrink to one channel for each group."""
+    before = tracker.before(what)
+    decision = now if before is None else bool(before)
+    tracker.decided(what, decision)
+    return decision
 
 
 def _groups(call: Call) -> int | None:

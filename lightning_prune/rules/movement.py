@@ -427,6 +427,17 @@ def _scattered(call: Call, dim: int, times: int, tracker: Tracker) -> None:
     tracker.label(out, labels)
 
 
+@rule(aten.unfold)
+def unfold(call: Call, tracker: Tracker) -> None:
+    """Windows along one dimension, their contents in a new last one."""
+    labels = list(tracker.labels(call.args[0]))
+    dim = call.arg("dimension")
+    for ids in labels[dim]:
+        tracker.pin(ids, "is cut into windows along its channels")
+    labels[dim] = ()
+    tracker.label(call.out, [*labels, ()])
+
+
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)
 def channel_shuffle(call: Call, tracker: Tracker) -> None:
     """(g, k) channels become (k, g); each group keeps the same ones."""

@@ -123,6 +123,7 @@ def embedding(call: Call, tracker: Tracker) -> None:
     """Rows are picked by the data and must stay; columns are channels."""
     table, index = call.args[:2]
     tracker.pin(tracker.along(table, 0), "is looked up by the data")
+    tracker.filter(tracker.along(table, 1))
     tracker.label(call.out, [*tracker.labels(index), tracker.labels(table)[1]])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from lightning_prune.recording import Call
-from lightning_prune.tracker import Tracker
+from lightning_prune.tracker import Followed, Tracker
 
 __all__ = ["RULES", "Rule", "follow", "rule", "same_labels"]
 
@@ -61,6 +61,16 @@ def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpO
 def follow(call: Call, tracker: Tracker) -> None:
     """Apply the rule of one recorded operator."""
     tracker.call = call
+    read, statistics = [tracker.labels(tensor) for tensor in call.tensors], len(tracker.ties.statistics)
+    _apply(call, tracker)
+    written = [tracker.labels(tensor) for tensor in call.outputs]
+    mixed = len(tracker.ties.statistics) > statistics
+    shapes = [tensor.shape for tensor in call.tensors]
+    tracker.followed.append(Followed(call, [*read, *written], shapes, mixed))
+    tracker.call = None
+
+
+def _apply(call: Call, tracker: Tracker) -> None:
     function = RULES.get(call.op)
     if function is None and torch.Tag.pointwise in call.op.tags:
         function = RULES[torch.ops.aten.add.Tensor]
@@ -70,7 +80,6 @@ def follow(call: Call, tracker: Tracker) -> None:
         tracker.pin_all(call.tensors, UNKNOWN)
     else:
         function(call, tracker)
-    tracker.call = None
 
 
 def same_labels(call: Call, tracker: Tracker) -> None:
