@@ -1,0 +1,195 @@
+"""Every option of every group of conf/ composes and instantiates into what its group promises."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.cli import conf_dir
+from lightning_prune.data import BrainSlices
+from lightning_prune.experiment import build
+
+CONF = Path(__file__).parents[1] / "conf"
+FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def made(config: DictConfig, key: str) -> Any:
+    return instantiate(config[key], _convert_="all")
+
+
+@pytest.fixture(autouse=True)
+def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Hydra knows inside a run."""
+    inside = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", inside)
+
+
+def test_every_group_is_tested_here() -> None:
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
+    tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment"}
+    assert groups == tested | {"prune", "prune/criterion"}
+
+
+@pytest.mark.parametrize("option", options("net"))
+def test_net(option: str) -> None:
+    net = made(composed(f"net={option}", "task.in_channels=2", "task.num_classes=5"), "net").eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 2, 64, 64)).shape == (1, 5, 64, 64)
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data(option: str) -> None:
+    config = composed(*(FOLDER_DATA if option == "folder" else [f"data={option}"]))
+    assert isinstance(made(config, "data"), L.LightningDataModule)
+
+
+def test_what_the_task_says_of_brain_slices_is_true() -> None:
+    config = composed("data=brain", "data.size=48", "data.slices_per_axis=10")
+    image, mask = made(config, "data").samples("train")[0]
+    assert (config.task.in_channels, config.task.height, config.task.width) == tuple(image.shape)
+    assert config.task.num_classes == BrainSlices.num_classes > int(mask.max())
+    assert tuple(config.task.class_names) == BrainSlices.class_names
+
+
+@pytest.mark.parametrize("option", options("loss"))
+def test_loss_ignores_what_it_is_told_to(option: str) -> None:
+    loss = made(composed(f"loss={option}", "task.ignore_index=255"), "loss")
+    target = torch.randint(0, 3, (2, 8, 8))
+    target[:, :4] = 255
+    logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+    value = loss(logits, target)
+    value.backward()
+    assert value.ndim == 0
+    assert logits.grad is not None
+    assert logits.grad[:, :, 4:].abs().sum() > 0
+    assert logits.grad[:, :, :4].abs().sum() == 0
+
+
+@pytest.mark.parametrize("option", options("loss"))
+def test_loss_without_ignored_pixels(option: str) -> None:
+    loss = made(composed(f"loss={option}"), "loss")
+    target = torch.randint(0, 3, (2, 8, 8))
+    right = 20.0 * (2 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1) - 1)
+    assert 0 <= loss(right, target) < 0.01 < loss(-right, target)
+
+
+@pytest.mark.parametrize("option", options("optimizer"))
+def test_optimizer(option: str) -> None:
+    layer = nn.Linear(2, 1)
+    made(composed(f"optimizer={option}", "optimizer.lr=0.25"), "optimizer")(layer.parameters())
+    optimizer = made(composed(f"optimizer={option}"), "optimizer")(layer.parameters())
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert (layer.weight < before).all()
+
+
+@pytest.mark.parametrize("option", options("scheduler"))
+def test_scheduler(option: str) -> None:
+    config = composed(f"scheduler={option}")
+    if option == "none":
+        assert config.scheduler is None
+        return
+    optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
+    assert made(config, "scheduler")(optimizer).optimizer is optimizer
+
+
+@pytest.mark.parametrize("option", options("prune"))
+def test_prune(option: str) -> None:
+    config = composed(f"prune={option}")
+    if option == "none":
+        assert config.prune is None
+        return
+    callback = made(config, "prune")
+    assert isinstance(callback, FilterPruningCallback)
+    assert type(callback.criterion).__name__.lower() == option
+    assert callback.rules.budget == {"macs": 0.5}
+
+
+@pytest.mark.parametrize("option", options("prune/criterion"))
+def test_criterion(option: str) -> None:
+    criterion = made(composed(f"prune/criterion={option}", "seed=7"), "prune").criterion
+    omega = {"ipad": 0.5, "ipad_weights": 1.0, "ipad_activations": 0.0}.get(option)
+    assert getattr(criterion, "omega", None) == omega
+    assert getattr(criterion, "seed", 7) == 7
+
+
+@pytest.mark.parametrize("option", options("trainer"))
+def test_trainer(option: str, tmp_path: Path) -> None:
+    config = composed(f"trainer={option}", "trainer.accelerator=cpu", f"+trainer.default_root_dir={tmp_path}")
+    assert isinstance(instantiate(config.trainer, logger=False), L.Trainer)
+
+
+@pytest.mark.parametrize("option", options("logger"))
+def test_logger(option: str) -> None:
+    loggers = [instantiate(logger) for logger in composed(f"logger={option}").logger.values()]
+    assert len(loggers) == {"none": 0, "csv_tensorboard": 2}.get(option, 1)
+    assert all(isinstance(logger, Logger) for logger in loggers)
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_experiment(option: str) -> None:
+    parts = build(composed(f"experiment={option}", "trainer.accelerator=cpu"))
+    with torch.no_grad():
+        logits = parts.module(parts.module.example_input_array)
+    assert logits.shape[1] == parts.module.num_classes
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_the_dense_baseline_of_an_experiment(option: str) -> None:
+    parts = build(composed(f"experiment={option}", "prune=none", "trainer.accelerator=cpu"))
+    assert parts.pruning is None
+    assert not any(isinstance(c, FilterPruningCallback) for c in parts.trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def arguments(target: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: p.default for p in parameters}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["prune=ipad"], "prune"),
+        (["prune=ipad"], "prune.criterion"),
+        (["prune=random"], "prune.criterion"),
+        (["prune=ipad"], "prune.limits"),
+        (["data=brain"], "data"),
+        (FOLDER_DATA, "data"),
+        ([], "module"),
+    ],
+)
+def test_keys_are_the_constructor_s_arguments(overrides: list[str], key: str) -> None:
+    node = OmegaConf.select(composed(*overrides), key)
+    assert set(node) - {"_target_"} == set(arguments(get_class(node._target_)))
+
+
+def test_numbers_are_the_constructor_s_defaults() -> None:
+    """What is not meant to differ must not drift apart."""
+    for overrides, key in ([], "data"), ([], "prune.criterion"), ([], "prune.limits"), (FOLDER_DATA, "data"):
+        node = OmegaConf.select(composed(*overrides), key)
+        for name, default in arguments(get_class(node._target_)).items():
+            if isinstance(default, (int, float, str, bool)):
+                assert node[name] == default, f"{key}.{name}"
