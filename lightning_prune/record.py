@@ -89,7 +89,9 @@ class PruningRecord:
             >>> first.then(PruningRecord({"w": {0: [0, 2]}}, {"w": [3]})).kept
             {'w': {0: [0, 3]}}
         """
-        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        kept = {
+            name: {dim: list(indices) for dim, indices in dims.items()} for name, dims in self.kept.items()
+        }
         for name, dims in later.kept.items():
             for dim, indices in dims.items():
                 before = kept.setdefault(name, {}).get(dim)
@@ -141,7 +143,7 @@ class PruningRecord:
         """
         try:
             plain = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also numbers too long for an int
             raise RecordError(f"{path} is not JSON: {error}") from error
         return cls.from_dict(plain)
 

@@ -1,8 +1,10 @@
-"""Run a network's forward on fake tensors and write down every operator (level 1).
+"""Run a network's forward without data and write down every operator (level 1).
 
-Fake tensors have shapes but no data, so a recording costs no arithmetic and no memory. Two modes listen: a
-``TorchDispatchMode`` sees each ATen operator, a ``TorchFunctionMode`` outside it sees the Python-level call
-with its arguments as they were passed, traced ints included.
+Meta and fake tensors have shapes but no data, so a recording costs no arithmetic and no memory. Meta tensors are
+several times quicker; where a network does not run on them, fake tensors, which keep up appearances (a device,
+say), are tried, and where values are needed, the real ones. Two modes listen: a ``TorchDispatchMode`` sees each
+ATen operator, a ``TorchFunctionMode`` outside it sees the Python-level call with its arguments as they were
+passed, traced ints included.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ from torch._subclasses.fake_tensor import (
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune.sizes import Shape, TracedInt, trace_attributes
 
@@ -40,6 +42,7 @@ __all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+Means = Literal["meta", "fake", "real"]
 RAISED_IN = "raised in module "  # the note that an exception of the forward gets
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _OURS = __name__.split(".")[0]
@@ -173,6 +176,7 @@ def _line() -> str:
 class _PythonCalls(TorchFunctionMode):
     """Remembers the running Python-level call, and answers sizes with traced ints."""
 
+    operators: _Operators
     current: PythonCall | None = None
 
     def __torch_function__(
@@ -183,6 +187,8 @@ class _PythonCalls(TorchFunctionMode):
             return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
+            if func is F.scaled_dot_product_attention and self.operators.means == "meta":
+                return self.operators.attention(*args, **kwargs)
             return func(*args, **kwargs)
         finally:
             self.current = outer
@@ -199,17 +205,44 @@ def _traced_sizes(tensor: Tensor, answer: Any, *at: Any, **kwargs: Any) -> Any:
 class _Operators(TorchDispatchMode):
     """Writes down every operator that has a tensor among its results or arguments."""
 
-    def __init__(self, python: _PythonCalls, where: _Where) -> None:
+    def __init__(self, python: _PythonCalls, where: _Where, means: Means) -> None:
         super().__init__()
-        self.python, self.where = python, where
+        self.python, self.where, self.means = python, where, means
         self.calls: list[Call] = []
+        self.twins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        if self.means == "meta":
+            given, named = tree_map_only(Tensor, self._twin, (args, kwargs))
+            out = func(*given, **named)
+        else:
+            out = func(*args, **kwargs)
         if func.namespace != "prim":  # prim.device and the like return no tensor
-            self.calls.append(Call(func, args, kwargs, out, self.where.module, self.python.current, _line()))
+            self.write(func, args, kwargs, out)
         return out
+
+    def write(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operator."""
+        self.calls.append(Call(op, args, kwargs, out, self.where.module, self.python.current, _line()))
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Fused attention as one operator: on the meta device torch would take it apart."""
+        with _disable_current_modes():
+            out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
+        self.write(
+            torch.ops.aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out
+        )
+        return out
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        """A meta tensor in the place of a parameter, a buffer, or whatever else is real."""
+        if tensor.is_meta:
+            return tensor
+        if id(tensor) not in self.twins:
+            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            self.twins[id(tensor)] = tensor, twin
+        return self.twins[id(tensor)][1]
 
 
 @contextlib.contextmanager
@@ -222,6 +255,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
     states = torch.get_rng_state(), random.getstate()
+    random.seed(0)  # networks that drop layers at random then do the same in every recording
     try:
         yield
     finally:
@@ -247,30 +281,33 @@ def _refill(held: Any, content: Any) -> None:
         held.update(content)
 
 
-def _fake(mode: FakeTensorMode, value: Any) -> Any:
-    return tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, value)
+def _prepared(means: Means, mode: FakeTensorMode, value: Any) -> Any:
+    """The example input as the chosen means want it."""
+    if means == "meta":
+        return tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), value)
+    return tree_map_only(Tensor, mode.from_tensor, value) if means == "fake" else copy.deepcopy(value)
 
 
 def _run(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, real: bool
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, means: Means
 ) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     where, python = _Where(model), _PythonCalls()
-    operators = _Operators(python, where)
-    if not real:
-        inputs, kwargs = _fake(fake, inputs), _fake(fake, dict(kwargs))
+    operators = python.operators = _Operators(python, where, means)
+    inputs, kwargs = _prepared(means, fake, (inputs, dict(kwargs)))
     model.train(
         not training
     )  # networks that cache what they compute in eval mode drop it on a change of mode
     model.train(training)
     trace_attributes(model)
+    mode = fake if means == "fake" else contextlib.nullcontext()
     try:
-        with torch.no_grad(), contextlib.nullcontext() if real else fake, where.watching(), python, operators:
+        with torch.no_grad(), mode, where.watching(), python, operators:
             out = model(*inputs, **kwargs)
     except Exception as error:
         error.add_note(f"{RAISED_IN}{where.failed or ''}")
         raise
-    return Recording(operators.calls, tensors_in(out), training, real)
+    return Recording(operators.calls, tensors_in(out), training, means == "real")
 
 
 @contextlib.contextmanager
@@ -298,23 +335,27 @@ def record(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any],
 
     Where the forward needs values (a branch on a tensor), a copy of the inputs is run for real, and the
     branch that they take is the one recorded.
+
+    Raises:
+        Exception: the forward's own, with a note that names the module.
     """
-    with untouched(model), _seen_whole():
-        random.seed(0)  # networks that drop layers at random then do the same in every recording
+    means: Means
+    for means in ("meta", "fake"):
         try:
-            return _run(model, inputs, kwargs, training, real=False)
-        except NEEDS_VALUES:
-            pass
-    return _record_real(model, inputs, kwargs, training)
-
-
-def _record_real(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
-) -> Recording:
+            with untouched(model), _seen_whole():
+                return _run(model, inputs, kwargs, training, means)
+        except Exception as error:
+            if means == "fake" and not _needs_values(error):
+                raise
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     with untouched(model), _seen_whole():
         try:
-            return _run(model, copy.deepcopy(inputs), copy.deepcopy(dict(kwargs)), training, real=True)
+            return _run(model, inputs, kwargs, training, "real")
         finally:
             for buffer, value in buffers:
                 buffer.data.copy_(value)
+
+
+def _needs_values(error: Exception) -> bool:
+    """Whether fake tensors cannot answer: a branch on a value, a custom operator without a shape function."""
+    return isinstance(error, NEEDS_VALUES) or "no fake impl registered" in str(error)
