@@ -10,11 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Thread
-from typing import IO
 
 import torch
 from hydra.utils import instantiate
@@ -47,24 +46,23 @@ def command(kind: str, folder: Path, threads: int, overrides: Sequence[str] = ()
     ]
 
 
-def start(kind: str, folder: Path, threads: int, overrides: Sequence[str]) -> subprocess.Popen[str]:
-    """Start one of the two runs; its lines are passed on as they come, with its name before them."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(
-        command(kind, folder, threads, overrides),
-        env=environment,
+def start(command: Sequence[str], threads: int) -> subprocess.Popen[str]:
+    """Start it with so many CPU threads; its output and its errors come through one pipe."""
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        **pipes,  # type: ignore[call-overload]
     )
-    Thread(target=pass_on, args=(process.stdout, kind), daemon=True).start()
-    return process
 
 
-def pass_on(lines: IO[str], kind: str) -> None:
-    """Print lines as they come, with a name before each."""
-    for line in lines:
-        print(f"{kind:>6} │ {line.rstrip()}", flush=True)
+def pass_on(process: subprocess.Popen[str], kind: str) -> None:
+    """Print the lines of a process as they come, with a name before each, until it ends."""
+    with process:
+        for line in process.stdout or ():
+            print(f"{kind:>6} │ {line.rstrip()}", flush=True)
 
 
 def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
@@ -74,19 +72,30 @@ def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
         SystemExit: one of them failed; the other is stopped.
     """
     threads = max(1, cores() // 2)
-    processes = {kind: start(kind, folder, threads, overrides) for kind in KINDS}
+    processes = {kind: start(command(kind, folder, threads, overrides), threads) for kind in KINDS}
+    readers = [Thread(target=pass_on, args=(process, kind)) for kind, process in processes.items()]
+    for reader in readers:
+        reader.start()
+    failed = first_failure(processes)
+    for reader in readers:
+        reader.join()
+    if failed:
+        raise SystemExit(f"the {failed} run failed; see {folder / failed}")
+    return {kind: Summary.load(folder / kind) for kind in KINDS}
+
+
+def first_failure(processes: Mapping[str, subprocess.Popen[str]]) -> str | None:
+    """Wait until all have ended, or one has failed, whose name is returned; none is left running."""
     try:
-        while any(process.poll() is None for process in processes.values()):
-            if any(process.poll() for process in processes.values()):
-                break
+        while True:
+            codes = {kind: process.poll() for kind, process in processes.items()}
+            failed = [kind for kind, code in codes.items() if code]
+            if failed or None not in codes.values():
+                return failed[0] if failed else None
             time.sleep(0.2)
     finally:
         for process in processes.values():
             process.terminate()
-    failed = [kind for kind, process in processes.items() if process.wait()]
-    if failed:
-        raise SystemExit(f"the {failed[0]} run failed; see {folder / failed[0]}")
-    return {kind: Summary.load(folder / kind) for kind in KINDS}
 
 
 def cores() -> int:
