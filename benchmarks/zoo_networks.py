@@ -80,6 +80,7 @@ resnet18 mobilenet_v2 efficientnet-b0 mit_b0 vgg11_bn densenet121 se_resnet50 ti
 xception dpn68 tu-convnext_atto
 """.split()  # noqa: SIM905
 NOT_DILATED = ("densenet121", "vgg11_bn", "mit_b0", "xception")  # smp refuses to dilate these
+NO_MIT = ("Linknet", "UnetPlusPlus")
 DILATED = ("DeepLabV3", "DeepLabV3Plus", "PAN")
 DPT_ENCODERS = """
 tu-vit_tiny_patch16_224 tu-vit_small_patch32_224 tu-deit_tiny_patch16_224 tu-deit3_small_patch16_224
@@ -101,7 +102,9 @@ def _smp() -> Iterator[Network]:
 
 
 def _fit(decoder: str, encoder: str) -> bool:
-    return not (decoder in DILATED and encoder in NOT_DILATED)
+    if decoder in DILATED:
+        return encoder not in NOT_DILATED
+    return not (decoder in NO_MIT and encoder == "mit_b0")
 
 
 def _segmenter(decoder: str, encoder: str) -> nn.Module:
@@ -143,6 +146,10 @@ samvit_base_patch16_224 vitamin_small_224 volo_d1_224 vovnet39a ese_vovnet19b_dw
 xception41 xception41p xcit_nano_12_p16_224
 """.split()  # noqa: SIM905
 TIMM_SIZES = {
+    "halonet26t": 256,
+    "haloregnetz_b": 256,
+    "sehalonet33ts": 256,
+    "bat_resnext26ts": 256,
     "vit_small_patch14_reg4_dinov2": 280,
     "inception_v3": 128,
     "inception_v4": 128,
