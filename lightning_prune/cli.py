@@ -79,20 +79,20 @@ def job(config: DictConfig) -> None:
     from lightning_prune.experiment import run  # late: `--help` need not wait for Lightning
     from lightning_prune.report import show_run
 
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    overrides = as_dict(hydra_config.overrides.task)
-    choices = {str(group): str(option) for group, option in hydra_config.runtime.choices.items()}
+    given = HydraConfig.get()
+    folder, sweeping = Path(given.runtime.output_dir), given.mode == RunMode.MULTIRUN
+    overrides = as_dict(given.overrides.task)
+    choices = {str(group): str(option) for group, option in given.runtime.choices.items()}
+    prefix = f"#{given.job.num} │ " if sweeping else ""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
-        summary = run(config, folder, overrides, choices)
+        summary = run(config, folder, overrides, choices, prefix)
     except Exception as error:
-        _write_failure(
-            folder, error, Summary("failed", overrides, choices, config.get("seed"), error=reason(error))
-        )
-        _show_failure(folder, error, go_on=hydra_config.mode == RunMode.MULTIRUN)
-        return
-    show_run(summary, folder, whole=config.table and hydra_config.mode != RunMode.MULTIRUN)
+        failed = Summary("failed", overrides, choices, config.get("seed"), error=reason(error))
+        _write_failure(folder, error, failed)
+        _show_failure(folder, error, prefix, go_on=sweeping)
+    else:
+        show_run(summary, folder, prefix, whole=config.table and not sweeping)
 
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
@@ -100,10 +100,10 @@ def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
     (folder / ERROR).write_text("".join(traceback.format_exception(error)))
 
 
-def _show_failure(folder: Path, error: Exception, go_on: bool) -> None:
+def _show_failure(folder: Path, error: Exception, prefix: str, go_on: bool) -> None:
     message = f"{reason(error)}\n(traceback: {folder / ERROR})"
     if go_on:
-        print(f"failed: {message}", file=sys.stderr, flush=True)
+        print(f"{prefix}failed: {message}", file=sys.stderr, flush=True)
     elif isinstance(error, EXPECTED) and not os.environ.get("HYDRA_FULL_ERROR"):
         raise SystemExit(message) from None
     else:

@@ -46,8 +46,8 @@ class Parts:
     pruning: FilterPruningCallback | None
 
 
-def build(config: DictConfig) -> Parts:
-    """Instantiate every group of a composed configuration."""
+def build(config: DictConfig, prefix: str = "") -> Parts:
+    """Instantiate every group of a composed configuration; ``prefix`` comes before the line of each epoch."""
     module = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
     # An experiment may set keys of a callback that prune=none then takes away.
@@ -55,7 +55,7 @@ def build(config: DictConfig) -> Parts:
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
-    callbacks = [*([pruning] if pruning else []), *extra, EpochLines()]
+    callbacks = [*([pruning] if pruning else []), *extra, EpochLines(prefix)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
     return Parts(module, data, trainer, history, pruning)
 
@@ -65,6 +65,7 @@ def run(
     folder: Path,
     overrides: Mapping[str, str] | None = None,
     choices: Mapping[str, str] | None = None,
+    prefix: str = "",
 ) -> Summary:
     """Train, prune and test as ``config`` says, and write everything into ``folder``.
 
@@ -73,11 +74,12 @@ def run(
         folder: of the run; see :mod:`lightning_prune.runs` for what is in it afterwards.
         overrides: as given on the command line, for the summary.
         choices: option of each group, for the summary.
+        prefix: before the line of each epoch, to tell parallel runs apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / runs.CONFIG, resolve=True)
     _prepare(config)
-    parts = build(config)
+    parts = build(config, prefix)
     start = time.perf_counter()
     parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
     seconds = time.perf_counter() - start

@@ -62,6 +62,8 @@ def layer_widths(graph: ChannelGraph) -> dict[str, int]:
 def latency(nets: Mapping[str, nn.Module], image: Tensor, runs: int = 30) -> dict[str, float]:
     """Median milliseconds of one forward of each net, measured in turns so that all see the same machine.
 
+    Every other round goes backwards, lest something that comes and goes with the rounds hits one net only.
+
     Args:
         nets: name -> network, on the device of ``image``; in eval mode while measured.
         image: the input, usually one sample.
@@ -74,9 +76,9 @@ def latency(nets: Mapping[str, nn.Module], image: Tensor, runs: int = 30) -> dic
     modes = {name: net.training for name, net in nets.items()}
     times: dict[str, list[float]] = {name: [] for name in nets}
     with torch.inference_mode():
-        for _ in range(WARM_UP + runs):
-            for name, net in nets.items():
-                times[name].append(_milliseconds(net.eval(), image))
+        for turn in range(WARM_UP + runs):
+            for name in reversed(list(nets)) if turn % 2 else nets:
+                times[name].append(_milliseconds(nets[name].eval(), image))
     for name, net in nets.items():
         net.train(modes[name])
     return {name: statistics.median(found[WARM_UP:]) for name, found in times.items()}

@@ -61,9 +61,14 @@ class EpochHistory(Logger):
 
 
 class EpochLines(L.Callback):
-    """Prints one line per epoch. Comes after the pruning callback, so that it can tell of the cut."""
+    """Prints one line per epoch. Comes after the pruning callback, so that it can tell of the cut.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: before every line, to tell parallel runs apart.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.start = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,7 +81,7 @@ class EpochLines(L.Callback):
         seconds = time.perf_counter() - self.start
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         line = epoch_line(trainer.current_epoch, trainer.max_epochs, seconds, scores)
-        print(line + _cut(trainer), flush=True)
+        print(self.prefix + line + _cut(trainer), flush=True)
 
 
 def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[str, float]) -> str:

@@ -133,11 +133,11 @@ def _tidy(axes: Axes, grid: Literal["both", "x"]) -> None:
     axes.tick_params(colors=INK, labelsize=8)
 
 
-def show_run(summary: Summary, folder: Path, whole: bool = True) -> None:
+def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = True) -> None:
     """Print what came out of a run and where it lies: a table, or one line."""
     if whole and summary.dense and summary.final:
         show(_table(summary, summary.dense, summary.final))
-    print(f"{headline(summary)} · {folder / REPORT}", flush=True)
+    print(f"{prefix}{headline(summary)} · {folder / REPORT}", flush=True)
 
 
 def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:
