@@ -87,8 +87,10 @@ def run_engine(model: nn.Module, example: Tensor, found: dict[str, Any]) -> tupl
         with seconds.of("trace"):
             graph = trace(model, example)
         found |= {**_units(graph), **_costs(graph, model, seconds)}
-        remove = cut_with_retries(model, graph, refusals, seconds)
-    seconds.of_rest("surgery", "cut", "proof")
+        try:
+            remove = cut_with_retries(model, graph, refusals, seconds)
+        finally:
+            seconds.of_rest("surgery", "cut", "proof")
     found |= {"peak_mb": peak.megabytes, "removed": len(remove)}
     return graph, remove
 

@@ -78,10 +78,9 @@ def _work(tool: str, name: str, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     _quiet()
-    network = next(network for network in catalogue() if network.name == name)
     measure = zoo_ours.measure if tool == TOOLS[0] else zoo_peer.measure
     try:
-        found = measure(network)
+        found = measure({network.name: network for network in catalogue()}[name])
     except Exception as raised:  # the network cannot even be built or run
         found = {"status": "unusable", "reason": f"{type(raised).__name__}: {raised}"[:300]}
     pipe.send(found)
