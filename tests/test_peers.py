@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import time
 
 import pytest
 import torch
@@ -100,9 +99,7 @@ def test_peer_03_the_loss_falls_on_when_surgery_is_inside_the_loop_issue_379(car
 
 def test_peer_05_densenet_is_traced_without_search_or_recursion_issues_243_474():
     model = tv.densenet121(weights=None)
-    start = time.process_time()
-    graph = trace(model, torch.zeros(1, 3, 64, 64))
-    assert time.process_time() - start < 20  # a second here; Torch-Pruning takes half a minute or never ends
+    graph = trace(model, torch.zeros(1, 3, 64, 64))  # benchmarks/tracing.py has the time
     assert len(graph.prunable) == sum(
         len(units) for name, units in graph.layers.items() if name != "classifier.weight"
     )

@@ -7,6 +7,7 @@ not shrink must be named, with the reason that the user is given. Double precisi
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from lightning_prune import prune_, trace
+from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.oracles import randomise_, with_dead_filters
 
 IMAGE, TOKENS, SIGNAL, VOLUME = (2, 3, 8, 8), (2, 5, 7), (2, 3, 16), (2, 3, 6, 6, 6)
@@ -38,7 +39,10 @@ class Case:
     dead: bool = True  # False: some f(0) is not 0
     zeroed: bool = True  # False: something else than a weight reads the filters
     macs: bool = True  # False: torch's counter misses an operator
-    same_operators: bool = True  # False: with one channel torch multiplies where it summed, which costs nothing
+    mixes: bool = False  # True: takes statistics across channels, though not in what reaches the output
+    same_operators: bool = (
+        True  # False: with one channel torch multiplies where it summed, which costs nothing
+    )
 
     @property
     def example(self) -> Tensor:
@@ -369,6 +373,7 @@ CASES = {
         4 + 12,
         TOKENS,
         macs=False,
+        mixes=True,  # the mean of the attention over the heads
     ),
     "non_local_block": Case(
         images(non_local, q=lambda: conv(8, 3), k=lambda: conv(8, 3), v=lambda: conv(8, 8)), 8 + 3,
@@ -404,7 +409,8 @@ CASES = {
         images(lambda m, x: x * m.scale[None, :, None, None], scale=parameter(8)), 8
     ),
     "linear_by_a_transposed_parameter": Case(
-        tokens(lambda m, x: F.relu(x @ m.w) @ m.w.t(), w=parameter(12, 5)), 12 + 5, TOKENS, zeroed=False
+        tokens(lambda m, x: F.relu(x @ m.w) @ m.w.t(), w=parameter(12, 5)), 5, TOKENS, zeroed=False,
+        pinned={"embed.weight": "w is a weight in both directions"},
     ),
 }  # fmt: skip
 
@@ -428,7 +434,7 @@ def test_frees_and_pins_exactly_the_units_that_it_should(case, graph):
         assert bool(reasons) == (name in expected), (name, reasons)
         assert all(re.search(expected[name], reason) for reason in reasons), (name, reasons)
     assert not graph.unsupported
-    assert not len(graph.statistics_units)
+    assert bool(len(graph.statistics_units)) == case.mixes
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -684,6 +690,37 @@ def test_spectral_norm_is_cut_right_or_refused_by_name():
     assert all("in b" in reason for reason in reasons), reasons
 
 
+SCALED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "square_root_of_a_shape": lambda m, q: q.shape[-1] ** 0.5,
+    "square_root_by_math": lambda m, q: math.sqrt(q.size(-1)),
+    "a_shape": lambda m, q: q.shape[-1],
+    "one_by_a_shape": lambda m, q: 1 / q.shape[-1],
+    "an_attribute": lambda m, q: m.q.out_features,
+    "a_tensor": lambda m, q: torch.tensor(q.shape[-1], dtype=q.dtype),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("place", ["on_the_query", "on_the_product"])
+def test_a_number_computed_from_a_size_changes_values_only_where_the_graph_or_the_proof_says_so(name, place):
+    """The scale of a softmax: with fewer channels all weights change, which no oracle and no user expects."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        q, k = m.q(x), m.k(x).transpose(1, 2)
+        scale = SCALED[name](m, q)
+        return ((q / scale) @ k if place == "on_the_query" else (q @ k) / scale).softmax(-1) @ x
+
+    x = torch.randn(TOKENS).double()
+    net = tokens(run, q=lambda: nn.Linear(12, 6), k=lambda: nn.Linear(12, 6))().double()
+    graph = trace(net, x)
+    units = graph.layers["q.weight"]
+    if set(units) <= set(graph.statistics_units) or set(units) <= set(graph.pinned):
+        return
+    with pytest.raises(SurgeryError) as refused:
+        prune_(net, graph, units[:2])
+    assert set(units[:2]) <= set(refused.value.units)
+
+
 # -- what users build ------------------------------------------------------------------------------------------
 
 
@@ -844,7 +881,7 @@ def test_tied_embedding_and_decoder_keep_one_table():
     words = torch.randint(0, 20, (2, 5))
     found = cut(net, words)
     assert len(found.graph.prunable) == 8
-    assert found.zeroed < 1e-12
+    assert found.dead < 1e-12
     assert found.model.table.weight.shape == (20, 8 - len(found.remove))
 
 
@@ -853,6 +890,16 @@ def recurrent(kind: type[nn.Module]) -> nn.Module:
         return m.head(m.cell(F.relu(m.embed(x)))[0])
 
     return Net(run, embed=nn.Linear(7, 8), cell=kind(8, 6, batch_first=True), head=nn.Linear(6, 2))
+
+
+def test_a_weight_in_both_directions_says_so():
+    net = Net(
+        lambda m, x: m.head(F.relu(x @ m.w) @ m.w.t()),
+        w=nn.Parameter(torch.randn(7, 5)),
+        head=nn.Linear(7, 2),
+    )
+    graph = trace(net, torch.zeros(TOKENS))
+    assert any("w is a weight in both directions" in reason for reason in graph.pinned.values())
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

@@ -158,6 +158,16 @@ def test_a_layer_of_as_many_channels_as_samples_or_pixels_is_not_mixed_up():
     assert error(dead, net, x) < 1e-5
 
 
+def test_an_operators_place_does_not_depend_on_where_trace_is_called():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    one = trace(net, X)
+    other = trace(net, X)
+    assert one.pinned == other.pinned
+    assert not any("test_trace" in reason for reason in one.pinned.values())
+    wheres = [[tie.where for tie in graph.evidence.tracker.ties.ties] for graph in (one, other)]
+    assert wheres[0] == wheres[1] != []
+
+
 # -- operators without a rule ----------------------------------------------------------------------------------
 
 
