@@ -76,10 +76,13 @@ class PruningRecord:
                 )
             for dim, indices in dims.items():
                 _check_indices(name, dim, indices, shape)
-        for path in self.attributes:
+        for path, value in self.attributes.items():
             owner, attribute = _owner(model, path)
-            if not hasattr(owner, attribute):
-                raise RecordError(f"the record sets {path!r}, which {type(model).__name__} does not have")
+            held = vars(owner).get(attribute)
+            if not _alike(held, value):
+                raise RecordError(
+                    f"the record sets {path!r} to {value}, but {type(model).__name__} has {held!r} there"
+                )
 
     def then(self, later: PruningRecord) -> PruningRecord:
         """This cut followed by a ``later`` one of the model that it left, as one record of the dense model.
@@ -176,6 +179,14 @@ def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
         return model.get_submodule(module), attribute
     except AttributeError as error:
         raise RecordError(f"the record sets {path!r}: {error}") from error
+
+
+def _alike(held: Any, value: int | list[int]) -> bool:
+    """Whether ``value`` can take the place of ``held``: sizes are whole numbers above 0, alone or in a row."""
+    sizes = value if isinstance(value, list) else [value]
+    before = list(held) if isinstance(held, (tuple, list)) else [held]
+    same = isinstance(value, list) == isinstance(held, (tuple, list)) and len(sizes) == len(before)
+    return same and all(type(size) is int for size in before) and all(size > 0 for size in sizes)
 
 
 def _like(held: Any, value: int | list[int]) -> Any:

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_prune.sizes import Shape, TracedInt, trace_attributes
+from lightning_prune.sizes import Shape, TracedInt, escaped, trace_attributes
 
 __all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in", "untouched"]
 
@@ -107,6 +107,7 @@ class Recording:
     outputs: list[Tensor]
     training: bool
     real: bool
+    escaped: list[TracedInt]  # sizes whose values entered the arithmetic
 
 
 def raised_in(error: BaseException) -> str:
@@ -163,9 +164,9 @@ class _Where:
 
 
 def _line() -> str:
-    """``file.py:12`` of the innermost frame outside torch and this package."""
+    """``file.py:12`` of the innermost frame of the network's own code, outside torch and this package."""
     frame = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and frame.f_code is not _run.__code__:
         module = frame.f_globals.get("__name__", "").split(".")[0]
         if module not in ("torch", "contextlib", _OURS):
             return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
@@ -301,13 +302,14 @@ def _run(
     model.train(training)
     trace_attributes(model)
     mode = fake if means == "fake" else contextlib.nullcontext()
+    escaped()
     try:
         with torch.no_grad(), mode, where.watching(), python, operators:
             out = model(*inputs, **kwargs)
     except Exception as error:
         error.add_note(f"{RAISED_IN}{where.failed or ''}")
         raise
-    return Recording(operators.calls, tensors_in(out), training, means == "real")
+    return Recording(operators.calls, tensors_in(out), training, means == "real", escaped())
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ __all__ = ["mismatches"]
 
 aten = torch.ops.aten
 TOLERANCE = 1e-3
-AHEAD = 4  # how many operators one of the networks may run that the other does not
 # Alike but for memory: which of them runs depends on strides.
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
 # Their values say nothing.
@@ -93,20 +92,28 @@ def mismatches(
 
 
 def _pairs(dense: Sequence[Followed], small: Sequence[Followed]) -> Iterator[tuple[Followed, Followed]]:
-    """Operators of both networks that belong together, in order."""
-    place = 0
-    for before in dense:
-        for offset, after in enumerate(small[place : place + AHEAD]):
-            if _same(before.call, after.call):
-                place += offset + 1
-                yield before, after
-                break
+    """Operators of both networks that belong together, in order.
+
+    Where torch takes another way inside one line of the network's code, because a dimension has one element
+    left, that line cannot be compared.
+    """
+    places = _by_place(dense), _by_place(small)
+    for place, before in places[0].items():
+        after = places[1].get(place, [])
+        if [_kind(followed.call) for followed in before] == [_kind(followed.call) for followed in after]:
+            yield from zip(before, after, strict=True)
 
 
-def _same(before: Call, after: Call) -> bool:
-    place = (before.module, before.line) == (after.module, after.line)
-    alike = before.op is after.op or {before.op, after.op} <= _RESHAPES
-    return place and alike and len(before.tensors) == len(after.tensors)
+def _by_place(followed: Sequence[Followed]) -> dict[tuple[str, str], list[Followed]]:
+    places: dict[tuple[str, str], list[Followed]] = {}
+    for each in followed:
+        if each.call.op is not aten.clone.default:  # whether a copy is needed depends on strides
+            places.setdefault((each.call.module, each.call.line), []).append(each)
+    return places
+
+
+def _kind(call: Call) -> tuple[Any, int]:
+    return ("reshape" if call.op in _RESHAPES else call.op), len(call.tensors)
 
 
 def _telling(call: Call) -> bool:
@@ -136,9 +143,7 @@ def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Sur
         size if (stays := survival.kept(arrays)) is None else len(stays)
         for size, arrays in zip(shape, labels, strict=True)
     ]
-    return (
-        None if survive == list(small) else f"reads {tuple(small)} where {tuple(survive)} survive"
-    )
+    return None if survive == list(small) else f"reads {tuple(small)} where {tuple(survive)} survive"
 
 
 def _judge(

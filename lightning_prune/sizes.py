@@ -123,6 +123,31 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
 setattr(TracedInt, "__neg__", lambda self: 0 - self)  # noqa: B010  (mypy refuses the plain assignment)
 
 
+# Sizes that were turned into floats while a recording runs: their values enter the arithmetic.
+_ESCAPED: list[TracedInt] = []
+
+
+def _escaping(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: TracedInt, *args: Any) -> Any:
+        _ESCAPED.append(self)
+        return plain(int(self), *args)
+
+    return method
+
+
+for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
+    setattr(TracedInt, f"__{_name}__", _escaping(f"__{_name}__"))
+
+
+def escaped() -> list[TracedInt]:
+    """The sizes that became floats since the last call of this function."""
+    found = list(_ESCAPED)
+    _ESCAPED.clear()
+    return found
+
+
 def leaves(size: int) -> Iterator[Leaf]:
     """The attributes and tensor sizes that a number was computed from."""
     stack = [expression_of(size)]

@@ -16,7 +16,7 @@ from lightning_prune.ids import Ids
 from lightning_prune.pins import pinned_tensors
 from lightning_prune.recording import Recording, record
 from lightning_prune.rules import follow
-from lightning_prune.sizes import Attribute
+from lightning_prune.sizes import Attribute, evaluate, leaves
 from lightning_prune.tracker import Tracker
 
 __all__ = ["TraceError", "analyse", "trace"]
@@ -98,17 +98,31 @@ def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
     for call in recording.calls:
         follow(call, tracker)
     tracker.pin_all(recording.outputs, "is the network's output")
+    for size in recording.escaped:
+        tracker.enters(size)
     if not count:
         tracker.costs = costs
 
 
 def _link_attributes(tracker: Tracker) -> None:
-    """One attribute cannot have two values: dimensions of the same size that it fixes shrink together."""
-    first: dict[tuple[Any, int], Ids] = {}
-    for use in tracker.uses:
-        if isinstance(use.size.expression, Attribute):
-            key = (use.size.expression.key, len(use.ids))
-            tracker.ties.tie(first.setdefault(key, use.ids), use.ids, use.where)
+    """One attribute cannot have two values: dimensions that it fixes shrink together, in proportion."""
+    first: dict[Any, Ids] = {}
+    for use in sorted(tracker.uses, key=lambda use: len(use.ids)):
+        found = list(leaves(use.size))
+        if len(found) == 1 and isinstance(found[0], Attribute) and len(use.ids):
+            ids = first.setdefault(found[0].key, use.ids)
+            times, rest = divmod(len(use.ids), len(ids))
+            if (
+                not rest
+                and evaluate(use.size, {found[0].key: found[0].value - 1})
+                == len(use.ids) - _step(ids, found[0]) * times
+            ):
+                tracker.ties.tie(ids, tracker.tie_across(use.ids.view(times, -1)), use.where)
+
+
+def _step(ids: Ids, attribute: Attribute) -> int:
+    """How many of ``ids`` one unit of the attribute stands for."""
+    return len(ids) // max(attribute.value, 1)
 
 
 def _graph(

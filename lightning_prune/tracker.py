@@ -87,6 +87,7 @@ class Tracker:
         self.sources: dict[str, dict[int, Ids]] = {}
         self.sizes: dict[object, Ids | None] = {}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
+        self.buffers = {name for name, _ in self.model.named_buffers()}
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []
         self._storages: dict[int, str] = {}
@@ -226,6 +227,17 @@ class Tracker:
             if isinstance(leaf, Shape):
                 self.sizes[leaf.key] = self.along(leaf.tensor, leaf.dim)
                 self._alive.append(leaf.tensor)
+
+    def enters(self, size: TracedInt) -> None:
+        """The value of a size enters the arithmetic: when it shrinks, the channels that stay are scaled otherwise."""
+        self.remember(size)
+        for leaf in leaves(size):
+            if isinstance(leaf, Shape):
+                self.mixes(self.sizes[leaf.key])
+            else:
+                for use in self.uses:
+                    if any(other.key == leaf.key for other in leaves(use.size)):
+                        self.mixes(use.ids)
 
     def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:
         """Register MACs; unlabelled factors must be part of ``scale`` already."""

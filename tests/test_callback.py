@@ -213,7 +213,7 @@ def test_the_statistics_are_those_of_all_training_batches_of_the_epoch_and_of_no
             outputs[trainer.current_epoch] = []
 
     def keep(layer: nn.Module, args: Any, out: Tensor) -> None:
-        if type(out) is Tensor and layer.training:  # not the fake ones of a trace
+        if type(out) is Tensor and not out.is_meta and layer.training:  # not those of a trace
             outputs[fit.current_epoch].append(out.detach())
 
     module.net[0].register_forward_hook(keep)

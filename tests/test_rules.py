@@ -894,9 +894,10 @@ def recurrent(kind: type[nn.Module]) -> nn.Module:
 
 def test_a_weight_in_both_directions_says_so():
     net = Net(
-        lambda m, x: m.head(F.relu(x @ m.w) @ m.w.t()),
-        w=nn.Parameter(torch.randn(7, 5)),
-        head=nn.Linear(7, 2),
+        lambda m, x: m.head(F.relu(m.embed(x) @ m.w) @ m.w.t()),
+        embed=nn.Linear(7, 8),
+        w=nn.Parameter(torch.randn(8, 5)),
+        head=nn.Linear(8, 2),
     )
     graph = trace(net, torch.zeros(TOKENS))
     assert any("w is a weight in both directions" in reason for reason in graph.pinned.values())

@@ -51,7 +51,7 @@ def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | Non
     """Weight (out, in / groups, ...): what its filters are tied to."""
     source, weight = call.args[:2]
     ids, out, into = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
-    if groups == 1:
+    if _was("plain", groups == 1, tracker):
         tracker.tie(ids, into, INPUT)
     elif _was("depthwise", weight.shape[1] == 1, tracker):
         _depthwise(call, ids, out, groups, tracker)
@@ -66,7 +66,7 @@ def _transposed(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids 
     source, weight = call.args[:2]
     ids, into, out = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
     tracker.tie(ids, into, INPUT)
-    if groups == 1 or out is None:
+    if _was("plain", groups == 1, tracker) or out is None:
         return out
     if not _was("depthwise", weight.shape[0] == groups, tracker):
         _across(into, groups, tracker)

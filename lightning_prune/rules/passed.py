@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning_prune.recording import Call
+from lightning_prune.sizes import Shape, TracedInt
 
 __all__ = ["Size", "argument", "bounds", "sizes"]
 
@@ -47,6 +48,9 @@ def _sequences(args: Sequence[Any]) -> Iterator[list[int]]:
 def sizes(call: Call, concrete: Sequence[int]) -> list[Size]:
     """The sizes passed for ``concrete``, the ones that ATen received; None each where none was passed."""
     unknown: list[Size] = [None] * len(concrete)
+    if call.python is not None and call.python.name in ("expand_as", "view_as", "reshape_as"):
+        other = call.python.args[1]
+        return [TracedInt(size, Shape(other, dim, size)) for dim, size in enumerate(tuple(other.shape))]
     if call.python is None or call.python.name not in _SHAPING + _FACTORIES:
         return unknown
     values = [*call.python.args, *call.python.kwargs.values()]

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_prune.ids import Ids
 from lightning_prune.recording import Call
 from lightning_prune.rules.registry import rule, same_labels
+from lightning_prune.sizes import TracedInt
 from lightning_prune.tracker import Tracker
 
 aten = torch.ops.aten
@@ -22,6 +23,9 @@ aten = torch.ops.aten
 def pointwise(call: Call, tracker: Tracker) -> None:
     """Tie the operands, position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
+    for value in call.python.args if call.python is not None else ():
+        if isinstance(value, TracedInt):
+            tracker.enters(value)
     for out in call.outputs:
         tracker.label(out, [_together(operands, dim - out.dim(), tracker) for dim in range(out.dim())])
     if call.op._schema.is_mutable and operands and call.outputs:
@@ -43,6 +47,10 @@ def _together(operands: list[Tensor], dim: int, tracker: Tracker) -> tuple[Ids, 
 
 def _tie_all(arrays: list[Ids | None], size: int, tracker: Tracker) -> tuple[Ids, ...]:
     known = [ids for ids in arrays if ids is not None]
+    if len(known) > 1:  # a weight under a mask is the weight's, not the mask's
+        known.sort(
+            key=lambda ids: (source := tracker.owner(ids)) is not None and source.name in tracker.buffers
+        )
     for ids in known[1:]:
         tracker.tie(known[0], ids)
     if known and len(known) < len(arrays) and size > 1:
