@@ -8,23 +8,48 @@ The whole story::
     record = prune_(model, graph, plan.remove)        # proven, or rolled back
 """
 
+from typing import TYPE_CHECKING, Any
+
+from lightning_prune.criteria import IPAD, L1, L2, Random
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.limits import Limits
 from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
 from lightning_prune.rules import rule
+from lightning_prune.selection import Plan, select
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import TraceError, trace
 
+if TYPE_CHECKING:
+    from lightning_prune.callback import FilterPruningCallback
+
 __version__ = "0.1.0"
 __all__ = [
+    "IPAD",
+    "L1",
+    "L2",
     "ChannelGraph",
+    "FilterPruningCallback",
+    "Limits",
+    "Plan",
     "PruningRecord",
+    "Random",
     "RecordError",
     "SurgeryError",
     "TraceError",
     "pin",
     "prune_",
     "rule",
+    "select",
     "trace",
     "unpin",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine does not need Lightning, which takes its time to import.
+    if name == "FilterPruningCallback":
+        from lightning_prune.callback import FilterPruningCallback
+
+        return FilterPruningCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

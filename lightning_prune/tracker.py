@@ -234,10 +234,13 @@ class Tracker:
         for leaf in leaves(size):
             if isinstance(leaf, Shape):
                 self.mixes(self.sizes[leaf.key])
-            else:
-                for use in self.uses:
-                    if any(other.key == leaf.key for other in leaves(use.size)):
-                        self.mixes(use.ids)
+                continue
+            for use in self.uses:
+                if any(other.key == leaf.key for other in leaves(use.size)):
+                    self.mixes(use.ids)
+            for parameter in leaf.owner.parameters(recurse=False):  # `conv.out_channels` and the like
+                for ids in (ids for arrays in self.labels(parameter) for ids in arrays if len(ids) == leaf.value):
+                    self.mixes(ids)
 
     def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:
         """Register MACs; unlabelled factors must be part of ``scale`` already."""
