@@ -61,6 +61,8 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> Non
     _check_pins(graph, evidence, again)
     _check_positions(graph, evidence, again, survives)
     _check_cost(graph, again, kept)
+    if again.outputs != evidence.tracker.outputs:
+        raise ProofError(f"the outputs would be {again.outputs}, not {evidence.tracker.outputs}", _none())
     _check_numbers(evidence, again, survives)
 
 
@@ -83,7 +85,7 @@ def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Track
         raise ProofError(
             f"the smaller network raises in {module!r}: {cause}", _within(graph, module)
         ) from error
-    except ValueError as error:
+    except Exception as error:  # whatever a rule stumbles over: the smaller network cannot be followed
         where = tracker.where
         raise ProofError(
             f"the smaller network does not fit together: {error}", _through(graph, where)

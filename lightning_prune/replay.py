@@ -27,6 +27,7 @@ aten = torch.ops.aten
 TOLERANCE = 1e-3
 # Alike but for memory: which of them runs depends on strides.
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
+_NORMS = ("native_layer_norm", "native_group_norm", "native_batch_norm", "rms_norm", "_fused_rms_norm")
 # Their values say nothing.
 _ARBITRARY = {
     aten.empty_like.default,
@@ -85,9 +86,10 @@ def mismatches(
     """
     survival = _Survival(alive)
     for before, after in _pairs(dense, small):
-        if before.mixed or not survival.touches(before) or not _telling(before.call):
+        if not survival.touches(before) or not _telling(before.call):
             continue
-        if (what := _compare(before, after, survival)) is not None:
+        check = _blanked(before, survival) if before.mixed else _compare(before, after, survival)
+        if (what := check) is not None:
             yield before, what
 
 
@@ -136,6 +138,25 @@ def _compare(before: Followed, after: Followed, survival: _Survival) -> str | No
         return None  # not an operator for such numbers, or for this device
     cut = [survival.restrict(value, known) for value, known in zip(full, labels, strict=True)]
     return _judge(wanted, after.call, cut, before.labels[len(operands) :], survival)
+
+
+def _blanked(before: Followed, survival: _Survival) -> str | None:
+    """Statistics across channels change with the cut; but a norm whose removed parameters are zero must give zero
+    there, and nowhere else."""
+    count = len(before.shapes)
+    labels = [before.labels[0][:0] if i == 0 else known for i, known in enumerate(before.labels[:count])]
+    if before.call.op._opname not in _NORMS or not any(survival.kept(arrays) is not None for known in labels for arrays in known):
+        return None
+    kinds = [tensor.dtype for tensor in before.call.tensors]
+    try:
+        out = _run(
+            before.call, [survival.numbers(*each) for each in zip(before.shapes, kinds, labels, strict=True)]
+        )[0]
+    except (RuntimeError, NotImplementedError):
+        return None
+    alive = survival.restrict(out, before.labels[count])
+    zeros, missing = int((out == 0).sum()), out.numel() - alive.numel()
+    return None if zeros == missing and bool((alive != 0).all()) else "scales other channels than its own"
 
 
 def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Survival) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -69,12 +70,14 @@ def prune_(
     indices = _indices(graph, kept)
     settings = _settings(evidence, graph, kept)
     tensors = named_tensors(model)
-    shapes = {name: list(tensors[name].shape) for name in indices}
+    before = {name: tensors[name].data for name in indices}
+    shapes = {name: list(data.shape) for name, data in before.items()}
     with _rolled_back(tensors, indices, settings, optimizers, model):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
             write(attribute, value)
         _show_sizes_(model, indices)
+        _check_values(tensors, before, graph, kept)
         prove(graph, kept, indices)
     return PruningRecord(indices, shapes, _attributes(model, settings, indices))
 
@@ -160,6 +163,19 @@ def _cut_(
         set_data(tensor, cut(tensor, dims))
         for optimizer in optimizers:
             cut_state_(optimizer, tensor, before, dims, name)
+
+
+def _check_values(
+    tensors: Mapping[str, Tensor], before: Mapping[str, Tensor], graph: ChannelGraph, kept: NDArray[np.bool_]
+) -> None:
+    """What is left of each tensor must be what the graph says, found by another way than the cut's."""
+    for name, data in before.items():
+        expected = data
+        for dim, units in graph.bindings[name].items():
+            mask = torch.from_numpy(kept[units]).to(data.device)
+            expected = expected.movedim(dim, 0)[mask].movedim(0, dim)
+        if not torch.equal(expected, tensors[name].data):
+            raise ProofError(f"{name!r} was not cut where it should have been", np.empty(0, np.int64))
 
 
 @contextlib.contextmanager

@@ -98,6 +98,7 @@ def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
     for call in recording.calls:
         follow(call, tracker)
     tracker.pin_all(recording.outputs, "is the network's output")
+    tracker.outputs += [tensor.shape for tensor in recording.outputs]
     for size in recording.escaped:
         tracker.enters(size)
     if not count:

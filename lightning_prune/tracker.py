@@ -81,6 +81,7 @@ class Tracker:
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
     followed: list[Followed] = field(default_factory=list)
+    outputs: list[torch.Size] = field(default_factory=list)
     call: Call | None = None
 
     def __post_init__(self) -> None:
@@ -239,7 +240,9 @@ class Tracker:
                 if any(other.key == leaf.key for other in leaves(use.size)):
                     self.mixes(use.ids)
             for parameter in leaf.owner.parameters(recurse=False):  # `conv.out_channels` and the like
-                for ids in (ids for arrays in self.labels(parameter) for ids in arrays if len(ids) == leaf.value):
+                for ids in (
+                    ids for arrays in self.labels(parameter) for ids in arrays if len(ids) == leaf.value
+                ):
                     self.mixes(ids)
 
     def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:

@@ -33,18 +33,19 @@ def convolution(call: Call, tracker: Tracker) -> None:
     lead = [tracker.labels(source)[0]] if batched else []
     along = [() if weight.shape[dim] > 1 else tracker.labels(source)[dim] for dim in range(-spatial, 0)]
     tracker.label(call.out, [*lead, (out_ids,) if out_ids is not None else (), *along])
-    positions = source if transposed else call.out
-    _weighted(call, out_ids, tracker, prod(positions.shape[-spatial:]) * (source.shape[0] if batched else 1))
+    _weighted(call, out_ids, [ids[0] for ids in along if ids], tracker)
 
 
-def _weighted(call: Call, out_ids: Ids | None, tracker: Tracker, positions: int) -> None:
-    """MACs: positions * kernel * kept along both dimensions of the weight."""
-    weight = call.args[1]
+def _weighted(call: Call, out_ids: Ids | None, positions: list[Ids], tracker: Tracker) -> None:
+    """MACs: positions * kernel * kept along both dimensions of the weight. Positions may be channels, too."""
+    source, weight, transposed = call.args[0], call.args[1], call.args[6]
     first, second = tracker.along(weight, 0), tracker.along(weight, 1)
     fixed = prod(n for n, ids in zip(weight.shape[:2], (first, second), strict=True) if ids is None)
-    out = second if call.args[6] else first
-    layer = tracker.filter(out_ids) or tracker.filter(out) or call.module
-    tracker.cost(layer, positions * prod(weight.shape[2:]) * fixed, first, second)
+    spatial = (source if transposed else call.out).shape[2 - weight.dim() :]
+    batch = source.shape[0] if source.dim() == weight.dim() else 1
+    scale = batch * prod(spatial) // prod(len(ids) for ids in positions)
+    layer = tracker.filter(out_ids) or tracker.filter(second if transposed else first) or call.module
+    tracker.cost(layer, scale * prod(weight.shape[2:]) * fixed, first, second, *positions)
 
 
 def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | None:

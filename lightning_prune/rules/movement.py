@@ -290,6 +290,9 @@ def slice_(call: Call, tracker: Tracker) -> None:
 def _sliced(call: Call, ids: Ids, start: int, end: int, step: int, tracker: Tracker) -> Ids:
     if step != 1:
         _strided(ids, start, end, step, tracker)
+    elif start > 0 and not any(isinstance(bound, TracedInt) for bound in bounds(call, start, end)):
+        # Channels picked by number; an open end must not become empty.
+        tracker.pin(ids[: end if end < 2**63 - 1 else start + 1], "is sliced at numbers in the code")
     elif (start, end) != (0, 2**63 - 1):
         for bound, number in zip(bounds(call, start, end), (start, end), strict=True):
             if bound is not None and number not in (0, 2**63 - 1):

@@ -23,7 +23,8 @@ aten = torch.ops.aten
 def pointwise(call: Call, tracker: Tracker) -> None:
     """Tie the operands, position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
-    for value in call.python.args if call.python is not None else ():
+    alone = call.python is not None and call.op._opname.strip("_") in call.python.name
+    for value in call.python.args if alone and call.python is not None else ():
         if isinstance(value, TracedInt):
             tracker.enters(value)
     for out in call.outputs:
