@@ -130,6 +130,41 @@ def class_token(m: nn.Module, x: Tensor) -> Tensor:
     return x + m.scale * m.block(x)
 
 
+def written_stride(m: nn.Module, x: Tensor) -> Tensor:
+    out = x.clone()
+    out[:, ::2] = m.a(x)
+    return out
+
+
+def written_half(m: nn.Module, x: Tensor) -> Tensor:
+    out = x.clone()
+    out[:, : x.shape[1] // 2] = m.a(x)
+    return out
+
+
+def film(m: nn.Module, x: Tensor) -> Tensor:
+    scale, shift = m.f(x.mean((2, 3)))[..., None, None].chunk(2, 1)
+    return x * scale + shift
+
+
+def selective_kernels(m: nn.Module, x: Tensor) -> Tensor:
+    both = torch.stack([m.a(x), m.b(x)], 1)
+    weights = m.f(both.sum(1).mean((2, 3))).view(2, 2, -1).softmax(1)
+    return (both * weights[..., None, None]).sum(1)
+
+
+def grouped_queries(m: nn.Module, x: Tensor) -> Tensor:
+    q = m.q(x).view(2, 5, m.num_heads, m.head_dim)
+    k = m.k(x).view(2, 5, m.num_kv_heads, m.head_dim)
+    return m.o((q * k.repeat_interleave(m.num_heads // m.num_kv_heads, 2)).reshape(2, 5, -1))
+
+
+def rotary(m: nn.Module, x: Tensor) -> Tensor:
+    q = m.q(x)
+    half = q.shape[-1] // 2
+    return m.o(q + torch.cat([-q[..., half:], q[..., :half]], -1) * m.sine)
+
+
 def parameter(*shape: int) -> Callable[[], nn.Parameter]:
     return lambda: nn.Parameter(torch.randn(shape))
 
@@ -335,6 +370,65 @@ CASES = {
         images(lambda m, x: x[:, torch.tensor([3, 1, 2, 0, 7, 6, 5, 4])]), 0,
         pinned={"stem.weight": "is picked by an index tensor"},
     ),
+    "written_at_every_second_channel": Case(images(written_stride, a=lambda: conv(8, 4)), 4),
+    "written_into_half_of_its_own_shape": Case(images(written_half, a=lambda: conv(8, 4)), 4),
+    "unflatten_by_a_number": Case(
+        images(lambda m, x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)), 4
+    ),
+    "unflatten_by_its_own_shape": Case(
+        images(lambda m, x: x.unflatten(1, (4, x.shape[1] // 4)).transpose(1, 2).flatten(1, 2)), 2
+    ),
+    "half_of_the_channels_moved_into_the_batch": Case(
+        images(lambda m, x: x.reshape(x.shape[0] * 2, x.shape[1] // 2, 8, 8).relu().reshape(x.shape)), 4
+    ),
+    "blur_with_an_expanded_kernel": Case(
+        images(
+            lambda m, x: F.conv2d(x, m.k.expand(x.shape[1], 1, 3, 3), groups=x.shape[1]),
+            k=lambda: nn.Buffer(torch.rand(1, 1, 3, 3)),
+        ),
+        8, macs=False,
+    ),
+    "blur_with_a_kernel_per_channel": Case(
+        images(
+            lambda m, x: F.conv2d(x, m.k, groups=m.channels), k=lambda: nn.Buffer(torch.rand(8, 1, 3, 3)), channels=8
+        ),
+        8,
+    ),
+    "view_by_another_layers_attribute": Case(
+        lambda: Net(
+            lambda m, x: m.head(F.adaptive_avg_pool2d(m.a(x), 2).view(-1, m.a.out_channels * 4)),
+            a=conv(3, 8), head=nn.Linear(32, 2),
+        ),
+        8,
+    ),
+    "view_by_an_attribute_of_channels_times_pixels": Case(
+        lambda: Net(
+            lambda m, x: m.head(F.adaptive_avg_pool2d(m.a(x), 2).view(-1, m.width)),
+            a=conv(3, 8), head=nn.Linear(32, 2), width=32,
+        ),
+        8,
+    ),
+    "slice_between_two_attributes": Case(
+        images(lambda m, x: m.a(x[:, m.p : m.q]), 4, a=lambda: conv(3, 4), p=2, q=5), 4 + 2
+    ),
+    "shortcut_padded_with_zeros": Case(
+        images(lambda m, x: m.a(x) + F.pad(x, (0, 0, 0, 0, 2, 2)), 12, a=lambda: conv(8, 12)), 8,
+        pinned={"a.weight": "belongs to a tensor of fixed size"},
+    ),
+    "shortcut_with_zeros_like_itself": Case(
+        images(lambda m, x: m.a(x) + torch.cat([x, torch.zeros_like(x)], 1), 16, a=lambda: conv(8, 16)), 8
+    ),
+    "shortcut_repeated_to_match": Case(
+        images(lambda m, x: m.a(x) + x.repeat(1, m.a(x).shape[1] // x.shape[1], 1, 1), 16, a=lambda: conv(8, 16)), 8
+    ),
+    "stacked_and_one_selected": Case(
+        images(lambda m, x: torch.stack([m.a(x), m.b(x)])[1] + x, a=lambda: conv(8, 8), b=lambda: conv(8, 8)), 8
+    ),
+    "concat_along_pixels": Case(images(lambda m, x: torch.cat([x, m.a(x)], 2), a=lambda: conv(8, 8)), 8),
+    "film": Case(images(film, f=lambda: nn.Linear(8, 16)), 8, zeroed=True),
+    "selective_kernels": Case(
+        images(selective_kernels, a=lambda: conv(8, 8), b=lambda: conv(8, 8), f=lambda: nn.Linear(8, 16)), 8 + 8
+    ),
     # -- activations ------------------------------------------------------------------------------------------
     "glu": Case(images(lambda m, x: F.glu(x, 1), 4), 4),
     "prelu_per_channel": Case(images(lambda m, x: m.p(x), p=lambda: nn.PReLU(8)), 8),
@@ -374,6 +468,20 @@ CASES = {
         TOKENS,
         macs=False,
         mixes=True,  # the mean of the attention over the heads
+    ),
+    "grouped_query_heads": Case(
+        tokens(
+            grouped_queries, q=lambda: nn.Linear(12, 12), k=lambda: nn.Linear(12, 6), o=lambda: nn.Linear(12, 12),
+            num_heads=4, num_kv_heads=2, head_dim=3,
+        ),
+        12 + 2 + 12, TOKENS,
+    ),
+    "rotary_positions": Case(
+        tokens(
+            rotary, q=lambda: nn.Linear(12, 8), o=lambda: nn.Linear(8, 12),
+            sine=lambda: nn.Buffer(torch.rand(5, 8)),
+        ),
+        12 + 4 + 12, TOKENS,
     ),
     "non_local_block": Case(
         images(non_local, q=lambda: conv(8, 3), k=lambda: conv(8, 3), v=lambda: conv(8, 8)), 8 + 3,
@@ -428,7 +536,8 @@ def graph(case):
 
 def test_frees_and_pins_exactly_the_units_that_it_should(case, graph):
     assert len(graph.prunable) == case.units
-    expected = {**case.pinned, list(graph.layers)[-1]: OUTPUT}
+    last = "head.weight" if "head.weight" in graph.layers else list(graph.layers)[-1]
+    expected = {**case.pinned, last: OUTPUT}
     for name, units in graph.layers.items():
         reasons = {graph.pinned[unit] for unit in units.tolist() if unit in graph.pinned}
         assert bool(reasons) == (name in expected), (name, reasons)
