@@ -145,7 +145,8 @@ def _blanked(before: Followed, survival: _Survival) -> str | None:
     there, and nowhere else."""
     count = len(before.shapes)
     labels = [before.labels[0][:0] if i == 0 else known for i, known in enumerate(before.labels[:count])]
-    if before.call.op._opname not in _NORMS or not any(survival.kept(arrays) is not None for known in labels for arrays in known):
+    removed = any(survival.kept(arrays) is not None for known in labels for arrays in known)
+    if before.call.op._opname not in _NORMS or not removed:
         return None
     kinds = [tensor.dtype for tensor in before.call.tensors]
     try:

@@ -20,8 +20,6 @@ MINIMAL = {
     ],
 }
 OPEN = {
-    "channels meet a gate of one channel and one is left": "the proof's pointwise rule ties the one left to the gate",
-    "channels meet their own sum and one is left": "the same",
     "head size is the number of the input's channels by the heads": "the input's channels are not pinned",
 }
 

@@ -35,15 +35,22 @@ def pointwise(call: Call, tracker: Tracker) -> None:
 
 def _together(operands: list[Tensor], dim: int, tracker: Tracker) -> tuple[Ids, ...]:
     """Ids along one dimension of the result, counted from the back."""
-    present = [tensor for tensor in operands if tensor.dim() >= -dim]
-    size = max((tensor.shape[dim] for tensor in present), default=1)
-    wide = [tensor for tensor in present if tensor.shape[dim] == size]
-    if len(wide) == 1 or all(len(tracker.labels(tensor)[dim]) < 2 for tensor in wide):
-        arrays = [tracker.labels(tensor)[dim][:1] for tensor in wide] if len(wide) > 1 else []
-        if not arrays:
-            return tracker.labels(wide[0])[dim] if wide else ()
-        return _tie_all([ids[0] if ids else None for ids in arrays], size, tracker)
-    return _tie_merged([tracker.labels(tensor)[dim] for tensor in wide], tracker)
+    wide = [operands[index] for index in _wide(operands, dim, tracker)]
+    if len(wide) < 2:
+        return tracker.labels(wide[0])[dim] if wide else ()
+    if any(len(tracker.labels(tensor)[dim]) > 1 for tensor in wide):
+        return _tie_merged([tracker.labels(tensor)[dim] for tensor in wide], tracker)
+    arrays = [tracker.labels(tensor)[dim] for tensor in wide]
+    return _tie_all([ids[0] if ids else None for ids in arrays], wide[0].shape[dim], tracker)
+
+
+def _wide(operands: list[Tensor], dim: int, tracker: Tracker) -> tuple[int, ...]:
+    """Which operands are not broadcast: in the dense network, since channels may shrink to one, like a gate."""
+    sizes = [tensor.shape[dim] if tensor.dim() >= -dim else 0 for tensor in operands]
+    before = tracker.before("wide")
+    wide = tuple(i for i, size in enumerate(sizes) if size == max(sizes)) if before is None else before
+    tracker.decided("wide", wide)
+    return tuple(index for index in wide if index < len(sizes) and sizes[index])
 
 
 def _tie_all(arrays: list[Ids | None], size: int, tracker: Tracker) -> tuple[Ids, ...]:
