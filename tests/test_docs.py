@@ -61,7 +61,9 @@ def test_commands_of_the_readme_compose(command, tmp_path):
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_targets_of_the_readme_exist(target):
     assert f"make {target}" in "".join(blocks("README.md", "bash"))
-    plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    plan = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert plan.returncode == 0, plan.stderr
 
 
