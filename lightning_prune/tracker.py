@@ -252,7 +252,7 @@ class Tracker:
     def filter(self, ids: Ids | None) -> str:
         """Note that ``ids`` are the filters of a layer, if they are a parameter's; the parameter's name."""
         source = self.owner(ids)
-        if source is None:
+        if source is None or source.name in self.buffers:
             return ""
         if self.filters.setdefault(source.name, source.dim) != source.dim:
             self.pin(ids, f"{source.name} is a weight in both directions")
