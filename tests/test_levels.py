@@ -1,0 +1,47 @@
+"""A module imports from its own level or lower ones; the engine needs neither Lightning nor Hydra."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lightning_prune"
+LEVELS = [
+    "ids sizes losses",
+    "recording tracker pins rules",
+    "graph tracing",
+    "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches cutting "
+    "measure",
+    "callback loop segmentation data runs",
+    "cli experiment report sweep demo progress tables __main__",
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_has_a_level():
+    assert {part(path) for path in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward(path):
+    own = LEVEL[part(path)]
+    ours = [name.split(".")[1] for name in imports(path) if name.startswith("lightning_prune.")]
+    assert [name for name in ours if LEVEL[name] > own] == []
+    if own <= 3:
+        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"lightning", "hydra", "omegaconf"})
