@@ -147,7 +147,7 @@ xception41 xception41p xcit_nano_12_p16_224
 """.split()  # noqa: SIM905
 TIMM_SIZES = {
     "halonet26t": 256,
-    "haloregnetz_b": 256,
+    "haloregnetz_b": 224,
     "sehalonet33ts": 256,
     "bat_resnext26ts": 256,
     "vit_small_patch14_reg4_dinov2": 280,
