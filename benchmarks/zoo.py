@@ -3,6 +3,7 @@
     python -m benchmarks.zoo                                  everything, anew
     python -m benchmarks.zoo --resume                         what is missing
     python -m benchmarks.zoo --resume --only-failed           what is missing, and again what failed for us
+    python -m benchmarks.zoo --resume --paired                both tools again, where they did not take turns
     python -m benchmarks.zoo --only 'timm/*' --tools ours     some, one tool
     python -m benchmarks.zoo --report                         only write the tables
 
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--resume", action="store_true", help="keep what the results file already has")
     parser.add_argument("--only-failed", action="store_true", help="repeat what failed for us")
+    parser.add_argument(
+        "--paired", action="store_true", help="repeat both unless measured one after the other"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing, write the tables")
     parser.add_argument(
         "--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the times"
@@ -68,9 +72,15 @@ def _run_all(networks: Sequence[Network], asked: argparse.Namespace) -> None:
     forkserver, commit = context(), _commit()
 
     def visit(job: tuple[Network, list[str]]) -> Iterator[dict[str, Any]]:
+        visit = time.time()
         for tool in job[1]:
             limit = Limit(asked.seconds if tool == TOOLS[0] else asked.peer_seconds, asked.megabytes)
-            yield {**run(forkserver, tool, job[0].name, limit), "commit": commit, "at": _now()}
+            yield {
+                **run(forkserver, tool, job[0].name, limit),
+                "commit": commit,
+                "at": _now(),
+                "visit": visit,
+            }
 
     with ThreadPoolExecutor(asked.jobs) as pool, asked.results.open("a") as results:
         for number, rows in enumerate(pool.map(lambda job: list(visit(job)), todo), 1):
@@ -88,6 +98,8 @@ def _missing(
     ours = done.get((network.name, TOOLS[0]))
     if asked.only_failed and ours is not None and ours.get("verdict") not in RIGHT:
         return list(dict.fromkeys([TOOLS[0], *missing]))
+    if asked.paired and len({done.get((network.name, tool), {}).get("visit") for tool in asked.tools}) > 1:
+        return list(asked.tools)
     return missing
 
 

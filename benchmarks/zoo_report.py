@@ -71,11 +71,12 @@ class Summary:
         return {name: row for name, row in self.ours.items() if row["status"] != "unusable"}
 
     def both(self) -> dict[str, float]:
-        """Network -> how many times faster we are, in processor time, where both pass."""
+        """Network -> how many times faster we are, in processor time, where both pass, one after the other."""
+        passed = {name: row for name, row in self.peer.items() if row["status"] == "passed"}
         return {
-            name: seconds(self.peer[name]) / max(seconds(row), 1e-9)
+            name: seconds(passed[name]) / max(seconds(row), 1e-9)
             for name, row in self.ours.items()
-            if row["status"] == "proven" and self.peer.get(name, {}).get("status") == "passed"
+            if row["status"] == "proven" and name in passed and row.get("visit") == passed[name].get("visit")
         }
 
     def facts(self) -> dict[str, Any]:
