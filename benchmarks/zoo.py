@@ -3,7 +3,7 @@
     python -m benchmarks.zoo                                  everything, anew
     python -m benchmarks.zoo --resume                         what is missing
     python -m benchmarks.zoo --resume --only-failed           what is missing, and again what failed for us
-    python -m benchmarks.zoo --resume --paired                both tools again, where they did not take turns
+    python -m benchmarks.zoo --resume --paired                both again, if both passed but not in turn
     python -m benchmarks.zoo --only 'timm/*' --tools ours     some, one tool
     python -m benchmarks.zoo --report                         only write the tables
 
@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--resume", action="store_true", help="keep what the results file already has")
     parser.add_argument("--only-failed", action="store_true", help="repeat what failed for us")
-    parser.add_argument(
-        "--paired", action="store_true", help="repeat both unless measured one after the other"
-    )
+    parser.add_argument("--paired", action="store_true", help="repeat both if both passed, but not in turn")
     parser.add_argument("--report", action="store_true", help="run nothing, write the tables")
     parser.add_argument(
         "--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the times"
@@ -98,8 +96,9 @@ def _missing(
     ours = done.get((network.name, TOOLS[0]))
     if asked.only_failed and ours is not None and ours.get("verdict") not in RIGHT:
         return list(dict.fromkeys([TOOLS[0], *missing]))
-    if asked.paired and len({done.get((network.name, tool), {}).get("visit") for tool in asked.tools}) > 1:
-        return list(asked.tools)
+    rows = [done.get((network.name, tool), {}) for tool in TOOLS]
+    if asked.paired and all(row.get("status") in ("proven", "passed") for row in rows):
+        return [] if rows[0]["visit"] == rows[1]["visit"] else list(TOOLS)
     return missing
 
 
