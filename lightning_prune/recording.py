@@ -13,9 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
-import random
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -35,8 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune.sizes import Shape, TracedInt, escaped, trace_attributes
+from lightning_prune.untouched import untouched
 
-__all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in", "untouched"]
+__all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in"]
 
 # What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
 # a shape function. Then the network is run for real.
@@ -244,42 +243,6 @@ class _Operators(TorchDispatchMode):
             twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
             self.twins[id(tensor)] = tensor, twin
         return self.twins[id(tensor)][1]
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does to the model's attributes, flags, counters and the random state is undone."""
-    modules = list(model.modules())
-    before = [dict(vars(module)) for module in modules]
-    # Registries, and caches that a forward fills: the same object must have the same content again.
-    containers = [(held, copy.copy(held)) for m in before for held in m.values() if type(held) in _CONTAINERS]
-    # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
-    counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
-    states = torch.get_rng_state(), random.getstate()
-    random.seed(0)  # networks that drop layers at random then do the same in every recording
-    try:
-        yield
-    finally:
-        for module, attributes in zip(modules, before, strict=True):
-            vars(module).clear()
-            vars(module).update(attributes)
-        for held, content in containers:
-            _refill(held, content)
-        for buffer, value in counters:
-            buffer.data.copy_(value)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-
-
-_CONTAINERS = (dict, OrderedDict, list, set)
-
-
-def _refill(held: Any, content: Any) -> None:
-    held.clear()
-    if isinstance(held, list):
-        held.extend(content)
-    else:
-        held.update(content)
 
 
 def _prepared(means: Means, mode: FakeTensorMode, value: Any) -> Any:

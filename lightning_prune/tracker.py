@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_prune.ids import Ids, Ties
 from lightning_prune.recording import Call
-from lightning_prune.sizes import Attribute, Shape, TracedInt, leaves
+from lightning_prune.sizes import Shape, TracedInt, leaves
 
 __all__ = ["Cost", "Followed", "Labels", "Source", "Tracker", "Use"]
 
@@ -257,7 +257,3 @@ class Tracker:
         if self.filters.setdefault(source.name, source.dim) != source.dim:
             self.pin(ids, f"{source.name} is a weight in both directions")
         return source.name
-
-    def attributes(self) -> list[Attribute]:
-        """Every attribute that some use depends on."""
-        return [leaf for use in self.uses for leaf in leaves(use.size) if isinstance(leaf, Attribute)]

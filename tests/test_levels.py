@@ -10,11 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids sizes losses",
+    "ids sizes untouched losses",
     "recording tracker pins rules",
     "graph tracing",
-    "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches cutting "
-    "measure",
+    "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
+    "cutting measure",
     "callback loop segmentation data runs",
     "cli experiment report sweep demo progress tables __main__",
 ]

@@ -1,6 +1,6 @@
 """The rules: one small function per ATen operator, in a registry (level 1)."""
 
-from lightning_prune.rules import contraction, movement, normalisation, pointwise, reshape
+from lightning_prune.rules import contraction, movement, normalisation, parts, pointwise, reshape
 from lightning_prune.rules.registry import RULES, Rule, follow, rule, same_labels
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "follow",
     "movement",
     "normalisation",
+    "parts",
     "pointwise",
     "reshape",
     "rule",
