@@ -131,6 +131,8 @@ def _settings(
             else:
                 attributes.setdefault(leaf.key, leaf)
         wanted = count(use.ids, len(use.ids))
+        if not wanted and len(use.ids):
+            raise SurgeryError(f"nothing would be left at {use.where}", _units(evidence, use))
         solved = solve(use.size, wanted, values)
         if solved is None or not _agrees(use, wanted, solved, values):
             raise SurgeryError(

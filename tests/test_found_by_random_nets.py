@@ -40,8 +40,6 @@ OPEN = {
     "heads come before queries, keys and values, and one is left": "a dimension of one head loses its id",
     "flattened by the shape of a sum with what was viewed": "sizes that follow by themselves are solved",
     "half of the channels as a plain number": "a traced int that becomes a plain int looks like a constant",
-    "a part of a split by two attributes is emptied": "surgery sets an attribute to 0",
-    "a part of a split by a list is emptied": "surgery sets an attribute to 0",
 }
 
 
