@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Peak", "cpu_seconds", "peak_memory", "resident"]
+__all__ = ["Peak", "cpu_seconds", "peak_memory", "private_megabytes", "resident"]
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -38,6 +38,11 @@ def cpu_seconds(process: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def private_megabytes() -> float:
+    """Megabytes that this process has mapped for itself, whether it uses them or not."""
+    return _kilobytes("VmData") * 1024 / 1e6
 
 
 def _kilobytes(field: str) -> int:

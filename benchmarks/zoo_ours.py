@@ -23,11 +23,13 @@ from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.oracles import error, randomise_, with_dead_filters, with_zeroed_consumers
 from lightning_prune.selection import select
 
-__all__ = ["TOLERANCE", "Seconds", "lowest", "measure", "random_half", "warm_up"]
+__all__ = ["TOLERANCE", "Seconds", "awake_", "lowest", "measure", "random_half", "verdict", "warm_up"]
 
 Units = NDArray[np.int64]
 ATTEMPTS = 6  # the first and five more
 TOLERANCE = 1e-4
+VISIBLE = 1e-2  # a cut that changes the output by less than this is no test for an oracle
+ASLEEP = 1e-3
 NO_LIMITS = Limits(layers=1.0)
 HALF = {"macs": 0.5}
 
@@ -59,7 +61,7 @@ def measure(network: Network) -> dict[str, Any]:
     """Trace, plan, cut a random half and prove it, and ask both oracles; plain values."""
     warm_up()
     torch.manual_seed(0)
-    model = randomise_(network.build()).eval()
+    model = awake_(randomise_(network.build())).eval()
     dense = copy.deepcopy(model)
     example = torch.randn(1, 3, network.size, network.size)
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -69,6 +71,17 @@ def measure(network: Network) -> dict[str, Any]:
     except Exception as raised:
         return {**found, **_failure(raised)}
     return {**found, "status": "proven"}
+
+
+def awake_(model: nn.Module) -> nn.Module:
+    """Give weights that start at zero, and scales that start at almost nothing, values that oracles can see."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.numel() and parameter.abs().max() < ASLEEP:
+            wide = parameter.numel() > max(parameter.shape)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.add_(noise * parameter[0].numel() ** -0.5 if wide else noise.abs() + 0.5)
+    return model
 
 
 def warm_up() -> None:
@@ -200,9 +213,16 @@ def ask_oracles(
             break
         found |= errors if digits == torch.float32 else {f"{key}64": value for key, value in errors.items()}
         if min(errors["dead"], errors["zeroed"]) < TOLERANCE / 10:
-            return {**found, "verdict": "right"}
+            break
+    return {**found, "verdict": verdict(found)}
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """``right`` and ``wrong`` by the better oracle; ``proof only`` where neither can see the cut."""
     best = min(found[key] for key in ("dead", "zeroed", "dead64", "zeroed64") if key in found)
-    return {**found, "verdict": "right" if best < TOLERANCE else "wrong"}
+    if best >= TOLERANCE:
+        return "wrong"
+    return "right" if found["effect"] > VISIBLE else "proof only"
 
 
 class _Known(nn.Module):

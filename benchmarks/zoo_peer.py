@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo_memory import peak_memory
 from benchmarks.zoo_networks import Network
-from benchmarks.zoo_ours import TOLERANCE, Seconds
+from benchmarks.zoo_ours import TOLERANCE, Seconds, awake_
 from lightning_prune import trace
 from lightning_prune.oracles import error, randomise_
 from lightning_prune.recording import tensors_in
@@ -34,7 +34,7 @@ def measure(network: Network) -> dict[str, Any]:
     """Build the dependency graph, prune one step; plain values."""
     _warm_up()
     torch.manual_seed(0)
-    model = randomise_(network.build()).eval()
+    model = awake_(randomise_(network.build())).eval()
     dense = copy.deepcopy(model)
     example = torch.randn(1, 3, network.size, network.size)
     seconds = Seconds()

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from benchmarks.zoo_ours import verdict
 from benchmarks.zoo_worker import TOOLS
 
 __all__ = ["Summary", "machine", "versions", "write_report"]
@@ -83,7 +84,7 @@ class Summary:
         """Everything of the summary, as plain values."""
         ours = self.usable()
         ratios = self.both()
-        verdicts = Counter(row.get("verdict", row["status"]) for row in ours.values())
+        verdicts = Counter(verdict(row) if "dead" in row else row.get("verdict") for row in ours.values())
         return {
             "networks": self.wanted,
             "measured": len(ours),
@@ -96,6 +97,7 @@ class Summary:
             "peer_measured": len(self.peer),
             "peer": dict(Counter(row["status"] for row in self.peer.values())),
             "peer_with_oracle": sum("dead" in row for row in self.peer.values() if row["status"] == "passed"),
+            "commits": sorted({row["commit"] for row in ours.values()}),
             "both": len(ratios),
             "times_faster": round(geometric_mean(ratios.values()), 2) if ratios else None,
             "slower": sum(ratio < 1 for ratio in ratios.values()),
@@ -125,6 +127,9 @@ def _summary(summary: Summary, head: Row) -> list[str]:
     facts = summary.facts()
     done = max(facts["measured"], 1)
     packages = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
+    missing = " **This is a part of the list, not a result for all of it.**" * (
+        facts["measured"] < facts["networks"]
+    )
     peer = ", ".join(
         f"{count} {status}" for status, count in sorted(facts["peer"].items(), key=lambda i: -i[1])
     )
@@ -132,15 +137,17 @@ def _summary(summary: Summary, head: Row) -> list[str]:
         f"{head['date']} · {packages} · {head['machine']}. Made by `python -m benchmarks.zoo`.",
         "",
         f"- **{facts['proven']} of {done} networks proven with a cut ({facts['proven'] / done:.1%})**; "
-        f"{facts['networks'] - facts['measured']} of the list's {facts['networks']} were not measured.",
+        f"{facts['networks'] - facts['measured']} of the list's {facts['networks']} were not measured.{missing}",
         f"- **{facts['half']} of {done} ({facts['half'] / done:.1%}) can reach half of their MACs.**",
         f"- **{facts['wrong']} wrong networks**: {facts['right']} right by an oracle, {facts['proof_only']} by "
-        "the proof alone (all their prunable units meet statistics across channels, where no oracle holds).",
+        "the proof alone (all their prunable units meet statistics across channels, where no oracle holds, or the "
+        "random weights hide the cut: *effect* below 1e-2).",
         f"- torch-pruning, default use, on {facts['peer_measured']} of them: {peer or 'not run'}. "
         f"An oracle could check {facts['peer_with_oracle']} of those passed.",
         f"- **{facts['times_faster']} times its speed in the geometric mean** over the {facts['both']} networks that "
-        f"both pass; slower on {facts['slower']} (trace, plan, surgery and proof against build and step, "
-        "processor time).",
+        f"both pass, measured in turn; slower on {facts['slower']} (trace, plan, surgery and proof against build and "
+        "step, processor time).",
+        f"- Measured at the commits {', '.join(facts['commits'])}.",
         "",
         *METHOD,
     ]
@@ -201,10 +208,10 @@ def _our_table(summary: Summary) -> list[str]:
 
 
 def _our_line(row: Row) -> str:
-    verdict = row.get("verdict") or f"{row['status']}: {_cell(row.get('reason', ''))}"
+    known = verdict(row) if "dead" in row else row.get("verdict")
     cells = [
         row["network"],
-        verdict,
+        known or f"{row['status']}: {_cell(row.get('reason', ''))}",
         *(_error(row, key) for key in ("dead", "zeroed")),
         f"{row['effect']:.0e}" if "effect" in row else "",
         *(f"{row[key]:.3f}" if key in row else "" for key in ("pinned_share", "lowest")),

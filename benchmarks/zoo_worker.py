@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import resource
+import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.zoo_memory import cpu_seconds, resident
+from benchmarks.zoo_memory import cpu_seconds, private_megabytes, resident
 
 __all__ = ["TOOLS", "Limit", "context", "run"]
 
@@ -44,7 +46,7 @@ def context() -> Any:
 def run(forkserver: Any, tool: str, network: str, limit: Limit) -> dict[str, Any]:
     """What ``tool`` does to ``network``; a process that dies or takes too much is a result, too."""
     ours, theirs = forkserver.Pipe(duplex=False)
-    process = forkserver.Process(target=_work, args=(tool, network, theirs), daemon=True)
+    process = forkserver.Process(target=_work, args=(tool, network, theirs, limit, os.getpid()), daemon=True)
     started = time.monotonic()
     process.start()
     theirs.close()
@@ -70,7 +72,7 @@ def _wait(process: Any, pipe: Connection, started: float, limit: Limit) -> dict[
             return {"status": "memory", "reason": f"more than {limit.megabytes:g} MB resident"}
 
 
-def _work(tool: str, name: str, pipe: Connection) -> None:
+def _work(tool: str, name: str, pipe: Connection, limit: Limit, runner: int) -> None:
     import torch  # imported by the server already
 
     from benchmarks import zoo_ours, zoo_peer
@@ -78,12 +80,28 @@ def _work(tool: str, name: str, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     _quiet()
+    _bind(limit, runner)
     measure = zoo_ours.measure if tool == TOOLS[0] else zoo_peer.measure
     try:
         found = measure({network.name: network for network in catalogue()}[name])
     except Exception as raised:  # the network cannot even be built or run
         found = {"status": "unusable", "reason": f"{type(raised).__name__}: {raised}"[:300]}
     pipe.send(found)
+
+
+def _bind(limit: Limit, runner: int) -> None:
+    """The kernel enforces the limits should the runner be gone, and the process ends soon after it."""
+    seconds = int(limit.seconds + cpu_seconds(os.getpid())) + 10
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    most = int((limit.megabytes + private_megabytes()) * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    threading.Thread(target=_end_with, args=(runner,), daemon=True).start()
+
+
+def _end_with(runner: int) -> None:
+    while resident(runner):
+        time.sleep(1)
+    os._exit(1)
 
 
 def _quiet() -> None:
