@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import PruningRecord, trace
 from lightning_prune.batches import recalibrate_
-from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.callback import FilterPruningCallback as Callback
 from lightning_prune.criteria import IPAD, L2
 from lightning_prune.limits import Limits
 from lightning_prune.statistics import activation_deviation
+
+# Both terms of IPAD, so that statistics are gathered; the callback's own default is by weights alone.
+FilterPruningCallback = partial(Callback, criterion=IPAD(omega=0.5))
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*:UserWarning"),
