@@ -97,7 +97,7 @@ class Summary:
             "peer_measured": len(self.peer),
             "peer": dict(Counter(row["status"] for row in self.peer.values())),
             "peer_with_oracle": sum("dead" in row for row in self.peer.values() if row["status"] == "passed"),
-            "commits": sorted({row["commit"] for row in ours.values()}),
+            "commits": sorted({row["commit"] for row in ours.values() if "commit" in row}),
             "both": len(ratios),
             "times_faster": round(geometric_mean(ratios.values()), 2) if ratios else None,
             "slower": sum(ratio < 1 for ratio in ratios.values()),

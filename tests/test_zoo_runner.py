@@ -12,6 +12,7 @@ pytest.importorskip("timm")
 from benchmarks import zoo
 from benchmarks.scaling import slope
 from benchmarks.zoo_networks import catalogue
+from benchmarks.zoo_ours import verdict
 from benchmarks.zoo_report import Summary
 from benchmarks.zoo_worker import Limit, context, run
 
@@ -117,3 +118,17 @@ def test_catalogue_has_no_name_twice_and_enough_of_each() -> None:
 def test_slope_of_a_square_is_two() -> None:
     rows = [{"layers": n, "whole": n**2.0} for n in (50, 100, 200)]
     assert slope(rows, "whole") == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"dead": 1e-7, "zeroed": 0.3, "effect": 0.9}, "right"),
+        ({"dead": 0.0, "zeroed": 0.0, "effect": 0.0}, "proof only"),
+        ({"dead": 0.2, "zeroed": 0.2, "effect": 0.9}, "wrong"),
+        ({"dead": 0.2, "zeroed": 0.2, "dead64": 1e-12, "zeroed64": 0.2, "effect": 0.9}, "right"),
+    ],
+    ids=["one oracle", "blind", "wrong", "double precision"],
+)
+def test_verdict(found: dict[str, float], expected: str) -> None:
+    assert verdict(found) == expected
