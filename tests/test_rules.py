@@ -313,10 +313,10 @@ CASES = {
     ),
     "split_unequally_by_attributes": Case(
         images(
-            lambda m, x: torch.cat([m.a(x.split([m.p, m.q], 1)[0]), x.split([m.p, m.q], 1)[1]], 1), 9,
-            a=lambda: conv(3, 4), p=3, q=5,
+            lambda m, x: torch.cat([m.a(x.split([m.p, m.q], 1)[0]), m.b(x.split([m.p, m.q], 1)[1])], 1), 9,
+            a=lambda: conv(3, 4), b=lambda: conv(5, 5), p=3, q=5,
         ),
-        8 + 4,
+        8 + 4 + 5,
     ),
     "split_unequally_by_a_tuple": Case(
         images(lambda m, x: m.a(x.split(m.widths, 1)[1]), 4, a=lambda: conv(5, 4), widths=(3, 5)), 8 + 4

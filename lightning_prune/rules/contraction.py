@@ -25,13 +25,14 @@ def convolution(call: Call, tracker: Tracker) -> None:
     batched = source.dim() == weight.dim()
     follow = _transposed if transposed else _plain
     out_ids = follow(call, source.dim() - spatial - 1, groups, tracker)
+    mixed = [weight.shape[dim] > 1 or call.out.shape[dim] != source.shape[dim] for dim in range(-spatial, 0)]
     for dim in range(-spatial, 0):
-        if weight.shape[dim] > 1:
+        if mixed[dim]:
             tracker.pin(tracker.along(source, dim), "is convolved along its channels")
     if bias is not None:
         tracker.tie(tracker.along(bias, 0), out_ids)
     lead = [tracker.labels(source)[0]] if batched else []
-    along = [() if weight.shape[dim] > 1 else tracker.labels(source)[dim] for dim in range(-spatial, 0)]
+    along = [() if mixed[dim] else tracker.labels(source)[dim] for dim in range(-spatial, 0)]
     tracker.label(call.out, [*lead, (out_ids,) if out_ids is not None else (), *along])
     _weighted(call, out_ids, [ids[0] for ids in along if ids], tracker)
 
