@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.graph import ChannelGraph, Evidence, Units
-from lightning_prune.optimizers import cut_state_, snapshot
+from lightning_prune.optimizers import Sliced, cut_state_, snapshot
 from lightning_prune.proof import ProofError, prove
 from lightning_prune.record import PruningRecord, cut, named_tensors, set_data
 from lightning_prune.rules.reshape import solve
@@ -159,12 +159,11 @@ def _cut_(
     indices: Mapping[str, Mapping[int, list[int]]],
     optimizers: Sequence[Optimizer],
 ) -> None:
+    sliced = {name: Sliced(tensors[name], tensors[name].shape, dims) for name, dims in indices.items()}
     for name, dims in indices.items():
-        tensor = tensors[name]
-        before = tensor.shape
-        set_data(tensor, cut(tensor, dims))
-        for optimizer in optimizers:
-            cut_state_(optimizer, tensor, before, dims, name)
+        set_data(tensors[name], cut(tensors[name], dims))
+    for optimizer in optimizers:
+        cut_state_(optimizer, sliced)
 
 
 def _check_values(
