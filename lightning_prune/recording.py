@@ -40,6 +40,8 @@ __all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in
 # What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+NEEDS_DATA = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
+_LEAVING = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 Means = Literal["meta", "fake", "real"]
 RAISED_IN = "raised in module "  # the note that an exception of the forward gets
@@ -107,6 +109,7 @@ class Recording:
     training: bool
     real: bool
     escaped: list[TracedInt]  # sizes whose values entered the arithmetic
+    left: list[Tensor]  # what went on outside torch, where nobody follows it
 
 
 def raised_in(error: BaseException) -> str:
@@ -179,10 +182,16 @@ class _PythonCalls(TorchFunctionMode):
     operators: _Operators
     current: PythonCall | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[Tensor] = []
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _LEAVING:
+            self.left.append(args[0])
         if func in _SIZE_GETTERS:
             return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
         outer, self.current = self.current, PythonCall(func, args, kwargs)
@@ -223,8 +232,9 @@ class _Operators(TorchDispatchMode):
         return out
 
     def write(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
-        """Note one operator."""
-        self.calls.append(Call(op, args, kwargs, out, self.where.module, self.python.current, _line()))
+        """Note one operator. What TorchScript calls was not called from Python: its sizes are written in its code."""
+        python = self.python.current or PythonCall(op.overloadpacket, args, kwargs)
+        self.calls.append(Call(op, args, kwargs, out, self.where.module, python, _line()))
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Fused attention as one operator: on the meta device torch would take it apart."""
@@ -272,7 +282,7 @@ def _run(
     except Exception as error:
         error.add_note(f"{RAISED_IN}{where.failed or ''}")
         raise
-    return Recording(operators.calls, tensors_in(out), training, means == "real", escaped())
+    return Recording(operators.calls, tensors_in(out), training, means == "real", escaped(), python.left)
 
 
 @contextlib.contextmanager
@@ -322,5 +332,5 @@ def record(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any],
 
 
 def _needs_values(error: Exception) -> bool:
-    """Whether fake tensors cannot answer: a branch on a value, a custom operator without a shape function."""
-    return isinstance(error, NEEDS_VALUES) or "no fake impl registered" in str(error)
+    """Whether fake tensors cannot answer: a branch on a value, a custom operator without a shape function, numpy."""
+    return isinstance(error, NEEDS_VALUES) or any(what in str(error) for what in NEEDS_DATA)

@@ -93,6 +93,8 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> Evidence:
     kept = graph.kept(remove)
     tensors = named_tensors(model)
     for name, dims in graph.bindings.items():
+        if tensors[name].is_meta:
+            raise SurgeryError(f"{name!r} is on the meta device: load the network's values before cutting it")
         for dim, units in dims.items():
             if tensors[name].shape[dim] != len(units):
                 raise SurgeryError(f"{name!r} has changed its shape since the trace; trace the model again")

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
 from lightning_prune.ids import Ids
+from lightning_prune.inputs import kept_whole, refusal, unwrapped
 from lightning_prune.pins import pinned_tensors
-from lightning_prune.recording import Recording, record
+from lightning_prune.recording import Recording, raised_in, record
 from lightning_prune.rules import follow
 from lightning_prune.sizes import Attribute, evaluate, leaves
 from lightning_prune.tracker import Tracker
@@ -41,7 +42,8 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         **kwargs: example keyword inputs.
 
     Raises:
-        TraceError: the forward raises in both modes; the message has the model's own error.
+        TraceError: the forward raises in both modes (the message has the model's own error), or the model is
+            quantised, wrapped for distributed training, lazy or scripted (the message says what to do instead).
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
@@ -51,9 +53,11 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         >>> graph.pinned[graph.layers["2.weight"][0]]
         "is the network's output"
     """
+    if (reason := refusal(model)) is not None:
+        raise TraceError(reason)
     tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
     _link_attributes(tracker)
-    for tensor, reason in pinned_tensors(model):
+    for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
         tracker.pin_all([tensor], reason)
     return _graph(tracker, modes, notes, inputs, kwargs)
 
@@ -67,7 +71,8 @@ def analyse(
     error: Exception | None = None
     for training in modes:
         try:
-            recording = _record(tracker.model, inputs, kwargs, training)
+            with unwrapped(tracker.model):
+                recording = _record(tracker.model, inputs, kwargs, training)
         except Exception as raised:
             error = raised
             notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
@@ -77,8 +82,13 @@ def analyse(
         if recording.real:
             notes.append("needs values to run; the branches that the example input takes were followed")
     if not done:
-        raise TraceError(f"the network raises on its example input: {error}") from error
+        raise TraceError(f"the network raises on its example input: {_told(error)}") from error
     return tracker, tuple(done), notes
+
+
+def _told(error: Exception | None) -> str:
+    where = raised_in(error) if error is not None else ""
+    return f"{type(error).__name__}: {error}{f' (in {where!r})' if where else ''}"
 
 
 def _record(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Recording:
@@ -97,6 +107,7 @@ def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
     costs = list(tracker.costs)
     for call in recording.calls:
         follow(call, tracker)
+    tracker.pin_all(recording.left, "leaves torch for numpy, where it cannot be followed")
     tracker.pin_all(recording.outputs, "is the network's output")
     tracker.outputs += [tensor.shape for tensor in recording.outputs]
     for size in recording.escaped:

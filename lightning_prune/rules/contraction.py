@@ -93,7 +93,7 @@ def _was(what: str, now: bool, tracker: Tracker) -> bool:
 def _groups(call: Call) -> int | None:
     """The number of groups as the code passed it."""
     passed = argument(call, 6, "groups")  # the same place in conv2d and conv_transpose2d
-    return passed if isinstance(passed, int) else None
+    return passed if isinstance(passed, int) and not isinstance(passed, bool) else None
 
 
 def _depthwise(call: Call, ids: Ids | None, out: Ids | None, groups: int, tracker: Tracker) -> None:
