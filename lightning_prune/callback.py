@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -13,7 +12,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lightning_prune.batches import Example, as_example, recalibrate_, switched
+from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
+from lightning_prune.batches import Example, as_example, switched
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, unmet
 from lightning_prune.limits import DenseSizes, Limits
@@ -23,8 +23,10 @@ from lightning_prune.loop import (
     check_strategy,
     first_sample,
     forward_context,
+    fresh_optimizers_,
     is_last_epoch,
     rebuild_wrapper_,
+    renew_norms_,
     shrink_,
     target_of,
     train_inputs,
@@ -125,7 +127,7 @@ class FilterPruningCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
         check_strategy(trainer)
-        before_loading(pl_module, lambda checkpoint: self._shrink(pl_module, checkpoint))
+        before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what is wrong with names and budget before training starts."""
@@ -136,7 +138,7 @@ class FilterPruningCallback(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After a cut, go on with fresh optimizers and schedulers."""
         if self._reset_pending:
-            trainer.strategy.setup_optimizers(trainer)
+            fresh_optimizers_(trainer)
             self._reset_pending = False
 
     def on_train_batch_start(
@@ -203,7 +205,9 @@ class FilterPruningCallback(L.Callback):
         """The inverse of :meth:`state_dict`. The network itself was cut before its weights were loaded."""
         record, dense = state_dict["record"], state_dict["dense"]
         self.record = PruningRecord.from_dict(record) if record else None
-        self._dense = DenseSizes.from_dict(dense) if dense else None
+        self._dense = (
+            DenseSizes.from_dict(dense) if dense else self._dense
+        )  # Lightning's tuners load early states
         self.history = [Cut(**cut) for cut in state_dict["history"]]
         self._reset_pending = state_dict["reset_pending"]
 
@@ -214,15 +218,22 @@ class FilterPruningCallback(L.Callback):
         if self.record:
             checkpoint[CHECKPOINT_KEY] = {"record": self.record.to_dict(), "submodule": self.submodule}
 
-    def _shrink(self, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Cut the network to a checkpoint's record before the weights arrive."""
+    def _shrink(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
+    ) -> None:
+        """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
         if (saved := checkpoint.get(CHECKPOINT_KEY)) is not None:
             self.record = PruningRecord.from_dict(saved["record"])
+            copies = averages(trainer, pl_module)
             shrink_(target_of(pl_module, saved["submodule"]), self.record)
+            for copy in copies:
+                shrink_(copy.module, copy.part(self.record, saved["submodule"]))
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
         """Trace, and check everything that can be checked."""
         target = target_of(pl_module, self.submodule)
+        check_target(target)
+        averages(trainer, pl_module)  # what is wrong with them shows before anything is trained
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = trace(target, *example[0], **example[1])
         if self.record is None:
@@ -239,7 +250,12 @@ class FilterPruningCallback(L.Callback):
         since = trainer.current_epoch - self.start_epoch
         done = any(cut.epoch == trainer.current_epoch for cut in self.history)  # resumed at an epoch's end
         on_time = since >= 0 and since % self.every_n_epochs == 0 and not done
-        return on_time and not run.exhausted and not self.rules.met(run.graph, run.dense)
+        return (
+            on_time
+            and not swa_is_over(trainer)
+            and not run.exhausted
+            and not self.rules.met(run.graph, run.dense)
+        )
 
     def _prune(self, trainer: L.Trainer, run: Run) -> None:
         """One cut, and what has to follow it."""
@@ -247,12 +263,14 @@ class FilterPruningCallback(L.Callback):
         if self.statistics == "pass":
             self._observe(trainer, run)
         carried = trainer.optimizers if self.optimizer == "carry" else ()
-        before = run.graph
-        record = run.cut_(self.rules, self.criterion, carried, trainer.strategy.broadcast)
+        before, copies = run.graph, averages(trainer, trainer.lightning_module)
+        record = run.cut_(self.rules, self.criterion, carried)
         if not record or run.last is None:
             return
         self.record = record if self.record is None else self.record.then(record)
-        self._follow(trainer, run)
+        for copy in copies:
+            copy.part(record, self.submodule).apply_(copy.module)
+        self._follow(trainer, run, copies)
         cut = Cut.of(before, run.last, trainer.current_epoch, time.perf_counter() - start)
         self.history.append(cut)
         self._say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
@@ -264,7 +282,7 @@ class FilterPruningCallback(L.Callback):
                 for args, kwargs in train_inputs(trainer, run.target):
                     run.target(*args, **kwargs)
 
-    def _follow(self, trainer: L.Trainer, run: Run) -> None:
+    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average]) -> None:
         """Optimizers, wrapper and norms follow the smaller network."""
         if self.optimizer == "reset":
             # The fresh ones come with the next epoch: Lightning still steps the schedulers of this one.
@@ -276,8 +294,7 @@ class FilterPruningCallback(L.Callback):
         if number is None:
             number = RECALIBRATION if is_last_epoch(trainer) else 0
         if number:
-            with forward_context(trainer):
-                recalibrate_(run.target, islice(train_inputs(trainer, run.target), number))
+            renew_norms_(trainer, [run.target, *counterparts(copies, self.submodule)], number)
 
     @rank_zero_only
     def _say(self, trainer: L.Trainer, line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_prune.batches import Example
 from lightning_prune.criteria import L2, Criterion
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.processes import agreed, shared
 from lightning_prune.record import PruningRecord
 from lightning_prune.selection import Plan, check_budget, resolve, select, si
 from lightning_prune.statistics import ActivationDeviation, Collector, Statistics
@@ -140,9 +141,11 @@ def cut_(
     statistics: Statistics,
     dense: DenseSizes,
     optimizers: Sequence[Optimizer] = (),
-    agree: Callable[[list[int]], list[int]] = lambda units: units,
 ) -> tuple[Plan, PruningRecord]:
     """Score, select and prune once. What surgery refuses is pinned, with a warning, and selected around.
+
+    In a distributed run every process calls this; all carry out the plan of the first one, and whether they all
+    did the same is checked.
 
     Args:
         model: the network, changed in place.
@@ -152,29 +155,39 @@ def cut_(
         statistics: what it may want to know of the activations.
         dense: what shares refer to.
         optimizers: whose state is cut along.
-        agree: makes all processes of a distributed run remove the same units.
 
     Returns:
         What was done, and its record (empty if there was nothing to remove).
 
     Raises:
         SurgeryError: surgery refuses again and again; the model is as it was.
+        RuntimeError: the processes of a distributed run did not do the same.
     """
     importance = criterion(graph, model, statistics)
     for attempt in range(1, ATTEMPTS + 1):
-        plan = rules.plan(graph, importance, dense)
-        plan = replace(plan, remove=np.array(agree(plan.remove.tolist()), dtype=np.int64))
+        plan = shared(rules.plan(graph, importance, dense))
         if not len(plan):
             return plan, PruningRecord()
-        try:
-            return plan, prune_(model, graph, plan.remove, optimizers)
-        except SurgeryError as error:
-            if not len(error.units) or attempt == ATTEMPTS:
-                raise
-            warnings.warn(f"{error}; {len(error.units)} units stay, selecting again", stacklevel=2)
-            refused = dict.fromkeys(error.units.tolist(), f"surgery refused: {error}")
-            graph = replace(graph, pinned={**refused, **graph.pinned})
+        record, error = _attempt(model, graph, plan, optimizers)
+        agreed("the cut", record.kept if error is None else str(error))
+        if error is None:
+            return plan, record
+        if not len(error.units) or attempt == ATTEMPTS:
+            raise error
+        warnings.warn(f"{error}; {len(error.units)} units stay, selecting again", stacklevel=2)
+        refused = dict.fromkeys(error.units.tolist(), f"surgery refused: {error}")
+        graph = replace(graph, pinned={**refused, **graph.pinned})
     raise AssertionError("unreachable")
+
+
+def _attempt(
+    model: nn.Module, graph: ChannelGraph, plan: Plan, optimizers: Sequence[Optimizer]
+) -> tuple[PruningRecord, SurgeryError | None]:
+    """The record of a cut, or what surgery says against it."""
+    try:
+        return prune_(model, graph, plan.remove, optimizers), None
+    except SurgeryError as error:
+        return PruningRecord(), error
 
 
 @dataclass
@@ -222,14 +235,13 @@ class Run:
         rules: Rules,
         criterion: Criterion,
         optimizers: Sequence[Optimizer] = (),
-        agree: Callable[[list[int]], list[int]] = lambda units: units,
     ) -> PruningRecord:
         """:func:`cut_` with what was gathered, and trace the smaller network. If surgery refuses: warn."""
         statistics = {} if self.collector is None else self.collector.compute()
         self.forget()
         try:
             self.last, record = cut_(
-                self.target, self.graph, rules, criterion, statistics, self.dense, optimizers, agree
+                self.target, self.graph, rules, criterion, statistics, self.dense, optimizers
             )
         except SurgeryError as error:
             self.exhausted = True

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
+from torch.optim import Optimizer
 
-from lightning_prune.batches import Example, inputs_of, one_sample
+from lightning_prune.averages import rebind_swa_
+from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, tracked_norms
+from lightning_prune.processes import average_, gathered
 from lightning_prune.record import PruningRecord, RecordError, named_tensors
 
 __all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "shrink_", "target_of"]
@@ -63,11 +67,11 @@ def first_sample(batch: Any, target: nn.Module) -> Example:
 
 def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
     """The inputs of one pass over the training data, on the device, as training sees them."""
-    loader = trainer.train_dataloader
+    loader, device = trainer.train_dataloader, next(target.parameters()).device
     for number, batch in enumerate(loader if loader is not None else ()):
         if number >= trainer.num_training_batches:
             break
-        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), device)
         if (example := inputs_of(moved, target.forward)) is not None:
             yield example
 
@@ -79,15 +83,47 @@ def forward_context(trainer: L.Trainer) -> Iterator[None]:
         yield
 
 
+def renew_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number: int) -> None:
+    """:func:`~lightning_prune.batches.recalibrate_` on ``number`` batches of every process, as one estimate."""
+    number = min(
+        gathered(int(min(number, trainer.num_training_batches)))
+    )  # synchronised norms wait for each other
+    for network in networks:
+        with forward_context(trainer):
+            used = recalibrate_(network, islice(train_inputs(trainer, network), number))
+        for norm in tracked_norms(network):
+            for buffer in (norm.get_buffer("running_mean"), norm.get_buffer("running_var")):
+                average_(buffer, used)
+
+
 def is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether no training follows the current epoch."""
     return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+
+
+def fresh_optimizers_(trainer: L.Trainer) -> None:
+    """Optimizers and schedulers anew, as the module configures them, with what callbacks have done to them since."""
+    before, schedules = trainer.optimizers, trainer.lr_scheduler_configs
+    trainer.strategy.setup_optimizers(trainer)
+    for old, fresh in zip(before, trainer.optimizers, strict=True):
+        _add_groups_(fresh, old.param_groups[len(fresh.param_groups) :])
+    rebind_swa_(trainer, schedules)
+
+
+def _add_groups_(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> None:
+    """Parameter groups that a callback added, when it unfroze them, get back their own learning rate."""
+    for group in groups:
+        added = {id(parameter) for parameter in group["params"]}
+        for own in optimizer.param_groups:
+            own["params"] = [parameter for parameter in own["params"] if id(parameter) not in added]
+        optimizer.add_param_group(dict(group))
 
 
 def rebuild_wrapper_(trainer: L.Trainer) -> None:
     """DistributedDataParallel remembers the old shapes: wrap the smaller module anew, same arguments."""
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy.model = trainer.lightning_module
+        trainer.strategy._pl_static_graph_delay_done = False  # of a static graph's first backward, by hand
         trainer.strategy.configure_ddp()
 
 

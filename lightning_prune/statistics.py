@@ -7,6 +7,7 @@ filter.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.processes import gathered
 
 __all__ = ["ActivationDeviation", "Collector", "Form", "Statistics", "activation_deviation"]
 
@@ -151,6 +153,20 @@ class ActivationDeviation(Metric):
         positions = self.positions.item() / self.samples.item()
         return activation_deviation(mean_map, self.p, self.form, positions)
 
+    def conform_(self, shape: tuple[int, int, int]) -> None:
+        """Bring the map to ``shape``, channels and cells, of another process; nothing seen is a map of zeros."""
+        channels, *cells = shape
+        if self.cells is None:
+            self.total = self.total.new_zeros(channels, cells[0] * cells[1])
+        elif self.cells != tuple(cells):
+            self.total = summed_map(self.total.reshape(1, channels, *self.cells), (cells[0], cells[1]))
+        self.cells = cells[0], cells[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Channels, and cells along height and width; None before the first batch."""
+        return None if self.cells is None else (len(self.total), *self.cells)
+
     def reset(self) -> None:
         """Forget everything, the number of channels and the size of the map included."""
         super().reset()
@@ -248,7 +264,23 @@ class Collector:
         Raises:
             ValueError: a layer's activations were not finite.
         """
-        return {name: self._values(name) for name, metric in self.metrics.items() if metric.update_called}
+        return {name: self._values(name) for name in self._seen()}
+
+    def _seen(self) -> list[str]:
+        """Layers that ran, in any process: all must take part in reducing what one of them saw."""
+        here = {
+            name: getattr(metric, "shape", None)
+            for name, metric in self.metrics.items()
+            if metric.update_called
+        }
+        ranks = gathered(here)
+        seen = [name for name in self.metrics if any(name in rank for rank in ranks)]
+        for name in seen if len(ranks) > 1 else ():
+            shape = next(rank[name] for rank in ranks if name in rank)
+            metric = self.metrics[name]
+            if shape is not None and isinstance(metric, ActivationDeviation):
+                metric.conform_(shape)
+        return seen
 
     def _observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self.active:
@@ -256,7 +288,10 @@ class Collector:
                 self.metrics[name].update(channels_second(module, output.detach()))
 
     def _values(self, name: str) -> NDArray[np.float64]:
-        values = self.metrics[name].compute().detach().reshape(-1).cpu().numpy().astype(np.float64)
+        with warnings.catch_warnings():  # a process that saw nothing of this layer still takes part
+            warnings.filterwarnings("ignore", ".*was called before the ``update``")
+            computed = self.metrics[name].compute()
+        values = computed.detach().reshape(-1).cpu().numpy().astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError(
                 f"the activations of {name.removesuffix('.weight')!r} were NaN or infinite in this pass; "

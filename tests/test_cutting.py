@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_prune import SurgeryError, cutting, prune_, trace
+from lightning_prune import SurgeryError, cutting, processes, prune_, trace
 from lightning_prune.criteria import L2
 from lightning_prune.cutting import Cut, Rules, Run, cut_, facts, unmet
 from lightning_prune.limits import DenseSizes, Limits
@@ -70,13 +72,18 @@ def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch
     assert all(torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
 
 
-def test_processes_remove_what_they_agree_on(run):
-    other = run.graph.layers["2.weight"][:2].tolist()
-    plan, record = cut_(
-        run.target, run.graph, Rules({"macs": 0.6}), L2(), {}, run.dense, agree=lambda units: other
-    )
-    assert list(plan) == other
+def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
+    other = run.graph.layers["2.weight"][:2]
+    monkeypatch.setattr(cutting, "shared", lambda plan: replace(plan, remove=other))
+    plan, record = cut_(run.target, run.graph, Rules({"macs": 0.6}), L2(), {}, run.dense)
+    assert list(plan) == other.tolist()
     assert set(record.kept) == {"2.weight", "2.bias", "4.weight"}
+
+
+def test_a_cut_that_another_process_did_not_make_ends_training(run, monkeypatch):
+    monkeypatch.setattr(processes, "gathered", lambda digest: [digest, "another"])
+    with pytest.raises(RuntimeError, match=r"the cut of ranks \[1\] is not that of rank 0"):
+        run.cut_(Rules({"macs": 0.6}), L2())
 
 
 def test_the_end_is_explained(run):

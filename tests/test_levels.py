@@ -14,8 +14,8 @@ LEVELS = [
     "recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
-    "cutting measure",
-    "callback loop segmentation data runs",
+    "cutting measure processes",
+    "callback loop averages segmentation data runs",
     "cli experiment report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
