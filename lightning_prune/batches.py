@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-__all__ = ["Example", "as_example", "inputs_of", "one_sample", "recalibrate_", "switched"]
+__all__ = [
+    "Example",
+    "as_example",
+    "inputs_of",
+    "one_sample",
+    "recalibrate_",
+    "same_shapes",
+    "shapes_of",
+    "switched",
+]
 
 #: positional and keyword inputs of a forward
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -51,6 +60,46 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
 def one_sample(example: Example) -> Example:
     """A copy of the first sample of every tensor."""
     return tree_map(lambda x: x[:1].detach().clone() if isinstance(x, Tensor) and x.dim() else x, example)
+
+
+def shapes_of(example: Example) -> list[Any]:
+    """An example as plain values, for a checkpoint: of each tensor, shape and dtype, not the data.
+
+    Example:
+        >>> shapes_of(((torch.zeros(1, 3),), {"scale": 2}))
+        [[{'shape': [1, 3], 'dtype': 'float32'}], {'scale': 2}]
+    """
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+        return x if isinstance(x, (int, float, str, type(None))) else str(x)
+
+    args, kwargs = tree_map(plain, example)
+    return [list(args), dict(kwargs)]
+
+
+def same_shapes(shapes: Sequence[Any]) -> Example:
+    """An example of the shapes that :func:`shapes_of` wrote down: random numbers, zeros where they are whole.
+
+    Example:
+        >>> same_shapes([[{"shape": [1, 3], "dtype": "int64"}], {"scale": 2}])
+        ((tensor([[0, 0, 0]]),), {'scale': 2})
+    """
+
+    def is_tensor(x: Any) -> bool:
+        return isinstance(x, Mapping) and x.keys() == {"shape", "dtype"}
+
+    def tensor(x: Any) -> Any:
+        if not is_tensor(x):
+            return x
+        dtype, generator = getattr(torch, x["dtype"]), torch.Generator().manual_seed(0)
+        if dtype.is_floating_point:
+            return torch.rand(x["shape"], generator=generator).to(dtype)
+        return torch.zeros(x["shape"], dtype=dtype)
+
+    args, kwargs = tree_map(tensor, list(shapes), is_leaf=is_tensor)
+    return tuple(args), kwargs
 
 
 @contextmanager

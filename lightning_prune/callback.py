@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
-from lightning_prune.batches import Example, as_example, switched
+from lightning_prune.batches import Example, as_example, same_shapes, switched
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, unmet
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
     before_loading,
+    carry_along,
     check_choice,
     check_strategy,
     first_sample,
@@ -31,7 +33,9 @@ from lightning_prune.loop import (
     target_of,
     train_inputs,
 )
+from lightning_prune.processes import gathered
 from lightning_prune.record import PruningRecord
+from lightning_prune.resume import Resumption
 from lightning_prune.tracing import trace
 
 __all__ = ["FilterPruningCallback"]
@@ -122,21 +126,38 @@ class FilterPruningCallback(L.Callback):
         self.history: list[Cut] = []
         self._dense: DenseSizes | None = None
         self._reset_pending = False
+        self._ended = -1  # the last epoch whose end was dealt with
         self._run: Run | None = None
+        self._resumption = Resumption()
+        self._taken_up: Mapping[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
         check_strategy(trainer)
+        self._resumption, self._taken_up = Resumption(), None
         before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what is wrong with names and budget before training starts."""
+        self._resumption.on_fit_start(trainer)
         target_of(pl_module, self.submodule)
         if pl_module.example_input_array is not None:
             self._start(trainer, pl_module, as_example(pl_module.example_input_array))
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on where the checkpoint was written."""
+        self._resumption.on_train_start(trainer)
+        if (state := self._taken_up) is not None:
+            run = self._run or self._start(trainer, pl_module, same_shapes(state["example"]))
+            run.take_up(state, self.criterion)
+            self._taken_up = None
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After a cut, go on with fresh optimizers and schedulers."""
+        before, missed = trainer.current_epoch - 1, self._resumption.between_epochs
+        self._resumption.on_train_epoch_start(trainer)
+        if missed and self._run and self._due(trainer, before, self._run):
+            self._prune(trainer, self._run, before)  # the checkpoint was written before the epoch's cut
         if self._reset_pending:
             fresh_optimizers_(trainer)
             self._reset_pending = False
@@ -148,7 +169,11 @@ class FilterPruningCallback(L.Callback):
         run = self._run
         if run is None:
             run = self._start(trainer, pl_module, first_sample(batch, target_of(pl_module, self.submodule)))
-        if self.statistics == "epoch" and run.collector is None and self._due(trainer, run):
+        if (
+            self.statistics == "epoch"
+            and run.collector is None
+            and self._due(trainer, trainer.current_epoch, run)
+        ):
             run.collect(self.criterion)
         run.watch(True)
 
@@ -161,9 +186,11 @@ class FilterPruningCallback(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune if it is time, and log what there is."""
+        self._resumption.on_train_epoch_end(trainer)
         if self._run:
-            if self._due(trainer, self._run):
-                self._prune(trainer, self._run)
+            if self._due(trainer, trainer.current_epoch, self._run):
+                self._prune(trainer, self._run, trainer.current_epoch)
+            self._ended = trainer.current_epoch
             pl_module.log_dict(facts(self._run.graph, self._run.dense))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,6 +201,7 @@ class FilterPruningCallback(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An empty loader makes Lightning stop in silence; do not."""
+        self._resumption.on_fit_end(trainer)
         if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
             raise ValueError(
                 "the training data loader has no batches: nothing was trained and nothing pruned"
@@ -199,6 +227,7 @@ class FilterPruningCallback(L.Callback):
             "dense": self._dense.to_dict() if self._dense else None,
             "history": [asdict(cut) for cut in self.history],
             "reset_pending": self._reset_pending,
+            "ended": self._ended,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -209,25 +238,42 @@ class FilterPruningCallback(L.Callback):
             DenseSizes.from_dict(dense) if dense else self._dense
         )  # Lightning's tuners load early states
         self.history = [Cut(**cut) for cut in state_dict["history"]]
-        self._reset_pending = state_dict["reset_pending"]
+        self._reset_pending, self._ended = state_dict["reset_pending"], state_dict["ended"]
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the record where whoever loads the weights finds it."""
-        if self.record:
-            checkpoint[CHECKPOINT_KEY] = {"record": self.record.to_dict(), "submodule": self.submodule}
+        """Put the record where whoever loads the weights finds it, and what it takes to go on."""
+        saved = self._saved()
+        saved["runs"] = gathered(self._run.state() if self._run else None)
+        saved["resume"] = self._resumption.save(trainer)
+        checkpoint[CHECKPOINT_KEY] = saved
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Training goes on where the checkpoint was written; to test, weights and record are enough."""
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        if trainer.state.fn == TrainerFn.FITTING and "resume" in saved:
+            self._resumption.load(trainer, saved["resume"], checkpoint)
+            runs = saved["runs"]
+            self._taken_up = runs[trainer.global_rank] if len(runs) == trainer.world_size else None
+
+    def _saved(self) -> dict[str, Any]:
+        return {"record": self.record.to_dict() if self.record else None, "submodule": self.submodule}
 
     def _shrink(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
         """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
-        if (saved := checkpoint.get(CHECKPOINT_KEY)) is not None:
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        if saved.get("record") is not None:
             self.record = PruningRecord.from_dict(saved["record"])
             copies = averages(trainer, pl_module)
             shrink_(target_of(pl_module, saved["submodule"]), self.record)
             for copy in copies:
                 shrink_(copy.module, copy.part(self.record, saved["submodule"]))
+            carry_along(pl_module, {CHECKPOINT_KEY: self._saved()})
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
         """Trace, and check everything that can be checked."""
@@ -245,11 +291,10 @@ class FilterPruningCallback(L.Callback):
         self._run = Run(target, example, graph, self._dense or DenseSizes.of(graph))
         return self._run
 
-    def _due(self, trainer: L.Trainer, run: Run) -> bool:
-        """Whether the current epoch ends with a cut."""
-        since = trainer.current_epoch - self.start_epoch
-        done = any(cut.epoch == trainer.current_epoch for cut in self.history)  # resumed at an epoch's end
-        on_time = since >= 0 and since % self.every_n_epochs == 0 and not done
+    def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:
+        """Whether ``epoch`` ends with a cut that was not made yet."""
+        since = epoch - self.start_epoch
+        on_time = since >= 0 and since % self.every_n_epochs == 0 and epoch > self._ended
         return (
             on_time
             and not swa_is_over(trainer)
@@ -257,7 +302,7 @@ class FilterPruningCallback(L.Callback):
             and not self.rules.met(run.graph, run.dense)
         )
 
-    def _prune(self, trainer: L.Trainer, run: Run) -> None:
+    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
         """One cut, and what has to follow it."""
         start = time.perf_counter()
         if self.statistics == "pass":
@@ -268,10 +313,11 @@ class FilterPruningCallback(L.Callback):
         if not record or run.last is None:
             return
         self.record = record if self.record is None else self.record.then(record)
+        carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
         for copy in copies:
             copy.part(record, self.submodule).apply_(copy.module)
         self._follow(trainer, run, copies)
-        cut = Cut.of(before, run.last, trainer.current_epoch, time.perf_counter() - start)
+        cut = Cut.of(before, run.last, epoch, time.perf_counter() - start)
         self.history.append(cut)
         self._say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
 

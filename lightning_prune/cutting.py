@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.batches import Example
+from lightning_prune.batches import Example, shapes_of
 from lightning_prune.criteria import L2, Criterion
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes, Limits
@@ -223,6 +223,22 @@ class Run:
         """Let the forwards that follow count, or not."""
         if self.collector is not None:
             self.collector.active = active
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to hold so that :meth:`take_up` goes on from here: tensors, plain values."""
+        statistics = None if self.collector is None else self.collector.state()
+        return {
+            "example": shapes_of(self.example),
+            "exhausted": self.exhausted,
+            "statistics": statistics,
+        }
+
+    def take_up(self, state: Mapping[str, Any], criterion: Criterion) -> None:
+        """Go on from what :meth:`state` gave; forwards do not count until :meth:`watch` says so."""
+        self.exhausted = state["exhausted"]
+        if state["statistics"] is not None and self.collect(criterion) and self.collector is not None:
+            self.collector.load(state["statistics"])
+            self.watch(False)
 
     def forget(self) -> None:
         """Remove the hooks, and what they gathered."""

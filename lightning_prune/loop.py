@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -142,6 +143,24 @@ def before_loading(pl_module: L.LightningModule, first: Callable[[dict[str, Any]
         own(checkpoint)
 
     pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+
+
+def carry_along(pl_module: L.LightningModule, extra: Mapping[str, Any]) -> None:
+    """Have checkpoints of the module hold ``extra``, also those with weights only, and those after training.
+
+    Lightning calls no hook of a callback for these.
+    """
+    saved = vars(pl_module).get("on_save_checkpoint")
+    own = saved.args[0] if isinstance(saved, partial) else pl_module.on_save_checkpoint
+    pl_module.on_save_checkpoint = partial(_save_along, own, dict(extra))  # type: ignore[method-assign]
+
+
+def _save_along(
+    own: Callable[[dict[str, Any]], None], extra: Mapping[str, Any], checkpoint: dict[str, Any]
+) -> None:
+    for name, value in extra.items():
+        checkpoint.setdefault(name, value)
+    own(checkpoint)
 
 
 def shrink_(target: nn.Module, record: PruningRecord) -> None:

@@ -172,6 +172,14 @@ class ActivationDeviation(Metric):
         super().reset()
         self.cells = None
 
+    def get_extra_state(self) -> list[int] | None:
+        """The cells, which belong to the sums in a checkpoint."""
+        return None if self.cells is None else list(self.cells)
+
+    def set_extra_state(self, state: list[int] | None) -> None:
+        """The inverse of :meth:`get_extra_state`."""
+        self.cells = None if state is None else (state[0], state[1])
+
     def _start(self, activation: Tensor) -> tuple[int, int]:
         """Fix the cells by the first batch."""
         self.cells = height, width = coarse_shape(activation, self.grid)
@@ -257,6 +265,29 @@ class Collector:
         """Forget what was gathered."""
         for metric in self.metrics.values():
             metric.reset()
+
+    def state(self) -> dict[str, Any]:
+        """What was gathered so far in this process, as tensors and plain values, for a checkpoint."""
+        for metric in self.metrics.values():
+            metric.persistent(True)
+        return {
+            name: {"updates": metric.update_count, "state": dict(metric.state_dict())}
+            for name, metric in self.metrics.items()
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            ValueError: it is of other layers.
+        """
+        if state.keys() != self.metrics.keys():
+            raise ValueError(f"statistics of {sorted(state)}, but the layers are {sorted(self.metrics)}")
+        for name, metric in self.metrics.items():
+            metric.persistent(True)
+            metric.load_state_dict(state[name]["state"])
+            metric._update_count = state[name]["updates"]
+            metric.to(metric.device)
 
     def compute(self) -> dict[str, NDArray[np.float64]]:
         """Values per filter of every layer that ran; in a distributed run, over all processes.

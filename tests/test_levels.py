@@ -15,7 +15,7 @@ LEVELS = [
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
     "cutting measure processes",
-    "callback loop averages segmentation data runs",
+    "callback checkpoint_io loop averages resume segmentation data runs",
     "cli experiment report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
