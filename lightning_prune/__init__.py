@@ -16,6 +16,7 @@ from lightning_prune.limits import Limits
 from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
 from lightning_prune.rules import rule
+from lightning_prune.saving import load_pruned, save_pruned
 from lightning_prune.selection import Plan, select
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import TraceError, trace
@@ -37,9 +38,11 @@ __all__ = [
     "RecordError",
     "SurgeryError",
     "TraceError",
+    "load_pruned",
     "pin",
     "prune_",
     "rule",
+    "save_pruned",
     "select",
     "trace",
     "unpin",

@@ -29,20 +29,19 @@ from lightning_prune.loop import (
     is_last_epoch,
     rebuild_wrapper_,
     renew_norms_,
-    shrink_,
     target_of,
     train_inputs,
 )
 from lightning_prune.processes import gathered
 from lightning_prune.record import PruningRecord
 from lightning_prune.resume import Resumption
+from lightning_prune.saving import CHECKPOINT_KEY, check_weights, has_shapes_of, part_of, shrink_
 from lightning_prune.tracing import trace
 
 __all__ = ["FilterPruningCallback"]
 
 OptimizerMode = Literal["reset", "carry"]
 StatisticsMode = Literal["epoch", "pass"]
-CHECKPOINT_KEY = "lightning_prune"
 STEP = 0.1
 RECALIBRATION = 16
 BY_WEIGHT = IPAD(omega=1.0)  # the best and steadiest of the sweep in the README
@@ -268,11 +267,14 @@ class FilterPruningCallback(L.Callback):
         """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if saved.get("record") is not None:
-            self.record = PruningRecord.from_dict(saved["record"])
-            copies = averages(trainer, pl_module)
-            shrink_(target_of(pl_module, saved["submodule"]), self.record)
+            record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
+            copies, target = averages(trainer, pl_module), part_of(pl_module, submodule or "")
+            if not has_shapes_of(target, record):
+                check_weights(pl_module, target, record, checkpoint["state_dict"], strict=False)
+            shrink_(target, record)
             for copy in copies:
-                shrink_(copy.module, copy.part(self.record, saved["submodule"]))
+                shrink_(copy.module, copy.part(record, submodule))
+            self.record = record
             carry_along(pl_module, {CHECKPOINT_KEY: self._saved()})
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:

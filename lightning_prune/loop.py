@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 from lightning_prune.averages import rebind_swa_
 from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, tracked_norms
 from lightning_prune.processes import average_, gathered
-from lightning_prune.record import PruningRecord, RecordError, named_tensors
 
-__all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "shrink_", "target_of"]
+__all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "target_of"]
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -161,24 +160,3 @@ def _save_along(
     for name, value in extra.items():
         checkpoint.setdefault(name, value)
     own(checkpoint)
-
-
-def shrink_(target: nn.Module, record: PruningRecord) -> None:
-    """Cut a dense ``target`` to ``record``; one that has the record's shapes already is left alone.
-
-    Raises:
-        RecordError: it has neither the dense nor the pruned shapes.
-    """
-    tensors = named_tensors(target)
-    if all(name in tensors and _has(list(tensors[name].shape), dims) for name, dims in record.kept.items()):
-        return
-    try:
-        record.apply_(target)
-    except RecordError as error:
-        raise RecordError(
-            f"{error}; load this checkpoint into a module that is built dense, as before"
-        ) from error
-
-
-def _has(shape: list[int], dims: dict[int, list[int]]) -> bool:
-    return all(dim < len(shape) and shape[dim] == len(indices) for dim, indices in dims.items())

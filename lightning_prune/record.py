@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ["PruningRecord", "RecordError"]
 
 VERSION = 1
+LARGEST = 100_000_000  # bytes of a file; a safetensors header may have as many
 
 
 class RecordError(ValueError):
@@ -56,8 +57,8 @@ class PruningRecord:
         Raises:
             RecordError: the record does not fit the model; the model is as it was.
         """
+        self.check(model)
         tensors = named_tensors(model)
-        self._check(model, tensors)
         for name, dims in self.kept.items():
             set_data(tensors[name], cut(tensors[name], dims))
         for path, value in self.attributes.items():
@@ -65,7 +66,9 @@ class PruningRecord:
             setattr(owner, attribute, _like(getattr(owner, attribute), value))
         return model
 
-    def _check(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def check(self, model: nn.Module) -> None:
+        """Raise RecordError unless this record fits the dense ``model``, which is left as it is."""
+        tensors = named_tensors(model)
         for name, dims in self.kept.items():
             if name not in tensors:
                 raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
@@ -119,7 +122,8 @@ class PruningRecord:
             raise RecordError(f"not a pruning record of version {VERSION}")
         try:
             kept = {
-                str(n): {int(d): _integers(i) for d, i in dims.items()} for n, dims in plain["kept"].items()
+                str(n): {_dimension(d): _integers(i) for d, i in dims.items()}
+                for n, dims in plain["kept"].items()
             }
             shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
             attributes = {
@@ -144,6 +148,9 @@ class PruningRecord:
         Raises:
             RecordError: the file is not a pruning record.
         """
+        size = Path(path).stat().st_size
+        if size > LARGEST:
+            raise RecordError(f"{path} has {size} bytes; a pruning record has at most {LARGEST}")
         try:
             plain = json.loads(Path(path).read_text())
         except (ValueError, RecursionError) as error:  # also numbers too long for an int
@@ -191,6 +198,12 @@ def _alike(held: Any, value: int | list[int]) -> bool:
 
 def _like(held: Any, value: int | list[int]) -> Any:
     return type(held)(value) if isinstance(held, (tuple, list)) and isinstance(value, list) else value
+
+
+def _dimension(key: Any) -> int:
+    if type(key) is not int and not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key):
+        raise ValueError(f"expected the number of a dimension, found {key!r}")
+    return int(key)
 
 
 def _integers(values: Any) -> list[int]:

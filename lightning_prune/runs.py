@@ -24,6 +24,7 @@ from torch import nn
 
 from lightning_prune.measure import Sizes
 from lightning_prune.record import PruningRecord
+from lightning_prune.saving import load_pruned
 
 __all__ = ["Summary", "find_runs", "load_net", "save_net"]
 
@@ -156,10 +157,7 @@ def load_net(path: str | Path, dense: nn.Module) -> nn.Module:
         torch.Size([1, 2])
     """
     path = Path(path) / NET if Path(path).is_dir() else Path(path)
-    saved = torch.load(path, weights_only=True, map_location="cpu")
-    net = PruningRecord.from_dict(saved["record"]).apply_(dense)
-    net.load_state_dict(saved["state_dict"])
-    return net
+    return load_pruned(dense, path)
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:

@@ -14,7 +14,7 @@ LEVELS = [
     "recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
-    "cutting measure processes",
+    "cutting measure processes saving",
     "callback checkpoint_io loop averages resume segmentation data runs",
     "cli experiment report sweep demo progress tables __main__",
 ]
