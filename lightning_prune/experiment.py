@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import warnings
 from collections.abc import Mapping
@@ -33,6 +35,8 @@ EXPECTED_WARNINGS = (  # none of them is news to somebody who chose the configur
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
 )
+TRAIN = "train"
+MADE_BY = ("module", "data", "trainer")  # what a teacher depends on, with the seed
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / runs.CONFIG, resolve=True)
+    config = _with_teacher(config)
     _prepare(config)
     parts = build(config, prefix)
     start = time.perf_counter()
@@ -98,6 +103,42 @@ def run(
     )
     _write(folder, parts, summary)
     return summary
+
+
+def dense_of(config: DictConfig) -> DictConfig:
+    """The same run without pruning, distillation, loggers and further callbacks: how a teacher is trained."""
+    dense = config.copy()
+    dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
+    dense.latency_runs = 0
+    return dense
+
+
+def trained_teacher(config: DictConfig) -> Path:
+    """The dense network of a configuration, trained to its end: once, whoever asks again gets the same file.
+
+    It lies under ``config.teachers``, in a folder that is named by everything that made it.
+    """
+    dense = dense_of(config)
+    made_by = {key: OmegaConf.to_container(dense[key], resolve=True) for key in MADE_BY} | {
+        "seed": dense.seed
+    }
+    name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(config.teachers) / name
+    if not (folder / runs.NET).is_file():
+        print(f"training the teacher, {folder}", flush=True)
+        run(dense, folder, prefix="teacher │ ")
+    return folder / runs.NET
+
+
+def _with_teacher(config: DictConfig) -> DictConfig:
+    """Train the teacher if one is asked for; none where all weights are 0."""
+    told = config.get("distill")
+    config = config.copy()
+    if not told or not any(told[name] for name in ("alpha", "beta", "lambda_")):
+        config.distill = None
+    elif told.teacher == TRAIN:
+        config.distill.teacher = str(trained_teacher(config))
+    return config
 
 
 def _prepare(config: DictConfig) -> None:

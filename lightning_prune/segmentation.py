@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassJaccardIndex
+
+from lightning_prune.distillation import Distillation, DistillationMixin
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -118,7 +119,7 @@ def _check_plateau(scheduler: LRScheduler, monitor: str) -> None:
         raise ValueError(f"monitor={monitor!r} should rise: give ReduceLROnPlateau mode='max'")
 
 
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(DistillationMixin):
     """Trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
 
     Logged once per epoch, for each stage of train, val and test: ``<stage>/loss``, ``<stage>/miou``, and for
@@ -137,6 +138,7 @@ class SegmentationModule(L.LightningModule):
             itself is left out of the mean as well.
         monitor: what ``ReduceLROnPlateau`` watches. ``val/miou`` needs its ``mode="max"``.
         example_input_shape: with the batch dimension; sets ``example_input_array``.
+        distillation: from whom to learn besides, and how much of it.
 
     Raises:
         ValueError: for ``num_classes < 2``, class names that do not fit, and while training for masks with
@@ -161,6 +163,7 @@ class SegmentationModule(L.LightningModule):
         ignore_index: int | None = None,
         monitor: str = "val/loss",
         example_input_shape: Sequence[int] | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -173,6 +176,7 @@ class SegmentationModule(L.LightningModule):
         self.class_names = _check_names(class_names, num_classes)
         self.ignore_index = ignore_index
         self.monitor = monitor
+        self.distillation = distillation
         self.iou = nn.ModuleDict({f"{stage}_iou": self._metric() for stage in STAGES})
         if example_input_shape is not None:
             generator = torch.Generator().manual_seed(0)

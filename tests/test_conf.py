@@ -48,7 +48,7 @@ def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_group_is_tested_here() -> None:
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
-    tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment"}
+    tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment", "distill"}
     assert groups == tested | {"prune", "prune/criterion"}
 
 
@@ -136,6 +136,15 @@ def test_criterion(option: str) -> None:
     assert getattr(criterion, "seed", 7) == 7
 
 
+@pytest.mark.parametrize("option", options("distill"))
+def test_distill(option: str) -> None:
+    wanted = made(composed(f"distill={option}", "task.ignore_index=255"), "distill")
+    each = {"none": [], "all": ["hinton", "attention", "fsp"]}
+    assert wanted.wanted == each.get(option, [option])
+    assert wanted.ignore_index == 255
+    assert made(composed("distill.alpha=0.5"), "distill").wanted == ["hinton"]
+
+
 @pytest.mark.parametrize("option", options("trainer"))
 def test_trainer(option: str, tmp_path: Path) -> None:
     config = composed(f"trainer={option}", "trainer.accelerator=cpu", f"+trainer.default_root_dir={tmp_path}")
@@ -179,6 +188,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["data=brain"], "data"),
         (FOLDER_DATA, "data"),
         ([], "module"),
+        (["distill=all"], "distill"),
     ],
 )
 def test_keys_are_the_constructor_s_arguments(overrides: list[str], key: str) -> None:

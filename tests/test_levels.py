@@ -10,12 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids sizes untouched inputs losses",
+    "ids sizes untouched inputs losses distillation_losses",
     "recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
-    "cutting measure processes saving",
-    "callback checkpoint_io loop averages resume segmentation data runs",
+    "cutting measure processes saving taps teacher lessons",
+    "callback checkpoint_io loop averages resume segmentation data runs "
+    "distillation teaching scoring",
     "cli experiment report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

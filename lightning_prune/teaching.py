@@ -1,0 +1,372 @@
+"""When the teacher is made, moved, measured, copied, saved and checked: the callback of a mixin (level 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_prune.batches import Example, as_example
+from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.distillation import COPY, Distillation, DistillationMixin, replaced, task_of
+from lightning_prune.lessons import Lessons, Projections, check_flows, pairs
+from lightning_prune.loop import first_sample, target_of
+from lightning_prune.record import PruningRecord
+from lightning_prune.scoring import Scores, measure, swapped
+from lightning_prune.taps import Survey, survey
+from lightning_prune.teacher import Teacher, TeacherError, load_weights_
+
+__all__ = ["Teaching"]
+
+
+class Teaching(L.Callback):
+    """Looks after the teacher of one module; made by :class:`DistillationMixin`.
+
+    Attributes:
+        teacher: the frozen network; None before ``setup``.
+        scores: its validation metrics, measured once.
+        started: whether it teaches yet: one that is copied from the student does so from the first cut on.
+    """
+
+    def __init__(self, distillation: Distillation) -> None:
+        self.distillation = distillation
+        self.teacher: Teacher | None = None
+        self.scores = Scores(distillation.metric, distillation.mode)
+        self.started = False
+        self._lessons: Lessons | None = None
+        self._projections: Projections | None = None
+        self._saved: dict[str, Any] = {}
+        self._seen: tuple[PruningRecord, PruningRecord] | None = None
+        self._source_parameters: set[int] = set()
+
+    # -- the callback's hooks, in the order in which they are called ------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the teacher while the student is still dense: a checkpoint may shrink it after this."""
+        if stage != "fit":
+            return
+        target = target_of(pl_module, self.distillation.submodule)
+        if self.teacher is None:
+            self.teacher = self._make(pl_module, target)
+            self.started = self.distillation.teacher != COPY
+        if pl_module.example_input_array is not None:
+            self._prepare(trainer, pl_module, as_example(pl_module.example_input_array))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember which teacher there was; it is looked for when training starts."""
+        self._saved = state_dict
+        self.started = state_dict["started"]
+        self.scores.found = state_dict["scores"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check, measure, listen."""
+        teacher = self._restored(trainer)
+        self._check_optimizers(trainer, pl_module)
+        if self.distillation.teacher == COPY and not self.started and self._copied_at(trainer) is None:
+            self._copy(pl_module)
+        teacher.to(pl_module.device)
+        self._check_ranks(trainer, teacher)
+        if self.started and not self.scores.found:
+            with swapped(pl_module, self.distillation.submodule, teacher.net):
+                self.scores.found = measure(trainer)
+            self._log_scores(trainer)
+        if self._lessons is not None:
+            self._lessons.attach()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the input once, and at what has been cut."""
+        if self._lessons is None:
+            target = target_of(pl_module, self.distillation.submodule)
+            self._prepare(trainer, pl_module, first_sample(batch, target)).attach()
+        assert self._lessons is not None
+        self._lessons.follow(self._record(trainer), pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Copy the student when the last epoch before the first cut is over."""
+        due = not self.started and trainer.current_epoch == self._copied_at(trainer)
+        if due and trainer.is_last_batch:
+            self._copy(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so if the student is better than its teacher."""
+        if trainer.sanity_checking or not self.started:
+            return
+        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if (
+            not self.scores.found and self.distillation.teacher == COPY
+        ):  # copied a moment ago, this is its score
+            self.scores.found = {name: value for name, value in now.items() if name.startswith("val")}
+            self._log_scores(trainer)
+        elif problem := self.scores.worse_than(now, trainer):
+            rank_zero_warn(problem)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prove that the teacher is what it was."""
+        if self.teacher is not None:
+            self.teacher.verify()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the teacher beside the first checkpoint, once."""
+        if self.started and self.teacher is not None:
+            path = self._path(trainer)
+            if trainer.is_global_zero and not path.exists():
+                self.teacher.save(path)
+            checkpoint["callbacks"][self.state_key]["file"] = str(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which teacher it was, and what has been learnt for its sake."""
+        projections = self._projections
+        weights = dict(projections.named_parameters()) if projections is not None else {}
+        return {
+            "started": self.started,
+            "checksum": self.teacher.checksum if self.teacher else "",
+            "scores": self.scores.found,
+            "projections": {name: weight.detach().cpu() for name, weight in weights.items()},
+        }
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave no hooks behind."""
+        if self._lessons is not None:
+            self._lessons.detach()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no hooks behind."""
+        self.teardown(trainer, pl_module, "exception")
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def step(
+        self, module: DistillationMixin, step: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The module's own ``training_step``, and what the teacher adds to its loss."""
+        lessons = self._lessons
+        if lessons is None or lessons.active or not self.started:
+            return step(module, *args, **kwargs)
+        with lessons.listening() as calls:
+            outputs = step(module, *args, **kwargs)
+            task = task_of(outputs)
+            if task is None:
+                return outputs
+            self._check_calls(calls)
+            labels = self.distillation.labels_of(args[0] if args else kwargs["batch"])
+            parts = {"task": task, **lessons.parts(calls, labels, self.distillation.wanted)}
+        weights = self.distillation.weights(progress(module.trainer))
+        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
+        self._log(module, {**parts, "total": total}, calls[0].output if calls else None)
+        return replaced(outputs, total)
+
+    def _check_calls(self, calls: list[Any]) -> None:
+        if not calls:
+            raise RuntimeError(
+                "training_step ran, but the network that is distilled was not called: name the one that is by "
+                "Distillation(submodule=...)"
+            )
+
+    def _log(self, module: DistillationMixin, parts: Mapping[str, Tensor], output: Any) -> None:
+        size = len(self.distillation.logits(output))
+        values = {f"distill/{name}": loss.detach() for name, loss in parts.items()}
+        module.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
+
+    # -- making and checking the teacher ----------------------------------------------------------------------
+
+    def _make(self, pl_module: L.LightningModule, target: nn.Module) -> Teacher:
+        """From a network, a file, or, for the time being, the student."""
+        source, precision = self.distillation.teacher, self.distillation.precision
+        if isinstance(source, nn.Module):
+            self._source_parameters = {id(parameter) for parameter in source.parameters()}
+            return Teacher(source, precision)
+        teacher = Teacher(target, precision)
+        if isinstance(teacher.net, DistillationMixin):
+            teacher.net.distillation = None
+        if source != COPY:
+            prefix = f"{self.distillation.submodule}." if self.distillation.submodule else ""
+            load_weights_(teacher.net, source, prefix)
+            teacher = Teacher(teacher.net, precision)
+        return teacher
+
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Lessons:
+        """Find the taps and what surely goes wrong."""
+        assert self.teacher is not None
+        told, target = self.distillation, target_of(pl_module, self.distillation.submodule)
+        like = same_network(target, self.teacher.net, self._record(trainer))
+        theirs = survey(self.teacher.net, example)
+        ours = theirs if like else survey(target, example)
+        self._check_classes(ours, theirs)
+        found = pairs(ours, theirs, told.taps, told.teacher_taps) if told.needs_taps else []
+        flows = list(told.flows) if told.flows is not None else [(n, n + 1) for n in range(len(found) - 1)]
+        if "fsp" in told.wanted:
+            check_flows(found, flows)
+            self._project(pl_module, [] if like else found)
+        self._lessons = Lessons(
+            target,
+            self.teacher,
+            found,
+            flows,
+            self._projections,
+            told.temperature,
+            told.kind,
+            told.ignore_index,
+            told.logits,
+        )
+        return self._lessons
+
+    def _project(self, pl_module: L.LightningModule, found: list[Any]) -> None:
+        """Learned projections, made before the optimizer is."""
+        if not found or self._projections is not None:
+            return
+        if pl_module.example_input_array is None:
+            raise TeacherError(
+                "FSP with a teacher of another architecture trains a projection, which must exist before the "
+                "optimizer does: set example_input_array"
+            )
+        widths = [
+            (pair.student.shape[pair.student.dim], pair.teacher.shape[pair.teacher.dim]) for pair in found
+        ]
+        self._projections = Projections(widths)
+        pl_module.add_module("distillation_projections", self._projections)
+
+    def _check_classes(self, student: Survey, teacher: Survey) -> None:
+        ours, theirs = (tuple(self.distillation.logits(s.output).shape[1:]) for s in (student, teacher))
+        if "hinton" in self.distillation.wanted and ours != theirs:
+            raise TeacherError(
+                f"the student's logits are (n, {', '.join(map(str, ours))}), the teacher's "
+                f"(n, {', '.join(map(str, theirs))}): a teacher needs the same classes and sizes"
+            )
+
+    def _check_optimizers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """No teacher in the optimizer, and the projections are."""
+        assert self.teacher is not None
+        theirs = self._source_parameters | {id(parameter) for parameter in self.teacher.net.parameters()}
+        trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        if theirs & (trained | {id(parameter) for parameter in pl_module.parameters()}):
+            raise TeacherError(
+                "the teacher's parameters are in the optimizer or among the module's: keep the teacher out of "
+                "the module's attributes, Distillation(teacher=...) is enough"
+            )
+        if self._projections and not {id(p) for p in self._projections.parameters()} <= trained:
+            raise TeacherError("the projections to the teacher are not trained: optimize self.parameters()")
+        if not pl_module.automatic_optimization:
+            raise NotImplementedError("distillation needs automatic optimization")
+
+    def _check_ranks(self, trainer: L.Trainer, teacher: Teacher) -> None:
+        if trainer.strategy.broadcast(teacher.checksum) != teacher.checksum:
+            raise TeacherError("the processes have different teachers: seed them alike, or give a checkpoint")
+
+    # -- copying, saving, finding again -----------------------------------------------------------------------
+
+    def _copied_at(self, trainer: L.Trainer) -> int | None:
+        """The epoch at whose end the student is first cut; None: nobody cuts it."""
+        starts = [callback.start_epoch for callback in _pruning(trainer)]
+        return min(starts) if starts else None
+
+    def _copy(self, pl_module: L.LightningModule) -> None:
+        """The student as it is now becomes the teacher."""
+        assert self.teacher is not None
+        self.teacher.net.load_state_dict(target_of(pl_module, self.distillation.submodule).state_dict())
+        self.teacher = Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device)
+        if self._lessons is not None:
+            self._lessons.teacher = self.teacher
+        self.started = True
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        """Beside the checkpoints."""
+        assert self.teacher is not None
+        beside = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+        return Path(beside) / f"teacher-{self.teacher.checksum[:12]}.pt"
+
+    def _restored(self, trainer: L.Trainer) -> Teacher:
+        """The teacher of the run that is resumed, else the one there is."""
+        assert self.teacher is not None
+        saved, self._saved = self._saved, {}
+        if self._projections is not None:
+            for name, weight in saved.get("projections", {}).items():
+                self._projections.get_parameter(name).data.copy_(weight)
+        if saved.get("started") and saved["checksum"] != self.teacher.checksum:
+            path = self._found(saved, trainer)
+            self.teacher = Teacher(load_weights_(self.teacher.net, path), self.teacher.precision)
+            if self.teacher.checksum != saved["checksum"]:
+                raise TeacherError(f"{path} is not the teacher that this training was started with")
+            if self._lessons is not None:
+                self._lessons.teacher = self.teacher
+        return self.teacher
+
+    def _found(self, saved: Mapping[str, Any], trainer: L.Trainer) -> Path:
+        written = Path(saved.get("file", ""))
+        beside = Path(str(trainer.ckpt_path)).parent / written.name
+        for path in (beside, written):
+            if path.is_file():
+                return path
+        raise TeacherError(
+            f"the teacher of this checkpoint is gone: put {written.name} beside {trainer.ckpt_path}"
+        )
+
+    def _record(self, trainer: L.Trainer) -> PruningRecord | None:
+        """What has been removed, in the names of the distilled network."""
+        told = self.distillation
+        for callback in _pruning(trainer):
+            if callback.record is not None:
+                if self._seen is None or self._seen[0] is not callback.record:
+                    self._seen = callback.record, renamed(callback.record, callback.submodule, told.submodule)
+                return self._seen[1]
+        return told.record
+
+    def _log_scores(self, trainer: L.Trainer) -> None:
+        logged = {f"teacher/{name.removeprefix('val/')}": value for name, value in self.scores.found.items()}
+        for logger in trainer.loggers if logged else ():
+            logger.log_metrics({**logged, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+
+def progress(trainer: L.Trainer) -> float:
+    """The share of the training that is over, in [0, 1]; 0 where it has no end."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        batches = trainer.num_training_batches
+        within = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
+        return min((trainer.current_epoch + within) / trainer.max_epochs, 1.0)
+    return min(trainer.global_step / trainer.max_steps, 1.0) if trainer.max_steps > 0 else 0.0
+
+
+def same_network(student: nn.Module, teacher: nn.Module, record: PruningRecord | None) -> bool:
+    """Whether the student is the teacher, or was cut out of it."""
+    ours = {name: list(p.shape) for name, p in student.named_parameters()}
+    theirs = {name: list(p.shape) for name, p in teacher.named_parameters()}
+    if ours.keys() != theirs.keys():
+        return False
+    cut = record.shapes if record is not None else {}
+    return all(shape == cut.get(name, ours[name]) for name, shape in theirs.items())
+
+
+def renamed(record: PruningRecord, inside: str | None, wanted: str | None) -> PruningRecord:
+    """A record of the submodule ``inside`` in the names of the submodule ``wanted``.
+
+    Example:
+        >>> renamed(PruningRecord({"net.w": {0: [1]}}, {"net.w": [2]}), None, "net").kept
+        {'w': {0: [1]}}
+    """
+    if inside == wanted:
+        return record
+    before, after = (f"{name}." if name else "" for name in (inside, wanted))
+    names = {name: f"{before}{name}" for name in record.kept}
+    names = {name: full.removeprefix(after) for name, full in names.items() if full.startswith(after)}
+    return PruningRecord(
+        {new: record.kept[name] for name, new in names.items()},
+        {new: record.shapes[name] for name, new in names.items()},
+    )
+
+
+def _pruning(trainer: L.Trainer) -> list[FilterPruningCallback]:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]
