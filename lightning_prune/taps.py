@@ -208,9 +208,9 @@ def survey(model: nn.Module, example: Example) -> Survey:
         TraceError: the network raises on its example input.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3),
-        ...                     nn.Flatten(), nn.LazyLinear(2))
-        >>> _ = net(torch.zeros(1, 1, 12, 12))
+        ...                     nn.Flatten(), nn.Linear(72, 2))
         >>> found = survey(net, ((torch.zeros(1, 1, 12, 12),), {}))
         >>> found.stages(), found.tap("1").witnesses[3]
         (['1', '2', '3'], Witness(name='0.weight', dim=0, index=3))

@@ -274,7 +274,8 @@ def test_there_is_no_such_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["an_attribute_of_no_module", "a_parameter_that_does_not_exist", "another_version", "a_cut_left_out"]
+    "name",
+    ["an_attribute_of_no_module", "a_parameter_that_does_not_exist", "another_version", "a_cut_left_out"],
 )
 def test_resuming_refuses_a_damaged_record_before_anything_changes(name: str, tmp_path: Path) -> None:
     fit(Module(), "net").save_checkpoint(tmp_path / "it.ckpt")
