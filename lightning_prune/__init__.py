@@ -8,6 +8,7 @@ The whole story::
     record = prune_(model, graph, plan.remove)        # proven, or rolled back
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lightning_prune.criteria import IPAD, L1, L2, Random
@@ -22,13 +23,19 @@ from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import TraceError, trace
 
 if TYPE_CHECKING:
+    from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
     from lightning_prune.callback import FilterPruningCallback
+    from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
 
 __version__ = "0.1.0"
 __all__ = [
     "IPAD",
     "L1",
     "L2",
+    "AtomicCheckpointIO",
+    "BestOfLast",
+    "BudgetCheckpoint",
+    "BudgetEarlyStopping",
     "ChannelGraph",
     "FilterPruningCallback",
     "Limits",
@@ -38,6 +45,7 @@ __all__ = [
     "RecordError",
     "SurgeryError",
     "TraceError",
+    "last_checkpoint",
     "load_pruned",
     "pin",
     "prune_",
@@ -49,10 +57,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The engine does not need Lightning, which takes its time to import.
-    if name == "FilterPruningCallback":
-        from lightning_prune.callback import FilterPruningCallback
+# The engine does not need Lightning, which takes its time to import.
+_LATE = {
+    "AtomicCheckpointIO": "checkpoint_io",
+    "BestOfLast": "best",
+    "BudgetCheckpoint": "best",
+    "BudgetEarlyStopping": "best",
+    "FilterPruningCallback": "callback",
+    "last_checkpoint": "checkpoint_io",
+}
 
-        return FilterPruningCallback
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f"lightning_prune.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

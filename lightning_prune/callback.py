@@ -130,6 +130,21 @@ class FilterPruningCallback(L.Callback):
         self._resumption = Resumption()
         self._taken_up: Mapping[str, Any] | None = None
 
+    @property
+    def within_budget(self) -> bool:
+        """Whether the network, as it is in training now, meets the budget."""
+        return self._run is not None and self.rules.met(self._run.graph, self._run.dense)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there will be no more cuts: the budget is met, or nothing is left to remove."""
+        return self.within_budget or (self._run is not None and self._run.exhausted)
+
+    @property
+    def last_cut(self) -> int:
+        """The epoch that ended with the last cut; -1 before the first."""
+        return self.history[-1].epoch if self.history else -1
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
         check_strategy(trainer)

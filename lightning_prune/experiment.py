@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_prune import runs
+from lightning_prune.best import best_weights
 from lightning_prune.callback import FilterPruningCallback
 from lightning_prune.measure import compare
 from lightning_prune.progress import EpochHistory, EpochLines
@@ -34,6 +35,7 @@ EXPECTED_WARNINGS = (  # none of them is news to somebody who chose the configur
     r".isinstance.treespec, LeafSpec.. is deprecated",
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
+    r"The dirpath has changed from",  # of a run that goes on in a folder of its own
 )
 TRAIN = "train"
 MADE_BY = ("module", "data", "trainer")  # what a teacher depends on, with the seed
@@ -88,6 +90,8 @@ def run(
     start = time.perf_counter()
     parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
     seconds = time.perf_counter() - start
+    if (best := best_weights(parts.trainer)) is not None:
+        parts.module.load_state_dict(best)
     (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
     summary = Summary(
         status="completed",

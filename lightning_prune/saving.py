@@ -20,9 +20,20 @@ from torch import Tensor, nn
 
 from lightning_prune.record import PruningRecord, RecordError, named_tensors
 
-__all__ = ["CHECKPOINT_KEY", "check_weights", "load_pruned", "part_of", "save_pruned", "shrink_"]
+__all__ = [
+    "CHECKPOINT_KEY",
+    "Saved",
+    "check_weights",
+    "load_pruned",
+    "part_of",
+    "read",
+    "save_pruned",
+    "shrink_",
+    "write_safetensors",
+]
 
 CHECKPOINT_KEY = "lightning_prune"
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ...     load_pruned(nn.Linear(2, 3), folder + "/small.safetensors").weight.shape
         torch.Size([1, 2])
     """
-    path = Path(path)
-    saved = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    saved = read(Path(path))
     if saved.submodule and set(model.state_dict()).isdisjoint(saved.weights):
         before = f"{saved.submodule}."
         inside = {
@@ -106,14 +116,24 @@ def save_pruned(
     Raises:
         ValueError: ``path`` has another ending, or the state holds something that is no tensor.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must end in .safetensors")
-    pruned = {"record": record.to_dict() if record else None, "submodule": submodule}
-    weights = _separate(model.state_dict())
+    write_safetensors(Saved(dict(model.state_dict()), record, submodule or ""), Path(path))
+
+
+def read(path: Path) -> Saved:
+    """What a file holds; see :func:`load_pruned` for its kinds, and for what is raised."""
+    return _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
+
+
+def write_safetensors(saved: Saved, path: Path) -> None:
+    """See :func:`save_pruned`."""
+    if path.suffix != SAFETENSORS:
+        raise ValueError(f"{path} must end in {SAFETENSORS}")
+    record = saved.record.to_dict() if saved.record else None
+    metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps({"record": record, "submodule": saved.submodule})}
+    weights = _separate(saved.weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    save_file(weights, beside, {"format": "pt", CHECKPOINT_KEY: json.dumps(pruned)})
+    save_file(weights, beside, metadata)
     beside.replace(path)
 
 

@@ -163,6 +163,37 @@ def test_a_table_from_several_folders(
     assert not PruningRecord.load(tmp_path / "dense" / "record.json")
 
 
+def test_a_run_goes_on_from_its_last_checkpoint_and_ends_with_the_same_weights(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    more = ["prune.every_n_epochs=2", "scheduler=plateau", "checkpoint=last", "trainer.max_epochs=4"]
+    whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
+    lightning_prune(*tiny, *more, f"hydra.run.dir={whole}")
+    lightning_prune(*tiny, *more, "trainer.max_epochs=2", f"hydra.run.dir={half}")
+    lightning_prune(
+        *tiny, *more, f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "seed=7", f"hydra.run.dir={rest}"
+    )
+    expected, found = (torch.load(run / "net.pt", weights_only=True) for run in (whole, rest))
+    assert found["record"] == expected["record"]
+    assert len(Summary.load(rest).cuts) == 2
+    assert all(torch.equal(found["state_dict"][name], w) for name, w in expected["state_dict"].items())
+
+
+def test_a_run_with_checkpoint_best_tests_and_writes_the_best(tiny: list[str], tmp_path: Path) -> None:
+    lightning_prune(
+        *tiny,
+        "checkpoint=best",
+        "callbacks.best.monitor=val/loss",
+        "prune.amount={macs:1}",
+        "trainer.max_epochs=4",
+        f"hydra.run.dir={tmp_path}",
+    )
+    (best,) = (tmp_path / "checkpoints").glob("best-epoch=*.ckpt")
+    inside = torch.load(best, weights_only=True)["state_dict"]
+    written = torch.load(tmp_path / "net.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(inside[f"net.{name}"], w) for name, w in written.items())
+
+
 def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep_main([str(tmp_path)])

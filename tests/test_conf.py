@@ -13,11 +13,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
 from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.checkpoint_io import AtomicCheckpointIO
 from lightning_prune.cli import conf_dir
 from lightning_prune.data import BrainSlices
 from lightning_prune.experiment import build
@@ -49,7 +52,7 @@ def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_group_is_tested_here() -> None:
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
     tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment", "distill"}
-    assert groups == tested | {"prune", "prune/criterion"}
+    assert groups == tested | {"prune", "prune/criterion", "checkpoint", "stopping"}
 
 
 @pytest.mark.parametrize("option", options("net"))
@@ -156,6 +159,22 @@ def test_logger(option: str) -> None:
     loggers = [instantiate(logger) for logger in composed(f"logger={option}").logger.values()]
     assert len(loggers) == {"none": 0, "csv_tensorboard": 2}.get(option, 1)
     assert all(isinstance(logger, Logger) for logger in loggers)
+
+
+@pytest.mark.parametrize("option", options("checkpoint"))
+def test_checkpoint(option: str) -> None:
+    parts = build(composed(f"checkpoint={option}", "trainer.accelerator=cpu"))
+    kinds = {type(callback) for callback in parts.trainer.checkpoint_callbacks}
+    expected = {"last": ModelCheckpoint, "best": BudgetCheckpoint, "best_of_last": BestOfLast}
+    assert kinds == ({expected[option]} if option in expected else set())
+    assert isinstance(parts.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize("option", options("stopping"))
+def test_stopping(option: str) -> None:
+    parts = build(composed(f"stopping={option}", "trainer.accelerator=cpu"))
+    found = [type(c) for c in parts.trainer.early_stopping_callbacks]
+    assert found == ([] if option == "none" else [BudgetEarlyStopping])
 
 
 @pytest.mark.parametrize("option", options("experiment"))

@@ -15,7 +15,7 @@ LEVELS = [
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
     "cutting measure processes saving taps teacher lessons",
-    "callback checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
+    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
     "cli experiment report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
