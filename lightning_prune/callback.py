@@ -21,6 +21,7 @@ from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
     before_loading,
     carry_along,
+    check_batches,
     check_choice,
     check_strategy,
     first_sample,
@@ -159,7 +160,8 @@ class FilterPruningCallback(L.Callback):
             self._start(trainer, pl_module, as_example(pl_module.example_input_array))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on where the checkpoint was written."""
+        """Find what would hang, and go on where the checkpoint was written."""
+        check_batches(trainer)
         self._resumption.on_train_start(trainer)
         if (state := self._taken_up) is not None:
             run = self._run or self._start(trainer, pl_module, same_shapes(state["example"]))

@@ -11,13 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.averages import rebind_swa_
 from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, tracked_norms
-from lightning_prune.processes import average_, gathered
+from lightning_prune.processes import average_, gathered, shared
 
 __all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "target_of"]
 
@@ -30,9 +31,22 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def check_strategy(trainer: L.Trainer) -> None:
     """Raise NotImplementedError where parameters do not lie whole on every device."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
         name = type(trainer.strategy).__name__
-        raise NotImplementedError(f"{name} spreads or wraps parameters in a way that cannot be cut; use DDP")
+        raise NotImplementedError(
+            f'{name} spreads or wraps parameters in a way that cannot be cut; use Trainer(strategy="ddp")'
+        )
+
+
+def check_batches(trainer: L.Trainer) -> None:
+    """Raise ValueError where processes have different numbers of training batches: Lightning would wait for ever."""
+    numbers = gathered(trainer.num_training_batches)
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f"the ranks have {', '.join(map(str, numbers))} training batches, and Lightning's ranks wait for each "
+            f"other at every batch; set Trainer(limit_train_batches={min(numbers)})"
+        )
 
 
 def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
@@ -51,7 +65,7 @@ def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
 
 
 def first_sample(batch: Any, target: nn.Module) -> Example:
-    """One sample of a training batch, as the example input.
+    """One sample of a training batch, as the example input; in all processes that of the first one.
 
     Raises:
         ValueError: the batch holds no tensor.
@@ -62,7 +76,7 @@ def first_sample(batch: Any, target: nn.Module) -> Example:
             f"no example input: a training batch of type {type(batch).__name__} holds no tensor to take; set "
             "example_input_array of the LightningModule"
         )
-    return one_sample(example)
+    return shared(move_data_to_device(one_sample(example), torch.device("cpu")))
 
 
 def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:

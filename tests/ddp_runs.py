@@ -1,0 +1,267 @@
+"""Distributed runs, one after the other: ``python ddp_runs.py FOLDER`` in each process; see ``test_ddp.py``."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune import IPAD, FilterPruningCallback, SurgeryError, cutting
+
+Found = dict[str, Any]
+HANGS = 60  # seconds after which a run is taken to hang
+
+
+class Net(L.LightningModule):
+    """A small classifier that remembers what the ranks must agree about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, padding=1, stride=2),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+class Branching(Net):
+    """A branch that only the first rank takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(1, 1, 3, padding=1)
+        self.side = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        traced = x.is_meta or type(x) is not Tensor or not torch.is_grad_enabled()
+        return self.net(x + self.side(x) if rank() == 0 or traced or not self.training else x)
+
+
+class Checkpointed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[3:](checkpoint(self.net[:3], x, use_reentrant=False))
+
+
+class Manual(Net):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
+class Watch(L.Callback):
+    """After every batch: what the weights are, and how the wrapper is set."""
+
+    def __init__(self) -> None:
+        self.weights: list[float] = []
+        self.settings: list[tuple[bool, ...]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self.weights.append(sum(p.detach().double().square().sum().item() for p in pl_module.parameters()))
+        wrapper = trainer.strategy.model
+        self.settings.append(
+            (wrapper.find_unused_parameters, wrapper.static_graph, wrapper.gradient_as_bucket_view)
+        )
+
+
+class Spy:
+    """IPAD, and what it was told of the activations."""
+
+    statistic = IPAD().statistic
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, list[float]]] = []
+
+    def __call__(self, graph: Any, model: nn.Module, statistics: Any) -> Any:
+        self.seen.append({name: np.asarray(values).tolist() for name, values in statistics.items()})
+        return IPAD(omega=0.5)(graph, model, statistics)
+
+
+def rank() -> int:
+    return torch.distributed.get_rank()
+
+
+def loader(number: int = 32, size: int = 12, batch: int = 4) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(number) % 4
+    x = torch.randn(number, 1, size, size, generator=generator) + y[:, None, None, None]
+    return DataLoader(TensorDataset(x, y), batch)
+
+
+def fit(
+    module: Net,
+    pruning: FilterPruningCallback,
+    *callbacks: L.Callback,
+    strategy: DDPStrategy | None = None,
+    data: DataLoader | None = None,
+    epochs: int = 4,
+    **options: Any,
+) -> Found:
+    """Train, and say what the ranks must agree about, and what they need not."""
+    watch = Watch()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy or DDPStrategy(process_group_backend="gloo"),
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[pruning, *callbacks, watch],
+        **options,
+    )
+    trainer.fit(module, data or loader())
+    return {
+        "kept": pruning.record.kept,
+        "epochs": [cut.epoch for cut in pruning.history],
+        "state": {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        "weights": watch.weights,
+        "settings": watch.settings,
+    }
+
+
+def prune(**options: Any) -> FilterPruningCallback:
+    given = {
+        "budget": {"macs": 0.5},
+        "amount": {"macs": 0.3},
+        "optimizer": "carry",
+        "verbose": False,
+        **options,
+    }
+    return FilterPruningCallback(**given)
+
+
+def plain(optimizer: str = "carry") -> Found:
+    spy, module, sums = Spy(), Net(), []
+
+    def keep(layer: nn.Module, args: Any, out: Tensor) -> None:
+        if type(out) is Tensor and not out.is_meta and layer.training:
+            sums.append(out.detach().sum(0))
+
+    module.net[0].register_forward_hook(keep)
+    found = fit(module, prune(criterion=spy, start_epoch=0, optimizer=optimizer))
+    return {**found, "seen": spy.seen, "first epoch": torch.stack(sums[:4]).sum(0)}
+
+
+def settings(module: Callable[[], Net], **wanted: bool) -> Found:
+    strategy = DDPStrategy(process_group_backend="gloo", **wanted)
+    return fit(module(), prune(), strategy=strategy)
+
+
+def uneven(**options: Any) -> Found:
+    """Four batches of four here, three of two there; norms are renewed after a cut that ends training."""
+    data = loader(16, batch=4) if rank_before() == 0 else loader(6, batch=2)
+    pruning = prune(criterion=IPAD(omega=0.5), recalibrate_batches=4, statistics="pass", start_epoch=3)
+    return fit(Net(), pruning, data=data, use_distributed_sampler=False, **options)
+
+
+def refused() -> Found:
+    try:
+        uneven()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def unseen() -> Found:
+    spy = Spy()
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    return {**fit(Branching(), prune(criterion=spy), strategy=strategy), "seen": spy.seen}
+
+
+def sizes() -> Found:
+    data = loader(size=12 if rank_before() == 0 else 16)
+    return fit(Net(), prune(criterion=IPAD(omega=0.5)), data=data, use_distributed_sampler=False)
+
+
+def averaged() -> Found:
+    averaging = EMAWeightAveraging(decay=0.9)
+    found = fit(Net(), prune(), averaging)
+    return {**found, "average": averaging._average_model.module.state_dict()}
+
+
+def apart() -> Found:
+    """The second rank's proof fails."""
+    own = cutting.prune_
+
+    def refusing(*args: Any) -> Any:
+        if rank() == 1:
+            raise SurgeryError("no proof here", np.array([0]))
+        return own(*args)
+
+    cutting.prune_ = refusing
+    try:
+        fit(Net(), prune())
+    except RuntimeError as error:
+        return {"error": str(error)}
+    finally:
+        cutting.prune_ = own
+    return {"error": ""}
+
+
+def rank_before() -> int:
+    """The rank, before Lightning has set up the processes."""
+    return int(os.environ["LOCAL_RANK"])
+
+
+RUNS: dict[str, Callable[[], Found]] = {
+    "carry": plain,
+    "reset": partial(plain, "reset"),
+    "find_unused_parameters": partial(
+        settings, Branching, find_unused_parameters=True, gradient_as_bucket_view=True
+    ),
+    "static_graph": partial(settings, Checkpointed, static_graph=True),
+    "static_graph by hand": partial(settings, Manual, static_graph=True),
+    "uneven": partial(uneven, limit_train_batches=3),
+    "uneven and not limited": refused,
+    "unseen": unseen,
+    "sizes": sizes,
+    "averaged": averaged,
+    "apart": apart,
+}
+
+
+def main(folder: Path) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    for name, run in RUNS.items():
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        torch.save(run(), folder / f"{name} {rank_before()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

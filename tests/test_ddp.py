@@ -1,0 +1,133 @@
+"""Two processes over gloo: one plan, one network, and nobody waits for ever. FSDP and DeepSpeed are refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ddp_runs import RUNS, Found
+from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor
+
+from lightning_prune import FilterPruningCallback
+from lightning_prune.statistics import activation_deviation
+
+SCRIPT = Path(__file__).with_name("ddp_runs.py")
+TRAINING = [name for name in RUNS if name not in ("apart", "uneven and not limited")]
+
+
+def start(folder: Path) -> list[subprocess.Popen[bytes]]:
+    """The script in two processes, set up as a cluster does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    processes = []
+    for rank in (0, 1):
+        own = {"PYTHONPATH": str(SCRIPT.parents[1]), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, **cluster, **own}
+        with (folder / f"log {rank}").open("w") as log:
+            command = [sys.executable, str(SCRIPT), str(folder)]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    return processes
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
+    """What each rank found in each run."""
+    folder = tmp_path_factory.mktemp("ddp")
+    codes = [process.wait() for process in start(folder)]  # a run that hangs ends itself
+    assert codes == [0, 0], "\n".join((folder / f"log {rank}").read_text()[-3000:] for rank in (0, 1))
+    return {
+        name: [torch.load(folder / f"{name} {rank}.pt", weights_only=False) for rank in (0, 1)]
+        for name in RUNS
+    }
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_ranks_make_the_same_cuts_and_stay_equal(found, name):
+    first, second = found[name]
+    assert first["kept"] == second["kept"]
+    assert first["kept"]
+    assert first["epochs"] == second["epochs"]
+    assert first["weights"] == second["weights"]  # after every batch, to the last digit
+    assert len(set(first["weights"])) == len(first["weights"])  # and they move
+    parameters = {n: t for n, t in second["state"].items() if "running" not in n and "tracked" not in n}
+    assert_equal(first["state"], parameters)
+
+
+def test_statistics_are_those_of_the_data_of_both_ranks(found):
+    first, second = found["carry"]
+    assert first["seen"] == second["seen"]
+    mean_map = (first["first epoch"] + second["first epoch"]) / 32
+    expected = activation_deviation(mean_map.flatten(1))
+    np.testing.assert_allclose(first["seen"][0]["net.0.weight"], expected, rtol=1e-4)
+    alone = activation_deviation(first["first epoch"].flatten(1) / 16)
+    assert not np.allclose(first["seen"][0]["net.0.weight"], alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("carry", (False, False, False)),
+        ("find_unused_parameters", (True, False, True)),
+        ("static_graph", (False, True, False)),
+        ("static_graph by hand", (False, True, False)),
+    ],
+)
+def test_the_wrapper_keeps_its_settings(found, name, settings):
+    assert found[name][0]["epochs"]
+    assert set(found[name][0]["settings"]) == {settings}
+
+
+def test_a_layer_that_one_rank_never_ran_does_not_hang_the_others(found):
+    assert "side.0.weight" in found["unseen"][0]["seen"][0]
+    assert found["unseen"][0]["seen"] == found["unseen"][1]["seen"]
+
+
+def test_recalibrated_norms_are_the_same_on_all_ranks(found):
+    first, second = (rank["state"] for rank in found["uneven"])
+    assert_equal(first, {name: tensor for name, tensor in second.items() if "running" in name})
+
+
+def test_different_numbers_of_batches_are_refused_before_lightning_hangs(found):
+    for rank in found["uneven and not limited"]:
+        assert "ranks have 4, 3 training batches" in rank["error"]
+        assert "Trainer(limit_train_batches=3)" in rank["error"]
+
+
+def test_averages_are_equal_on_all_ranks(found):
+    first, second = (rank["average"] for rank in found["averaged"])
+    assert {name: t.shape for name, t in first.items()} == {
+        name: t.shape for name, t in found["averaged"][0]["state"].items()
+    }
+    assert_equal(first, {name: tensor for name, tensor in second.items() if "running" not in name})
+
+
+def test_a_cut_that_only_one_rank_can_make_ends_training_on_all(found):
+    for rank in found["apart"]:
+        assert "the cut of ranks [1] is not that of rank 0" in rank["error"]
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_sharded_parameters_are_refused_in_one_sentence(strategy):
+    trainer: Any = SimpleNamespace(strategy=object.__new__(strategy))
+    message = (
+        rf"{strategy.__name__} spreads or wraps parameters .* cannot be cut; use Trainer\(strategy=\"ddp\"\)"
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        FilterPruningCallback({"macs": 0.5}).setup(trainer, LightningModule(), "fit")
