@@ -250,9 +250,8 @@ class FilterPruningCallback(L.Callback):
         """The inverse of :meth:`state_dict`. The network itself was cut before its weights were loaded."""
         record, dense = state_dict["record"], state_dict["dense"]
         self.record = PruningRecord.from_dict(record) if record else None
-        self._dense = (
-            DenseSizes.from_dict(dense) if dense else self._dense
-        )  # Lightning's tuners load early states
+        if dense:  # Lightning's tuners put back the state from before the first trace
+            self._dense = DenseSizes.from_dict(dense)
         self.history = [Cut(**cut) for cut in state_dict["history"]]
         self._reset_pending, self._ended = state_dict["reset_pending"], state_dict["ended"]
 
