@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.batches import Example
-from lightning_prune.record import named_tensors
+from lightning_prune.record import PruningRecord, named_tensors
 from lightning_prune.taps import listening
 
 __all__ = ["Precision", "Teacher", "TeacherError", "checksum", "load_weights_"]
@@ -93,6 +93,57 @@ class Teacher:
         part = path.with_name(path.name + ".part")
         torch.save({"state_dict": self.net.state_dict()}, part)
         part.replace(path)
+
+
+def make_teacher(
+    source: str | Path | nn.Module, student: nn.Module, submodule: str | None, precision: Precision = "32"
+) -> Teacher:
+    """A trained network, or the student's own architecture with the weights of a file.
+
+    Args:
+        source: a network, or a file as :func:`load_weights_` takes it.
+        student: still dense.
+        submodule: its name in a Lightning checkpoint; None: it is the whole.
+        precision: of the teacher.
+    """
+    if isinstance(source, nn.Module):
+        return Teacher(source, precision)
+    net = copy.deepcopy(student)
+    return Teacher(load_weights_(net, source, f"{submodule}." if submodule else ""), precision)
+
+
+def same_network(student: nn.Module, teacher: nn.Module, record: PruningRecord | None) -> bool:
+    """Whether the student is the teacher's architecture, or was cut out of it as ``record`` says.
+
+    Example:
+        >>> same_network(nn.Linear(2, 3), nn.Linear(2, 3), None), same_network(nn.Linear(2, 3), nn.Linear(2, 4), None)
+        (True, False)
+    """
+    ours, theirs = ({name: list(p.shape) for name, p in net.named_parameters()} for net in (student, teacher))
+    cut = record.shapes if record is not None else {}
+    return ours.keys() == theirs.keys() and all(theirs[name] == cut.get(name, ours[name]) for name in ours)
+
+
+def check_apart(teacher: nn.Module, parameters: Collection[int]) -> None:
+    """Raise TeacherError if any of the teacher's parameters is among those with the given ``id``."""
+    if any(id(parameter) in parameters for parameter in teacher.parameters()):
+        raise TeacherError(
+            "the teacher's parameters are in the optimizer or among the module's: keep the teacher out of the "
+            "module's attributes, Distillation(teacher=...) is enough"
+        )
+
+
+def found_again(written: str, checkpoint: str) -> Path:
+    """The file of a teacher: beside the checkpoint that is resumed, else where it was written.
+
+    Raises:
+        TeacherError: it is in neither place.
+    """
+    name = Path(written).name
+    for path in (Path(checkpoint).parent / name, Path(written)):
+        if name and path.is_file():
+            return path
+    raise TeacherError(f"the teacher of this checkpoint is gone: put {name or 'it'} beside {checkpoint}")
 
 
 def checksum(net: nn.Module) -> str:

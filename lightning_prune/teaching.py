@@ -12,15 +12,25 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_prune.averages import rerooted
 from lightning_prune.batches import Example, as_example
 from lightning_prune.callback import FilterPruningCallback
 from lightning_prune.distillation import COPY, Distillation, DistillationMixin, replaced, task_of
 from lightning_prune.lessons import Lessons, Projections, check_flows, pairs
 from lightning_prune.loop import first_sample, target_of
+from lightning_prune.processes import agreed
 from lightning_prune.record import PruningRecord
 from lightning_prune.scoring import Scores, measure, swapped
 from lightning_prune.taps import Survey, survey
-from lightning_prune.teacher import Teacher, TeacherError, load_weights_
+from lightning_prune.teacher import (
+    Teacher,
+    TeacherError,
+    check_apart,
+    found_again,
+    load_weights_,
+    make_teacher,
+    same_network,
+)
 
 __all__ = ["Teaching"]
 
@@ -43,7 +53,6 @@ class Teaching(L.Callback):
         self._projections: Projections | None = None
         self._saved: dict[str, Any] = {}
         self._seen: tuple[PruningRecord, PruningRecord] | None = None
-        self._source_parameters: set[int] = set()
 
     # -- the callback's hooks, in the order in which they are called ------------------------------------------
 
@@ -51,9 +60,8 @@ class Teaching(L.Callback):
         """Make the teacher while the student is still dense: a checkpoint may shrink it after this."""
         if stage != "fit":
             return
-        target = target_of(pl_module, self.distillation.submodule)
         if self.teacher is None:
-            self.teacher = self._make(pl_module, target)
+            self.teacher = self._make(pl_module)
             self.started = self.distillation.teacher != COPY
         if pl_module.example_input_array is not None:
             self._prepare(trainer, pl_module, as_example(pl_module.example_input_array))
@@ -67,11 +75,11 @@ class Teaching(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check, measure, listen."""
         teacher = self._restored(trainer)
-        self._check_optimizers(trainer, pl_module)
+        self._check_module(trainer, pl_module)
         if self.distillation.teacher == COPY and not self.started and self._copied_at(trainer) is None:
             self._copy(pl_module)
         teacher.to(pl_module.device)
-        self._check_ranks(trainer, teacher)
+        agreed("the teacher", teacher.checksum)
         if self.started and not self.scores.found:
             with swapped(pl_module, self.distillation.submodule, teacher.net):
                 self.scores.found = measure(trainer)
@@ -183,20 +191,13 @@ class Teaching(L.Callback):
 
     # -- making and checking the teacher ----------------------------------------------------------------------
 
-    def _make(self, pl_module: L.LightningModule, target: nn.Module) -> Teacher:
+    def _make(self, pl_module: L.LightningModule) -> Teacher:
         """From a network, a file, or, for the time being, the student."""
-        source, precision = self.distillation.teacher, self.distillation.precision
-        if isinstance(source, nn.Module):
-            self._source_parameters = {id(parameter) for parameter in source.parameters()}
-            return Teacher(source, precision)
-        teacher = Teacher(target, precision)
-        if isinstance(teacher.net, DistillationMixin):
-            teacher.net.distillation = None
-        if source != COPY:
-            prefix = f"{self.distillation.submodule}." if self.distillation.submodule else ""
-            load_weights_(teacher.net, source, prefix)
-            teacher = Teacher(teacher.net, precision)
-        return teacher
+        told = self.distillation
+        target = target_of(pl_module, told.submodule)
+        if told.teacher == COPY:
+            return without_teacher(Teacher(target, told.precision))
+        return without_teacher(make_teacher(told.teacher, target, told.submodule, told.precision))
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Lessons:
         """Find the taps and what surely goes wrong."""
@@ -247,24 +248,16 @@ class Teaching(L.Callback):
                 f"(n, {', '.join(map(str, theirs))}): a teacher needs the same classes and sizes"
             )
 
-    def _check_optimizers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """No teacher in the optimizer, and the projections are."""
-        assert self.teacher is not None
-        theirs = self._source_parameters | {id(parameter) for parameter in self.teacher.net.parameters()}
-        trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
-        if theirs & (trained | {id(parameter) for parameter in pl_module.parameters()}):
-            raise TeacherError(
-                "the teacher's parameters are in the optimizer or among the module's: keep the teacher out of "
-                "the module's attributes, Distillation(teacher=...) is enough"
-            )
-        if self._projections and not {id(p) for p in self._projections.parameters()} <= trained:
-            raise TeacherError("the projections to the teacher are not trained: optimize self.parameters()")
+    def _check_module(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """No teacher among what is trained or belongs to the module; the projections are trained."""
         if not pl_module.automatic_optimization:
             raise NotImplementedError("distillation needs automatic optimization")
-
-    def _check_ranks(self, trainer: L.Trainer, teacher: Teacher) -> None:
-        if trainer.strategy.broadcast(teacher.checksum) != teacher.checksum:
-            raise TeacherError("the processes have different teachers: seed them alike, or give a checkpoint")
+        source = self.distillation.teacher
+        trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        if isinstance(source, nn.Module):
+            check_apart(source, trained | {id(parameter) for parameter in pl_module.parameters()})
+        if self._projections and not {id(p) for p in self._projections.parameters()} <= trained:
+            raise TeacherError("the projections to the teacher are not trained: optimize self.parameters()")
 
     # -- copying, saving, finding again -----------------------------------------------------------------------
 
@@ -296,7 +289,7 @@ class Teaching(L.Callback):
             for name, weight in saved.get("projections", {}).items():
                 self._projections.get_parameter(name).data.copy_(weight)
         if saved.get("started") and saved["checksum"] != self.teacher.checksum:
-            path = self._found(saved, trainer)
+            path = found_again(saved.get("file", ""), str(trainer.ckpt_path))
             self.teacher = Teacher(load_weights_(self.teacher.net, path), self.teacher.precision)
             if self.teacher.checksum != saved["checksum"]:
                 raise TeacherError(f"{path} is not the teacher that this training was started with")
@@ -304,23 +297,16 @@ class Teaching(L.Callback):
                 self._lessons.teacher = self.teacher
         return self.teacher
 
-    def _found(self, saved: Mapping[str, Any], trainer: L.Trainer) -> Path:
-        written = Path(saved.get("file", ""))
-        beside = Path(str(trainer.ckpt_path)).parent / written.name
-        for path in (beside, written):
-            if path.is_file():
-                return path
-        raise TeacherError(
-            f"the teacher of this checkpoint is gone: put {written.name} beside {trainer.ckpt_path}"
-        )
-
     def _record(self, trainer: L.Trainer) -> PruningRecord | None:
         """What has been removed, in the names of the distilled network."""
         told = self.distillation
         for callback in _pruning(trainer):
             if callback.record is not None:
                 if self._seen is None or self._seen[0] is not callback.record:
-                    self._seen = callback.record, renamed(callback.record, callback.submodule, told.submodule)
+                    self._seen = (
+                        callback.record,
+                        rerooted(callback.record, callback.submodule or "", told.submodule or ""),
+                    )
                 return self._seen[1]
         return told.record
 
@@ -339,32 +325,11 @@ def progress(trainer: L.Trainer) -> float:
     return min(trainer.global_step / trainer.max_steps, 1.0) if trainer.max_steps > 0 else 0.0
 
 
-def same_network(student: nn.Module, teacher: nn.Module, record: PruningRecord | None) -> bool:
-    """Whether the student is the teacher, or was cut out of it."""
-    ours = {name: list(p.shape) for name, p in student.named_parameters()}
-    theirs = {name: list(p.shape) for name, p in teacher.named_parameters()}
-    if ours.keys() != theirs.keys():
-        return False
-    cut = record.shapes if record is not None else {}
-    return all(shape == cut.get(name, ours[name]) for name, shape in theirs.items())
-
-
-def renamed(record: PruningRecord, inside: str | None, wanted: str | None) -> PruningRecord:
-    """A record of the submodule ``inside`` in the names of the submodule ``wanted``.
-
-    Example:
-        >>> renamed(PruningRecord({"net.w": {0: [1]}}, {"net.w": [2]}), None, "net").kept
-        {'w': {0: [1]}}
-    """
-    if inside == wanted:
-        return record
-    before, after = (f"{name}." if name else "" for name in (inside, wanted))
-    names = {name: f"{before}{name}" for name in record.kept}
-    names = {name: full.removeprefix(after) for name, full in names.items() if full.startswith(after)}
-    return PruningRecord(
-        {new: record.kept[name] for name, new in names.items()},
-        {new: record.shapes[name] for name, new in names.items()},
-    )
+def without_teacher(teacher: Teacher) -> Teacher:
+    """A copy of the whole module is taught by nobody."""
+    if isinstance(teacher.net, DistillationMixin):
+        teacher.net.distillation = None
+    return teacher
 
 
 def _pruning(trainer: L.Trainer) -> list[FilterPruningCallback]:
