@@ -32,7 +32,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_prune.sizes import Shape, TracedInt, escaped, trace_attributes
+from lightning_prune.letters import two_tensors
+from lightning_prune.sizes import Shape, TracedInt, listening, trace_attributes
 from lightning_prune.untouched import untouched
 
 __all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in"]
@@ -109,6 +110,7 @@ class Recording:
     training: bool
     real: bool
     escaped: list[TracedInt]  # sizes whose values entered the arithmetic
+    numbers: list[TracedInt]  # sizes that became plain numbers
     left: list[Tensor]  # what went on outside torch, where nobody follows it
 
 
@@ -198,6 +200,8 @@ class _PythonCalls(TorchFunctionMode):
         try:
             if func is F.scaled_dot_product_attention and self.operators.means == "meta":
                 return self.operators.attention(*args, **kwargs)
+            if func is torch.einsum and (contraction := two_tensors(args)) is not None:
+                return self.operators.einsum(*contraction)
             return func(*args, **kwargs)
         finally:
             self.current = outer
@@ -219,6 +223,7 @@ class _Operators(TorchDispatchMode):
         self.python, self.where, self.means = python, where, means
         self.calls: list[Call] = []
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self.silent = False
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -227,7 +232,7 @@ class _Operators(TorchDispatchMode):
             out = func(*given, **named)
         else:
             out = func(*args, **kwargs)
-        if func.namespace != "prim":  # prim.device and the like return no tensor
+        if func.namespace != "prim" and not self.silent:  # prim.device and the like return no tensor
             self.write(func, args, kwargs, out)
         return out
 
@@ -243,6 +248,16 @@ class _Operators(TorchDispatchMode):
         self.write(
             torch.ops.aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out
         )
+        return out
+
+    def einsum(self, equation: str, operands: list[Tensor]) -> Tensor:
+        """A contraction of two tensors as one operator: with one channel left torch takes it apart in other ways."""
+        self.silent = True
+        try:
+            out = torch.einsum(equation, operands)
+        finally:
+            self.silent = False
+        self.write(torch.ops.aten.einsum.default, (equation, operands), {}, out)
         return out
 
     def _twin(self, tensor: Tensor) -> Tensor:
@@ -275,14 +290,14 @@ def _run(
     model.train(training)
     trace_attributes(model)
     mode = fake if means == "fake" else contextlib.nullcontext()
-    escaped()
     try:
-        with torch.no_grad(), mode, where.watching(), python, operators:
+        with listening() as heard, torch.no_grad(), mode, where.watching(), python, operators:
             out = model(*inputs, **kwargs)
     except Exception as error:
         error.add_note(f"{RAISED_IN}{where.failed or ''}")
         raise
-    return Recording(operators.calls, tensors_in(out), training, means == "real", escaped(), python.left)
+    found = operators.calls, tensors_in(out), training, means == "real"
+    return Recording(*found, heard.floats, heard.numbers, python.left)
 
 
 @contextlib.contextmanager

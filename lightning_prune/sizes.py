@@ -7,9 +7,10 @@ carry an expression over their origins, through arithmetic, to the call that use
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "TracedInt",
     "evaluate",
     "leaves",
+    "listening",
     "read",
     "trace_attributes",
     "write",
@@ -78,6 +80,30 @@ class Arithmetic:
 Expression = Leaf | Arithmetic | int
 
 
+_PLAIN = int.__int__  # without a word to the listener
+
+
+@dataclass(eq=False)
+class Heard:
+    """What became of traced ints while a recording ran."""
+
+    floats: list[TracedInt] = field(default_factory=list)  # their values enter the arithmetic
+    numbers: list[TracedInt] = field(default_factory=list)  # they look like constants of the code
+
+
+_LISTENERS: list[Heard] = []
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Heard]:
+    """Remember the traced ints that are turned into floats or plain numbers within the block."""
+    _LISTENERS.append(Heard())
+    try:
+        yield _LISTENERS[-1]
+    finally:
+        _LISTENERS.pop()
+
+
 class TracedInt(int):
     """An int that remembers the expression it was computed from.
 
@@ -98,7 +124,13 @@ class TracedInt(int):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (int, (int(self),))  # copies and pickles are plain
+        return (int, (_PLAIN(self),))  # copies and pickles are plain
+
+    def __int__(self) -> int:
+        """A plain number, which from here on looks like a constant of the code."""
+        for listener in _LISTENERS[-1:]:
+            listener.numbers.append(self)
+        return _PLAIN(self)
 
 
 def expression_of(size: int) -> Expression:
@@ -111,7 +143,7 @@ def _binary(function: Callable[[int, int], int], reflected: bool) -> Callable[[T
         if not isinstance(other, int):
             return NotImplemented
         left, right = (other, self) if reflected else (self, other)
-        result = function(int(left), int(right))
+        result = function(_PLAIN(left), _PLAIN(right))
         return TracedInt(result, Arithmetic(function, expression_of(left), expression_of(right)))
 
     return method
@@ -123,29 +155,19 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
 setattr(TracedInt, "__neg__", lambda self: 0 - self)  # noqa: B010  (mypy refuses the plain assignment)
 
 
-# Sizes that were turned into floats while a recording runs: their values enter the arithmetic.
-_ESCAPED: list[TracedInt] = []
-
-
 def _escaping(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
     def method(self: TracedInt, *args: Any) -> Any:
-        _ESCAPED.append(self)
-        return plain(int(self), *args)
+        for listener in _LISTENERS[-1:]:
+            listener.floats.append(self)
+        return plain(_PLAIN(self), *args)
 
     return method
 
 
 for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
     setattr(TracedInt, f"__{_name}__", _escaping(f"__{_name}__"))
-
-
-def escaped() -> list[TracedInt]:
-    """The sizes that became floats since the last call of this function."""
-    found = list(_ESCAPED)
-    _ESCAPED.clear()
-    return found
 
 
 def leaves(size: int) -> Iterator[Leaf]:

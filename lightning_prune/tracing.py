@@ -17,6 +17,7 @@ from lightning_prune.inputs import kept_whole, refusal, unwrapped
 from lightning_prune.pins import pinned_tensors
 from lightning_prune.recording import Recording, raised_in, record
 from lightning_prune.rules import follow
+from lightning_prune.rules.sized import pin_number, pin_what_sizes_do_not_follow
 from lightning_prune.sizes import Attribute, evaluate, leaves
 from lightning_prune.tracker import Tracker
 
@@ -57,6 +58,7 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         raise TraceError(reason)
     tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
     _link_attributes(tracker)
+    pin_what_sizes_do_not_follow(tracker)
     for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
         tracker.pin_all([tensor], reason)
     return _graph(tracker, modes, notes, inputs, kwargs)
@@ -112,6 +114,8 @@ def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
     tracker.outputs += [tensor.shape for tensor in recording.outputs]
     for size in recording.escaped:
         tracker.enters(size)
+    for size in recording.numbers:
+        pin_number(size, tracker)
     if not count:
         tracker.costs = costs
 

@@ -20,7 +20,7 @@ from lightning_prune.ids import Ids, Ties
 from lightning_prune.recording import Call
 from lightning_prune.sizes import Shape, TracedInt, leaves
 
-__all__ = ["Cost", "Followed", "Labels", "Source", "Tracker", "Use"]
+__all__ = ["Cost", "Followed", "Labels", "Sized", "Source", "Tracker", "Use"]
 
 Labels = tuple[tuple[Ids, ...], ...]
 
@@ -40,6 +40,16 @@ class Use:
 
     size: TracedInt
     ids: Ids
+    where: str
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A reshape to sizes that were read from other tensors, and the labels of its result."""
+
+    passed: tuple[int | None, ...]
+    shape: torch.Size
+    labels: Labels
     where: str
 
 
@@ -77,6 +87,7 @@ class Tracker:
     dense: Tracker | None = None
     ties: Ties = field(default_factory=Ties)
     uses: list[Use] = field(default_factory=list)
+    reshapes: list[Sized] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
@@ -228,6 +239,14 @@ class Tracker:
             if isinstance(leaf, Shape):
                 self.sizes[leaf.key] = self.along(leaf.tensor, leaf.dim)
                 self._alive.append(leaf.tensor)
+
+    def sized(self, passed: Sequence[int | None], out: Tensor) -> None:
+        """Remember sizes that were read from channels: whether they follow is known when all ties are."""
+        for size in passed:
+            self.remember(size)
+        shapes = [leaf.key for size in passed if size is not None for leaf in leaves(size)]
+        if any(self.sizes.get(key) is not None for key in shapes):
+            self.reshapes.append(Sized(tuple(passed), out.shape, self.labels(out), self.where))
 
     def enters(self, size: TracedInt) -> None:
         """The value of a size enters the arithmetic: when it shrinks, the channels that stay are scaled otherwise."""

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids sizes untouched inputs losses distillation_losses",
+    "ids sizes letters untouched inputs losses distillation_losses",
     "recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "

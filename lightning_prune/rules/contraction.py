@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.ids import Ids
+from lightning_prune.letters import letters
 from lightning_prune.recording import Call
 from lightning_prune.rules.passed import argument
 from lightning_prune.rules.registry import rule
@@ -159,6 +160,36 @@ def _add(bias: Tensor, out: Tensor, tracker: Tracker) -> None:
     for dim in range(1, bias.dim() + 1):
         if bias.shape[-dim] > 1 or bias.shape[-dim] == out.shape[-dim]:
             tracker.tie(tracker.along(bias, -dim), tracker.along(out, -dim))
+
+
+@rule(aten.einsum)
+def einsum(call: Call, tracker: Tracker) -> None:
+    """A contraction of two tensors by letters, which live and die together wherever they stand."""
+    equation = letters(call.args[0])
+    assert equation is not None  # any other one is recorded as what torch makes of it
+    along: dict[str, tuple[Ids, ...]] = {}
+    shape: dict[str, int] = {}
+    for each, tensor in zip(equation, call.args[1], strict=False):
+        shape |= dict(zip(each, tensor.shape, strict=True))
+        for dim, letter in enumerate(each):
+            along[letter] = (
+                _met(along[letter], tensor, dim, tracker) if letter in along else tracker.labels(tensor)[dim]
+            )
+    tracker.label(call.out, [along[letter] for letter in equation[2]])
+    own = [letter for letter in equation[2] if (letter in equation[0]) != (letter in equation[1])]
+    layers = [tracker.filter(along[letter][0]) for letter in own if along[letter]]
+    known = [ids[0] for ids in along.values() if ids]
+    fixed = prod(shape[letter] for letter, ids in along.items() if not ids)
+    tracker.cost(next(filter(None, layers), call.module), fixed, *known)
+
+
+def _met(before: tuple[Ids, ...], tensor: Tensor, dim: int, tracker: Tracker) -> tuple[Ids, ...]:
+    """The ids of a letter that both operands have."""
+    for extra in before[1:]:
+        tracker.pin(extra, "two prunable dimensions were merged into one")
+    ids, first = tracker.along(tensor, dim), before[0] if before else None
+    tracker.tie(first, ids, INPUT)
+    return before[:1] or (() if ids is None else (ids,))
 
 
 @rule(

@@ -70,6 +70,7 @@ def view(call: Call, tracker: Tracker) -> None:
                 if chosen is not None and outer:
                     labels[outer[chosen[0]]].append(chosen[1])
     tracker.label(out, labels)
+    tracker.sized(passed, out)
 
 
 def _grouped(before: Sequence[int], after: Sequence[int], tracker: Tracker) -> list[tuple[range, range]]:
@@ -133,7 +134,9 @@ def _choose(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> Choice:
         if len(varying) == 1 and passed[dim] is None:
             return Choice(dim)
         if _rectangle(grid, dim, passed, tracker):
-            tracker.use(passed[dim], tracker.tie_across(_rows(grid, dim)))
+            ids = tracker.tie_across(_rows(grid, dim))
+            if _settable(passed[dim]):  # tensors' sizes follow by themselves
+                tracker.use(passed[dim], ids)
             return Choice(dim)
     for dim in varying:
         if (other := _foreign(grid, dim, passed, tracker)) is not None:
@@ -141,6 +144,11 @@ def _choose(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> Choice:
             return Choice(dim, foreign=True)
     tracker.pin(grid.flatten(), UNSPLIT)
     return Choice(varying[0], pinned=True)
+
+
+def _settable(size: Size) -> bool:
+    found = list(leaves(size)) if size is not None else []
+    return not found or any(isinstance(leaf, Attribute) for leaf in found)
 
 
 def _single(grid: Tensor, passed: Sequence[Size]) -> int:
