@@ -110,4 +110,14 @@ def _show_failure(folder: Path, error: Exception, prefix: str, go_on: bool) -> N
         raise error
 
 
-main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
+hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
+
+
+def main() -> None:
+    """``lightning-prune export ...`` exports a run; everything else is for Hydra."""
+    if sys.argv[1:2] == ["export"]:
+        from lightning_prune.export_run import main as export_main
+
+        export_main(sys.argv[2:])
+    else:
+        hydra_main()

@@ -14,9 +14,9 @@ LEVELS = [
     "recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
-    "cutting measure processes saving taps teacher lessons",
+    "cutting measure processes saving export taps teacher lessons",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
-    "cli experiment report sweep demo progress tables __main__",
+    "cli experiment export_run report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
