@@ -191,9 +191,12 @@ class DistillationMixin(L.LightningModule):
         if "training_step" in cls.__dict__:
             cls.training_step = _distilled(cls.__dict__["training_step"])  # type: ignore[method-assign]
 
+    @torch.compiler.disable(
+        recursive=False
+    )  # the module's own step may be compiled, what is around it is not
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """That of the next base, distilled."""
-        return _distilled(super().training_step.__func__)(self, *args, **kwargs)  # type: ignore[attr-defined]
+        return _taught(self, super().training_step.__func__, args, kwargs)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> Any:
         """Those of the module, and the one that looks after the teacher."""
@@ -209,18 +212,25 @@ class DistillationMixin(L.LightningModule):
 
 
 def _distilled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The total instead of the task's loss, for the outermost ``training_step`` of a class and its bases."""
+    """A class's own ``training_step``, distilled."""
 
+    @torch.compiler.disable(recursive=False)
     @wraps(step)
     def training_step(self: DistillationMixin, *args: Any, **kwargs: Any) -> Any:
-        distillation = self.distillation
-        if distillation is None or not distillation.wanted:
-            return step(self, *args, **kwargs)
-        if distillation.teaching is None:
-            raise RuntimeError("distillation was not set up: configure_callbacks must call super()")
-        return distillation.teaching.step(self, step, args, kwargs)
+        return _taught(self, step, args, kwargs)
 
     return training_step
+
+
+@torch.compiler.disable(recursive=False)
+def _taught(module: DistillationMixin, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The total instead of the task's loss, for the outermost ``training_step`` of a class and its bases."""
+    distillation = module.distillation
+    if distillation is None or not distillation.wanted:
+        return step(module, *args, **kwargs)
+    if distillation.teaching is None:
+        raise RuntimeError("distillation was not set up: configure_callbacks must call super()")
+    return distillation.teaching.step(module, step, args, kwargs)
 
 
 def _check_weight(name: str, weight: Weight) -> None:

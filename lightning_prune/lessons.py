@@ -164,11 +164,15 @@ class Lessons:
         self.kept = [torch.tensor(pair.student.kept(known), device=device) for pair in self.pairs]
 
     def attach(self) -> None:
-        """Listen to the student, in forwards inside :meth:`listening` only."""
+        """Listen to the student, in forwards inside :meth:`listening` only.
+
+        Compiled code must not see into the hooks: it would keep what they heard, and the graph behind it, alive.
+        """
+        hear, heard_all = torch.compiler.disable(self._hear), torch.compiler.disable(self._heard_all)
         for pair in self.pairs:
             tapped = self.target.get_submodule(pair.student.name)
-            self.handles.append(tapped.register_forward_hook(partial(self._hear, pair.student.name)))
-        self.handles.append(self.target.register_forward_hook(self._heard_all, with_kwargs=True))
+            self.handles.append(tapped.register_forward_hook(partial(hear, pair.student.name)))
+        self.handles.append(self.target.register_forward_hook(heard_all, with_kwargs=True))
 
     def detach(self) -> None:
         """Leave no hooks and no features behind."""

@@ -16,7 +16,7 @@ from lightning_prune.averages import rerooted
 from lightning_prune.batches import Example, as_example
 from lightning_prune.callback import FilterPruningCallback
 from lightning_prune.distillation import COPY, Distillation, DistillationMixin, replaced, task_of
-from lightning_prune.lessons import Lessons, Projections, check_flows, pairs
+from lightning_prune.lessons import Call, Lessons, Projections, check_flows, pairs
 from lightning_prune.loop import first_sample, target_of
 from lightning_prune.processes import agreed
 from lightning_prune.record import PruningRecord
@@ -157,6 +157,7 @@ class Teaching(L.Callback):
 
     # -- one step ---------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable(recursive=False)
     def step(
         self, module: DistillationMixin, step: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
@@ -169,15 +170,21 @@ class Teaching(L.Callback):
             task = task_of(outputs)
             if task is None:
                 return outputs
-            self._check_calls(calls)
-            labels = self.distillation.labels_of(args[0] if args else kwargs["batch"])
-            parts = {"task": task, **lessons.parts(calls, labels, self.distillation.wanted)}
-        weights = self.distillation.weights(progress(module.trainer))
-        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
-        self._log(module, {**parts, "total": total}, calls[0].output if calls else None)
+            total = self._total(module, task, calls, args[0] if args else kwargs["batch"])
         return replaced(outputs, total)
 
-    def _check_calls(self, calls: list[Any]) -> None:
+    @torch.compiler.disable
+    def _total(self, module: DistillationMixin, task: Tensor, calls: list[Call], batch: Any) -> Tensor:
+        assert self._lessons is not None
+        self._check_calls(calls)
+        told, labels = self.distillation, self.distillation.labels_of(batch)
+        parts = {"task": task, **self._lessons.parts(calls, labels, told.wanted)}
+        weights = told.weights(progress(module.trainer))
+        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
+        self._log(module, {**parts, "total": total}, calls[0].output)
+        return total
+
+    def _check_calls(self, calls: list[Call]) -> None:
         if not calls:
             raise RuntimeError(
                 "training_step ran, but the network that is distilled was not called: name the one that is by "

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import IPAD, FilterPruningCallback, SurgeryError, cutting
+from lightning_prune.distillation import Distillation, DistillationMixin
+from lightning_prune.teacher import checksum
 
 Found = dict[str, Any]
 HANGS = 60  # seconds after which a run is taken to hang
@@ -80,6 +82,10 @@ class Manual(Net):
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, index))
         optimizer.step()
+
+
+class Learner(DistillationMixin, Net):
+    """Learns from a teacher, too."""
 
 
 class Watch(L.Callback):
@@ -214,6 +220,20 @@ def averaged() -> Found:
     return {**found, "average": averaging._average_model.module.state_dict()}
 
 
+def distilled(submodule: str | None, width: int) -> Found:
+    """From a network of the same architecture if ``width`` is 8."""
+    module, teacher = Learner(), Net()
+    if width != 8:
+        teacher.net[0], teacher.net[1] = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
+        teacher.net[3] = nn.Conv2d(width, 12, 3, padding=1, stride=2)
+        module.example_input_array = torch.zeros(1, 1, 12, 12)
+    source = teacher.net if submodule else teacher
+    before = checksum(source)
+    module.distillation = Distillation(source, 1.0, 1.0, 1.0, submodule=submodule)
+    found = fit(module, prune(submodule=submodule))
+    return {**found, "teacher": [before, checksum(module.distillation.teaching.teacher.net)]}
+
+
 def apart() -> Found:
     """The second rank's proof fails."""
     own = cutting.prune_
@@ -251,6 +271,8 @@ RUNS: dict[str, Callable[[], Found]] = {
     "unseen": unseen,
     "sizes": sizes,
     "averaged": averaged,
+    "distilled": partial(distilled, None, 8),
+    "distilled from another": partial(distilled, "net", 6),
     "apart": apart,
 }
 

@@ -118,6 +118,14 @@ def test_averages_are_equal_on_all_ranks(found):
     assert_equal(first, {name: tensor for name, tensor in second.items() if "running" not in name})
 
 
+@pytest.mark.parametrize("name", ["distilled", "distilled from another"])
+def test_every_rank_has_the_same_teacher_to_the_end(found, name):
+    first, second = (rank["teacher"] for rank in found[name])
+    assert first == second
+    assert len(set(first)) == 1
+    assert found[name][0]["weights"] != found["carry"][0]["weights"]
+
+
 def test_a_cut_that_only_one_rank_can_make_ends_training_on_all(found):
     for rank in found["apart"]:
         assert "the cut of ranks [1] is not that of rank 0" in rank["error"]
