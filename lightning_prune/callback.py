@@ -27,6 +27,7 @@ from lightning_prune.loop import (
     first_sample,
     forward_context,
     fresh_optimizers_,
+    is_compiled,
     is_last_epoch,
     rebuild_wrapper_,
     renew_norms_,
@@ -72,7 +73,8 @@ class FilterPruningCallback(L.Callback):
         optimizer: ``"reset"`` builds optimizers and schedulers anew after a cut, as IPAD does; ``"carry"``
             cuts their state along and goes on.
         statistics: gathered during the ``"epoch"`` that ends, over all its batches, or in a ``"pass"`` of its
-            own over the training data, in eval mode.
+            own over the training data, in eval mode. Under ``torch.compile``, which hooks cannot see into, it
+            is always a pass.
         submodule: qualified name of the part to prune, if it is not the whole module. It must take the same
             input.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many training
@@ -187,6 +189,7 @@ class FilterPruningCallback(L.Callback):
             run = self._start(trainer, pl_module, first_sample(batch, target_of(pl_module, self.submodule)))
         if (
             self.statistics == "epoch"
+            and not run.compiled
             and run.collector is None
             and self._due(trainer, trainer.current_epoch, run)
         ):
@@ -306,7 +309,7 @@ class FilterPruningCallback(L.Callback):
             foreseen = self.rules.foreseen(graph, target)
             if not foreseen.reached:
                 rank_zero_warn(f"the limits may stop pruning above the budget: {foreseen}")
-        self._run = Run(target, example, graph, self._dense or DenseSizes.of(graph))
+        self._run = Run(target, example, graph, self._dense or DenseSizes.of(graph), is_compiled(pl_module))
         return self._run
 
     def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:
@@ -323,7 +326,7 @@ class FilterPruningCallback(L.Callback):
     def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
         """One cut, and what has to follow it."""
         start = time.perf_counter()
-        if self.statistics == "pass":
+        if self.statistics == "pass" or run.compiled:
             self._observe(trainer, run)
         carried = trainer.optimizers if self.optimizer == "carry" else ()
         before, copies = run.graph, averages(trainer, trainer.lightning_module)

@@ -199,6 +199,7 @@ class Run:
         example: what it is traced on.
         graph: its graph as it is now.
         dense: its sizes before the first cut.
+        compiled: hooks see nothing of it while it trains.
         collector: what gathers statistics at the moment.
         last: the last plan.
         exhausted: there is nothing more to remove.
@@ -208,6 +209,7 @@ class Run:
     example: Example
     graph: ChannelGraph
     dense: DenseSizes
+    compiled: bool = False
     collector: Collector | None = None
     last: Plan | None = None
     exhausted: bool = False

@@ -110,6 +110,14 @@ def renew_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number: int)
                 average_(buffer, used)
 
 
+def is_compiled(pl_module: L.LightningModule) -> bool:
+    """Whether ``torch.compile`` was applied to the module or a part of it."""
+    return pl_module._compiler_ctx is not None or any(
+        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+        for module in pl_module.modules()
+    )
+
+
 def is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether no training follows the current epoch."""
     return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1

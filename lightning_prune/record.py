@@ -175,7 +175,13 @@ def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
 
 
 def set_data(tensor: Tensor, data: Tensor) -> None:
-    """Put other data into the same tensor object; everybody's references stay valid."""
+    """Put other data into the same tensor object; everybody's references stay valid.
+
+    As long as somebody holds a loss of before, autograd keeps the node that accumulates the gradient, which knows
+    the old shape. It is made anew when the type changes, so the type changes for a moment.
+    """
+    other = torch.float32 if data.dtype == torch.float16 else torch.float16
+    tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
     tensor.grad = None
 

@@ -198,7 +198,8 @@ def _rolled_back(
         yield
     except BaseException as error:
         for tensor, values, grad in data:
-            tensor.data, tensor.grad = values, grad
+            set_data(tensor, values)
+            tensor.grad = grad
         for attribute, value in held:
             write(attribute, value)
         for module, attributes in shown:

@@ -234,19 +234,6 @@ def test_the_statistics_are_those_of_all_training_batches_of_the_epoch_and_of_no
         np.testing.assert_allclose(statistics["net.0.weight"], expected, rtol=1e-4)
 
 
-def test_compiled_networks_gather_in_a_pass_and_say_so_otherwise():
-    def compiled() -> Tupled:
-        module = Tupled()
-        module.net.compile(backend="eager")
-        return module
-
-    callback = FilterPruningCallback({"macs": 0.7}, amount={"macs": 1}, statistics="pass")
-    trainer(callback, epochs=3).fit(compiled(), data())
-    assert callback.history[0].share["macs"] <= 0.7
-    with pytest.raises(ValueError, match=r"inside torch\.compile"):
-        trainer(FilterPruningCallback({"macs": 0.7}), epochs=3).fit(compiled(), data())
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_any_precision(precision):
     module, callback = Tupled(), FilterPruningCallback({"macs": 0.6}, optimizer="carry")
