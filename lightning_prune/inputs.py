@@ -70,6 +70,11 @@ def kept_whole(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
             yield tensor, "belongs to a sparse tensor"
         elif tensor.is_complex():
             yield tensor, "belongs to a tensor of complex numbers"
+    for module in model.modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            for name, tensor in module.named_parameters():
+                if name.startswith("bias_ih"):
+                    yield tensor, "is the state of an LSTM, which torch wants wider than its projection"
 
 
 @contextlib.contextmanager
@@ -93,7 +98,18 @@ def unwrapped(model: nn.Module) -> Iterator[None]:
 def _eager() -> Iterator[None]:
     compiled = "torch._dynamo" in sys.modules  # else nothing can have been compiled
     stance = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with stance, warnings.catch_warnings():
+    with stance, _without_onednn(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*global hooks on modules")  # ours, on a compiled module
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # in a checkpoint
         yield
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Its recurrent layers are one opaque operator. (``torch.backends.mkldnn.flags`` touches TF32, and warns.)"""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)

@@ -42,6 +42,7 @@ __all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in
 # a shape function. Then the network is run for real.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 NEEDS_DATA = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
+aten = torch.ops.aten
 _LEAVING = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 Means = Literal["meta", "fake", "real"]
@@ -200,11 +201,26 @@ class _PythonCalls(TorchFunctionMode):
         try:
             if func is F.scaled_dot_product_attention and self.operators.means == "meta":
                 return self.operators.attention(*args, **kwargs)
-            if func is torch.einsum and (contraction := two_tensors(args)) is not None:
-                return self.operators.einsum(*contraction)
+            if (whole := _whole(func, args, kwargs)) is not None:
+                return self.operators.whole(*whole)
             return func(*args, **kwargs)
         finally:
             self.current = outer
+
+
+def _whole(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[OpOverload, tuple[Any, ...]] | None:
+    """The operator for a call that torch takes apart, in ways that hang on sizes or hide what was meant."""
+    if func is torch.einsum and (contraction := two_tensors(args)) is not None:
+        return aten.einsum.default, contraction
+    if func is torch._C._nn.pad and "circular" in args:
+        return aten.pad.default, args
+    sections = kwargs.get("indices_or_sections", kwargs.get("sections", args[1] if len(args) > 1 else None))
+    if func in (torch.tensor_split, Tensor.tensor_split) and isinstance(sections, int):
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        return aten.tensor_split.sections, (args[0], int.__int__(sections), int.__int__(dim))
+    return None
 
 
 def _traced_sizes(tensor: Tensor, answer: Any, *at: Any, **kwargs: Any) -> Any:
@@ -250,14 +266,14 @@ class _Operators(TorchDispatchMode):
         )
         return out
 
-    def einsum(self, equation: str, operands: list[Tensor]) -> Tensor:
-        """A contraction of two tensors as one operator: with one channel left torch takes it apart in other ways."""
+    def whole(self, op: OpOverload, args: tuple[Any, ...]) -> Any:
+        """Write one operator down, and not what torch makes of it."""
         self.silent = True
         try:
-            out = torch.einsum(equation, operands)
+            out = op(*args)
         finally:
             self.silent = False
-        self.write(torch.ops.aten.einsum.default, (equation, operands), {}, out)
+        self.write(op, args, {}, out)
         return out
 
     def _twin(self, tensor: Tensor) -> Tensor:

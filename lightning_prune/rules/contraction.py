@@ -113,7 +113,7 @@ def _across(ids: Ids | None, groups: int, tracker: Tracker) -> Ids | None:
     return None if ids is None else tracker.tie_across(ids.view(groups, -1))
 
 
-@rule(aten.mm, aten.bmm, aten.baddbmm, aten.addmm, aten.addbmm, aten.mv, aten.dot, aten.addmv)
+@rule(aten.mm, aten.bmm, aten.baddbmm, aten.addmm, aten.addbmm, aten.mv, aten.dot, aten.vdot, aten.addmv)
 def product(call: Call, tracker: Tracker) -> None:
     """Matrix products, batched or not, with or without something added."""
     added = call.op._opname.startswith(("add", "badd"))

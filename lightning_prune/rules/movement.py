@@ -112,11 +112,19 @@ def expand(call: Call, tracker: Tracker) -> None:
     passed = sizes(call, list(out.shape))
     labels = list(_sized(passed[:lead], tracker))
     for dim, ids in enumerate(tracker.labels(source)):
-        grown = source.shape[dim] == 1 and out.shape[lead + dim] > 1
+        grown = _grown(source.shape[dim], out.shape[lead + dim], tracker)
         if not grown and ids:
             equal_parts(ids[0][None], passed[lead + dim], tracker)
         labels.append(_sized([passed[lead + dim]], tracker)[0] if grown else ids)
     tracker.label(out, labels)
+
+
+def _grown(before: int, after: int, tracker: Tracker) -> bool:
+    """One element is repeated: as in the dense network, since there may be one channel left to repeat it for."""
+    dense = tracker.before("grown")
+    grown = before == 1 and (after > 1 if dense is None else bool(dense))
+    tracker.decided("grown", grown)
+    return grown
 
 
 def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
@@ -222,14 +230,29 @@ def roll(call: Call, tracker: Tracker) -> None:
     same_labels(call, tracker)
 
 
+@rule(aten.rot90)
+def rot90(call: Call, tracker: Tracker) -> None:
+    """A turn of two dimensions; channels may not be among them."""
+    source, times, dims = call.args[0], call.arg("k", 1), _dims(call.arg("dims", [0, 1]), call.args[0].dim())
+    labels = list(tracker.labels(source))
+    for dim in dims if times % 4 else []:
+        tracker.pin(tracker.along(source, dim), "is turned together with another dimension")
+        labels[dim] = ()
+    tracker.label(call.out, labels)
+
+
 @rule(aten.repeat)
 def repeat(call: Call, tracker: Tracker) -> None:
     """Copies one after the other."""
     source, repeats = call.args[0], call.args[1]
     lead = len(repeats) - source.dim()
-    labels = [*_sized(sizes(call, repeats)[:lead], tracker)]
-    for times, arrays in zip(repeats[lead:], tracker.labels(source), strict=True):
-        labels.append(tuple(ids.repeat(times) for ids in arrays))
+    passed = sizes(call, repeats)
+    labels = [*_sized(passed[:lead], tracker)]
+    for dim, (times, arrays) in enumerate(zip(repeats[lead:], tracker.labels(source), strict=True)):
+        grown = _grown(source.shape[dim], times, tracker)
+        labels.append(
+            _sized([passed[lead + dim]], tracker)[0] if grown else tuple(ids.repeat(times) for ids in arrays)
+        )
     tracker.label(call.out, labels)
 
 
@@ -242,6 +265,18 @@ def pad(call: Call, tracker: Tracker) -> None:
         ids = tracker.along(source, -back)
         if ids is not None and (before or after):
             labels[-back] = (_padded(ids, before, after, tracker),)
+    tracker.label(call.out, labels)
+
+
+@rule(aten.pad)
+def pad_circular(call: Call, tracker: Tracker) -> None:
+    """Padding with what is at the other end leaves the dimensions alone that are not padded."""
+    source, amounts = call.args[0], list(call.args[1])
+    labels = list(tracker.labels(source))
+    for back, both in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
+        if any(both):
+            tracker.pin(tracker.along(source, -back), "is padded along its channels")
+            labels[-back] = ()
     tracker.label(call.out, labels)
 
 

@@ -114,6 +114,16 @@ def _spatial(call: Call, rank: int, tracker: Tracker) -> None:
         tracker.label(out, labels)
 
 
+@rule(aten.max_unpool2d, aten.max_unpool3d)
+def max_unpool(call: Call, tracker: Tracker) -> None:
+    """Values go back to the pixels that they came from: values and places belong to the same channels."""
+    source, places = call.args[:2]
+    spatial = 2 if "2d" in call.op._opname else 3
+    for dim in range(-source.dim(), -spatial):
+        tracker.tie(tracker.along(source, dim), tracker.along(places, dim))
+    _spatial(call, spatial, tracker)
+
+
 for _rank in (1, 2, 3):
     _neighbours(_rank)
 

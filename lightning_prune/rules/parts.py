@@ -37,7 +37,9 @@ def _pieces(call: Call, ids: Ids | None, lengths: list[int], tracker: Tracker) -
         return [(ids,) if ids is not None else ()] * len(lengths)
     pieces = list(ids.split(lengths))
     passed = argument(call, 1, "split_size_or_sections") if call.python is not None else None
-    explicit = call.python is not None and "split" in call.python.name
+    explicit = (
+        call.python is not None and "split" in call.python.name and call.op is not aten.tensor_split.sections
+    )
     listed = (
         list(passed) if explicit and isinstance(passed, (tuple, list)) else [passed if explicit else None]
     )
