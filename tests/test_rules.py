@@ -218,7 +218,7 @@ CASES = {
         images(lambda m, x: m.a(x), 5, a=lambda: nn.Conv2d(8, 5, 3, 2, 2, 2)), 8 + 5
     ),
     "circular_padding": Case(
-        images(lambda m, x: m.a(x), 8 + 5, a=lambda: conv(8, 8 + 5, padding_mode="circular")), 8 + 5
+        images(lambda m, x: m.a(x), 5, a=lambda: conv(8, 5, padding_mode="circular")), 8 + 5
     ),
     "one_dimensional": Case(
         lambda: nn.Sequential(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(6, 2, 1)),
