@@ -215,8 +215,9 @@ class SegmentationModule(DistillationMixin):
         self._metric_of("test").reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mIoU."""
-        self._log_iou("train", per_class=False)
+        """Log the epoch's mIoU, unless the epoch was resumed at its end, so that none of it was seen."""
+        if self._metric_of("train").update_called:
+            self._log_iou("train", per_class=False)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's mIoU and the IoU of each class."""

@@ -11,12 +11,16 @@ from pathlib import Path
 import lightning as L
 import nbformat
 import pytest
+from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
 from lightning_prune import PruningRecord
+from lightning_prune.cli import conf_dir
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore:The .* does not have many workers", "ignore:.*GPU available")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .* does not have many workers", "ignore:.*GPU available", "ignore:.*exists and is not empty"
+)
 QUICK = {"limit_train_batches": 2, "limit_val_batches": 1, "logger": False, "enable_checkpointing": False}
 
 
@@ -24,15 +28,17 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = "".join(blocks("README.md", "bash")).splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.startswith("lightning-prune")]
+def commands(page: str = "README.md") -> list[str]:
+    lines = "".join(blocks(page, "bash")).splitlines()
+    found = [line.split("#")[0].strip() for line in lines if line.startswith("lightning-prune")]
+    return [command for command in found if not command.startswith("lightning-prune export")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/engine.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/engine.md", "docs/checkpoints.md"])
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(L, "Trainer", partial(L.Trainer, enable_progress_bar=False, **QUICK))
+    quick = {**QUICK, "enable_checkpointing": page == "docs/checkpoints.md"}
+    monkeypatch.setattr(L, "Trainer", partial(L.Trainer, enable_progress_bar=False, **quick))
     scope: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), scope)
@@ -40,6 +46,9 @@ def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, caps
     if page == "README.md":
         assert PruningRecord.load("record.json").kept
         assert scope["graph"].cost("macs", scope["plan"]) <= 0.4 * scope["graph"].cost("macs")
+    if page == "docs/checkpoints.md":
+        assert [cut.epoch for cut in scope["pruning"].history] == [1, 2]
+        assert scope["apart"] < 1e-4
     for expected in blocks(page, "text"):
         assert expected in shown
 
@@ -56,6 +65,13 @@ def test_commands_of_the_readme_compose(command, tmp_path):
     out = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert out.returncode == 0, out.stderr
     assert "lightning_prune.segmentation.SegmentationModule" in out.stdout
+
+
+@pytest.mark.parametrize("command", commands("docs/checkpoints.md"))
+def test_commands_of_the_page_on_checkpoints_compose(command):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=command.split()[1:])
+    assert config.callbacks or config.ckpt_path
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -96,6 +96,21 @@ def test_epochs_do_not_add_up():
     assert logged["val/miou"] == pytest.approx(np.mean(by_hand(predicted, target, 3)))
 
 
+def test_an_epoch_resumed_after_its_validation_logs_no_train_miou_of_nothing(tmp_path):
+    class Save(L.Callback):
+        def on_validation_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "validated.ckpt")
+
+    def fit(resume=None):
+        fresh = trainer(max_epochs=1, num_sanity_val_steps=0, callbacks=[] if resume else [Save()])
+        data = DataLoader(samples(*random_maps(4)), batch_size=2)
+        fresh.fit(SegmentationModule(Echo(3), 3), data, data, ckpt_path=resume)
+        return fresh.callback_metrics
+
+    assert "train/miou" in fit()
+    assert "train/miou" not in fit(tmp_path / "validated.ckpt")
+
+
 def test_class_that_never_occurs_is_nan_and_not_in_the_mean():
     predicted, target = random_maps(classes=3)
     module = SegmentationModule(Echo(4), 4)
