@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
@@ -80,16 +79,13 @@ class Ledger:
         for product, (_, factors) in enumerate(self._products):
             for factor in set(factors):
                 of_factor[factor].append(product)
-        self._uses: list[Uses] = []
-        self._touched: list[tuple[int, ...]] = []
-        known: dict[bytes, tuple[Uses, tuple[int, ...]]] = {}
-        for key, rows, numbers in columns(incidence):
-            if key not in known:
-                uses = tuple(zip(rows.tolist(), numbers.astype(int).tolist(), strict=True))
-                touched = tuple(sorted({product for factor, _ in uses for product in of_factor[factor]}))
-                known[key] = uses, touched
-            self._uses.append(known[key][0])
-            self._touched.append(known[key][1])
+        kinds, first = alike(incidence)
+        uses = [entries(incidence, unit) for unit in first]
+        touched = [
+            tuple(sorted({product for factor, _ in each for product in of_factor[factor]})) for each in uses
+        ]
+        self._uses: list[Uses] = [uses[kind] for kind in kinds]
+        self._touched: list[tuple[int, ...]] = [touched[kind] for kind in kinds]
 
     def _count(self, factors: tuple[int, ...]) -> int:
         return math.prod([self.counts[factor] for factor in factors])
@@ -107,12 +103,25 @@ class Ledger:
                 self.accounts[account] += change
 
 
-def columns(matrix: csc_matrix) -> Iterable[tuple[bytes, np.ndarray, np.ndarray]]:
-    """For each column of a sparse matrix a key of its content, its rows, and their values."""
-    matrix.sort_indices()
-    for start, end in pairwise(matrix.indptr.tolist()):
-        rows, values = matrix.indices[start:end], matrix.data[start:end]
-        yield rows.tobytes() + b"|" + values.tobytes(), rows, values
+def alike(*tables: csc_matrix) -> tuple[list[int], list[int]]:
+    """A number for each column, equal for columns that are equal in every table, and the first column of each number.
+
+    Each row gets a random number of 64 bits; columns are compared by the weighted sums of their values.
+    """
+    random = np.random.default_rng(0)
+    sums = np.zeros(tables[0].shape[1], np.uint64)
+    for table in tables:
+        weights = random.integers(0, 2**64, size=table.shape[0], dtype=np.uint64)
+        sums += table.T.astype(np.uint64) @ weights
+    _, first, kinds = np.unique(sums, return_index=True, return_inverse=True)
+    return kinds.tolist(), first.tolist()
+
+
+def entries(matrix: csc_matrix, column: int) -> Uses:
+    """The rows of one column, each with its value."""
+    held = slice(matrix.indptr[column], matrix.indptr[column + 1])
+    rows, values = matrix.indices[held].tolist(), matrix.data[held].astype(int).tolist()
+    return tuple(sorted(zip(rows, values, strict=True)))
 
 
 def layer_incidence(graph: ChannelGraph) -> csc_matrix:
@@ -130,6 +139,4 @@ def unit_classes(graph: ChannelGraph) -> list[int]:
     Such units are interchangeable for every cost and limit: what one may not do, the others may not either.
     """
     tables = [layer_incidence(graph), *(csc_matrix(m.incidence) for m in graph.cost_models.values())]
-    keys = zip(*([key for key, _, _ in columns(table)] for table in tables), strict=True)
-    known: dict[tuple[bytes, ...], int] = {}
-    return [known.setdefault(key, len(known)) for key in keys]
+    return alike(*tables)[0]

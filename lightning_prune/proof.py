@@ -197,7 +197,7 @@ def _check_cost(graph: ChannelGraph, again: Tracker, kept: NDArray[np.bool_]) ->
 
 def _check_numbers(evidence: Evidence, again: Tracker, survives: NDArray[np.bool_]) -> None:
     """Operator by operator, on random numbers: what the rules say must also be so."""
-    alive = torch.from_numpy(survives[evidence.components])
+    alive = survives[evidence.components]
     for followed, what in mismatches(evidence.tracker.followed, again.followed, alive):
         ids = [ids for labels in followed.labels for arrays in labels for ids in arrays]
         units = np.unique(evidence.unit_of[evidence.components[torch.cat(ids).numpy()]])

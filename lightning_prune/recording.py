@@ -14,7 +14,8 @@ import copy
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune.letters import two_tensors
+from lightning_prune.shapes import quick
 from lightning_prune.sizes import Shape, TracedInt, listening, trace_attributes
 from lightning_prune.untouched import untouched
 
@@ -86,16 +88,15 @@ class Call:
                 return self.kwargs.get(name, argument.default_value if default is None else default)
         return default
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, also inside lists."""
-        leaves = tree_leaves((self.args, self.kwargs))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return _flat((*self.args, *self.kwargs.values()))
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         """Every tensor among the results."""
-        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+        return _flat(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
 
     def __str__(self) -> str:
         place = f" in {self.module}" if self.module else ""
@@ -113,6 +114,17 @@ class Recording:
     escaped: list[TracedInt]  # sizes whose values entered the arithmetic
     numbers: list[TracedInt]  # sizes that became plain numbers
     left: list[Tensor]  # what went on outside torch, where nobody follows it
+
+
+def _flat(values: Iterable[Any]) -> list[Tensor]:
+    """Tensors among an operator's arguments or results: flat, or in lists."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _flat(value)
+    return found
 
 
 def raised_in(error: BaseException) -> str:
@@ -241,11 +253,17 @@ class _Operators(TorchDispatchMode):
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
         self.silent = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the guard that torch would wrap around the next method costs as much as the method
+
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.means == "meta":
-            given, named = tree_map_only(Tensor, self._twin, (args, kwargs))
-            out = func(*given, **named)
+            given = tuple(self._given(leaf) for leaf in args)
+            named = {name: self._given(leaf) for name, leaf in kwargs.items()}
+            out = quick(func, given, named)
+            out = func(*given, **named) if out is NotImplemented else out
         else:
             out = func(*args, **kwargs)
         if func.namespace != "prim" and not self.silent:  # prim.device and the like return no tensor
@@ -275,6 +293,12 @@ class _Operators(TorchDispatchMode):
             self.silent = False
         self.write(op, args, {}, out)
         return out
+
+    def _given(self, argument: Any) -> Any:
+        """The argument with every tensor on the meta device; what a schema allows is flat, or a list."""
+        if isinstance(argument, Tensor):
+            return self._twin(argument)
+        return [self._given(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
     def _twin(self, tensor: Tensor) -> Tensor:
         """A meta tensor in the place of a parameter, a buffer, or whatever else is real."""
@@ -328,6 +352,9 @@ def _seen_whole() -> Iterator[None]:
     _FAKE_LOG.setLevel(logging.CRITICAL)
     checks = {name: check for name, check in vars(F).items() if name.startswith("has_torch_function")}
     vars(F).update(dict.fromkeys(checks, lambda *args: False))
+    # Norms want several values per channel in train mode; without data one is as good.
+    checks |= {name: getattr(F, name) for name in ("_verify_batch_size", "_verify_spatial_size")}
+    vars(F).update(dict.fromkeys(list(checks)[-2:], lambda size: None))
     try:
         yield
     finally:

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.ids import Ids
+from lightning_prune.known import Mask, fits
 from lightning_prune.recording import Call
 from lightning_prune.tracker import Followed, Labels
 
@@ -41,15 +44,31 @@ _ARBITRARY = {
 class _Survival:
     """Which ids survive the cut, as a mask over the dense network's."""
 
-    alive: Tensor
+    alive: NDArray[np.bool_]
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        self._masks: dict[int, tuple[Ids, Mask]] = {}  # by identity: the same ids run through many operators
+
+    def mask(self, arrays: Sequence[Ids]) -> Mask:
+        """What survives along one dimension, None where everything stays."""
+        masks = [mask for ids in arrays if (mask := self._mask(ids)) is not None]
+        return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks) if masks else None
+
+    def _mask(self, ids: Ids) -> Mask:
+        if id(ids) not in self._masks:
+            mask = self.alive[ids.numpy()]
+            self._masks[id(ids)] = ids, None if mask.all() else mask
+        return self._masks[id(ids)][1]
+
+    def masks(self, labels: Sequence[Labels]) -> list[list[Mask]]:
+        """What survives of each tensor along each dimension."""
+        return [[self.mask(arrays) for arrays in known] for known in labels]
 
     def kept(self, arrays: Sequence[Ids]) -> Tensor | None:
         """Surviving indices of one dimension, None where everything stays."""
-        if not arrays:
-            return None
-        mask = torch.stack([self.alive[ids] for ids in arrays]).all(dim=0)
-        return None if bool(mask.all()) else mask.nonzero().flatten()
+        mask = self.mask(arrays)
+        return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
     def restrict(self, value: Tensor, labels: Labels) -> Tensor:
         """``value`` without what was removed."""
@@ -71,11 +90,11 @@ class _Survival:
 
     def touches(self, followed: Followed) -> bool:
         """Whether anything that the operator reads or writes was removed."""
-        return any(self.kept(arrays) is not None for labels in followed.labels for arrays in labels)
+        return any(self.mask(arrays) is not None for labels in followed.labels for arrays in labels)
 
 
 def mismatches(
-    dense: Sequence[Followed], small: Sequence[Followed], alive: Tensor
+    dense: Sequence[Followed], small: Sequence[Followed], alive: NDArray[np.bool_]
 ) -> Iterator[tuple[Followed, str]]:
     """Every operator whose result is not the dense one's, restricted to what survives, and what is wrong.
 
@@ -124,20 +143,28 @@ def _telling(call: Call) -> bool:
 
 
 def _compare(before: Followed, after: Followed, survival: _Survival) -> str | None:
-    """Run both calls on the same numbers; what is wrong, or None."""
-    operands = before.call.tensors
-    labels = before.labels[: len(operands)]
-    for shape, small, known in zip(before.shapes, after.shapes, labels, strict=True):
+    """What is wrong with the smaller call, or None."""
+    count = len(before.shapes)
+    operands, results = before.labels[:count], before.labels[count:]
+    for shape, small, known in zip(before.shapes, after.shapes, operands, strict=True):
         if (what := _misfit(shape, small, known, survival)) is not None:
             return what
+    if fits(before, after, survival.masks(operands), survival.masks(results)):
+        return None
+    return _by_numbers(before, after, survival)
+
+
+def _by_numbers(before: Followed, after: Followed, survival: _Survival) -> str | None:
+    """Run both calls on the same numbers."""
+    labels, kinds = before.labels[: len(before.shapes)], [tensor.dtype for tensor in before.call.tensors]
     shapes = _cropped(before, labels)
-    full = [survival.numbers(*each) for each in zip(shapes, [t.dtype for t in operands], labels, strict=True)]
+    full = [survival.numbers(*each) for each in zip(shapes, kinds, labels, strict=True)]
     try:
         wanted = _run(before.call, full)
     except (RuntimeError, NotImplementedError):
         return None  # not an operator for such numbers, or for this device
     cut = [survival.restrict(value, known) for value, known in zip(full, labels, strict=True)]
-    return _judge(wanted, after.call, cut, before.labels[len(operands) :], survival)
+    return _judge(wanted, after.call, cut, before.labels[len(labels) :], survival)
 
 
 def _blanked(before: Followed, survival: _Survival) -> str | None:
@@ -162,7 +189,7 @@ def _blanked(before: Followed, survival: _Survival) -> str | None:
 
 def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Survival) -> str | None:
     survive = [
-        size if (stays := survival.kept(arrays)) is None else len(stays)
+        size if (mask := survival.mask(arrays)) is None else int(mask.sum())
         for size, arrays in zip(shape, labels, strict=True)
     ]
     return None if survive == list(small) else f"reads {tuple(small)} where {tuple(survive)} survive"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.ledger import Ledger, columns, layer_incidence, unit_classes
+from lightning_prune.ledger import Ledger, entries, layer_incidence, unit_classes
 from lightning_prune.limits import DenseSizes, Limits, check_patterns, containers, holders, module_of, names
 
 __all__ = ["Stock"]
@@ -117,14 +117,13 @@ class Stock:
         weights, layers = list(graph.layers), {module_of(name) for name in graph.layers}
         blocks, gates = containers(graph.layers), self._all_gates()
         own = [[gates[n] for n in holders(w, layers, blocks) if n in gates] for w in weights]
-        for unit, (_, rows, counts) in enumerate(columns(layer_incidence(graph))):
-            if (kind := self._class[unit]) in self._layers:
-                continue
-            filters = zip(rows.tolist(), counts.astype(int).tolist(), strict=True)
-            self._layers[kind] = [(module_of(weights[row]), count) for row, count in filters]
+        filters = layer_incidence(graph)
+        for kind, unit in {kind: unit for unit, kind in reversed(list(enumerate(self._class)))}.items():
+            rows = entries(filters, unit)
+            self._layers[kind] = [(module_of(weights[row]), count) for row, count in rows]
             touched = self._ledgers["params"].booked(unit) if strict else set()
             also = [gate for gate in gates.values() if gate[0] in touched]
-            self._gates[kind] = sorted({gate for row in rows.tolist() for gate in own[row]}.union(also))
+            self._gates[kind] = sorted({gate for row, _ in rows for gate in own[row]}.union(also))
 
     def _all_gates(self) -> dict[str, Gate]:
         """Each limited layer or block with what must stay of it; none if parameters are not counted."""

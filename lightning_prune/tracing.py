@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
 from lightning_prune.ids import Ids
@@ -20,6 +18,7 @@ from lightning_prune.rules import follow
 from lightning_prune.rules.sized import pin_number, pin_what_sizes_do_not_follow
 from lightning_prune.sizes import Attribute, evaluate, leaves
 from lightning_prune.tracker import Tracker
+from lightning_prune.untouched import uncollected
 
 __all__ = ["TraceError", "analyse", "trace"]
 
@@ -56,25 +55,32 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
     """
     if (reason := refusal(model)) is not None:
         raise TraceError(reason)
-    tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
-    _link_attributes(tracker)
-    pin_what_sizes_do_not_follow(tracker)
-    for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
-        tracker.pin_all([tensor], reason)
-    return _graph(tracker, modes, notes, inputs, kwargs)
+    with uncollected():
+        tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
+        _link_attributes(tracker)
+        pin_what_sizes_do_not_follow(tracker)
+        for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
+            tracker.pin_all([tensor], reason)
+        return _graph(tracker, modes, notes, inputs, kwargs)
 
 
 def analyse(
     tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
 ) -> tuple[Tracker, tuple[bool, ...], list[str]]:
     """Record the forward in each mode and follow it. MACs come from the first mode that runs."""
+    with unwrapped(tracker.model):
+        return _analyse(tracker, inputs, kwargs, modes)
+
+
+def _analyse(
+    tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
+) -> tuple[Tracker, tuple[bool, ...], list[str]]:
     done: list[bool] = []
     notes: list[str] = []
     error: Exception | None = None
     for training in modes:
         try:
-            with unwrapped(tracker.model):
-                recording = _record(tracker.model, inputs, kwargs, training)
+            recording = record(tracker.model, inputs, kwargs, training)
         except Exception as raised:
             error = raised
             notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
@@ -91,18 +97,6 @@ def analyse(
 def _told(error: Exception | None) -> str:
     where = raised_in(error) if error is not None else ""
     return f"{type(error).__name__}: {error}{f' (in {where!r})' if where else ''}"
-
-
-def _record(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Recording:
-    try:
-        return record(model, inputs, kwargs, training)
-    except ValueError as error:  # batch norm in train mode wants more than one value per channel
-        if not training or "more than 1 value per channel" not in str(error):
-            raise
-        double = tree_map(
-            lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, (inputs, kwargs)
-        )
-        return record(model, double[0], double[1], training)
 
 
 def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import gc
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["untouched"]
+__all__ = ["uncollected", "untouched"]
 
 
 @contextlib.contextmanager
@@ -21,7 +21,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     before = [dict(vars(module)) for module in modules]
     # Registries, and caches that a forward fills: the same object must have the same content again.
-    containers = [(held, copy.copy(held)) for m in before for held in m.values() if type(held) in _CONTAINERS]
+    # Most are empty; those need no copy.
+    containers = [
+        (held, held.copy() if held else ())
+        for attributes in before
+        for held in attributes.values()
+        if type(held) in _CONTAINERS
+    ]
     # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
     states = torch.get_rng_state(), random.getstate()
@@ -40,12 +46,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
         random.setstate(states[1])
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 
 
 def _refill(held: Any, content: Any) -> None:
+    if not held and not content:
+        return
     held.clear()
     if isinstance(held, list):
         held.extend(content)
     else:
         held.update(content)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: the block makes many small objects and keeps them, and a search through
+    all of a process's objects, set off by their number, would take longer than the block."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids sizes letters untouched inputs losses distillation_losses",
+    "ids shapes sizes letters untouched inputs losses distillation_losses",
     "recording tracker pins rules",
     "graph tracing",
-    "criteria limits ledger stock selection statistics surgery record proof replay optimizers oracles batches "
+    "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
     "cutting measure processes saving export taps teacher lessons",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
     "cli experiment export_run report sweep demo progress tables __main__",
