@@ -7,7 +7,7 @@ ids into units. There is no Python object per channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,20 +76,23 @@ class Ties:
         """Forbid the removal of ``ids``."""
         self.pins.append(Pin(ids, reason, where))
 
-    def closure(self, ids: Ids) -> Ids:
-        """All ids tied so far to any of ``ids``, themselves included."""
+    def closure(self, ids: Ids) -> Callable[[Ids], Tensor]:
+        """A function that says of each id whether it is tied so far to any of ``ids``, themselves included."""
         labels = self._labels()
-        return torch.isin(labels, labels[ids].unique()).nonzero().flatten()
+        gone = labels[ids].unique()
+        return lambda asked: torch.isin(labels[asked], gone)
 
     def _labels(self) -> Tensor:
         """Component of each id by the ties so far, brought up to date by the new ones alone."""
         known, done = self._known
+        if len(known) == self.count and done == len(self.ties):
+            return known
         known = torch.cat([known, torch.arange(len(known), self.count)])
         edges = [(known[tie.left], known[tie.right]) for tie in self.ties[done:]]
         left, right = (
             torch.cat([*side, known[:0]]).numpy() for side in ([a for a, _ in edges], [b for _, b in edges])
         )
-        if (left != right).any():
+        if (left != right).any():  # else the ties say what is known
             matrix = coo_matrix(
                 (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count)
             )

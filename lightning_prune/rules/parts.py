@@ -9,7 +9,7 @@ from lightning_prune.ids import Ids
 from lightning_prune.recording import Call
 from lightning_prune.rules.passed import Size, argument, bounds
 from lightning_prune.rules.registry import rule
-from lightning_prune.rules.reshape import fits, shrunk
+from lightning_prune.rules.reshape import among, fits, shrunk
 from lightning_prune.sizes import Shape, TracedInt, leaves
 from lightning_prune.tracker import Tracker
 
@@ -59,7 +59,7 @@ def equal_parts(grid: Tensor, size: Size, tracker: Tracker) -> None:
     """Tie the parts to each other; their size must be free to follow."""
     first = tracker.tie_across(grid)
     if isinstance(size, TracedInt):
-        gone = grid[:, 0]
+        gone = among(grid[:, 0])
         values = shrunk([size], gone, tracker)
         if not fits([size], [grid.shape[1] - 1], values):
             tracker.use(size, first)
@@ -139,7 +139,7 @@ def _bound(bound: Size, ids: Ids, tracker: Tracker) -> None:
         return
     grid = ids.view(parts, -1)
     tracker.tie_across(grid)
-    if not fits([bound], [grid.shape[1] - 1], shrunk([bound], grid[:, 0], tracker)):
+    if not fits([bound], [grid.shape[1] - 1], shrunk([bound], among(grid[:, 0]), tracker)):
         _follows(bound, grid[0], ids, tracker)
 
 

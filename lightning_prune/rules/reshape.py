@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,7 +17,9 @@ from lightning_prune.rules.registry import rule
 from lightning_prune.sizes import Attribute, Shape, TracedInt, evaluate, leaves
 from lightning_prune.tracker import Tracker
 
-__all__ = ["factor", "fits", "groups", "shrunk", "solve"]
+__all__ = ["among", "factor", "fits", "groups", "shrunk", "solve"]
+
+Gone = Callable[[Ids], Tensor]  # says of each id whether it is removed
 
 aten = torch.ops.aten
 UNSPLIT = "is split, and no factor of it can shrink"
@@ -190,13 +192,18 @@ def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker)
     """Would every size come out right if the first channel along ``dim`` went?"""
     if passed[dim] is None:
         return False
-    gone = torch.unique(grid.select(dim, 0))
+    gone = among(grid.select(dim, 0).flatten())
     if any(isinstance(leaf, Shape) for size in passed if size is not None for leaf in leaves(size)):
-        gone = tracker.ties.closure(gone)  # other tensors shrink along
+        gone = tracker.ties.closure(grid.select(dim, 0).flatten())  # other tensors shrink along
     wanted = list(grid.shape)
-    wanted[dim] = int((~torch.isin(_along(grid, dim), gone)).sum())
+    wanted[dim] = int((~gone(_along(grid, dim))).sum())
     values = solve(passed[dim], wanted[dim], shrunk(passed, gone, tracker))
     return values is not None and fits(passed, wanted, values)
+
+
+def among(ids: Ids) -> Gone:
+    """A function that says of each id whether it is one of ``ids``."""
+    return lambda asked: torch.isin(asked, ids)
 
 
 def fits(passed: Sequence[Size], wanted: Sequence[int], values: dict[Any, int]) -> bool:
@@ -205,15 +212,15 @@ def fits(passed: Sequence[Size], wanted: Sequence[int], values: dict[Any, int]) 
     return all(size is None or size < 0 or _value(size, values) == want for size, want in pairs)
 
 
-def shrunk(passed: Sequence[Size], gone: Ids, tracker: Tracker) -> dict[Any, int]:
-    """Sizes of tensors that the code's sizes were computed from, once the ids in ``gone`` are removed."""
+def shrunk(passed: Sequence[Size], gone: Gone, tracker: Tracker) -> dict[Any, int]:
+    """Sizes of tensors that the code's sizes were computed from, once the ids that are ``gone`` are removed."""
     values: dict[Any, int] = {}
     for size in passed:
         tracker.remember(size)
         for leaf in leaves(size) if size is not None else ():
             ids = tracker.sizes.get(leaf.key) if isinstance(leaf, Shape) else None
             if ids is not None:
-                values[leaf.key] = int((~torch.isin(ids, gone)).sum())
+                values[leaf.key] = int((~gone(ids)).sum())
     return values
 
 
