@@ -148,3 +148,5 @@ def _follows(bound: TracedInt, counted: Ids, ids: Ids, tracker: Tracker) -> None
         tracker.pin(ids, "is sliced at a number that does not follow it")
     else:
         tracker.use(bound, counted)
+        if len(ids) == len(counted) + 1:
+            tracker.pin(ids[-1:], "is all that a slice leaves")
