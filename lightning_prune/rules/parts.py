@@ -148,5 +148,8 @@ def _follows(bound: TracedInt, counted: Ids, ids: Ids, tracker: Tracker) -> None
         tracker.pin(ids, "is sliced at a number that does not follow it")
     else:
         tracker.use(bound, counted)
-        if len(ids) == len(counted) + 1:
+        last = tracker.before("last")
+        last = len(ids) == len(counted) + 1 if last is None else last
+        tracker.decided("last", last)
+        if last:
             tracker.pin(ids[-1:], "is all that a slice leaves")
