@@ -34,7 +34,7 @@ def commands(page: str = "README.md") -> list[str]:
     return [command for command in found if not command.startswith("lightning-prune export")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/engine.md", "docs/checkpoints.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/engine.md", "docs/checkpoints.md", "docs/training.md"])
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quick = {**QUICK, "enable_checkpointing": page == "docs/checkpoints.md"}
