@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
     from lightning_prune.callback import FilterPruningCallback
     from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
+    from lightning_prune.distillation import Distillation, DistillationMixin
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "BudgetCheckpoint",
     "BudgetEarlyStopping",
     "ChannelGraph",
+    "Distillation",
+    "DistillationMixin",
     "FilterPruningCallback",
     "Limits",
     "Plan",
@@ -63,6 +66,8 @@ _LATE = {
     "BestOfLast": "best",
     "BudgetCheckpoint": "best",
     "BudgetEarlyStopping": "best",
+    "Distillation": "distillation",
+    "DistillationMixin": "distillation",
     "FilterPruningCallback": "callback",
     "last_checkpoint": "checkpoint_io",
 }

@@ -178,7 +178,7 @@ def common_size(one: Tensor, other: Tensor) -> tuple[int, ...]:
 
 def mean_square(one: Tensor, other: Tensor) -> Tensor:
     """``mean (one - other)^2``."""
-    return (one - other).square().mean()
+    return F.mse_loss(one, other)
 
 
 def _pooled(features: Tensor, size: torch.Size | tuple[int, ...] | None) -> Tensor:

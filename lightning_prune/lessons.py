@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from lightning_prune.batches import Example
 from lightning_prune.distillation_losses import (
@@ -218,14 +217,12 @@ class Lessons:
         names = [pair.teacher.name for pair in self.pairs] if {"attention", "fsp"} & set(wanted) else []
         student = [pair.student.channels_first(call.heard[pair.student.name]) for pair in self.pairs if names]
         with torch.autocast(self.kept[0].device.type if self.kept else "cpu", enabled=False):
-            with self.teacher.run(call.example, names) as (output, heard):
-                theirs = [
-                    pair.teacher.channels_first(heard[pair.teacher.name]) for pair in self.pairs if names
-                ]
-                soft = self.logits(output) if "hinton" in wanted else None
+            output, heard = self.teacher.run(call.example, names)
+            theirs = [pair.teacher.channels_first(heard[pair.teacher.name]) for pair in self.pairs if names]
+            with torch.no_grad():  # no longer in inference mode: what is computed here, autograd may save
+                soft = self.logits(output).clone() if "hinton" in wanted else None
                 maps = self._maps(theirs, student) if "attention" in wanted else []
                 told = self._flows(self._sliced(theirs)) if "fsp" in wanted else []
-            soft, maps, told = tree_map_only(Tensor, torch.clone, (soft, maps, told))
             found = {}
             if soft is not None:
                 found["hinton"] = self._hinton(self.logits(call.output), soft, labels)

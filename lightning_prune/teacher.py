@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +39,8 @@ class Teacher:
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 1))
         >>> teacher = Teacher(net)
-        >>> with teacher.run(((torch.ones(1, 2),), {}), ["0"]) as (output, heard):
-        ...     output.shape, heard["0"].shape, output.is_inference()
+        >>> output, heard = teacher.run(((torch.ones(1, 2),), {}), ["0"])
+        >>> output.shape, heard["0"].shape, output.is_inference()
         (torch.Size([1, 1]), torch.Size([1, 2]), True)
         >>> teacher.verify()
     """
@@ -51,9 +50,8 @@ class Teacher:
         self.precision = precision
         self.checksum = checksum(self.net)
 
-    @contextmanager
-    def run(self, example: Example, taps: Sequence[str] = ()) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        """Its output and the tapped features, in inference mode: clone what has to outlive the block.
+    def run(self, example: Example, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Tensor]]:
+        """Its output and the tapped features: inference tensors, which autograd must not save.
 
         Args:
             example: positional and keyword inputs, as the student got them.
@@ -71,7 +69,7 @@ class Teacher:
             args, kwargs = tree_map_only(
                 Tensor, lambda x: x.detach().to(dtype) if x.is_floating_point() else x.detach(), example
             )
-            yield self.net(*args, **kwargs), heard
+            return self.net(*args, **kwargs), heard
 
     def to(self, device: torch.device) -> Teacher:
         """Move to the device of the student."""

@@ -194,6 +194,24 @@ def test_a_run_with_checkpoint_best_tests_and_writes_the_best(tiny: list[str], t
     assert all(torch.equal(inside[f"net.{name}"], w) for name, w in written.items())
 
 
+@pytest.mark.filterwarnings("ignore:the teacher is worse than its student")  # after two epochs of two batches
+def test_the_teacher_is_trained_once_and_reused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        more = ["distill=all", f"teachers={tmp_path / 'teachers'}", f"hydra.run.dir={tmp_path / name}"]
+        lightning_prune(*tiny, *more)
+        summary = Summary.load(tmp_path / name)
+        assert {"distill/hinton", "distill/attention", "distill/fsp"} <= set(summary.curves[-1])
+        assert summary.cuts
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    dense = Summary.load(teacher)
+    assert not dense.cuts
+    assert summary.curves[0]["teacher/miou"] == pytest.approx(dense.curves[-1]["val/miou"])
+    assert capsys.readouterr().out.count("training the teacher") == 1
+    assert json.loads((tmp_path / "one" / "record.json").read_text())["kept"]
+
+
 def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep_main([str(tmp_path)])

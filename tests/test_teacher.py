@@ -102,13 +102,11 @@ def test_its_own_precision():
     net = small_net()
     expected = copy.deepcopy(net).eval()(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with Teacher(net).run(((image,), {})) as (output, _):
-            assert output.dtype == torch.float32
-            torch.testing.assert_close(output, expected)
-        with Teacher(net, "bf16").run(((image,), {})) as (output, _):
-            assert output.dtype == torch.bfloat16
-    with Teacher(net).run(((image.bfloat16(),), {})) as (output, _):
+        output, _ = Teacher(net).run(((image,), {}))
         assert output.dtype == torch.float32
+        torch.testing.assert_close(output, expected)
+        assert Teacher(net, "bf16").run(((image,), {}))[0].dtype == torch.bfloat16
+    assert Teacher(net).run(((image.bfloat16(),), {}))[0].dtype == torch.float32
 
 
 # -- how good it is -------------------------------------------------------------------------------------------
