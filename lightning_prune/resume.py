@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.utilities import rank_zero_warn
@@ -202,6 +203,8 @@ def _fast_forward(trainer: L.Trainer, start: Any, batch_ended: bool) -> None:
     elif not any(isinstance(loader, _Stateful) for loader in combined.flattened):
         if start is not None:
             set_random_state(start, generators_of(trainer))
+            for loader in combined.flattened:
+                _set_sampler_epoch(loader, trainer.current_epoch)
             iter(fetcher)
         for _ in range(progress.current.completed):
             next(fetcher)

@@ -74,6 +74,21 @@ class Checkpointed(Net):
         return self.net[3:](checkpoint(self.net[:3], x, use_reentrant=False))
 
 
+class Noisy(Net):
+    """Draws random numbers, on every rank its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(nn.functional.dropout(x, 0.3, self.training))
+
+
+class Save(L.Callback):
+    """One checkpoint within the epoch that ends with the first cut, one within the next."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step in (6, 11):
+            trainer.save_checkpoint(Path(sys.argv[1]) / f"{trainer.global_step}.ckpt")
+
+
 class Manual(Net):
     automatic_optimization = False
 
@@ -134,6 +149,7 @@ def fit(
     strategy: DDPStrategy | None = None,
     data: DataLoader | None = None,
     epochs: int = 4,
+    resume: Path | None = None,
     **options: Any,
 ) -> Found:
     """Train, and say what the ranks must agree about, and what they need not."""
@@ -150,7 +166,7 @@ def fit(
         callbacks=[pruning, *callbacks, watch],
         **options,
     )
-    trainer.fit(module, data or loader())
+    trainer.fit(module, data or loader(), ckpt_path=resume)
     return {
         "kept": pruning.record.kept,
         "epochs": [cut.epoch for cut in pruning.history],
@@ -214,6 +230,17 @@ def sizes() -> Found:
     return fit(Net(), prune(criterion=IPAD(omega=0.5)), data=data, use_distributed_sampler=False)
 
 
+def resumed() -> Found:
+    """Whole, and from two of its checkpoints, with other random numbers to begin with."""
+    ends = []
+    for resume in (None, "6.ckpt", "11.ckpt"):
+        torch.manual_seed(rank_before() + len(ends))
+        path = resume and Path(sys.argv[1]) / resume
+        pruning = prune(criterion=IPAD(omega=0.5))
+        ends.append(fit(Noisy(), pruning, *([] if resume else [Save()]), resume=path))
+    return {"ends": ends}
+
+
 def averaged() -> Found:
     averaging = EMAWeightAveraging(decay=0.9)
     found = fit(Net(), prune(), averaging)
@@ -273,6 +300,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "averaged": averaged,
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
+    "resumed": resumed,
     "apart": apart,
 }
 

@@ -22,7 +22,7 @@ from lightning_prune import FilterPruningCallback
 from lightning_prune.statistics import activation_deviation
 
 SCRIPT = Path(__file__).with_name("ddp_runs.py")
-TRAINING = [name for name in RUNS if name not in ("apart", "uneven and not limited")]
+TRAINING = [name for name in RUNS if name not in ("apart", "resumed", "uneven and not limited")]
 
 
 def start(folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -68,6 +68,16 @@ def test_ranks_make_the_same_cuts_and_stay_equal(found, name):
     assert len(set(first["weights"])) == len(first["weights"])  # and they move
     parameters = {n: t for n, t in second["state"].items() if "running" not in n and "tracked" not in n}
     assert_equal(first["state"], parameters)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(found, rank):
+    whole, *others = found["resumed"][rank]["ends"]
+    for other in others:
+        assert other["kept"] == whole["kept"]
+        assert other["epochs"] == whole["epochs"] == [1, 2]
+        assert whole["weights"][-len(other["weights"]) :] == other["weights"]
+    assert [len(other["weights"]) for other in others] == [10, 5]
 
 
 def test_statistics_are_those_of_the_data_of_both_ranks(found):
