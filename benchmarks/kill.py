@@ -1,6 +1,6 @@
 """Twenty times: kill -9 a pruning run, resume it in a new process, and compare with a run that was left alone.
 
-    python -m benchmarks.kill                     # rewrites docs/kill.md; a quarter of an hour
+    python -m benchmarks.kill                     # rewrites docs/kill.md; five minutes
     python -m benchmarks.kill --kills 3 --seed 5  # only shows its table
 
 The run has everything that must go on: dropout, augmentation by three random generators, a shuffled loader,
@@ -295,7 +295,7 @@ def main() -> None:
         return
     table, good = report(given.kills, given.seed)
     if (given.kills, given.seed) == (20, 0):
-        page = f"# Killed and resumed\n\n`python -m benchmarks.kill` ({torch.__version__}, CPU)\n\n{table}\n"
+        page = f"# Killed and resumed\n\n`python -m benchmarks.kill` (torch {torch.__version__}, CPU)\n\n{table}\n"
         (ROOT / "docs" / "kill.md").write_text(page)
     raise SystemExit(0 if good else "a resumed run ended differently")
 
