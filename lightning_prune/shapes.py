@@ -47,7 +47,7 @@ def _answers(*operators: OpOverload) -> Callable[[Answer], Answer]:
     aten.hardsigmoid.default,
 )
 def _like(x: Tensor, *options: Any, **named: Any) -> Any:
-    return torch.empty_like(x) if x.is_floating_point() else NotImplemented
+    return _alike(x) if x.is_floating_point() else NotImplemented
 
 
 @_answers(
@@ -68,7 +68,7 @@ def _both(x: Tensor, y: Any, **scale: Any) -> Any:
     if not isinstance(y, Tensor) or not x.is_floating_point() or x.dtype != y.dtype or x.dim() != y.dim():
         return NotImplemented
     if x.shape == y.shape:
-        return torch.empty_like(x) if x.stride() == y.stride() else NotImplemented
+        return _alike(x) if x.stride() == y.stride() else NotImplemented
     fits = x.is_contiguous() and all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True))
     return x.new_empty(x.shape) if fits else NotImplemented
 
@@ -91,7 +91,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> Any:
     *parameters, _, _, _ = rest
     if not _single(x) or x.dim() < 2 or any(_other(each, x.shape[1:2]) for each in parameters):
         return NotImplemented
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    return _alike(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
 @_answers(aten.native_layer_norm.default)
@@ -118,6 +118,12 @@ def _upsample(x: Tensor, size: Any, *options: Any) -> Any:
         if x.dim() == 4 and len(size) == 2 and min(size) > 0
         else NotImplemented
     )
+
+
+def _alike(x: Tensor) -> Tensor:
+    return torch.empty_strided(
+        x.shape, x.stride(), dtype=x.dtype, device="meta"
+    )  # `empty_like` is Python here
 
 
 def _single(x: Tensor) -> bool:
