@@ -20,8 +20,8 @@ from benchmarks.zoo_memory import peak_memory
 from benchmarks.zoo_networks import Network
 from benchmarks.zoo_ours import TOLERANCE, Seconds, awake_
 from lightning_prune import trace
+from lightning_prune.calls import tensors_in
 from lightning_prune.oracles import error, randomise_
-from lightning_prune.recording import tensors_in
 
 __all__ = ["measure"]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lightning_prune.recording import Call
+from lightning_prune.calls import Call
 from lightning_prune.tracker import Followed
 
 __all__ = ["Mask", "fits"]

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.calls import tensors_in
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.recording import tensors_in
 
 __all__ = ["error", "randomise_", "with_dead_filters", "with_zeroed_consumers"]
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -31,14 +29,15 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from lightning_prune.calls import Call, PythonCall, Recording, tensors_in
 from lightning_prune.letters import two_tensors
 from lightning_prune.shapes import quick
 from lightning_prune.sizes import Shape, TracedInt, listening, trace_attributes
 from lightning_prune.untouched import untouched
 
-__all__ = ["Call", "PythonCall", "Recording", "raised_in", "record", "tensors_in"]
+__all__ = ["raised_in", "record"]
 
 # What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
 # a shape function. Then the network is run for real.
@@ -53,100 +52,10 @@ _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _OURS = __name__.split(".")[0]
 
 
-@dataclasses.dataclass(eq=False)
-class PythonCall:
-    """A call of the Python API, with its arguments as the user's code passed them."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """``"view"`` for ``Tensor.view``."""
-        return getattr(self.function, "__name__", "")
-
-
-@dataclasses.dataclass(eq=False)
-class Call:
-    """One ATen operator as it ran: its arguments, its result, and who called it."""
-
-    op: OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-    module: str
-    python: PythonCall | None
-    line: str
-
-    def arg(self, name: str, default: Any = None) -> Any:
-        """The argument by its name in the operator's schema."""
-        for position, argument in enumerate(self.op._schema.arguments):
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if default is None else default)
-        return default
-
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor among the arguments, also inside lists."""
-        return _flat((*self.args, *self.kwargs.values()))
-
-    @cached_property
-    def outputs(self) -> list[Tensor]:
-        """Every tensor among the results."""
-        return _flat(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
-
-    def __str__(self) -> str:
-        place = f" in {self.module}" if self.module else ""
-        return f"{self.op.name()}{place}{f', {self.line}' if self.line else ''}"
-
-
-@dataclasses.dataclass(eq=False)
-class Recording:
-    """All operators of one forward, in order, and the tensors that left the network."""
-
-    calls: list[Call]
-    outputs: list[Tensor]
-    training: bool
-    real: bool
-    escaped: list[TracedInt]  # sizes whose values entered the arithmetic
-    numbers: list[TracedInt]  # sizes that became plain numbers
-    left: list[Tensor]  # what went on outside torch, where nobody follows it
-
-
-def _flat(values: Iterable[Any]) -> list[Tensor]:
-    """Tensors among an operator's arguments or results: flat, or in lists."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _flat(value)
-    return found
-
-
 def raised_in(error: BaseException) -> str:
     """Name of the innermost module whose forward raised ``error``."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_IN)]
     return notes[0].removeprefix(RAISED_IN) if notes else ""
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists, dictionaries and plain objects such as dataclasses.
-
-    Example:
-        >>> len(tensors_in({"out": torch.zeros(1), "aux": [torch.zeros(2), None]}))
-        2
-    """
-    found: list[Tensor] = []
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
-            found += tensors_in(dict(vars(leaf)))
-    return found
 
 
 class _Where:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
 from lightning_prune.known import Mask, fits
-from lightning_prune.recording import Call
 from lightning_prune.tracker import Followed, Labels
 
 __all__ = ["mismatches"]

@@ -18,9 +18,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_prune.batches import Example
+from lightning_prune.calls import tensors_in
 from lightning_prune.graph import Units
 from lightning_prune.record import PruningRecord
-from lightning_prune.recording import tensors_in
 from lightning_prune.tracing import analyse
 from lightning_prune.tracker import Tracker
 

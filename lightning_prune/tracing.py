@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lightning_prune.calls import Recording
 from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
 from lightning_prune.ids import Ids
 from lightning_prune.inputs import kept_whole, refusal, unwrapped
 from lightning_prune.pins import pinned_tensors
-from lightning_prune.recording import Recording, raised_in, record
+from lightning_prune.recording import raised_in, record
 from lightning_prune.rules import follow
 from lightning_prune.rules.sized import pin_number, pin_what_sizes_do_not_follow
 from lightning_prune.sizes import Attribute, evaluate, leaves

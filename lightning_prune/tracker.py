@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids, Ties
-from lightning_prune.recording import Call
 from lightning_prune.sizes import Shape, TracedInt, leaves
 
 __all__ = ["Cost", "Followed", "Labels", "Sized", "Source", "Tracker", "Use"]

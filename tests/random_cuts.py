@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
+from lightning_prune.calls import tensors_in
 from lightning_prune.oracles import error, with_dead_filters, with_zeroed_consumers
-from lightning_prune.recording import tensors_in
 
 TOLERANCE = 1e-9
 Units = NDArray[np.int64]

@@ -19,10 +19,10 @@ from random_cuts import TOLERANCE, random_units, same_state, state
 from torch import Tensor, nn
 
 from lightning_prune import ChannelGraph, SurgeryError, prune_, surgery, trace
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids, Tie
 from lightning_prune.oracles import error, randomise_, with_dead_filters, with_zeroed_consumers
 from lightning_prune.record import cut
-from lightning_prune.recording import Call
 from lightning_prune.rules import RULES, contraction, reshape, same_labels
 from lightning_prune.tracker import Labels, Tracker
 

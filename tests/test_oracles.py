@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import trace
-from lightning_prune.recording import tensors_in
+from lightning_prune.calls import tensors_in
 
 TOLERANCE = 1e-5
 

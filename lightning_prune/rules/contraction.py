@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
 from lightning_prune.letters import letters
-from lightning_prune.recording import Call
 from lightning_prune.rules.passed import argument
 from lightning_prune.rules.registry import rule
 from lightning_prune.tracker import Tracker

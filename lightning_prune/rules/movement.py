@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
-from lightning_prune.recording import Call
 from lightning_prune.rules.parts import equal_parts
 from lightning_prune.rules.passed import Size, sizes
 from lightning_prune.rules.registry import rule, same_labels

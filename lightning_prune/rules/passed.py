@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_prune.recording import Call
+from lightning_prune.calls import Call
 from lightning_prune.sizes import Shape, TracedInt
 
 __all__ = ["Size", "argument", "bounds", "sizes"]

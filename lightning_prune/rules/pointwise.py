@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
-from lightning_prune.recording import Call
 from lightning_prune.rules.registry import rule, same_labels
 from lightning_prune.sizes import TracedInt
 from lightning_prune.tracker import Tracker

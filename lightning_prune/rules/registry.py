@@ -1,6 +1,6 @@
 """One small function per ATen operator (level 1).
 
-A rule is given the recorded :class:`~lightning_prune.recording.Call` and the
+A rule is given the recorded :class:`~lightning_prune.calls.Call` and the
 :class:`~lightning_prune.tracker.Tracker`; it ties ids, pins them, registers costs, and labels the results.
 Operators without a rule pin every id they touch: they can make us prune less, never wrongly.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from lightning_prune.recording import Call
+from lightning_prune.calls import Call
 from lightning_prune.tracker import Followed, Tracker
 
 __all__ = ["RULES", "Rule", "follow", "rule", "same_labels"]

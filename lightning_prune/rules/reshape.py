@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
-from lightning_prune.recording import Call
 from lightning_prune.rules.passed import Size, sizes
 from lightning_prune.rules.registry import rule
 from lightning_prune.sizes import Attribute, Shape, TracedInt, evaluate, leaves
