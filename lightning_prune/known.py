@@ -126,16 +126,26 @@ def _convolution(dense: Followed, small: Followed, operands: Masks, results: Mas
     if not settings or not _whole([source[0], *source[2:], *weight[2:], out[0], *out[2:]]):
         return False
     reads, writes = (weight[0], weight[1]) if dense.call.args[6] else (weight[1], weight[0])
+    if not _same(out[1], writes, *(mask[0] for mask in bias)):
+        return False
     if dense.call.args[8] == small.call.args[8] == 1:
-        return _same(source[1], reads) and _same(out[1], writes, *(mask[0] for mask in bias))
+        return _same(source[1], reads)
+    return not dense.call.args[6] and _grouped(dense, small, source[1], weight)
+
+
+def _grouped(dense: Followed, small: Followed, source: Mask, weight: Sequence[Mask]) -> bool:
+    """Whole groups went, or the same channels of each; every group that stays has as many filters as the others."""
+    (_, channels, *_), (filters, width, *_) = dense.shapes[:2]
+    groups = int(dense.call.args[8])
+    read = _flat([channels], [source]).reshape(groups, -1)
+    written = _flat([filters], [weight[0]]).reshape(groups, -1)
+    stay = read.any(axis=1)
     return (
-        _depthwise(dense) and _depthwise(small) and _same(source[1], weight[0], out[1], *(b[0] for b in bias))
+        np.array_equal(stay, written.any(axis=1))
+        and int(stay.sum()) == small.call.args[8]
+        and bool((read[stay] == _flat([width], [weight[1]])).all())
+        and len(set(written[stay].sum(axis=1).tolist())) == 1
     )
-
-
-def _depthwise(followed: Followed) -> bool:
-    source, weight = followed.shapes[:2]
-    return bool(followed.call.args[8] == weight[0] == source[1] and weight[1] == 1)
 
 
 @_knows(aten.native_batch_norm.default)

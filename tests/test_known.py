@@ -25,6 +25,7 @@ NETWORKS = {
     "small": lambda: (Small(), 16),
     "shufflenet": lambda: (tv.shufflenet_v2_x0_5(weights=None), 32),
     "mobilenet": lambda: (tv.mobilenet_v3_small(weights=None), 32),
+    "regnet": lambda: (tv.regnet_y_400mf(weights=None), 32),
     "vit": lambda: (timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32), 32),
 }
 
@@ -89,7 +90,7 @@ def test_most_operators_of_common_networks_need_no_numbers(monkeypatch: pytest.M
     """Else the proof is slow again: numbers are the exception."""
     asked: list[str] = []
     monkeypatch.setattr(replay, "_by_numbers", lambda before, *rest: asked.append(str(before.call)))
-    for name in ("small", "mobilenet", "vit"):
+    for name in ("small", "mobilenet", "regnet", "vit"):
         torch.manual_seed(0)
         found, _ = pairs(monkeypatch, *NETWORKS[name]())
         assert len(asked) <= len(found) // 20, asked
