@@ -47,6 +47,7 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
             quantised, wrapped for distributed training, lazy or scripted (the message says what to do instead).
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
         >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
         >>> len(graph.prunable), graph.cost("params"), graph.cost("params", remove=[0, 1])
