@@ -94,6 +94,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists, dictionaries and plain objects such as dataclasses.
 
     Example:
+        >>> import torch
         >>> len(tensors_in({"out": torch.zeros(1), "aux": [torch.zeros(2), None]}))
         2
     """
