@@ -12,11 +12,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
 from lightning_prune.batches import Example, as_example, same_shapes, switched
 from lightning_prune.criteria import IPAD, Criterion
-from lightning_prune.cutting import Cut, Rules, Run, facts, unmet
+from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
     before_loading,
@@ -188,13 +189,19 @@ class FilterPruningCallback(L.Callback):
         if run is None:
             run = self._start(trainer, pl_module, first_sample(batch, target_of(pl_module, self.submodule)))
         if (
-            self.statistics == "epoch"
-            and not run.compiled
+            not self._in_a_pass(run)
             and run.collector is None
             and self._due(trainer, trainer.current_epoch, run)
         ):
             run.collect(self.criterion)
         run.watch(True)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Look at the gradients, unscaled and not clipped yet."""
+        if self._run:
+            self._run.stepping(optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -326,7 +333,7 @@ class FilterPruningCallback(L.Callback):
     def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
         """One cut, and what has to follow it."""
         start = time.perf_counter()
-        if self.statistics == "pass" or run.compiled:
+        if self._in_a_pass(run):
             self._observe(trainer, run)
         carried = trainer.optimizers if self.optimizer == "carry" else ()
         before, copies = run.graph, averages(trainer, trainer.lightning_module)
@@ -341,6 +348,10 @@ class FilterPruningCallback(L.Callback):
         cut = Cut.of(before, run.last, epoch, time.perf_counter() - start)
         self.history.append(cut)
         self._say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
+
+    def _in_a_pass(self, run: Run) -> bool:
+        """Whether activations are looked at in a pass of its own; gradients never are: training makes them."""
+        return (self.statistics == "pass" or run.compiled) and gathers(self.criterion) is None
 
     def _observe(self, trainer: L.Trainer, run: Run) -> None:
         """Gather statistics in a pass of its own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.batches import Example, shapes_of
-from lightning_prune.criteria import L2, Criterion
+from lightning_prune.criteria import L2, Criterion, Gatherer, Gradients
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.processes import agreed, shared
@@ -113,6 +113,11 @@ class Cut:
         return f"epoch {self.epoch}: {gone}{costs} · {self.seconds:.1f} s"
 
 
+def gathers(criterion: Criterion) -> Callable[..., Gatherer] | None:
+    """How the criterion gathers for itself, while training, what hooks on activations do not see."""
+    return getattr(criterion, "gather", None)
+
+
 def facts(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
     """What there is now, for a logger: costs, their share of the dense ones, units that could still go."""
     costs = {resource: graph.cost(resource) for resource in graph.cost_models}
@@ -210,16 +215,24 @@ class Run:
     graph: ChannelGraph
     dense: DenseSizes
     compiled: bool = False
-    collector: Collector | None = None
+    collector: Gatherer | None = None
     last: Plan | None = None
     exhausted: bool = False
 
     def collect(self, criterion: Criterion) -> bool:
         """Start to gather what the criterion wants to know; False if that is nothing."""
-        statistic = getattr(criterion, "statistic", ActivationDeviation)
+        statistic, gather = getattr(criterion, "statistic", ActivationDeviation), gathers(criterion)
         self.forget()
-        self.collector = None if statistic is None else Collector(self.graph, self.target, statistic).attach()
+        if gather is not None:
+            self.collector = gather(self.graph, self.target)
+        elif statistic is not None:
+            self.collector = Collector(self.graph, self.target, statistic).attach()
         return self.collector is not None
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Look at the gradients with which ``optimizer`` is about to step, if the criterion wants to know them."""
+        if isinstance(self.collector, Gradients):
+            self.collector.update(p for group in optimizer.param_groups for p in group["params"])
 
     def watch(self, active: bool) -> None:
         """Let the forwards that follow count, or not."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes, Limits, excluded_layers
@@ -129,8 +130,10 @@ def resolve(wanted: Mapping[str, float], dense: Mapping[str, int], what: str) ->
     return {r: float(value * dense[r] if value <= 1 else value) for r, value in wanted.items()}
 
 
-def check_importance(graph: ChannelGraph, importance: ArrayLike) -> NDArray[np.float64]:
+def check_importance(graph: ChannelGraph, importance: ArrayLike | Tensor) -> NDArray[np.float64]:
     """Importance as an array; raise ValueError if it does not fit the graph or is NaN where it matters."""
+    if isinstance(importance, Tensor):
+        importance = importance.detach().cpu().numpy()
     scores = np.asarray(importance, dtype=np.float64)
     if scores.shape != (graph.num_units,):
         raise ValueError(f"importance must have shape ({graph.num_units},), one per unit; got {scores.shape}")
@@ -205,7 +208,7 @@ def check_budget(
 
 def select(
     graph: ChannelGraph,
-    importance: ArrayLike,
+    importance: ArrayLike | Tensor,
     budget: Mapping[str, float],
     *,
     amount: Mapping[str, float] | None = None,

@@ -308,9 +308,9 @@ class Collector:
         seen = [name for name in self.metrics if any(name in rank for rank in ranks)]
         for name in seen if len(ranks) > 1 else ():
             shape = next(rank[name] for rank in ranks if name in rank)
-            metric = self.metrics[name]
-            if shape is not None and isinstance(metric, ActivationDeviation):
-                metric.conform_(shape)
+            conform_ = getattr(self.metrics[name], "conform_", None)
+            if shape is not None and conform_ is not None:
+                conform_(shape)
         return seen
 
     def _observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

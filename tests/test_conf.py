@@ -26,6 +26,9 @@ from lightning_prune.data import BrainSlices
 from lightning_prune.experiment import build
 
 CONF = Path(__file__).parents[1] / "conf"
+#: criteria whose every argument can be given
+INITIALISED = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
+INITIALISED += ["propagated", "cost_aware", "normalised"]
 FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
 
 
@@ -133,8 +136,13 @@ def test_prune(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("prune/criterion"))
 def test_criterion(option: str) -> None:
-    criterion = made(composed(f"prune/criterion={option}", "seed=7"), "prune").criterion
-    omega = {"ipad": 1.0, "ipad_weights": 1.0, "ipad_activations": 0.0}.get(option)
+    path = ["prune.criterion.path=lightning_prune.criteria.ipad"] if option == "function" else []
+    criterion = made(composed(f"prune/criterion={option}", "seed=7", *path), "prune").criterion
+    assert callable(criterion)
+    omega = {"ipad": 1.0, "ipad_weights": 1.0, "ipad_activations": 0.0, "activation_deviation": 0.0}.get(
+        option
+    )
+    omega = 0.5 if option in ("ipad_published", "ipad_global") else omega
     assert getattr(criterion, "omega", None) == omega
     assert getattr(criterion, "seed", 7) == 7
 
@@ -202,7 +210,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
     [
         (["prune=ipad"], "prune"),
         (["prune=ipad"], "prune.criterion"),
-        (["prune=random"], "prune.criterion"),
+        *(([f"prune/criterion={option}"], "prune.criterion") for option in INITIALISED),
         (["prune=ipad"], "prune.limits"),
         (["data=brain"], "data"),
         (FOLDER_DATA, "data"),

@@ -39,7 +39,14 @@ def commands(page: str = "README.md") -> list[str]:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/engine.md", "docs/checkpoints.md", "docs/training.md", "docs/distillation.md"],
+    [
+        "README.md",
+        "docs/engine.md",
+        "docs/checkpoints.md",
+        "docs/training.md",
+        "docs/distillation.md",
+        "docs/criteria.md",
+    ],
 )
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -78,6 +85,13 @@ def test_commands_of_the_page_on_checkpoints_compose(command):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides=command.split()[1:])
     assert config.callbacks or config.ckpt_path
+
+
+@pytest.mark.parametrize("command", commands("docs/criteria.md"))
+def test_commands_of_the_page_on_criteria_compose(command):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=command.split()[1:])
+    assert config.prune.criterion._target_ != "lightning_prune.criteria.IPAD"
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

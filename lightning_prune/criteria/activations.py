@@ -1,0 +1,87 @@
+"""How loud a filter is: mean activation (level 3). For its deviation see IPAD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_prune.criteria.scores import NOTHING, Importance, Normalise, Reduction, per_unit
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.statistics import Statistics
+
+__all__ = ["ActivationMean", "MeanActivation"]
+
+
+class MeanActivation(Metric):
+    """``mean |A|`` of each channel over all data and positions, in O(C) memory.
+
+    Example:
+        >>> metric = MeanActivation()
+        >>> metric.update(torch.tensor([[[1.0, -3.0], [0.0, 4.0]]]))
+        >>> metric.compute()
+        tensor([2., 2.])
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    total: Tensor
+    positions: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(0), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, activation: Tensor) -> None:
+        """Add one batch of a layer's output, shape (N, C) or (N, C, ...)."""
+        loud = activation.detach().movedim(1, 0).flatten(1).abs().sum(1, dtype=torch.float32)
+        self.total = self.total + loud if len(self.total) else loud
+        self.positions += activation.numel() // activation.shape[1]
+
+    def compute(self) -> Tensor:
+        """Mean of each channel, shape (C,)."""
+        return self.total / self.positions
+
+    def conform_(self, shape: tuple[int, ...]) -> None:
+        """Take part in a sum over processes, also where this one saw nothing."""
+        if not len(self.total):
+            self.total = self.total.new_zeros(shape)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Number of channels; None before the first batch."""
+        return tuple(self.total.shape) if len(self.total) else None
+
+
+@dataclass(frozen=True)
+class ActivationMean:
+    """``mean |A_k|``, the mean size of a filter's output before normalisation, over the training data.
+
+    Layers that hooks do not see keep their filters.
+
+    Args:
+        reduction: over the filters of a unit.
+        normalise: ``"none"``, or by the mean over ``"layer"``, ``"group"`` or ``"global"``.
+
+    Raises:
+        ValueError: when called: nothing was gathered.
+    """
+
+    reduction: Reduction = "mean"
+    normalise: Normalise = "none"
+
+    @property
+    def statistic(self) -> Callable[[], Metric]:
+        """What to gather."""
+        return MeanActivation
+
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
+        """Importance per unit, shape (num_units,)."""
+        if not statistics:
+            raise ValueError("ActivationMean needs activation statistics and got none: did any batch run?")
+        return per_unit(graph, statistics, self.reduction, self.normalise)

@@ -1,0 +1,156 @@
+"""IPAD, by weights and activation deviation (level 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torchmetrics import Metric
+
+from lightning_prune.criteria.scores import (
+    NOTHING,
+    Importance,
+    Normalise,
+    PerFilter,
+    Reduction,
+    filter_norms,
+    per_unit,
+)
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.statistics import ActivationDeviation, Form, Statistics, check_form
+
+__all__ = ["IPAD", "Deviation", "ipad"]
+
+
+def fan_ins(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
+    """Weights per filter of each layer: ``n_l = C_in * kh * kw``."""
+    return {name: model.get_parameter(name).numel() // len(units) for name, units in graph.layers.items()}
+
+
+def _share(scores: PerFilter) -> dict[str, NDArray[np.float64]]:
+    """Each score as a share of the sum over the network (unchanged where that is zero)."""
+    total = sum(float(values.sum()) for values in scores.values()) or 1.0
+    return {name: values / total for name, values in scores.items()}
+
+
+def _deviations(graph: ChannelGraph, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
+    """Deviations of all layers; one that was not observed gets the network's mean: neither high nor low."""
+    seen = [statistics[name] for name in graph.layers if name in statistics]
+    if not seen:
+        raise ValueError(
+            "IPAD with omega < 1 needs activation statistics and got none: did any batch run? "
+            "Hooks see nothing inside torch.compile; there, gather in a pass of its own (statistics='pass')"
+        )
+    neutral = float(np.concatenate(seen).mean())
+    return {name: statistics.get(name, np.full(len(units), neutral)) for name, units in graph.layers.items()}
+
+
+def ipad(
+    graph: ChannelGraph,
+    model: nn.Module,
+    statistics: Statistics = NOTHING,
+    omega: float = 0.5,
+    p: int = 1,
+    scale: float | Literal["global"] = 10.0,
+    reduction: Reduction = "mean",
+    normalise: Normalise = "none",
+) -> Importance:
+    """IPAD: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., JKSU-CIS 35(8), 2023).
+
+    Departures from the published code: the deviation is that of the training data (there, of a batch of zeros
+    after the first filter), and no noise breaks ties.
+
+    Args:
+        graph: the units.
+        model: the traced module, for its weights.
+        statistics: activation deviation per filter; not needed with ``omega=1``.
+        omega: weight of the filters' norms against their activations, in [0, 1].
+        p: norm of the weights.
+        scale: equaliser of the second term; ``"global"`` divides each term by its sum over the network
+            instead, so that omega means what it says.
+        reduction: over the filters of a unit.
+        normalise: ``"layer"``, ``"group"`` or ``"global"``: divide by the mean over it.
+
+    Returns:
+        Importance per unit, shape (num_units,).
+
+    Raises:
+        ValueError: no statistics although omega < 1.
+    """
+    fan_in = fan_ins(graph, model)
+    weights: PerFilter = {n: norm / fan_in[n] for n, norm in filter_norms(graph, model, p).items()}
+    if omega == 1:
+        return per_unit(graph, weights, reduction, normalise)
+    deviations: PerFilter = _deviations(graph, statistics)
+    if scale == "global":
+        weights, deviations, scale = _share(weights), _share(deviations), 1.0
+    second = (1 - omega) * scale
+    scores = {name: omega * weights[name] + second * deviations[name] for name in graph.layers}
+    return per_unit(graph, scores, reduction, normalise)
+
+
+@dataclass(frozen=True)
+class IPAD:
+    """Iterative pruning with activation deviation; see :func:`ipad` for the formula.
+
+    Args:
+        omega: 1 looks at weights only (nothing is gathered), 0 at activations only.
+        p: 1 or 2, for both terms.
+        deviation: for ``p=2``, ``"fair"`` or ``"published"`` (biased by resolution).
+        scale: the equaliser, or ``"global"``.
+        reduction: over the filters of a unit: ``"mean"``, ``"sum"`` or ``"max"``.
+        grid: cells per side in which mean maps are kept; ``None`` for whole maps.
+        normalise: by the mean over ``"layer"``, ``"group"`` or ``"global"``, or ``"none"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> IPAD(omega=2)
+        Traceback (most recent call last):
+        ValueError: omega must lie in [0, 1], got 2
+    """
+
+    omega: float = 0.5
+    p: int = 1
+    deviation: Form = "fair"
+    scale: float | Literal["global"] = 10.0
+    reduction: Reduction = "mean"
+    grid: int | None = 16
+    normalise: Normalise = "none"
+
+    def __post_init__(self) -> None:
+        check_form(self.p, self.deviation)
+        if not 0 <= self.omega <= 1:
+            raise ValueError(f"omega must lie in [0, 1], got {self.omega}")
+        if isinstance(self.scale, str) and self.scale != "global":
+            raise ValueError(f"scale must be a number or 'global', got {self.scale!r}")
+
+    @property
+    def statistic(self) -> Callable[[], Metric] | None:
+        """What to gather: the deviation of activations, unless they carry no weight."""
+        if self.omega == 1:
+            return None
+        return partial(ActivationDeviation, p=self.p, form=self.deviation, grid=self.grid)
+
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
+        """Importance per unit, shape (num_units,)."""
+        return ipad(graph, model, statistics, self.omega, self.p, self.scale, self.reduction, self.normalise)
+
+
+@dataclass(frozen=True)
+class Deviation(IPAD):
+    """Activation deviation alone: IPAD with omega 0.
+
+    Example:
+        >>> Deviation(p=2, deviation="published").omega
+        0.0
+    """
+
+    omega: float = field(default=0.0, init=False)
+    scale: float | Literal["global"] = field(default=1.0, init=False)
