@@ -266,6 +266,8 @@ def Up(shape: Shape, out: int, groups: int, stride: int, bias: bool, norm: str) 
 @block(norm=norms, act=activations)
 def Norm(shape: Shape, norm: str, act: str) -> nn.Module:
     """Norm and activation alone."""
+    if norm == "none" and act == "inplace":
+        act = "relu"  # what comes before may need its result for its own gradient
     return _with_norm(nn.Identity(), shape, norm, act)
 
 
