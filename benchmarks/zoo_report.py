@@ -80,6 +80,18 @@ class Summary:
             if row["status"] == "proven" and name in passed and row.get("visit") == passed[name].get("visit")
         }
 
+    def timeouts(self) -> dict[str, float]:
+        """Network -> how many times faster we are at least, where the peer ran into its limit."""
+        limits = {
+            name: float(row["reason"].split()[2])
+            for name, row in self.peer.items()
+            if row["status"] == "timeout"
+        }
+        ours = {name: self.ours[name] for name in limits if name in self.ours}
+        return {
+            n: limits[n] / max(seconds(row), 1e-9) for n, row in ours.items() if row["status"] == "proven"
+        }
+
     def facts(self) -> dict[str, Any]:
         """Everything of the summary, as plain values."""
         ours = self.usable()
@@ -100,6 +112,12 @@ class Summary:
             "commits": sorted({row["commit"] for row in ours.values() if "commit" in row}),
             "both": len(ratios),
             "times_faster": round(geometric_mean(ratios.values()), 2) if ratios else None,
+            "timeouts": len(self.timeouts()),
+            "times_faster_with_timeouts": round(
+                geometric_mean([*ratios.values(), *self.timeouts().values()]), 2
+            )
+            if ratios
+            else None,
             "slower": sum(ratio < 1 for ratio in ratios.values()),
         }
 
@@ -146,7 +164,9 @@ def _summary(summary: Summary, head: Row) -> list[str]:
         f"An oracle could check {facts['peer_with_oracle']} of those passed.",
         f"- **{facts['times_faster']} times its speed in the geometric mean** over the {facts['both']} networks that "
         f"both pass, measured in turn; slower on {facts['slower']} (trace, plan, surgery and proof against build and "
-        "step, processor time).",
+        "step, processor time). "
+        f"With the {facts['timeouts']} that it did not finish within its limit, as if it had passed there: "
+        f"{facts['times_faster_with_timeouts']} times.",
         f"- Measured at the commits {', '.join(facts['commits'])}.",
         "",
         *METHOD,

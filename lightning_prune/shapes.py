@@ -103,6 +103,20 @@ def _layer_norm(x: Tensor, shape: Any, *rest: Any) -> Any:
     return x.new_empty(x.shape), x.new_empty(saved), x.new_empty(saved)
 
 
+@_answers(aten.native_group_norm.default)
+def _group_norm(
+    x: Tensor, weight: Any, bias: Any, n: int, c: int, positions: int, groups: int, eps: float
+) -> Any:
+    fits = _single(x) and x.is_contiguous() and c % groups == 0 and [n, c] == list(x.shape[:2])
+    if (
+        not fits
+        or n * c * positions != x.numel()
+        or any(_other(each, x.shape[1:2]) for each in (weight, bias))
+    ):
+        return NotImplemented
+    return _alike(x), x.new_empty(n, groups), x.new_empty(n, groups)
+
+
 @_answers(aten.addmm.default)
 def _addmm(bias: Tensor, x: Tensor, y: Tensor, **scale: Any) -> Any:
     fits = x.dim() == y.dim() == 2 and x.shape[1] == y.shape[0] and bias.shape == y.shape[1:]

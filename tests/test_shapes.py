@@ -48,6 +48,8 @@ def cases() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield from ((aten.cat.default, ([x, y], dim)) for y in OPERANDS[:4] for dim in (1, -1))
     yield aten.native_layer_norm.default, (meta(3, 5, 6), [6], *NORM[:2], 1e-5)
     yield aten.native_layer_norm.default, (meta(3, 5, 6), [5, 6], None, None, 1e-5)
+    yield aten.native_group_norm.default, (meta(2, 6, 5, 4), *NORM[:2], 2, 6, 20, 3, 1e-5)
+    yield aten.native_group_norm.default, (meta(2, 6, 5, 4), None, None, 2, 6, 20, 1, 1e-5)
     yield aten.addmm.default, (meta(4), meta(3, 6), meta(6, 4))
 
 
