@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids shapes sizes letters untouched inputs losses distillation_losses networks",
+    "ids shapes sizes letters untouched inputs losses ritnet_losses distillation_losses networks",
     "calls recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
