@@ -341,13 +341,11 @@ def test_plans_and_bounds_are_readable():
     assert [si(n) for n in (999, 999_600, 1e9, 155.93e9)] == ["999", "1000k", "1G", "156G"]
 
 
-def test_twenty_thousand_units_take_under_a_second():
-    import time
-
+def test_twenty_thousand_units_under_all_limits_meet_both_budgets():
+    """How long it takes: ``python -m benchmarks.selection``."""
     graph = chain([200] * 100, per_block=4)
     scores = np.random.default_rng(0).random(graph.num_units)
-    start = time.process_time()
     limits = Limits(layers=0.8, blocks=0.75, overrides={"b3*": 0.5, "b4.*": 0.9})
     plan = select(graph, scores, {"macs": 0.3, "params": 0.4}, limits=limits, channel_multiple=4)
     assert len(plan) > 8000
-    assert time.process_time() - start < 1.0
+    assert plan.reached
