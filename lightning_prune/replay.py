@@ -182,9 +182,17 @@ def _blanked(before: Followed, survival: _Survival) -> str | None:
         )[0]
     except (RuntimeError, NotImplementedError):
         return None
-    alive = survival.restrict(out, before.labels[count])
+    alive = survival.restrict(out, _scaled(before, before.labels[count]))
     zeros, missing = int((out == 0).sum()), out.numel() - alive.numel()
     return None if zeros == missing and bool((alive != 0).all()) else "scales other channels than its own"
+
+
+def _scaled(norm: Followed, labels: Labels) -> Labels:
+    """The labels of a norm's result along the dimensions that its parameters run along."""
+    rank = len(labels)
+    layer = norm.call.op._opname not in ("native_batch_norm", "native_group_norm")
+    dims = range(rank - len(norm.call.args[1]), rank) if layer else [1]
+    return tuple(arrays if dim in dims else () for dim, arrays in enumerate(labels))
 
 
 def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Survival) -> str | None:

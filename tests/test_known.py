@@ -13,6 +13,7 @@ import torch
 import torchvision.models as tv
 from nets import Small
 from random_cuts import random_units
+from timm.layers import ScaledStdConv2d
 from torch import nn
 
 from lightning_prune import prune_, replay, trace
@@ -95,3 +96,14 @@ def test_most_operators_of_common_networks_need_no_numbers(monkeypatch: pytest.M
         found, _ = pairs(monkeypatch, *NETWORKS[name]())
         assert len(asked) <= len(found) // 20, asked
         asked.clear()
+
+
+def test_a_norm_of_weights_may_lose_inputs_as_well_as_filters() -> None:
+    """timm's nf_resnet26: a batch norm standardises the weight of a convolution; its gain runs along the filters only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), ScaledStdConv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    graph = trace(model, torch.zeros(1, 3, 4, 4))
+    prune_(model, graph, [*graph.layers["0.weight"][:3], *graph.layers["2.weight"][1:4]])
+    assert model[2].weight.shape == (3, 5, 1, 1)
