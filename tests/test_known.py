@@ -99,7 +99,7 @@ def test_most_operators_of_common_networks_need_no_numbers(monkeypatch: pytest.M
 
 
 def test_a_norm_of_weights_may_lose_inputs_as_well_as_filters() -> None:
-    """timm's nf_resnet26: a batch norm standardises the weight of a convolution; its gain runs along the filters only."""
+    """timm's nf_resnet26: a batch norm standardises a weight; its gain runs along the filters."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.ReLU(), ScaledStdConv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
