@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -40,8 +40,9 @@ def write_report(rows: Sequence[Row], names: Sequence[str], docs: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What was measured with."""
-    return {package: version(package) for package in PACKAGES}
+    """What was measured with, as far as it is installed."""
+    installed = {package.metadata["Name"].lower() for package in distributions()}
+    return {package: version(package) for package in PACKAGES if package in installed}
 
 
 def machine() -> str:
