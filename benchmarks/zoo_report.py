@@ -41,7 +41,7 @@ def write_report(rows: Sequence[Row], names: Sequence[str], docs: Path) -> None:
 
 def versions() -> dict[str, str]:
     """What was measured with, as far as it is installed."""
-    installed = {package.metadata["Name"].lower() for package in distributions()}
+    installed = {package.metadata["Name"].lower().replace("_", "-") for package in distributions()}
     return {package: version(package) for package in PACKAGES if package in installed}
 
 
