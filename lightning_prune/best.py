@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.callback import pruning_callbacks
 from lightning_prune.loop import check_choice
 from lightning_prune.saving import Saved, read, write_safetensors
 
@@ -27,12 +27,6 @@ __all__ = ["BestOfLast", "BudgetCheckpoint", "BudgetEarlyStopping", "Value", "be
 
 #: what decides: the name of a logged metric, or a function of trainer and module
 Value = str | Callable[[L.Trainer, L.LightningModule], float]
-
-
-def pruning_callbacks(trainer: L.Trainer) -> list[FilterPruningCallback]:
-    """Those that are in charge of ``trainer``'s network."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]
 
 
 def competes(trainer: L.Trainer) -> bool:

@@ -41,7 +41,7 @@ from lightning_prune.resume import Resumption
 from lightning_prune.saving import CHECKPOINT_KEY, check_weights, has_shapes_of, part_of, shrink_
 from lightning_prune.tracing import trace
 
-__all__ = ["FilterPruningCallback"]
+__all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
 OptimizerMode = Literal["reset", "carry"]
 StatisticsMode = Literal["epoch", "pass"]
@@ -380,3 +380,9 @@ class FilterPruningCallback(L.Callback):
             bar = trainer.progress_bar_callback
             shown = bar is not None and getattr(bar, "is_enabled", True)
             (bar.print if bar is not None and shown else print)(line)
+
+
+def pruning_callbacks(trainer: L.Trainer) -> list[FilterPruningCallback]:
+    """Those that are in charge of ``trainer``'s network."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]

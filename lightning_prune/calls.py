@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.sizes import TracedInt
 
-__all__ = ["Call", "PythonCall", "Recording", "tensors_in"]
+__all__ = ["Call", "PythonCall", "Recording", "tensors_among", "tensors_in"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,12 +54,12 @@ class Call:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, also inside lists."""
-        return _flat((*self.args, *self.kwargs.values()))
+        return tensors_among((*self.args, *self.kwargs.values()))
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """Every tensor among the results."""
-        return _flat(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
+        return tensors_among(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
 
     def __str__(self) -> str:
         place = f" in {self.module}" if self.module else ""
@@ -79,14 +79,14 @@ class Recording:
     left: list[Tensor]  # what went on outside torch, where nobody follows it
 
 
-def _flat(values: Iterable[Any]) -> list[Tensor]:
+def tensors_among(values: Iterable[Any]) -> list[Tensor]:
     """Tensors among an operator's arguments or results: flat, or in lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _flat(value)
+            found += tensors_among(value)
     return found
 
 

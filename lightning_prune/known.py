@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lightning_prune.calls import Call
+from lightning_prune.calls import Call, tensors_among
 from lightning_prune.tracker import Followed
 
 __all__ = ["Mask", "fits"]
@@ -79,16 +79,11 @@ def _whole(masks: Sequence[Mask]) -> bool:
     return all(mask is None for mask in masks)
 
 
-def _settings(call: Call, *besides: int) -> list[Any]:
+def _settings(call: Call, *besides: int) -> dict[int | str, Any]:
     """Arguments that are no tensors; those at the positions ``besides`` are left out."""
-    positional = [argument for at, argument in enumerate(call.args) if at not in besides]
-    return [
-        x for x in (*positional, *call.kwargs.items()) if not isinstance(x, (Tensor, list)) or _numbers(x)
-    ]
-
-
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(item, Tensor) for item in value)
+    given: dict[int | str, Any] = dict(enumerate(call.args))
+    given.update(call.kwargs)
+    return {at: value for at, value in given.items() if at not in besides and not tensors_among([value])}
 
 
 def _pointwise(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
@@ -241,7 +236,10 @@ def _reshaped(dense: Followed, small: Followed, operands: Masks, results: Masks)
 
 
 def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[slice, slice]] | None:
-    """The shortest runs of dimensions of both shapes that hold the same number of elements."""
+    """The shortest runs of dimensions of both shapes that hold the same number of elements.
+
+    Not :func:`~lightning_prune.rules.reshape.groups`: what checks the rules must not share their mistakes.
+    """
     groups, a, b = [], 0, 0
     if 0 in before:
         return None

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.callback import pruning_callbacks
 from lightning_prune.cutting import Cut
 
 __all__ = ["EpochHistory", "EpochLines"]
@@ -99,7 +99,7 @@ def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[s
 
 def _cut(trainer: L.Trainer) -> str:
     """What the pruning callbacks removed at the end of this epoch."""
-    last = [callback.history[-1] for callback in _pruning(trainer) if callback.history]
+    last = [callback.history[-1] for callback in pruning_callbacks(trainer) if callback.history]
     return "".join(f" · {cut_line(cut)}" for cut in last if cut.epoch == trainer.current_epoch)
 
 
@@ -115,8 +115,3 @@ def cut_line(cut: Cut) -> str:
         f"{share:.1%}".replace("%", " %") + f" of {labels.get(r, r)}" for r, share in cut.share.items()
     )
     return f"cut {cut.filters} filters: {left} left"
-
-
-def _pruning(trainer: L.Trainer) -> list[FilterPruningCallback]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]

@@ -135,9 +135,8 @@ def _upsample(x: Tensor, size: Any, *options: Any) -> Any:
 
 
 def _alike(x: Tensor) -> Tensor:
-    return torch.empty_strided(
-        x.shape, x.stride(), dtype=x.dtype, device="meta"
-    )  # `empty_like` is Python here
+    """``torch.empty_like``, which is Python on the meta device."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 def _single(x: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_prune.averages import rerooted
 from lightning_prune.batches import Example, as_example
-from lightning_prune.callback import FilterPruningCallback
+from lightning_prune.callback import pruning_callbacks
 from lightning_prune.distillation import COPY, Distillation, DistillationMixin, replaced, task_of
 from lightning_prune.lessons import Call, Lessons, Projections, check_flows, pairs
 from lightning_prune.loop import first_sample, target_of
@@ -270,7 +270,7 @@ class Teaching(L.Callback):
 
     def _copied_at(self, trainer: L.Trainer) -> int | None:
         """The epoch at whose end the student is first cut; None: nobody cuts it."""
-        starts = [callback.start_epoch for callback in _pruning(trainer)]
+        starts = [callback.start_epoch for callback in pruning_callbacks(trainer)]
         return min(starts) if starts else None
 
     def _copy(self, pl_module: L.LightningModule) -> None:
@@ -307,7 +307,7 @@ class Teaching(L.Callback):
     def _record(self, trainer: L.Trainer) -> PruningRecord | None:
         """What has been removed, in the names of the distilled network."""
         told = self.distillation
-        for callback in _pruning(trainer):
+        for callback in pruning_callbacks(trainer):
             if callback.record is not None:
                 if self._seen is None or self._seen[0] is not callback.record:
                     self._seen = (
@@ -337,8 +337,3 @@ def without_teacher(teacher: Teacher) -> Teacher:
     if isinstance(teacher.net, DistillationMixin):
         teacher.net.distillation = None
     return teacher
-
-
-def _pruning(trainer: L.Trainer) -> list[FilterPruningCallback]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]
