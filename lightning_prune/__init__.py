@@ -16,6 +16,7 @@ from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import Limits
 from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
+from lightning_prune.resources import LayerCost
 from lightning_prune.rules import rule
 from lightning_prune.saving import load_pruned, save_pruned
 from lightning_prune.selection import Plan, select
@@ -41,6 +42,7 @@ __all__ = [
     "Distillation",
     "DistillationMixin",
     "FilterPruningCallback",
+    "LayerCost",
     "Limits",
     "Plan",
     "PruningRecord",

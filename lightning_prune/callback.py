@@ -18,6 +18,7 @@ from lightning_prune.averages import Average, averages, check_target, counterpar
 from lightning_prune.batches import Example, as_example, same_shapes, switched
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
+from lightning_prune.graph import Resource
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
     before_loading,
@@ -39,7 +40,6 @@ from lightning_prune.processes import gathered
 from lightning_prune.record import PruningRecord
 from lightning_prune.resume import Resumption
 from lightning_prune.saving import CHECKPOINT_KEY, check_weights, has_shapes_of, part_of, shrink_
-from lightning_prune.tracing import trace
 
 __all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
@@ -61,8 +61,8 @@ class FilterPruningCallback(L.Callback):
 
     Args:
         budget: what is to remain, for one resource or several, of which all must be met: ``"macs"`` or
-            ``"params"`` -> a share of the dense network in (0, 1], or an absolute amount above 1. MACs are
-            those of one forward on the example input.
+            ``"params"``, or one of ``resources`` -> a share of the dense network in (0, 1], or an absolute
+            amount above 1. MACs are those of one forward on the example input.
         amount: how much goes in one step, likewise; by default a tenth of the dense network in each resource
             of the budget.
         every_n_epochs: epochs between cuts.
@@ -71,6 +71,8 @@ class FilterPruningCallback(L.Callback):
         limits: how much of a layer or block may go.
         exclude: names or globs of layers, or of what holds them, whose filters stay.
         channel_multiple: layers that are cut keep a multiple of this many channels.
+        resources: further resources by name, so that the budget may be in them; see
+            :mod:`lightning_prune.resources`.
         optimizer: ``"reset"`` builds optimizers and schedulers anew after a cut, as IPAD does; ``"carry"``
             cuts their state along and goes on.
         statistics: gathered during the ``"epoch"`` that ends, over all its batches, or in a ``"pass"`` of its
@@ -108,6 +110,7 @@ class FilterPruningCallback(L.Callback):
         limits: Limits = THREE_QUARTERS,
         exclude: Sequence[str] = (),
         channel_multiple: int = 1,
+        resources: Mapping[str, Resource] | None = None,
         optimizer: OptimizerMode = "reset",
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
@@ -120,7 +123,7 @@ class FilterPruningCallback(L.Callback):
             given = f"{every_n_epochs} and {start_epoch}"
             raise ValueError(f"need every_n_epochs >= 1 and start_epoch >= 0, got {given}")
         amount = dict.fromkeys(budget, STEP) if amount is None else dict(amount)
-        self.rules = Rules(dict(budget), amount, limits, exclude, channel_multiple)
+        self.rules = Rules(dict(budget), amount, limits, exclude, channel_multiple, dict(resources or {}))
         self.criterion = criterion
         self.every_n_epochs, self.start_epoch = every_n_epochs, start_epoch
         self.optimizer, self.statistics, self.submodule = optimizer, statistics, submodule
@@ -309,14 +312,15 @@ class FilterPruningCallback(L.Callback):
         check_target(target)
         averages(trainer, pl_module)  # what is wrong with them shows before anything is trained
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
-        graph = trace(target, *example[0], **example[1])
+        graph = self.rules.traced(target, example)
         if self.record is None:
             self.rules.check(graph)
             self._dense = DenseSizes.of(graph)
             foreseen = self.rules.foreseen(graph, target)
             if not foreseen.reached:
                 rank_zero_warn(f"the limits may stop pruning above the budget: {foreseen}")
-        self._run = Run(target, example, graph, self._dense or DenseSizes.of(graph), is_compiled(pl_module))
+        dense = (self._dense or DenseSizes.of(graph)).checked(graph)
+        self._run = Run(target, example, graph, dense, is_compiled(pl_module))
         return self._run
 
     def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:

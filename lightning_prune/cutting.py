@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.batches import Example, shapes_of
 from lightning_prune.criteria import L2, Criterion, Gatherer, Gradients
-from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph import ChannelGraph, Resource
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.processes import agreed, shared
 from lightning_prune.record import PruningRecord
@@ -29,13 +29,21 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Rules:
-    """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select`."""
+    """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select`.
+
+    And the ``resources`` that are counted beside MACs and parameters.
+    """
 
     budget: Mapping[str, float]
     amount: Mapping[str, float] | None = None
     limits: Limits = field(default_factory=Limits)
     exclude: Sequence[str] = ()
     channel_multiple: int = 1
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+
+    def traced(self, model: nn.Module, example: Example) -> ChannelGraph:
+        """The graph of ``model`` as it is now, with all the resources."""
+        return trace(model, *example[0], **example[1]).with_resources(self.resources)
 
     def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
         """The units of the next step."""
@@ -280,5 +288,5 @@ class Run:
             return PruningRecord()
         self.exhausted = self.last.stopped == "limits"
         if record:
-            self.graph = trace(self.target, *self.example[0], **self.example[1])
+            self.graph = rules.traced(self.target, self.example)
         return record

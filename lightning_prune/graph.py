@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Literal
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,42 @@ from lightning_prune.tracker import Tracker
 __all__ = ["ChannelGraph", "CostModel", "Evidence", "Resource", "Term", "Units"]
 
 Units = NDArray[np.int64]
-Resource = Literal["macs", "params"]
-RESOURCES: tuple[Resource, ...] = ("macs", "params")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One product in a resource: ``scale * prod(number of channels kept in each factor)``.
+    """One part of a resource: ``scale * prod(number of channels kept in each factor)``, or any function of these.
 
     A convolution has one term in MACs, ``positions * kernel * kept_out * kept_in``; every parameter has one
     in params. ``factors`` holds, for each dimension that can shrink, the unit of each of its indices.
+
+    With a ``function`` of these numbers, in the order of the factors, the term is ``scale * function(*numbers)``,
+    rounded to a whole number. It is not called where nothing is left, which costs nothing. It must always give
+    the same, on every process.
+
+    Example:
+        >>> table = {1: 0.5, 2: 0.75}
+        >>> Term("conv", 1000, (np.array([0, 1]),), table.__getitem__).cost([2])
+        750
     """
 
     layer: str
     scale: int
     factors: tuple[Units, ...]
+    function: Callable[..., float] | None = None
+
+    def cost(self, counts: Sequence[int]) -> int:
+        """What it costs where so many channels stay in each factor."""
+        if self.function is None:
+            return self.scale * prod(counts)
+        return round(self.scale * self.function(*counts)) if all(counts) else 0
 
 
 class CostModel:
     """A resource as an exact function of the units that stay. Nothing is run or rebuilt.
 
     Args:
-        terms: the products that sum up to the resource.
+        terms: what sums up to the resource.
         num_units: number of units in the graph.
     """
 
@@ -61,6 +76,7 @@ class CostModel:
         rows = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
         columns = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
         ones = np.ones(len(columns))
+        self._curved = [row for row, term in enumerate(terms) if term.function is not None]
         #: how many indices of each factor belong to each unit, shape (factors, units)
         self.incidence = csr_matrix((ones, (rows, columns)), shape=(len(arrays), num_units))
 
@@ -70,11 +86,26 @@ class CostModel:
 
     def from_counts(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Cost of each term, given how many indices of each factor stay, shape (factors,)."""
-        return self.scale * np.append(counts, 1.0)[self.index].prod(axis=1)
+        each = np.append(counts, 1.0)[self.index]
+        values = self.scale * each.prod(axis=1)
+        for row in self._curved:
+            term = self.terms[row]
+            values[row] = term.cost(each[row, : len(term.factors)].astype(int).tolist())
+        return values
 
     def total(self, kept: NDArray[np.bool_]) -> int:
         """Cost of the whole network when only the units in the mask ``kept`` stay."""
         return int(self.per_term(kept).sum())
+
+
+class Resource(Protocol):
+    """Anything that channels cost: ``resource(graph) -> terms``, called on every graph that is traced.
+
+    Costs are whole numbers, and should not rise when channels go. See :mod:`lightning_prune.resources`.
+    """
+
+    def __call__(self, graph: ChannelGraph) -> Sequence[Term]:
+        """What sums up to the resource for the network of ``graph``."""
 
 
 @dataclass(eq=False)
@@ -132,6 +163,23 @@ class ChannelGraph:
         """Resource -> its exact cost model."""
         return {name: CostModel(terms, self.num_units) for name, terms in self.terms.items()}
 
+    def with_resources(self, resources: Mapping[str, Resource]) -> ChannelGraph:
+        """The same graph with further resources beside ``"macs"`` and ``"params"``, by name.
+
+        Raises:
+            ValueError: a name is taken by the engine, which proves its cuts by it.
+
+        Example:
+            >>> graph = ChannelGraph(3, {}, {"a.weight": np.arange(3)}, {"a.weight": 0}, {}, {})
+            >>> filters = lambda graph: [Term(name, 1, (units,)) for name, units in graph.layers.items()]
+            >>> graph.with_resources({"filters": filters}).cost("filters", remove=[1])
+            2
+        """
+        for name in resources:
+            if name in ("macs", "params"):
+                raise ValueError(f"the resource {name!r} is counted by the engine; choose another name")
+        return replace(self, terms={**self.terms, **{name: list(of(self)) for name, of in resources.items()}})
+
     def kept(self, remove: Iterable[int] = ()) -> NDArray[np.bool_]:
         """Mask over units, False for those in ``remove``, shape (num_units,)."""
         mask = np.ones(self.num_units, dtype=bool)
@@ -142,7 +190,8 @@ class ChannelGraph:
         """What the network costs once the units in ``remove`` are gone; exact, nothing is run.
 
         Args:
-            resource: ``"macs"`` (multiply-accumulates of one forward on the traced input) or ``"params"``.
+            resource: ``"macs"`` (multiply-accumulates of one forward on the traced input), ``"params"``, or one of
+                :meth:`with_resources`.
             remove: unit numbers.
 
         Raises:

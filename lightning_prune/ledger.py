@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
-from lightning_prune.graph import ChannelGraph, CostModel
+from lightning_prune.graph import ChannelGraph, CostModel, Term
 
 __all__ = ["Ledger", "unit_classes"]
 
 #: what one unit takes from each factor, as (factor, number of indices)
 Uses = tuple[tuple[int, int], ...]
+Numbers = tuple[int, ...]
 
 
 class Ledger:
     """One resource of a network, updated unit by unit; :class:`CostModel` for when order matters.
 
-    Removing a unit recomputes only the products in which it occurs. Exact: integers throughout.
+    Removing a unit recomputes only the terms in which it occurs. Exact: integers throughout.
 
     Args:
         model: the resource.
@@ -39,15 +39,13 @@ class Ledger:
     def __init__(
         self, model: CostModel, accounts: Callable[[str], Sequence[int]] = lambda layer: (), number: int = 0
     ) -> None:
-        merged: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         booked = {layer: tuple(accounts(layer)) for layer in {term.layer for term in model.terms}}
-        for term, row in zip(model.terms, model.index.tolist(), strict=True):
-            key = (tuple(factor for factor in row if factor >= 0), booked[term.layer])
-            merged[key] = merged.get(key, 0) + term.scale
-        self._products = [(scale, factors) for (factors, _), scale in merged.items()]
-        self._booked = [numbers for _, numbers in merged]
+        rows = [tuple(factor for factor in row if factor >= 0) for row in model.index.tolist()]
+        merged = merge(model.terms, rows, [booked[term.layer] for term in model.terms])
+        self._terms = [(term, factors) for term, factors, _ in merged]
+        self._booked = [numbers for _, _, numbers in merged]
         self.counts: list[int] = model.incidence.sum(axis=1).A1.astype(int).tolist() if merged else []
-        self._values = [scale * self._count(factors) for scale, factors in self._products]
+        self._values = [self._value(number) for number in range(len(merged))]
         self.total = sum(self._values)
         self.accounts = [0] * number
         for value, numbers in zip(self._values, self._booked, strict=True):
@@ -71,36 +69,50 @@ class Ledger:
 
     def booked(self, unit: int) -> set[int]:
         """The accounts that ``unit`` has a part in."""
-        return {account for product in self._touched[unit] for account in self._booked[product]}
+        return {account for number in self._touched[unit] for account in self._booked[number]}
 
     def _index(self, incidence: csc_matrix) -> None:
-        """For each unit its factors and products; equal for most units, so they share one tuple."""
+        """For each unit its factors and terms; equal for most units, so they share one tuple."""
         of_factor: list[list[int]] = [[] for _ in self.counts]
-        for product, (_, factors) in enumerate(self._products):
+        for number, (_, factors) in enumerate(self._terms):
             for factor in set(factors):
-                of_factor[factor].append(product)
+                of_factor[factor].append(number)
         kinds, first = alike(incidence)
         uses = [entries(incidence, unit) for unit in first]
         touched = [
-            tuple(sorted({product for factor, _ in each for product in of_factor[factor]})) for each in uses
+            tuple(sorted({number for factor, _ in each for number in of_factor[factor]})) for each in uses
         ]
         self._uses: list[Uses] = [uses[kind] for kind in kinds]
         self._touched: list[tuple[int, ...]] = [touched[kind] for kind in kinds]
 
-    def _count(self, factors: tuple[int, ...]) -> int:
-        return math.prod([self.counts[factor] for factor in factors])
+    def _value(self, number: int) -> int:
+        term, factors = self._terms[number]
+        return term.cost([self.counts[factor] for factor in factors])
 
     def _shift(self, unit: int, sign: int) -> None:
         for factor, number in self._uses[unit]:
             self.counts[factor] += sign * number
-        for product in self._touched[unit]:
-            scale, factors = self._products[product]
-            value = scale * self._count(factors)
-            change = value - self._values[product]
-            self._values[product] = value
+        for number in self._touched[unit]:
+            value = self._value(number)
+            change = value - self._values[number]
+            self._values[number] = value
             self.total += change
-            for account in self._booked[product]:
+            for account in self._booked[number]:
                 self.accounts[account] += change
+
+
+def merge(
+    terms: Sequence[Term], factors: Sequence[Numbers], booked: Sequence[Numbers]
+) -> list[tuple[Term, Numbers, Numbers]]:
+    """Products of the same factors that are booked to the same accounts, as one; functions stay as they are."""
+    products: dict[tuple[Numbers, Numbers], int] = {}
+    others = []
+    for term, each, accounts in zip(terms, factors, booked, strict=True):
+        if term.function is not None:
+            others.append((term, each, accounts))
+        else:
+            products[each, accounts] = products.get((each, accounts), 0) + term.scale
+    return [(Term("", scale, ()), *key) for key, scale in products.items()] + others
 
 
 def alike(*tables: csc_matrix) -> tuple[list[int], list[int]]:

@@ -148,6 +148,15 @@ class DenseSizes:
         costs = {resource: model.total(kept) for resource, model in graph.cost_models.items()}
         return cls(costs, params_by_module(graph))
 
+    def checked(self, graph: ChannelGraph) -> DenseSizes:
+        """These sizes; raise ValueError if the graph counts a resource that was not counted before the first cut."""
+        for resource in graph.cost_models.keys() - self.costs.keys():
+            raise ValueError(
+                f"what the dense network cost in {resource!r} is not known: the network was cut before that resource "
+                "was given. Go on without it, or begin with the dense network"
+            )
+        return self
+
     def to_dict(self) -> dict[str, dict[str, int]]:
         """Plain numbers, fit for a checkpoint or JSON."""
         return {"costs": dict(self.costs), "params": dict(self.params)}

@@ -112,7 +112,9 @@ def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
         tracker.enters(size)
     for size in recording.numbers:
         pin_number(size, tracker)
-    if not count:
+    if count:
+        tracker.counted = len(tracker.followed)
+    else:
         tracker.costs = costs
 
 

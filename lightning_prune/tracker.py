@@ -92,6 +92,7 @@ class Tracker:
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
     followed: list[Followed] = field(default_factory=list)
+    counted: int = 0  # how many of these, from the first, belong to the mode whose costs count
     outputs: list[torch.Size] = field(default_factory=list)
     call: Call | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lightning_prune.checkpoint_io import AtomicCheckpointIO
 from lightning_prune.cli import conf_dir
 from lightning_prune.data import BrainSlices
 from lightning_prune.experiment import build
+from lightning_prune.resources import LayerCost
 
 CONF = Path(__file__).parents[1] / "conf"
 #: criteria whose every argument can be given
@@ -132,6 +134,17 @@ def test_prune(option: str) -> None:
     assert isinstance(callback, FilterPruningCallback)
     assert type(callback.criterion).__name__.lower() == option
     assert callback.rules.budget == {"macs": 0.5}
+
+
+def test_a_resource_of_one_s_own() -> None:
+    """As in docs/budgets.md."""
+    overrides = (CONF.parent / "docs" / "budgets.md").read_text().split("energy=prune.resources.energy\n")[1]
+    words = overrides.split("```")[0].replace("$energy", "prune.resources.energy").replace("\\\n", "")
+    words = words.replace("package.module.energy", "math.dist")
+    callback = made(composed(*words.split()[1:]), "prune")
+    assert isinstance(callback, FilterPruningCallback)
+    assert callback.rules.budget == {"macs": 0.5, "energy": 0.6}
+    assert callback.rules.resources == {"energy": LayerCost(math.dist)}
 
 
 @pytest.mark.parametrize("option", options("prune/criterion"))

@@ -127,11 +127,26 @@ def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
 
 
 def _saved(term: Term, num_units: int) -> Values:
+    if term.function is not None:
+        return _saved_of_function(term, num_units)
     left, whole = np.ones(num_units), 1
     for factor in term.factors:
         left *= len(factor) - np.bincount(factor, minlength=num_units)
         whole *= len(factor)
     return term.scale * (whole - left)
+
+
+def _saved_of_function(term: Term, num_units: int) -> Values:
+    """One call for each way in which a unit takes part in the term."""
+    saved = np.zeros(num_units)
+    taking_part = np.unique(np.concatenate([*term.factors, np.empty(0, np.int64)]))
+    sizes = np.array([len(factor) for factor in term.factors], dtype=np.int64)
+    uses = [np.bincount(factor, minlength=num_units)[taking_part] for factor in term.factors]
+    if uses:
+        kinds, inverse = np.unique(np.stack(uses), axis=1, return_inverse=True)
+        costs = np.array([term.cost((sizes - kind).tolist()) for kind in kinds.T])
+        saved[taking_part] = term.cost(sizes.tolist()) - costs[inverse.ravel()]
+    return saved
 
 
 @dataclass(frozen=True)

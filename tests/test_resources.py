@@ -1,0 +1,276 @@
+"""Resources beside MACs and parameters: any function of the channels, exact in selection, kept to in training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune import FilterPruningCallback, LayerCost, prune_, select, trace
+from lightning_prune.criteria import L2, marginal_costs
+from lightning_prune.graph import ChannelGraph, CostModel, Term
+from lightning_prune.ledger import Ledger
+from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.resources import layer_calls
+from tests.nets import Attention, Net, Small, assert_same, some, state
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+def stairs(layer: str, channels_in: int, channels_out: int) -> float:
+    """No product of the numbers: hardware takes channels by the four."""
+    return 0.1 + 1e-3 * math.ceil(channels_in / 4) * math.ceil(channels_out / 4) * (1 + len(layer) % 3)
+
+
+def executed(model: nn.Module, *inputs: Tensor) -> list[tuple[str, int, int]]:
+    """Layers as they really run, with the channels that really come in and go out."""
+    seen: list[tuple[str, int, int]] = []
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+        dim = -1 if isinstance(module, nn.Linear) else 1
+        seen.append((names[id(module)], args[0].shape[dim], out.shape[dim]))
+
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
+    with torch.no_grad():
+        model.eval()(*inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+class Kinds(nn.Module):
+    """Grouped, depthwise with a multiplier, transposed, a layer called twice, a linear on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.back = nn.Conv2d(16, 8, 1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.tokens = nn.Linear(6, 5)
+        self.attention = Attention(8, 2)
+        self.head = nn.Conv1d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.back(self.depthwise(self.grouped(self.stem(x)).relu()))
+        x = self.twice(self.twice(x).relu())
+        x = x + self.attention(x.flatten(2).mT).mT.reshape(x.shape)
+        x = self.tokens(self.up(x).flatten(2).mT)
+        return self.head(x.mT)
+
+
+@pytest.mark.parametrize("model", [Kinds(), Small()], ids=["kinds", "small"])
+def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_cut(model):
+    model = model.eval()
+    cost = LayerCost(stairs)
+
+    def expected() -> int:
+        return sum(round(1_000_000 * stairs(*call)) for call in executed(model, IMAGE))
+
+    graph = trace(model, IMAGE).with_resources({"stairs": cost})
+    assert [(c.layer, len(c.reads), len(c.filters)) for c in layer_calls(graph)] == executed(model, IMAGE)
+    assert graph.cost("stairs") == expected()
+    remove = some(graph, seed=3)
+    predicted = graph.cost("stairs", remove)
+    prune_(model, graph, remove)
+    assert predicted == expected() < graph.cost("stairs")
+    assert trace(model, IMAGE).with_resources({"stairs": cost}).cost("stairs") == predicted
+
+
+def test_weights_in_the_caller_s_hands_are_layers_and_products_of_activations_are_not():
+    """One head of attention: the values carry the ids of the layer that made them, into a product."""
+    model = Net(
+        lambda self, x: self.out((x @ self.keys.mT).softmax(-1) @ self.values(x)) @ self.last,
+        keys=nn.Parameter(torch.zeros(4, 6)),
+        values=nn.Linear(6, 6),
+        out=nn.Linear(6, 5),
+        last=nn.Parameter(torch.zeros(5, 2)),
+    )
+    # four tokens, so that what the keys make can weigh them
+    found = [
+        (c.weight, len(c.reads), len(c.filters)) for c in layer_calls(trace(model, torch.zeros(1, 4, 6)))
+    ]
+    assert found == [("keys", 6, 4), ("values.weight", 6, 6), ("out.weight", 6, 5), ("last", 5, 2)]
+
+
+def curved(seed: int = 0) -> ChannelGraph:
+    """Two resources with functions among their terms, on layers that share units."""
+    layers = {"a.weight": np.arange(6), "b.weight": np.arange(4, 10), "c.weight": np.arange(10, 14)}
+    factors = [
+        (layers["a.weight"],),
+        (layers["a.weight"], layers["b.weight"]),
+        (np.repeat(np.arange(10), 2),),
+    ]
+    functions = [None, lambda *n: math.sqrt(sum(n)), lambda *n: math.prod(n) ** 1.5]
+    terms = [Term("a.weight", 100 + i, f, g) for f in factors for i, g in enumerate(functions)]
+    terms += terms[1:3]  # the same twice: twice the cost
+    return ChannelGraph(14, {}, layers, dict.fromkeys(layers, 0), {}, {"macs": terms, "params": terms[::3]})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ledger_of_functions_agrees_with_the_cost_model_after_any_moves(seed):
+    graph, rng = curved(), np.random.default_rng(seed)
+    model = graph.cost_models["macs"]
+    ledger = Ledger(model, lambda layer: (0,), 1)
+    gone: list[int] = []
+    for unit in rng.permutation(graph.num_units).tolist():
+        ledger.remove([unit])
+        gone.append(unit)
+        if rng.random() < 0.4:
+            ledger.restore([gone.pop()])
+        kept = graph.kept(gone)
+        slow = sum(term.cost([int(kept[factor].sum()) for factor in term.factors]) for term in model.terms)
+        assert ledger.total == ledger.accounts[0] == graph.cost("macs", gone) == slow
+
+
+def test_the_marginal_cost_of_a_unit_is_what_its_removal_saves():
+    graph = curved()
+    saved = marginal_costs(graph, "macs")
+    assert saved.tolist() == [graph.cost("macs") - graph.cost("macs", [unit]) for unit in range(14)]
+    assert len(set(saved[:10].tolist())) == 3
+    assert (saved[10:] == 0).all()
+
+
+def test_a_function_is_not_asked_what_nothing_costs():
+    term = Term("a", 10, (np.arange(2),), lambda n: 1 / n)
+    assert [CostModel([term], 2).total(np.array(kept)) for kept in ([1, 1], [0, 1], [0, 0])] == [5, 10, 0]
+
+
+def test_costs_are_asked_for_once():
+    asked: list[tuple[str, int, int]] = []
+
+    def cost(*call: Any) -> float:
+        asked.append(call)
+        return 1.0
+
+    graph = trace(Small(), IMAGE).with_resources({"calls": LayerCost(cost)})
+    select(graph, L2()(graph, Small(), {}), {"macs": 0.5})
+    assert len(asked) == len(set(asked)) > len(layer_calls(graph))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, "3", None, True])
+def test_a_cost_that_is_none_is_an_error_that_names_the_layer(bad):
+    model = Small()
+    before = state(model)
+    graph = trace(model, IMAGE).with_resources({"bad": LayerCost(lambda *call: bad)})
+    with pytest.raises(ValueError, match=r"the cost of layer 'stem' with 3 channels in and 8 out must be"):
+        select(graph, L2()(graph, model, {}), {"bad": 0.5})
+    assert_same(state(model), before)
+
+
+def test_names_of_the_engine_are_taken_and_graphs_by_hand_have_no_layers():
+    with pytest.raises(ValueError, match="'macs' is counted by the engine"):
+        curved().with_resources({"macs": LayerCost(stairs)})
+    with pytest.raises(ValueError, match=r"needs a graph made by trace"):
+        curved().with_resources({"stairs": LayerCost(stairs)})
+
+
+class Classifier(L.LightningModule):
+    """A small classifier; nothing about it knows of pruning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.example_input_array = IMAGE
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+def fitted(
+    folder: Path, callback: FilterPruningCallback, epochs: int = 5, resume: Path | None = None
+) -> tuple[Classifier, L.Trainer]:
+    torch.manual_seed(1)
+    data = TensorDataset(torch.randn(32, 3, 8, 8), torch.arange(32) % 4)
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback, keep],
+    )  # fmt: skip
+    module = Classifier()
+    trainer.fit(module, DataLoader(data, 16), ckpt_path=resume, weights_only=True if resume else None)
+    return module, trainer
+
+
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*:UserWarning",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*GPU available but not used.*:UserWarning",
+    "ignore:.*exists and is not empty.*:UserWarning",
+    "ignore:The dirpath has changed.*:UserWarning",
+)
+
+
+def by_stairs(**more: Any) -> FilterPruningCallback:
+    return FilterPruningCallback(
+        {"stairs": 0.5, "params": 0.6},
+        amount={"stairs": 0.2, "params": 0.3},
+        resources={"stairs": LayerCost(lambda *call: stairs(*call) - 0.1)},
+        verbose=False,
+        **more,
+    )
+
+
+@quiet
+def test_a_budget_in_a_resource_of_one_s_own_is_met_while_training_and_after_a_resume(tmp_path):
+    callback = by_stairs()
+    module, trainer = fitted(tmp_path / "whole", callback)
+    again = by_stairs()
+    resumed, _ = fitted(tmp_path / "again", again, resume=tmp_path / "whole" / "epoch=1.ckpt")
+    assert_same(dict(resumed.state_dict()), dict(module.state_dict()))
+    assert [cut.after for cut in again.history] == [cut.after for cut in callback.history]
+    assert len(callback.history) > 1
+
+    def spent(model: nn.Module) -> int:
+        return sum(round(1e6 * (stairs(*call) - 0.1)) for call in executed(model, IMAGE))
+
+    assert spent(resumed) == callback.history[-1].after["stairs"] <= 0.5 * spent(Classifier())
+    assert callback.history[-1].share["stairs"] == pytest.approx(spent(module) / spent(Classifier()))
+    assert trainer.callback_metrics["prune/stairs"] == spent(module)
+    assert trainer.callback_metrics["prune/stairs_share"] <= 0.5
+
+
+@quiet
+def test_a_resource_that_comes_with_a_resume_is_refused(tmp_path):
+    plain = FilterPruningCallback({"params": 0.8}, amount={"params": 0.3}, verbose=False)
+    fitted(tmp_path, plain, epochs=2)
+    with pytest.raises(ValueError, match="'stairs' is not known: the network was cut before"):
+        fitted(tmp_path, by_stairs(), resume=tmp_path / "epoch=1.ckpt")
+
+
+@quiet
+def test_what_is_left_above_the_budget_is_said_in_the_resource_of_one_s_own(tmp_path):
+    callback = by_stairs(limits=Limits(layers=1.0), start_epoch=4)
+    with pytest.warns(
+        UserWarning, match=r"not met: stairs 0\.\d+, params 0\.\d+ of the dense network remain"
+    ):
+        fitted(tmp_path, callback, epochs=5)
+    assert not callback.history[-1].share["stairs"] <= 0.5
+
+
+def test_dense_sizes_hold_every_resource():
+    graph = trace(Small(), IMAGE).with_resources({"stairs": LayerCost(stairs)})
+    sizes = DenseSizes.from_dict(DenseSizes.of(graph).to_dict())
+    assert sizes.costs["stairs"] == graph.cost("stairs")
