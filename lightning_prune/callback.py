@@ -61,8 +61,9 @@ class FilterPruningCallback(L.Callback):
 
     Args:
         budget: what is to remain, for one resource or several, of which all must be met: ``"macs"`` or
-            ``"params"``, or one of ``resources`` -> a share of the dense network in (0, 1], or an absolute
-            amount above 1. MACs are those of one forward on the example input.
+            ``"params"``, ``"activations"``, or one of ``resources`` -> a share of the dense network in (0, 1], or
+            an absolute amount above 1. MACs are those of one forward on the example input, activations the
+            elements that it writes.
         amount: how much goes in one step, likewise; by default a tenth of the dense network in each resource
             of the budget.
         every_n_epochs: epochs between cuts.

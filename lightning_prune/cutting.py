@@ -15,6 +15,7 @@ from lightning_prune.batches import Example, shapes_of
 from lightning_prune.criteria import L2, Criterion, Gatherer, Gradients
 from lightning_prune.graph import ChannelGraph, Resource
 from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.memory import activations
 from lightning_prune.processes import agreed, shared
 from lightning_prune.record import PruningRecord
 from lightning_prune.selection import Plan, check_budget, resolve, select, si
@@ -25,13 +26,15 @@ from lightning_prune.tracing import trace
 __all__ = ["Cut", "Rules", "Run", "cut_", "facts", "unmet"]
 
 ATTEMPTS = 5
+#: counted where a budget names them, without being given
+BUILT_IN: Mapping[str, Resource] = {"activations": activations}
 
 
 @dataclass(frozen=True)
 class Rules:
     """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select`.
 
-    And the ``resources`` that are counted beside MACs and parameters.
+    And the ``resources`` that are counted beside MACs and parameters, and beside ``BUILT_IN`` ones.
     """
 
     budget: Mapping[str, float]
@@ -43,7 +46,9 @@ class Rules:
 
     def traced(self, model: nn.Module, example: Example) -> ChannelGraph:
         """The graph of ``model`` as it is now, with all the resources."""
-        return trace(model, *example[0], **example[1]).with_resources(self.resources)
+        named = {*self.budget, *(self.amount or ())} & BUILT_IN.keys()
+        resources = {**{name: BUILT_IN[name] for name in sorted(named)}, **self.resources}
+        return trace(model, *example[0], **example[1]).with_resources(resources)
 
     def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
         """The units of the next step."""

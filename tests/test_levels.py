@@ -14,7 +14,7 @@ LEVELS = [
     "calls recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
-    "resources cutting measure processes saving export taps teacher lessons",
+    "resources memory cutting measure processes saving export taps teacher lessons",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
     "cli experiment export_run report sweep demo progress tables __main__",
 ]

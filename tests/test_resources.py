@@ -12,13 +12,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import FilterPruningCallback, LayerCost, prune_, select, trace
-from lightning_prune.criteria import L2, marginal_costs
+from lightning_prune.criteria import L2, CostAware, marginal_costs
 from lightning_prune.graph import ChannelGraph, CostModel, Term
 from lightning_prune.ledger import Ledger
 from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.memory import activations
 from lightning_prune.resources import layer_calls
 from tests.nets import Attention, Net, Small, assert_same, some, state
 
@@ -56,11 +59,11 @@ class Kinds(nn.Module):
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)
-        self.back = nn.Conv2d(16, 8, 1)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1)
-        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.back = nn.Conv2d(16, 12, 1)
+        self.twice = nn.Conv2d(12, 12, 3, padding=1)
+        self.up = nn.ConvTranspose2d(12, 6, 2, stride=2)
         self.tokens = nn.Linear(6, 5)
-        self.attention = Attention(8, 2)
+        self.attention = Attention(12, 4)
         self.head = nn.Conv1d(5, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,9 +74,9 @@ class Kinds(nn.Module):
         return self.head(x.mT)
 
 
-@pytest.mark.parametrize("model", [Kinds(), Small()], ids=["kinds", "small"])
-def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_cut(model):
-    model = model.eval()
+@pytest.mark.parametrize("kind", [Kinds, Small])
+def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_cut(kind):
+    model = kind().eval()
     cost = LayerCost(stairs)
 
     def expected() -> int:
@@ -103,6 +106,66 @@ def test_weights_in_the_caller_s_hands_are_layers_and_products_of_activations_ar
         (c.weight, len(c.reads), len(c.filters)) for c in layer_calls(trace(model, torch.zeros(1, 4, 6)))
     ]
     assert found == [("keys", 6, 4), ("values.weight", 6, 6), ("out.weight", 6, 5), ("last", 5, 2)]
+
+
+class Written(TorchDispatchMode):
+    """Elements of the tensors that a forward really puts into memory that nobody had before."""
+
+    def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
+        super().__init__()
+        self.held: list[Tensor] = [*model.parameters(), *model.buffers(), *inputs]  # no address is used twice
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in self.held}
+        self.elements = 0
+        with torch.no_grad(), self:
+            model.eval()(*inputs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in results[:1] if "native_layer_norm" in str(func) else results:
+            if tensor.numel() and tensor.untyped_storage().data_ptr() not in self.known:
+                self.known.add(tensor.untyped_storage().data_ptr())
+                self.elements += tensor.numel()
+            self.held.append(tensor)
+        return out
+
+
+class Pooled(nn.Module):
+    """In place, views, a pool with indices, resampling, a shuffle, a concatenation with the image, layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.pool, self.up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+        self.inner, self.shuffle = nn.Conv2d(8, 12, 1), nn.ChannelShuffle(2)
+        self.norm, self.head = nn.LayerNorm(12), nn.Conv2d(15, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.shuffle(self.inner(self.pool(self.stem(x))).sigmoid()))
+        return self.head(torch.cat([x, self.norm(y.movedim(1, -1)).movedim(-1, 1)], 1))
+
+
+@pytest.mark.parametrize("kind", [Kinds, Small, Pooled])
+def test_activations_are_what_a_forward_really_writes_before_and_after_a_cut(kind):
+    model, image = kind().eval(), torch.rand(2, 3, 8, 8)
+    graph = trace(model, image).with_resources({"activations": activations})
+    assert graph.cost("activations") == Written(model, image).elements
+    remove = some(graph, seed=1, share=0.3, among=graph.prunable)
+    predicted = graph.cost("activations", remove)
+    prune_(model, graph, remove)
+    assert predicted == Written(model, image).elements < graph.cost("activations")
+
+
+def test_one_wide_early_layer_holds_the_activations_and_one_late_the_parameters():
+    """So a budget in activations takes other filters than one in parameters."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 1)
+    )
+    graph = trace(net, torch.zeros(1, 3, 50, 50)).with_resources({"activations": activations})
+    score = CostAware(lambda graph, *_: np.ones(graph.num_units), resources={"activations": 1.0})
+    plan = select(graph, score(graph, net, {}), {"activations": 0.6}, limits=Limits(layers=1.0))
+    assert graph.widths(plan) == {"0.weight": graph.widths(plan)["0.weight"], "3.weight": 64, "5.weight": 2}
+    assert plan.reached
 
 
 def curved(seed: int = 0) -> ChannelGraph:
@@ -250,6 +313,14 @@ def test_a_budget_in_a_resource_of_one_s_own_is_met_while_training_and_after_a_r
     assert callback.history[-1].share["stairs"] == pytest.approx(spent(module) / spent(Classifier()))
     assert trainer.callback_metrics["prune/stairs"] == spent(module)
     assert trainer.callback_metrics["prune/stairs_share"] <= 0.5
+
+
+@quiet
+def test_activations_need_no_more_than_a_budget(tmp_path):
+    callback = FilterPruningCallback({"activations": 0.7}, amount={"activations": 0.2}, verbose=False)
+    module, _ = fitted(tmp_path, callback)
+    assert Written(module, IMAGE).elements == callback.history[-1].after["activations"]
+    assert Written(module, IMAGE).elements <= 0.7 * Written(Classifier(), IMAGE).elements
 
 
 @quiet
