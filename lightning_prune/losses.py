@@ -1,13 +1,23 @@
-"""Losses for segmentation: tensors in, scalar out (level 0)."""
+"""Losses for segmentation: tensors in, scalar out (level 0).
+
+A loss takes logits and target. What else it wants to know it says by name, in its attribute ``wants``:
+``"distances"``, the third entry of a batch, and ``"epoch"``, a number from 0. :func:`loss_of` gives it to those who
+ask.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CrossEntropy", "WeightedSum"]
+__all__ = ["CrossEntropy", "EpochRamp", "Loss", "WeightedSum", "loss_of", "scheduled"]
+
+#: ``loss(logits, target)``, and what it wants by name
+Loss = Callable[..., Tensor]
+Weight = float | Callable[[int], float]
 
 NO_CLASS = -100  # torch's own default: no mask holds it
 
@@ -39,12 +49,63 @@ class CrossEntropy(nn.CrossEntropyLoss):
         )
 
 
+class EpochRamp:
+    """A weight that goes from one value to another over so many epochs, in a straight line.
+
+    Args:
+        first: in epoch 0.
+        last: from epoch ``epochs`` on.
+        epochs: how long it takes.
+        at_most: of the training, which shortens what takes longer (as RITnet's code does); None or -1: no end.
+
+    Raises:
+        ValueError: ``epochs`` is below 1.
+
+    Example:
+        >>> [EpochRamp(1.0, 0.0, epochs=125, at_most=4)(epoch) for epoch in (0, 1, 4, 9)]
+        [1.0, 0.75, 0.0, 0.0]
+    """
+
+    def __init__(self, first: float, last: float, epochs: int, at_most: int | None = None) -> None:
+        if epochs < 1:
+            raise ValueError(f"a weight takes at least one epoch to change, got epochs={epochs}")
+        self.first, self.last = first, last
+        self.epochs = min(epochs, at_most) if at_most is not None and at_most > 0 else epochs
+
+    def __call__(self, epoch: int) -> float:
+        """The weight in an epoch, counted from 0."""
+        return self.first + min(epoch / self.epochs, 1.0) * (self.last - self.first)
+
+
+def loss_of(loss: Loss, logits: Tensor, target: Tensor, **known: Any) -> Tensor:
+    """``loss(logits, target)``, and by name what it ``wants`` of what is ``known``.
+
+    Example:
+        >>> loss_of(nn.L1Loss(), torch.tensor([2.0]), torch.tensor([0.0]), epoch=3)
+        tensor(2.)
+    """
+    return loss(logits, target, **{name: known[name] for name in getattr(loss, "wants", ())})
+
+
+def scheduled(loss: Loss, epoch: int) -> dict[str, float]:
+    """The weights of a :class:`WeightedSum` that change with the epoch, as they are in it; of others: none.
+
+    Example:
+        >>> both = WeightedSum({"l1": nn.L1Loss(), "l2": nn.MSELoss()}, {"l2": EpochRamp(0, 1, epochs=4)})
+        >>> scheduled(both, 1), scheduled(nn.L1Loss(), 1)
+        ({'l2': 0.25}, {})
+    """
+    if not isinstance(loss, WeightedSum):
+        return {}
+    return {name: loss.weight(name, epoch) for name, weight in loss.weights.items() if callable(weight)}
+
+
 class WeightedSum(nn.Module):
     """Several losses of the same logits and target, summed.
 
     Args:
-        losses: name -> ``loss(logits, target)``.
-        weights: name -> factor; 1 where absent.
+        losses: name -> ``loss(logits, target)``, or one that wants more.
+        weights: name -> factor, or a function of the epoch such as :class:`EpochRamp`; 1 where absent.
 
     Raises:
         ValueError: a weight names no loss.
@@ -55,9 +116,7 @@ class WeightedSum(nn.Module):
         tensor(4.)
     """
 
-    def __init__(
-        self, losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]], weights: Mapping[str, float]
-    ) -> None:
+    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, Weight]) -> None:
         super().__init__()
         if unknown := set(weights) - set(losses):
             raise ValueError(f"weights for {sorted(unknown)}, but the losses are {sorted(losses)}")
@@ -65,8 +124,20 @@ class WeightedSum(nn.Module):
         # Registered as well, so that class weights move to the device with the module.
         self.registered = nn.ModuleList(loss for loss in losses.values() if isinstance(loss, nn.Module))
         self.weights = {name: weights.get(name, 1.0) for name in losses}
+        wanted = {name for loss in losses.values() for name in getattr(loss, "wants", ())}
+        changing = {"epoch"} if any(map(callable, self.weights.values())) else set()
+        self.wants = tuple(sorted(wanted | changing))
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The weighted sum, a scalar."""
-        terms = [self.weights[name] * loss(logits, target) for name, loss in self.losses.items()]
+    def forward(self, logits: Tensor, target: Tensor, **known: Any) -> Tensor:
+        """The weighted sum, a scalar; ``known`` is what this loss ``wants``."""
+        epoch = known.get("epoch", 0)
+        terms = [
+            self.weight(name, epoch) * loss_of(loss, logits, target, **known)
+            for name, loss in self.losses.items()
+        ]
         return torch.stack(terms).sum()
+
+    def weight(self, name: str, epoch: int) -> float:
+        """The factor of one loss in an epoch, counted from 0."""
+        weight = self.weights[name]
+        return float(weight(epoch)) if callable(weight) else weight

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["EdgeWeightedCrossEntropy", "GeneralisedDice", "edge_weights"]
+__all__ = ["EdgeWeightedCrossEntropy", "GeneralisedDice", "SurfaceLoss", "edge_weights"]
 
 
 def edge_weights(
@@ -96,6 +96,54 @@ class GeneralisedDice(nn.Module):
         common = (weights * (chance * truth).sum(2)).sum(1)
         both = (weights * (chance + truth).sum(2)).sum(1)
         return (1 - 2 * common / both.clamp(min=torch.finfo(both.dtype).tiny)).mean()
+
+
+class SurfaceLoss(nn.Module):
+    """Mean over pixels and classes of ``softmax_c * phi_c``, ``phi_c`` the signed distance to the class's boundary.
+
+    The boundary loss of Kervadec et al. (MIDL 2019), as in RITnet: a wrong pixel costs more the further it is from
+    where it belongs. It is negative where predictions are right, and has no use on its own: a class that an image
+    lacks costs nothing.
+
+    Args:
+        ignore_index: class number of pixels that do not count; None: all count.
+
+    Example:
+        >>> from lightning_prune.data import signed_distances
+        >>> target = torch.tensor([[[0, 0, 0, 1]]])
+        >>> distances = signed_distances(target[0], 2)[None]
+        >>> for labels in torch.tensor([[[[0, 0, 0, 1]]], [[[1, 0, 0, 1]]]]):
+        ...     print(SurfaceLoss()(50.0 * F.one_hot(labels, 2).movedim(-1, 1), target, distances))
+        tensor(-0.0910)
+        tensor(0.0606)
+    """
+
+    wants = ("distances",)
+
+    def __init__(self, ignore_index: int | None = None) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor, distances: Tensor | None = None) -> Tensor:
+        """Logits and distances ``(n, c, h, w)`` and class numbers ``(n, h, w)`` to a scalar.
+
+        Raises:
+            ValueError: there are no distances, or they do not have the shape of the logits.
+        """
+        if distances is None or distances.shape != logits.shape:
+            raise ValueError(_no_distances(logits, distances))
+        counts, _ = _counted(target, self.ignore_index)
+        each = (logits.float().softmax(1) * distances).mean(1)
+        return (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _no_distances(logits: Tensor, found: Tensor | None) -> str:
+    has = "has none" if found is None else f"has a tensor of shape {tuple(found.shape)}"
+    return (
+        f"the surface loss needs signed distances {tuple(logits.shape)} as third entry of the batch, which {has}: "
+        "set distance_maps=true of the data (data.distance_maps=true on the command line); for your own dataset, "
+        "lightning_prune.data.signed_distances makes them"
+    )
 
 
 def _counted(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:

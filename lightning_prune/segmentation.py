@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from lightning_prune.distillation import Distillation, DistillationMixin
+from lightning_prune.losses import Loss, loss_of, scheduled
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -122,15 +122,19 @@ def _check_plateau(scheduler: LRScheduler, monitor: str) -> None:
 class SegmentationModule(DistillationMixin):
     """Trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
 
+    A batch may have a third entry, the signed distances that losses of boundaries ask for.
+
     Logged once per epoch, for each stage of train, val and test: ``<stage>/loss``, ``<stage>/miou``, and for
-    val and test ``<stage>/iou_<class>``. See the module's docstring for what mIoU means here.
+    val and test ``<stage>/iou_<class>``; ``loss/weight_<part>`` of a loss whose weights change. See the module's
+    docstring for what mIoU means here.
 
     Nothing but ``self.net`` refers to the network's parameters, so that a callback may replace ``p.data``.
 
     Args:
         net: anything that maps ``(n, c, h, w)`` to logits ``(n, num_classes, h, w)``.
-        loss: ``loss(logits, target)``; must itself know ``ignore_index`` if there is one. Cross-entropy if
-        None. optimizer: called with the parameters that require gradients.
+        loss: ``loss(logits, target)``; must itself know ``ignore_index`` if there is one. Cross-entropy if None.
+            What else it wants to know, it says: see :mod:`lightning_prune.losses`.
+        optimizer: called with the parameters that require gradients.
         scheduler: called with the optimizer, stepped once per epoch.
         num_classes: number of logits per pixel, at least 2.
         class_names: for the names of the logged values; class numbers if None.
@@ -141,8 +145,7 @@ class SegmentationModule(DistillationMixin):
         distillation: from whom to learn besides, and how much of it.
 
     Raises:
-        ValueError: for ``num_classes < 2``, class names that do not fit, and while training for masks with
-            class
+        ValueError: for ``num_classes < 2``, class names that do not fit, and while training for masks with class
             numbers out of range.
 
     Example:
@@ -186,15 +189,15 @@ class SegmentationModule(DistillationMixin):
         """Logits ``(n, num_classes, h, w)`` for images ``(n, c, h, w)``."""
         return self.net(image)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of one batch, with gradient."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         return self._step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         return self._step(batch, "test")
 
@@ -203,8 +206,10 @@ class SegmentationModule(DistillationMixin):
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch).argmax(1)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the last epoch's pixels."""
+        """Forget the last epoch's pixels; log the weights of a loss that change with the epoch."""
         self._metric_of("train").reset()
+        weights = scheduled(self.loss, self.current_epoch)
+        self.log_dict({f"loss/weight_{name}": weight for name, weight in weights.items()})
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's pixels."""
@@ -250,13 +255,14 @@ class SegmentationModule(DistillationMixin):
         assert isinstance(metric, MulticlassJaccardIndex)
         return metric
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
         """Waits for the device between forward and loss only, where the metric makes it wait anyhow."""
-        image, target = batch
+        image, target, *more = batch
         logits = self(image)
         check_logits(logits, target, self.num_classes)
         check_mask(target, self.num_classes, self.ignore_index)
-        loss = self.loss(logits, target)
+        known = {"distances": more[0] if more else None, "epoch": self.current_epoch}
+        loss = loss_of(self.loss, logits, target, **known)
         self._metric_of(stage).update(logits.detach().max(1).indices, target)
         self._log_loss(loss.detach(), stage, len(image))
         return loss

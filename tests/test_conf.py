@@ -23,8 +23,9 @@ from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStoppi
 from lightning_prune.callback import FilterPruningCallback
 from lightning_prune.checkpoint_io import AtomicCheckpointIO
 from lightning_prune.cli import conf_dir
-from lightning_prune.data import BrainSlices
+from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.experiment import build
+from lightning_prune.losses import loss_of, scheduled
 from lightning_prune.resources import LayerCost
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -81,15 +82,21 @@ def test_what_the_task_says_of_brain_slices_is_true() -> None:
     assert tuple(config.task.class_names) == BrainSlices.class_names
 
 
+def value(loss: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """In epoch 5 of a training of which a loss may change its weights; distances as the data modules make them."""
+    distances = torch.stack([signed_distances(mask, logits.shape[1]) for mask in target])
+    return loss_of(loss, logits, target, distances=distances, epoch=5)
+
+
 @pytest.mark.parametrize("option", options("loss"))
 def test_loss_ignores_what_it_is_told_to(option: str) -> None:
     loss = made(composed(f"loss={option}", "task.ignore_index=255"), "loss")
     target = torch.randint(0, 3, (2, 8, 8))
     target[:, :4] = 255
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
-    value = loss(logits, target)
-    value.backward()
-    assert value.ndim == 0
+    found = value(loss, logits, target)
+    found.backward()
+    assert found.ndim == 0
     assert logits.grad is not None
     assert logits.grad[:, :, 4:].abs().sum() > 0
     assert logits.grad[:, :, :4].abs().sum() == 0
@@ -100,7 +107,22 @@ def test_loss_without_ignored_pixels(option: str) -> None:
     loss = made(composed(f"loss={option}"), "loss")
     target = torch.randint(0, 3, (2, 8, 8))
     right = 20.0 * (2 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1) - 1)
-    assert 0 <= loss(right, target) < 0.01 < loss(-right, target)
+    least = -1.0 if option in ("surface", "ritnet") else 0.0  # being far inside of a boundary is a gain
+    assert least <= value(loss, right, target) < 0.01 < value(loss, -right, target)
+
+
+def test_a_loss_that_needs_distance_maps_has_the_data_make_them() -> None:
+    wanted = {option: composed(f"loss={option}").data.distance_maps for option in options("loss")}
+    assert {option for option, maps in wanted.items() if maps} == {"surface", "ritnet"}
+
+
+def test_ritnet_s_loss_fades_over_125_epochs_or_the_whole_of_a_shorter_training() -> None:
+    for epochs, half in (1000, 62.5), (20, 10):
+        loss = made(composed("loss=ritnet", f"trainer.max_epochs={epochs}"), "loss")
+        assert scheduled(loss, 0) == {"dice": 1.0, "surface": 0.0}
+        assert scheduled(loss, half) == {"dice": 0.5, "surface": 0.5}
+    loss = made(composed("loss=ritnet", "loss.weights.dice.epochs=4"), "loss")
+    assert scheduled(loss, 1) == {"dice": 0.75, "surface": 0.25}
 
 
 @pytest.mark.parametrize("option", options("optimizer"))

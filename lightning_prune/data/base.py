@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lightning_prune.data.distances import signed_distances
 from lightning_prune.data.transforms import Transform, augment, default_augmentation
 
 Sample = tuple[Tensor, Tensor]
@@ -47,8 +48,29 @@ class Augmented(Dataset[Sample]):
         return augment(self.transform, *self.samples[index])
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch ``(n, c, h, w), (n, h, w)``.
+class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """The samples, each with its :func:`signed_distances` as third entry.
+
+    Example:
+        >>> samples = [(torch.zeros(1, 2, 2), torch.tensor([[0, 1], [0, 1]]))]
+        >>> [tuple(entry.shape) for entry in Distanced(samples, num_classes=2)[0]]
+        [(1, 2, 2), (2, 2), (2, 2, 2)]
+    """
+
+    def __init__(self, samples: Samples, num_classes: int) -> None:
+        self.samples = samples
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        image, mask = self.samples[index]
+        return image, mask, signed_distances(mask, self.num_classes)
+
+
+def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """One batch ``(n, c, h, w), (n, h, w)``, and whatever else the samples have.
 
     Raises:
         ValueError: if the samples differ in size.
@@ -58,11 +80,10 @@ def collate(samples: Sequence[Sample]) -> Sample:
         >>> [tuple(t.shape) for t in collate([(image, mask), (image, mask)])]
         [(2, 1, 4, 4), (2, 4, 4)]
     """
-    shapes = sorted({tuple(image.shape) for image, _ in samples})
+    shapes = sorted({tuple(sample[0].shape) for sample in samples})
     if len(shapes) > 1:
         raise ValueError(f"one batch has images of shapes {shapes[:3]}: set size=(h, w), or batch_size=1")
-    image, mask = default_collate(list(samples))
-    return image, mask
+    return tuple(default_collate(list(samples)))
 
 
 class SegmentationData(L.LightningDataModule):
@@ -78,16 +99,29 @@ class SegmentationData(L.LightningDataModule):
         transform: training augmentation, any v2 transform. None: `default_augmentation`; none at all:
             ``v2.Identity()``.
         seed: for the order and the split.
+        distance_maps: batches have a third entry, :func:`~lightning_prune.data.signed_distances`
+            ``(n, num_classes, h, w)``, for losses that ask for it.
+
+    Raises:
+        ValueError: when a loader is asked for: no samples, or distance maps without ``num_classes``.
     """
 
+    num_classes: int
+
     def __init__(
-        self, batch_size: int = 8, num_workers: int = 0, transform: Transform | None = None, seed: int = 0
+        self,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        transform: Transform | None = None,
+        seed: int = 0,
+        distance_maps: bool = False,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform: Transform = transform if transform is not None else default_augmentation()
         self.seed = seed
+        self.distance_maps = distance_maps
         self._sets: Mapping[str, Samples] = {}
 
     @abstractmethod
@@ -110,7 +144,7 @@ class SegmentationData(L.LightningDataModule):
         """Load everything, the first time."""
         self._sets = self._sets or self.load()
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Augmented, in an order that follows from the seed."""
         samples = self.samples("train")
         rank = self.trainer.global_rank if self.trainer else 0
@@ -119,15 +153,15 @@ class SegmentationData(L.LightningDataModule):
         augmented = Augmented(samples, self.transform)
         return self._loader(augmented, shuffle=True, drop_last=drop_last, generator=generator)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """As they are, in order."""
         return self._loader(self.samples("val"))
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """As they are, in order."""
         return self._loader(self.samples("test"))
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The test set."""
         return self.test_dataloader()
 
@@ -137,9 +171,9 @@ class SegmentationData(L.LightningDataModule):
         shuffle: bool = False,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
-    ) -> DataLoader[Sample]:
+    ) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
-            cast(Dataset[Sample], samples),
+            self._with_distances(samples),
             batch_size=self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -148,6 +182,13 @@ class SegmentationData(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
         )
+
+    def _with_distances(self, samples: Samples) -> Dataset[Any]:
+        """The samples with their distance maps, if these are wanted."""
+        if self.distance_maps and not hasattr(self, "num_classes"):
+            raise ValueError(f"{type(self).__name__} needs an attribute num_classes to make distance maps")
+        made = Distanced(samples, self.num_classes) if self.distance_maps else samples
+        return cast(Dataset[Any], made)
 
     def _empty(self, stage: str) -> str:
         counts = {name: len(cast(Sized, found)) for name, found in self._sets.items()}

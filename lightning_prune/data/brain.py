@@ -179,6 +179,7 @@ class BrainSlices(SegmentationData):
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`.
         seed: where the blocks lie, and the order of the training slices.
+        distance_maps: see `SegmentationData`.
 
     Raises:
         ValueError: for an unknown axis, or shares that leave nothing for training.
@@ -208,8 +209,9 @@ class BrainSlices(SegmentationData):
         num_workers: int = 0,
         transform: Transform | None = None,
         seed: int = 0,
+        distance_maps: bool = False,
     ) -> None:
-        super().__init__(batch_size, num_workers, transform, seed)
+        super().__init__(batch_size, num_workers, transform, seed, distance_maps)
         self.size = size
         self.axes = _numbers("axes", axes, AXES)
         used = [AXES[axis] for axis in self.axes]

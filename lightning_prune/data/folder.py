@@ -129,6 +129,7 @@ class FolderDataModule(SegmentationData):
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`; the default fills with ``ignore_index``.
         seed: for the split, and the order of the training samples.
+        distance_maps: see `SegmentationData`.
 
     Raises:
         FileNotFoundError: if folders or images are missing.
@@ -153,9 +154,10 @@ class FolderDataModule(SegmentationData):
         num_workers: int = 0,
         transform: Transform | None = None,
         seed: int = 0,
+        distance_maps: bool = False,
     ) -> None:
         transform = default_augmentation(mask_fill=ignore_index or 0) if transform is None else transform
-        super().__init__(batch_size, num_workers, transform, seed)
+        super().__init__(batch_size, num_workers, transform, seed, distance_maps)
         self.root = Path(root).expanduser()
         self.num_classes = num_classes
         self.folders = (images, masks)
