@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_prune.callback import FilterPruningCallback
     from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
     from lightning_prune.distillation import Distillation, DistillationMixin
+    from lightning_prune.slimming import SlimmingCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "PruningRecord",
     "Random",
     "RecordError",
+    "SlimmingCallback",
     "SurgeryError",
     "TraceError",
     "last_checkpoint",
@@ -71,6 +73,7 @@ _LATE = {
     "Distillation": "distillation",
     "DistillationMixin": "distillation",
     "FilterPruningCallback": "callback",
+    "SlimmingCallback": "slimming",
     "last_checkpoint": "checkpoint_io",
 }
 

@@ -23,6 +23,7 @@ __all__ = [
     "averages",
     "check_target",
     "counterparts",
+    "moving",
     "rebind_swa_",
     "rerooted",
     "swa_is_over",
@@ -61,6 +62,16 @@ def averages(trainer: L.Trainer, pl_module: L.LightningModule) -> list[Average]:
         inside = (_original(averaged.module, root) for _, averaged in _averaged(root))
         found += [average for average in inside if average is not None]
     return found
+
+
+def moving(trainer: L.Trainer, pl_module: L.LightningModule) -> list[Average]:
+    """The :func:`averages` that are kept while training goes on, and were updated at least once."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    held = [value for callback in callbacks for value in vars(callback).values()]
+    averaged = [value for value in held if isinstance(value, AveragedModel)]
+    averaged += [module for _, module in _averaged(pl_module)]
+    begun = {id(each.module) for each in averaged if int(each.n_averaged)}
+    return [average for average in averages(trainer, pl_module) if id(average.module) in begun]
 
 
 def swa_is_over(trainer: L.Trainer) -> bool:

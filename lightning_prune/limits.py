@@ -40,13 +40,18 @@ def containers(layers: Iterable[str]) -> dict[str, list[str]]:
     return {name: held for name, held in inside.items() if len(held) > 1}
 
 
-def names(graph: ChannelGraph) -> list[str]:
-    """Every name that a pattern may mean: weights, their modules, and the modules that hold those."""
+def prefixes(parameters: Iterable[str]) -> list[str]:
+    """Every name that a pattern may mean: parameters, their modules, and the modules that hold those."""
     found: dict[str, None] = {}
-    for layer in graph.layers:
-        parts = layer.split(".")
+    for name in parameters:
+        parts = name.split(".")
         found.update(dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts))))
     return list(found)
+
+
+def names(graph: ChannelGraph) -> list[str]:
+    """Every name that a pattern may mean in a network."""
+    return prefixes(graph.layers)
 
 
 def check_patterns(patterns: Iterable[str], known: Sequence[str], what: str) -> None:
@@ -67,10 +72,11 @@ def excluded_layers(graph: ChannelGraph, exclude: Sequence[str]) -> set[str]:
     """
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     check_patterns(patterns, names(graph), "exclude")
-    return {layer for layer in graph.layers if any(_means(pattern, layer) for pattern in patterns)}
+    return {layer for layer in graph.layers if any(means(pattern, layer) for pattern in patterns)}
 
 
-def _means(pattern: str, layer: str) -> bool:
+def means(pattern: str, layer: str) -> bool:
+    """Whether a name or glob means a parameter, its module, or anything that holds it."""
     parts = layer.split(".")
     return any(fnmatchcase(".".join(parts[: depth + 1]), pattern) for depth in range(len(parts)))
 

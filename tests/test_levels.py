@@ -14,8 +14,8 @@ LEVELS = [
     "calls recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
-    "resources memory cutting measure processes saving export taps teacher lessons",
-    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring",
+    "resources memory cutting measure processes saving export taps teacher lessons penalty shrinking folding",
+    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming",
     "cli experiment export_run report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -1,0 +1,315 @@
+"""``SlimmingCallback``: learns which channels to prune by a penalty on the scales of norms (level 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.averages import Average, averages, counterparts, moving, swa_is_over
+from lightning_prune.batches import Example
+from lightning_prune.callback import FilterPruningCallback, OptimizerMode
+from lightning_prune.criteria.scores import Values
+from lightning_prune.cutting import Run
+from lightning_prune.folding import Folded, Measured
+from lightning_prune.graph import Resource, Units
+from lightning_prune.limits import Limits
+from lightning_prune.loop import train_inputs
+from lightning_prune.penalty import Penalty
+from lightning_prune.processes import gathered, shared
+from lightning_prune.shrinking import Given, ShrinkRules, masked_share, scale_sizes
+
+__all__ = ["SlimmingCallback"]
+
+NO_LIMITS = Limits(layers=1.0)
+RECALIBRATION = 16
+
+
+class SlimmingCallback(FilterPruningCallback):
+    """Pushes the scales of norms towards 0, expensive channels harder, and cuts what has arrived there.
+
+    To the gradients of the chosen scales ``rho * p * sign(gamma)`` is added before each optimizer step, ``p`` being
+    a channel's share in the costs (:func:`~lightning_prune.penalty.channel_costs`): as if the loss held
+    ``rho * sum p |gamma|``, divided by nothing, once per step, before clipping. A unit is *masked* while all of its
+    scales are at or below the threshold, in the model and in its moving average. When the masked units' MACs reach
+    ``shrink_at``, they are cut at the end of the epoch, with moving averages and optimizer state. In the last epoch
+    the moving average alone decides, and a budget, if there is one, is met exactly, smallest scales first. What a
+    removed channel's shift still said is folded into what follows (:mod:`~lightning_prune.folding`).
+
+    Network slimming (Liu et al., ICCV 2017) as AtomNAS does it (Mei et al., ICLR 2020). Everything else is
+    :class:`~lightning_prune.FilterPruningCallback`'s: proof, checkpoints, resuming, DDP, averages.
+
+    The moving average is that of Lightning's ``WeightAveraging`` or any ``AveragedModel``, if there is one, else one
+    of the scales that the callback keeps itself.
+
+    Args:
+        budget: what is to remain; shrinking and penalty end as soon as it is met, and in the last epoch it is met
+            exactly. None: what the threshold says is all that goes.
+        rho: of the penalty.
+        by: whose costs make ``p``: ``"macs"``, ``"params"``, or any other resource that the graph counts.
+        norms: names or globs of the norms to slim, or of what holds them; by default all that have a channel that
+            may go. A unit with none of them stays.
+        threshold: of ``|gamma|``.
+        shrink_at: cut when the masked units have this share of the dense MACs.
+        end_epoch: penalty and shrinking end with this epoch, and training goes on without; by default the last one.
+        warmup_epochs: over which rho rises linearly from 0; or
+        warmup_steps: likewise, optimizer steps.
+        average_decay: of the moving average that the callback keeps itself, per optimizer step.
+        limits, exclude, channel_multiple, resources, optimizer, submodule, recalibrate_batches, verbose: as of
+            :class:`~lightning_prune.FilterPruningCallback`; by default there are no limits, optimizer state is cut
+            along, and norms are recalibrated after every cut.
+
+    Attributes:
+        changes: of every cut, how much it changed the outputs on a training batch, in eval mode: ``||after - before||
+            / ||before||``, after folding and before the recalibration.
+        folded: of every cut, how many layers took up what they lost.
+
+    Logged at the end of each epoch: ``prune/penalty`` (with rho), ``prune/rho``, ``prune/masked`` (share of the dense
+    MACs before the cut) and, after a cut, ``prune/change``.
+
+    Raises:
+        ValueError: an argument is out of range; when fitting starts: a name matches no norm, there is no norm to
+            slim, the resource is unknown, or the budget cannot be met. All before anything changes.
+
+    Example:
+        >>> slimming = SlimmingCallback(budget={"macs": 0.5}, rho=1e-3, norms=["*.bn2"], end_epoch=15)
+        >>> slimming.rules.threshold
+        0.001
+    """
+
+    rules: ShrinkRules
+
+    def __init__(
+        self,
+        budget: Mapping[str, float] | None = None,
+        *,
+        rho: float = 1e-4,
+        by: str = "macs",
+        norms: Sequence[str] = (),
+        threshold: float = 1e-3,
+        shrink_at: float = 0.05,
+        end_epoch: int | None = None,
+        warmup_epochs: int = 0,
+        warmup_steps: int = 0,
+        average_decay: float = 0.9,
+        limits: Limits = NO_LIMITS,
+        exclude: Sequence[str] = (),
+        channel_multiple: int = 1,
+        resources: Mapping[str, Resource] | None = None,
+        optimizer: OptimizerMode = "carry",
+        submodule: str | None = None,
+        recalibrate_batches: int = RECALIBRATION,
+        verbose: bool = True,
+    ) -> None:
+        _check("rho", rho, 0, math.inf)
+        _check("threshold", threshold, 0, math.inf)
+        _check("shrink_at", shrink_at, 0, 1)
+        _check("average_decay", average_decay, 0, 1)
+        _check("warmup_epochs", warmup_epochs, 0, math.inf)
+        _check("warmup_steps", warmup_steps, 0, math.inf)
+        if warmup_epochs and warmup_steps:
+            raise ValueError("give warmup_epochs or warmup_steps, not both")
+        super().__init__(
+            budget or {},
+            optimizer=optimizer,
+            statistics="pass",  # there are none; the scales are looked at when an epoch ends
+            submodule=submodule,
+            recalibrate_batches=recalibrate_batches,
+            verbose=verbose,
+        )
+        self.rules = ShrinkRules(
+            dict(budget or {}),
+            None,
+            limits,
+            exclude,
+            channel_multiple,
+            dict(resources or {}),
+            threshold=threshold,
+            norms=norms,
+        )
+        self.rho, self.by, self.shrink_at, self.end_epoch = rho, by, shrink_at, end_epoch
+        self.warmup_epochs, self.warmup_steps, self.average_decay = warmup_epochs, warmup_steps, average_decay
+        self.changes: list[float] = []
+        self.folded: list[Folded] = []
+        self._average: dict[str, Tensor] = {}
+        self._closed = False  # the final shrink was made
+        self._slim: _Slim | None = None
+        self._measured: Measured | None = None
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the network meets the budget; without a budget, whether shrinking is over."""
+        return super().within_budget if self.rules.budget else self._closed
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no more penalty and no more shrinking."""
+        return self._closed or super().finished
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the penalty's gradient: gradients are unscaled, summed up over ranks and batches, not clipped yet."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._run is not None and not self.finished:
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            penalty = self._slimmed(self._run).penalty
+            self._follow_scales(penalty, held)
+            penalty.add_(self._rho(trainer) * _loss_scale(trainer, optimizer), held)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shrink if it is time, and log."""
+        seen, cuts = self._seen(trainer), len(self.history)
+        super().on_train_epoch_end(trainer, pl_module)
+        if len(self.history) > cuts:
+            seen["prune/change"] = self.changes[-1]
+        pl_module.log_dict(seen)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        super().teardown(trainer, pl_module, stage)
+        self._slim = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been done so far, and the moving average."""
+        folded = [[each.exact, each.nearly, each.lost] for each in self.folded]
+        own = {
+            "average": dict(self._average),
+            "closed": self._closed,
+            "changes": self.changes,
+            "folded": folded,
+        }
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self._average, self._closed = dict(state_dict["average"]), state_dict["closed"]
+        self.changes = list(state_dict["changes"])
+        self.folded = [Folded(*counts) for counts in state_dict["folded"]]
+
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
+        """Trace, and find what is wrong with norms and resource."""
+        run = super()._start(trainer, pl_module, example)
+        self._slimmed(run)
+        return run
+
+    def _slimmed(self, run: Run) -> _Slim:
+        """Scales and penalty of the network as it is now."""
+        if self._slim is None or self._slim.run is not run or self._slim.graph is not run.graph:
+            self._slim = _Slim(run, self.rules, self.by)
+        return self._slim
+
+    def _rho(self, trainer: L.Trainer) -> float:
+        """As far as it has risen."""
+        if self.warmup_steps:
+            return self.rho * min(1.0, (trainer.global_step + 1) / self.warmup_steps)
+        if not self.warmup_epochs:
+            return self.rho
+        batches, batch = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_idx + 1
+        within = min(batch / batches, 1.0) if math.isfinite(batches) else 0.0
+        return self.rho * min(1.0, (trainer.current_epoch + within) / self.warmup_epochs)
+
+    @torch.no_grad()
+    def _follow_scales(self, penalty: Penalty, held: Sequence[Tensor]) -> None:
+        """The moving average takes in what this step starts from; so no hook's order matters to a checkpoint."""
+        known = {id(parameter) for parameter in held}
+        for name, scale in penalty.scales.items():
+            if id(scale) in known:
+                before = self._average.get(name, scale.detach()).to(scale)
+                self._average[name] = before.lerp(scale, 1 - self.average_decay)
+
+    def _is_last(self, trainer: L.Trainer, epoch: int) -> bool:
+        """Whether shrinking ends with ``epoch``."""
+        if self.end_epoch is not None and epoch >= self.end_epoch:
+            return True
+        by_steps = 0 <= trainer.max_steps <= trainer.global_step
+        by_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch + 1
+        return by_steps or by_epochs or trainer.should_stop
+
+    def _sizes(self, trainer: L.Trainer, run: Run, final: bool) -> Values:
+        """The size of each unit's scales, in the model or in its moving average; at last in the average alone."""
+        scales, module = self._slimmed(run).scales, trainer.lightning_module
+        copies = counterparts(moving(trainer, module), self.submodule)
+        held = [_gammas(network, scales) for network in copies] or [self._average]
+        own = _gammas(run.target, scales)
+        held = [{**own, **found} for found in held]  # what no optimizer has moved yet has no average
+        return scale_sizes(run.graph, scales, held if final else [own, *held])
+
+    def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:
+        """Whether ``epoch`` ends with a shrink that was not made yet."""
+        if epoch <= self._ended or self.finished or swa_is_over(trainer):
+            return False
+        if self._is_last(trainer, epoch):
+            return True
+        plan = self.rules.plan(run.graph, self._sizes(trainer, run, final=False), run.dense)
+        return shared(len(plan) > 0 and masked_share(plan) >= self.shrink_at)
+
+    def _seen(self, trainer: L.Trainer) -> dict[str, float]:
+        """What there is to log before a shrink."""
+        if self._run is None or self.finished:
+            return {"prune/rho": 0.0, "prune/penalty": 0.0, "prune/masked": 0.0}
+        rho = self._rho(trainer)
+        penalty = rho * float(self._slimmed(self._run).penalty.value())
+        rules = replace(self.rules, final=False)
+        plan = rules.plan(self._run.graph, self._sizes(trainer, self._run, final=False), self._run.dense)
+        return {"prune/rho": rho, "prune/penalty": penalty, "prune/masked": masked_share(plan)}
+
+    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
+        """Measure what will be lost, cut, and put it into what follows."""
+        final = self._is_last(trainer, epoch)
+        self.rules, self.criterion = replace(self.rules, final=final), Given(self._sizes(trainer, run, final))
+        copies = counterparts(averages(trainer, trainer.lightning_module), self.submodule)
+        plan = shared(self.rules.plan(run.graph, self.criterion.values, run.dense))
+        if len(plan):
+            example = next(islice(train_inputs(trainer, run.target), 1), None)
+            networks, scales = [run.target, *copies], self._slimmed(run).scales
+            self._measured = Measured(networks, run.graph, scales, plan.remove, example)
+        super()._prune(trainer, run, epoch)
+        self._measured, self._closed = None, self._closed or final or self.within_budget
+
+    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average]) -> None:
+        """Fold, then as after any cut."""
+        measured = self._measured
+        if measured is not None and run.last is not None:
+            self._average = {
+                n: measured.left(n, value, run.last.remove) for n, value in self._average.items()
+            }
+            self.folded.append(measured.fold_(run.last.remove))
+            self.changes.append(sum(changes := gathered(measured.change())) / len(changes))
+        super()._follow(trainer, run, copies)
+
+
+class _Slim:
+    """Scales and penalty of a network as it is between two cuts."""
+
+    def __init__(self, run: Run, rules: ShrinkRules, by: str) -> None:
+        self.run, self.graph = run, run.graph
+        self.scales: dict[str, Units] = rules.scales(run.graph, run.target)
+        self.penalty = Penalty.of(run.graph, run.target, self.scales, by)
+
+
+def _gammas(model: nn.Module, scales: Iterable[str]) -> dict[str, Tensor]:
+    return {name: model.get_parameter(name) for name in scales}
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless ``low <= value <= high`` and finite."""
+    if not (low <= value <= high and math.isfinite(value)):
+        above = f"in [{low}, {high}]" if math.isfinite(high) else f"a number of {low} or more"
+        raise ValueError(f"{name} must be {above}, got {value}")
+
+
+def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> float:
+    """What the gradients are still multiplied by: fused optimizers under fp16 unscale them themselves."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
