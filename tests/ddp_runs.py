@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import IPAD, FilterPruningCallback, SurgeryError, cutting
+from lightning_prune import IPAD, FilterPruningCallback, SlimmingCallback, SurgeryError, cutting, trace
 from lightning_prune.distillation import Distillation, DistillationMixin
+from lightning_prune.penalty import channel_costs, slimmable
 from lightning_prune.teacher import checksum
 
 Found = dict[str, Any]
@@ -99,6 +100,23 @@ class Manual(Net):
         optimizer.step()
 
 
+class Slimmed(Net):
+    """With SGD, and with the penalty in its own loss if ``rho`` is not 0."""
+
+    rho = 0.0
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        if self.rho:
+            p = channel_costs(graph := trace(self.net, torch.zeros(1, 1, 12, 12)), slimmable(graph, self.net))
+            terms = [(torch.tensor(p[name]) * self.net.get_parameter(name).abs()).sum() for name in p]
+            loss = loss + self.rho * torch.stack(terms).sum()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
 class Learner(DistillationMixin, Net):
     """Learns from a teacher, too."""
 
@@ -168,7 +186,7 @@ def fit(
     )
     trainer.fit(module, data or loader(), ckpt_path=resume)
     return {
-        "kept": pruning.record.kept,
+        "kept": pruning.record.kept if pruning.record else {},
         "epochs": [cut.epoch for cut in pruning.history],
         "state": {name: tensor.clone() for name, tensor in module.state_dict().items()},
         "weights": watch.weights,
@@ -247,6 +265,21 @@ def averaged() -> Found:
     return {**found, "average": averaging._average_model.module.state_dict()}
 
 
+def slimmed() -> Found:
+    """With the penalty written into the loss, the same added by the callback, and cut until half is left."""
+    written, added = Slimmed(), Slimmed()
+    written.rho = 0.05
+    keep = SlimmingCallback(rho=0.05, submodule="net", end_epoch=9, verbose=False)
+    fit(written, prune(submodule="net", start_epoch=9), epochs=1)
+    fit(added, keep, epochs=1)
+    cutting = SlimmingCallback(
+        {"macs": 0.5}, rho=0.3, threshold=0.3, end_epoch=3, submodule="net", verbose=False
+    )
+    found = fit(Slimmed(), cutting, EMAWeightAveraging(decay=0.5), epochs=4)
+    ends = [dict(module.net.named_parameters()) for module in (written, added)]
+    return {**found, "ends": ends, "changes": cutting.changes}
+
+
 def distilled(submodule: str | None, width: int) -> Found:
     """From a network of the same architecture if ``width`` is 8."""
     module, teacher = Learner(), Net()
@@ -298,6 +331,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "unseen": unseen,
     "sizes": sizes,
     "averaged": averaged,
+    "slimmed": slimmed,
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
     "resumed": resumed,

@@ -27,6 +27,7 @@ from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.experiment import build
 from lightning_prune.losses import loss_of, scheduled
 from lightning_prune.resources import LayerCost
+from lightning_prune.slimming import SlimmingCallback
 
 CONF = Path(__file__).parents[1] / "conf"
 #: criteria whose every argument can be given
@@ -154,6 +155,10 @@ def test_prune(option: str) -> None:
         return
     callback = made(config, "prune")
     assert isinstance(callback, FilterPruningCallback)
+    if option == "slimming":
+        assert isinstance(callback, SlimmingCallback)
+        assert callback.rules.budget == {"macs": 0.5}
+        return
     assert type(callback.criterion).__name__.lower() == option
     assert callback.rules.budget == {"macs": 0.5}
 
@@ -247,6 +252,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune=ipad"], "prune.criterion"),
         *(([f"prune/criterion={option}"], "prune.criterion") for option in INITIALISED),
         (["prune=ipad"], "prune.limits"),
+        (["prune=slimming"], "prune"),
         (["data=brain"], "data"),
         (FOLDER_DATA, "data"),
         ([], "module"),
@@ -268,8 +274,9 @@ def test_the_application_prunes_as_the_bare_callback_does() -> None:
 
 def test_numbers_are_the_constructor_s_defaults() -> None:
     """What is not meant to differ must not drift apart."""
-    for overrides, key in ([], "data"), ([], "prune.limits"), (FOLDER_DATA, "data"):
+    given = ([], "data"), ([], "prune.limits"), (FOLDER_DATA, "data"), (["prune=slimming"], "prune")
+    for overrides, key in given:
         node = OmegaConf.select(composed(*overrides), key)
         for name, default in arguments(get_class(node._target_)).items():
             if isinstance(default, (int, float, str, bool)):
-                assert node[name] == default, f"{key}.{name}"
+                assert node[name] == default or name == "verbose", f"{key}.{name}"

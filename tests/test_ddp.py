@@ -71,6 +71,14 @@ def test_ranks_make_the_same_cuts_and_stay_equal(found, name):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+def test_slimming_s_penalty_is_the_written_one_on_every_rank(found, rank):
+    written, added = found["slimmed"][rank]["ends"]
+    for name, parameter in written.items():
+        torch.testing.assert_close(added[name], parameter, rtol=1e-4, atol=1e-5)
+    assert found["slimmed"][0]["changes"] == found["slimmed"][1]["changes"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(found, rank):
     whole, *others = found["resumed"][rank]["ends"]
     for other in others:
