@@ -8,61 +8,21 @@ misses the step of the epoch that ended with the checkpoint. :class:`Resumption`
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.processes import gathered
+from lightning_prune.randomness import random_state, set_random_state
 
-__all__ = ["Resumption", "random_state", "set_random_state"]
-
-
-def random_state(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
-    """Where torch's, NumPy's and Python's global generators are, and ``generators``: tensors and plain numbers.
-
-    Example:
-        >>> state = random_state()
-        >>> drawn = torch.rand(3), np.random.rand(), random.random()
-        >>> set_random_state(state)
-        >>> bool((torch.rand(3) == drawn[0]).all()), np.random.rand() == drawn[1], random.random() == drawn[2]
-        (True, True, True)
-    """
-    held = np.random.get_state(legacy=False)  # noqa: NPY002 - data sets draw from it
-    numpy_state = tree_map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, held)
-    version, internal, gauss = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": numpy_state,
-        "python": [version, list(internal), gauss],
-        "generators": [generator.get_state() for generator in generators],
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
-    """Put the generators where :func:`random_state` found them."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numpy_state = dict(state["numpy"], state=dict(state["numpy"]["state"]))
-    if "key" in numpy_state["state"]:
-        numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], np.uint32)
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    torch.set_rng_state(state["torch"].cpu())
-    for generator, place in zip(generators, state["generators"], strict=False):
-        generator.set_state(place.cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+__all__ = ["Resumption"]
 
 
 def generators_of(trainer: L.Trainer) -> list[torch.Generator]:

@@ -1,0 +1,319 @@
+"""Candidates of a search: each cut, trained a little and judged, in parallel processes (level 3).
+
+A candidate's result follows from what it is given and its seed alone: whoever computes it, on one thread or on the
+other side of a cluster, gets the same numbers from the same kind of device.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from joblib.externals import cloudpickle
+from joblib.parallel import get_active_backend
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+
+from lightning_prune.batches import Example, inputs_of, recalibrate_, switched
+from lightning_prune.cutting import Rules, cut_
+from lightning_prune.graph import ChannelGraph, Units
+from lightning_prune.limits import DenseSizes
+from lightning_prune.randomness import seeded
+from lightning_prune.surgery import SurgeryError
+from lightning_prune.tracing import trace
+
+__all__ = ["Candidate", "Outcome", "Training", "Workers", "adam", "packed", "run"]
+
+Pack = NDArray[np.uint8]
+
+
+def adam(net: nn.Module) -> Optimizer:
+    """Adam at 1e-3 over what requires gradients."""
+    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How candidates are trained, and judged. Everything must survive cloudpickle; lambdas do.
+
+    Attributes:
+        batches: of the training data; candidates take them in turn, always the same ones in the same round.
+        loss: ``(network, batch) -> loss``, a scalar with gradient.
+        evaluate: ``network -> metric`` on data that no candidate was trained on; the network is in eval mode.
+        optimizer: makes the optimizer of a network; the same parameters in the same order each time.
+        higher_is_better: of the metric.
+    """
+
+    batches: Sequence[Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    evaluate: Callable[[nn.Module], float]
+    optimizer: Callable[[nn.Module], Optimizer] = adam
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where candidates are computed.
+
+    Args:
+        n_jobs: processes, as joblib counts them: -1 for one per core. ``None``: one per entry of ``devices``,
+            else what an enclosing ``joblib.parallel_config`` says, else 1, which is this process itself.
+        devices: of the candidates, in turn: ``[0, 0, 1]`` has two at a time on the first GPU and one on the
+            second; names as torch knows them will do. ``None``: the CPU.
+        threads: that each worker computes with on the CPU.
+
+    Raises:
+        ValueError: a number is out of range, or a device is not there.
+
+    Example:
+        >>> Workers(devices=["cpu", "cpu"]).number, Workers().number
+        (2, 1)
+    """
+
+    n_jobs: int | None = None
+    devices: Sequence[int | str] | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_jobs == 0 or self.threads < 1 or (self.devices is not None and not len(self.devices)):
+            raise ValueError(
+                f"need n_jobs other than 0, a thread and a device, got {self.n_jobs}, {self.threads} and {self.devices}"
+            )
+        for device in self.devices or ():
+            if not _is_there(torch.device(device)):
+                raise ValueError(f"device {device!r} is not there; torch sees {torch.cuda.device_count()} GPUs")
+
+    @property
+    def number(self) -> int:
+        """Processes that compute at the same time."""
+        if self.n_jobs is None and self.devices:
+            return len(self.devices)
+        return Parallel(n_jobs=self.n_jobs, prefer="processes")._effective_n_jobs()
+
+    def device(self, index: int) -> torch.device:
+        """Of the candidate with this number."""
+        return torch.device(self.devices[index % len(self.devices)] if self.devices else "cpu")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all candidates of a round start from."""
+
+    model: nn.Module
+    example: Example
+    rules: Rules
+    importance: NDArray[np.float64]
+    dense: DenseSizes
+    training: Training
+    state: dict[str, Any] | None
+    steps: int
+    resources: Any = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of a round.
+
+    Attributes:
+        index: among the candidates of its round.
+        name: for people.
+        units: that may go; None: nothing goes and nothing is trained, the network is judged as it is.
+        seed: of all that is random in it.
+        rules: if other than those of the round.
+    """
+
+    index: int
+    name: str
+    units: Units | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        index: of the candidate.
+        metric: of its evaluation; NaN if it failed.
+        removed: units of the round's graph.
+        cost: resource -> what it costs now.
+        weights: its ``state_dict``, on the CPU.
+        optimizer: state of its optimizer, on the CPU.
+        error: why it failed, else empty.
+    """
+
+    index: int
+    metric: float = float("nan")
+    removed: tuple[int, ...] = ()
+    cost: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def packed(shared: Shared) -> Pack:
+    """As bytes in an array, which joblib keeps in shared memory; a candidate never touches the original."""
+    return np.frombuffer(cloudpickle.dumps(shared), np.uint8)
+
+
+def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int) -> Outcome:
+    """Cut, train and judge one candidate."""
+    with _threads(threads), seeded(candidate.seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the user's loss, said in every training step anyhow
+        shared: Shared = cloudpickle.loads(memoryview(pack))
+        try:
+            return _compute(shared, candidate, device)
+        except (SurgeryError, torch.OutOfMemoryError) as error:
+            return Outcome(candidate.index, error=f"{type(error).__name__}: {error}")
+
+
+def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterator[Outcome]:
+    """The outcomes of all candidates, in the order in which they are ready.
+
+    A process that dies takes the others of its pool along. Whatever has no outcome then is tried once more, alone;
+    what dies again is dropped with a warning.
+    """
+    waiting = {candidate.index: candidate for candidate in candidates}
+    yield from _wave(pack, candidates, waiting, workers)
+    for candidate in list(waiting.values()):
+        yield from _wave(pack, [candidate], waiting, workers)
+        if candidate.index in waiting:
+            yield Outcome(candidate.index, error="its process died twice")
+
+
+def _wave(
+    pack: Pack, candidates: Sequence[Candidate], waiting: dict[int, Candidate], workers: Workers
+) -> Iterator[Outcome]:
+    """Those that come to an end; ``waiting`` keeps the others."""
+    jobs = [(pack, each, workers.device(each.index), workers.threads) for each in candidates]
+    try:
+        for outcome in _outcomes(jobs, workers.number):
+            del waiting[outcome.index]
+            yield outcome
+    except _deaths() as error:
+        names = ", ".join(candidate.name for candidate in waiting.values())
+        warnings.warn(f"a worker died ({type(error).__name__}); without a result: {names}", stacklevel=3)
+
+
+def _outcomes(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[Outcome]:
+    """In this process if there is but one; else in joblib's, which must be processes: generators are global."""
+    backend, _ = get_active_backend(prefer="processes")
+    if number == 1 or backend.supports_sharedmem:
+        return (attempt(*job) for job in jobs)
+    order = "generator_unordered" if backend.supports_return_generator else "list"
+    parallel = Parallel(n_jobs=number, prefer="processes", batch_size=1, return_as=order)
+    return parallel(delayed(attempt)(*job) for job in jobs)
+
+
+def _deaths() -> tuple[type[BaseException], ...]:
+    """What the back ends raise when a worker is gone, as opposed to what a candidate raises."""
+    found: list[type[BaseException]] = [BrokenProcessPool]
+    if "ray" in sys.modules:
+        from ray.exceptions import RayActorError, WorkerCrashedError
+
+        found += [RayActorError, WorkerCrashedError]
+    if "distributed" in sys.modules:
+        from distributed import KilledWorker
+
+        found.append(KilledWorker)
+    return tuple(found)
+
+
+def _compute(shared: Shared, candidate: Candidate, device: torch.device) -> Outcome:
+    training, model = shared.training, shared.model
+    optimizer, removed, cost = training.optimizer(model), (), {}
+    if shared.state is not None:
+        optimizer.load_state_dict(shared.state)
+    if candidate.units is not None:
+        removed, cost = _cut(shared, candidate, optimizer)
+    _move(model, optimizer, device)
+    if candidate.units is not None:
+        _tune(model, optimizer, training, shared.steps, device)
+    with torch.no_grad(), switched(model, lambda module: False):
+        metric = float(training.evaluate(model))
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return Outcome(candidate.index, metric, removed, cost, weights, on_cpu(optimizer.state_dict()))
+
+
+def _cut(
+    shared: Shared, candidate: Candidate, optimizer: Optimizer
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    graph = trace(shared.model, *shared.example[0], **shared.example[1])
+    importance = restricted(shared.importance, candidate.units)
+
+    def known(*_: Any) -> NDArray[np.float64]:
+        return importance
+
+    plan, _ = cut_(shared.model, graph, shared.rules, known, {}, shared.dense, [optimizer])
+    return tuple(plan), {resource: spent.after for resource, spent in plan.costs.items()}
+
+
+def _tune(
+    model: nn.Module, optimizer: Optimizer, training: Training, steps: int, device: torch.device
+) -> None:
+    """A few steps of training; batch norms then see all of the batches again, since few steps do not renew them."""
+    batches = [on_device(batch, device) for batch in training.batches]
+    for step in range(steps):
+        optimizer.zero_grad()
+        training.loss(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    examples = (inputs_of(batch, model.forward) for batch in batches)
+    recalibrate_(model, [example for example in examples if example is not None])
+
+
+def restricted(importance: NDArray[np.float64], units: Units | None) -> NDArray[np.float64]:
+    """The same for ``units``, infinite for all others, so that these stay.
+
+    Example:
+        >>> restricted(np.array([1.0, 2.0, 3.0]), np.array([1]))
+        array([inf,  2., inf])
+    """
+    found = np.full_like(importance, np.inf)
+    found[units] = importance[units]
+    return found
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch, on a device."""
+    return tree_map_only(Tensor, lambda x: x.to(device), batch)
+
+
+def on_cpu(state: Any) -> Any:
+    """A copy of a state, its tensors on the CPU."""
+    return tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), copy.copy(state))
+
+
+def _move(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+    model.to(device)
+    optimizer.load_state_dict(optimizer.state_dict())  # which moves it to its parameters
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _is_there(device: torch.device) -> bool:
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+
+
+def graph_of(model: nn.Module, example: Example, resources: Any = None) -> ChannelGraph:
+    """The graph of a network."""
+    return trace(model, *example[0], **example[1])
