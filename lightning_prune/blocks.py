@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import pairwise, takewhile
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
@@ -85,7 +85,7 @@ def _joined(graph: ChannelGraph, groups: list[list[str]], number: int) -> list[l
     joined = [[group] for group in groups]
     sizes = [_size(graph, group) for group in groups]
     while len(joined) > number:
-        depth = [len(_common(_flat(a + b))) for a, b in zip(joined, joined[1:], strict=False)]
+        depth = [len(_common(_flat(a + b))) for a, b in pairwise(joined)]
         at = min(range(len(depth)), key=lambda i: (-depth[i], sizes[i] + sizes[i + 1], i))
         joined[at : at + 2] = [joined[at] + joined[at + 1]]
         sizes[at : at + 2] = [sizes[at] + sizes[at + 1]]
@@ -124,7 +124,8 @@ def _flat(groups: Iterable[list[str]]) -> list[str]:
 
 def _common(layers: Sequence[str]) -> list[str]:
     """The innermost module that holds all of the layers, as the parts of its name."""
-    return commonprefix([module_of(layer).split(".") for layer in layers])  # type: ignore[type-var]
+    parts = zip(*(module_of(layer).split(".") for layer in layers), strict=False)
+    return [each[0] for each in takewhile(lambda each: len(set(each)) == 1, parts)]
 
 
 def _size(graph: ChannelGraph, group: Sequence[str]) -> int:

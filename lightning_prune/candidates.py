@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from joblib.externals import cloudpickle
 from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,11 +26,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.batches import Example, inputs_of, recalibrate_, switched
-from lightning_prune.cutting import Rules, cut_
-from lightning_prune.graph import ChannelGraph, Units
-from lightning_prune.limits import DenseSizes
 from lightning_prune.randomness import seeded
-from lightning_prune.surgery import SurgeryError
+from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
 
 __all__ = ["Candidate", "Outcome", "Training", "Workers", "adam", "packed", "run"]
@@ -88,11 +85,14 @@ class Workers:
     def __post_init__(self) -> None:
         if self.n_jobs == 0 or self.threads < 1 or (self.devices is not None and not len(self.devices)):
             raise ValueError(
-                f"need n_jobs other than 0, a thread and a device, got {self.n_jobs}, {self.threads} and {self.devices}"
+                "need n_jobs other than 0, at least one thread and one device, got "
+                f"{self.n_jobs}, {self.threads} and {self.devices}"
             )
         for device in self.devices or ():
             if not _is_there(torch.device(device)):
-                raise ValueError(f"device {device!r} is not there; torch sees {torch.cuda.device_count()} GPUs")
+                raise ValueError(
+                    f"device {device!r} is not there; torch sees {torch.cuda.device_count()} GPUs"
+                )
 
     @property
     def number(self) -> int:
@@ -112,13 +112,9 @@ class Shared:
 
     model: nn.Module
     example: Example
-    rules: Rules
-    importance: NDArray[np.float64]
-    dense: DenseSizes
     training: Training
     state: dict[str, Any] | None
     steps: int
-    resources: Any = None
 
 
 @dataclass(frozen=True)
@@ -128,14 +124,14 @@ class Candidate:
     Attributes:
         index: among the candidates of its round.
         name: for people.
-        units: that may go; None: nothing goes and nothing is trained, the network is judged as it is.
+        remove: units that go, as the trace of the round's network numbers them. None of them: nothing is trained
+            either, the network is judged as it is.
         seed: of all that is random in it.
-        rules: if other than those of the round.
     """
 
     index: int
     name: str
-    units: Units | None
+    remove: tuple[int, ...]
     seed: int
 
 
@@ -146,8 +142,6 @@ class Outcome:
     Attributes:
         index: of the candidate.
         metric: of its evaluation; NaN if it failed.
-        removed: units of the round's graph.
-        cost: resource -> what it costs now.
         weights: its ``state_dict``, on the CPU.
         optimizer: state of its optimizer, on the CPU.
         error: why it failed, else empty.
@@ -155,8 +149,6 @@ class Outcome:
 
     index: int
     metric: float = float("nan")
-    removed: tuple[int, ...] = ()
-    cost: dict[str, int] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -171,7 +163,7 @@ def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int
     """Cut, train and judge one candidate."""
     with _threads(threads), seeded(candidate.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the user's loss, said in every training step anyhow
-        shared: Shared = cloudpickle.loads(memoryview(pack))
+        shared: Shared = cloudpickle.loads(pack.data)
         try:
             return _compute(shared, candidate, device)
         except (SurgeryError, torch.OutOfMemoryError) as error:
@@ -209,7 +201,7 @@ def _wave(
 def _outcomes(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[Outcome]:
     """In this process if there is but one; else in joblib's, which must be processes: generators are global."""
     backend, _ = get_active_backend(prefer="processes")
-    if number == 1 or backend.supports_sharedmem:
+    if number == 1 or getattr(backend, "supports_sharedmem", False):
         return (attempt(*job) for job in jobs)
     order = "generator_unordered" if backend.supports_return_generator else "list"
     parallel = Parallel(n_jobs=number, prefer="processes", batch_size=1, return_as=order)
@@ -232,31 +224,19 @@ def _deaths() -> tuple[type[BaseException], ...]:
 
 def _compute(shared: Shared, candidate: Candidate, device: torch.device) -> Outcome:
     training, model = shared.training, shared.model
-    optimizer, removed, cost = training.optimizer(model), (), {}
+    optimizer = training.optimizer(model)
     if shared.state is not None:
         optimizer.load_state_dict(shared.state)
-    if candidate.units is not None:
-        removed, cost = _cut(shared, candidate, optimizer)
+    if candidate.remove:
+        graph = trace(model, *shared.example[0], **shared.example[1])
+        prune_(model, graph, candidate.remove, [optimizer])
     _move(model, optimizer, device)
-    if candidate.units is not None:
+    if candidate.remove:
         _tune(model, optimizer, training, shared.steps, device)
     with torch.no_grad(), switched(model, lambda module: False):
         metric = float(training.evaluate(model))
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return Outcome(candidate.index, metric, removed, cost, weights, on_cpu(optimizer.state_dict()))
-
-
-def _cut(
-    shared: Shared, candidate: Candidate, optimizer: Optimizer
-) -> tuple[tuple[int, ...], dict[str, int]]:
-    graph = trace(shared.model, *shared.example[0], **shared.example[1])
-    importance = restricted(shared.importance, candidate.units)
-
-    def known(*_: Any) -> NDArray[np.float64]:
-        return importance
-
-    plan, _ = cut_(shared.model, graph, shared.rules, known, {}, shared.dense, [optimizer])
-    return tuple(plan), {resource: spent.after for resource, spent in plan.costs.items()}
+    return Outcome(candidate.index, metric, weights, on_cpu(optimizer.state_dict()))
 
 
 def _tune(
@@ -271,18 +251,6 @@ def _tune(
     optimizer.zero_grad()
     examples = (inputs_of(batch, model.forward) for batch in batches)
     recalibrate_(model, [example for example in examples if example is not None])
-
-
-def restricted(importance: NDArray[np.float64], units: Units | None) -> NDArray[np.float64]:
-    """The same for ``units``, infinite for all others, so that these stay.
-
-    Example:
-        >>> restricted(np.array([1.0, 2.0, 3.0]), np.array([1]))
-        array([inf,  2., inf])
-    """
-    found = np.full_like(importance, np.inf)
-    found[units] = importance[units]
-    return found
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
@@ -312,8 +280,3 @@ def _threads(number: int) -> Iterator[None]:
 
 def _is_there(device: torch.device) -> bool:
     return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
-
-
-def graph_of(model: nn.Module, example: Example, resources: Any = None) -> ChannelGraph:
-    """The graph of a network."""
-    return trace(model, *example[0], **example[1])

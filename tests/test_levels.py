@@ -10,11 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "ids shapes sizes letters untouched inputs losses ritnet_losses distillation_losses networks",
+    "randomness ids shapes sizes letters untouched inputs losses ritnet_losses distillation_losses networks",
     "calls recording tracker pins rules",
     "graph tracing",
     "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
-    "resources memory cutting measure processes saving export taps teacher lessons penalty shrinking folding",
+    "resources memory cutting measure processes saving export taps teacher lessons penalty shrinking folding "
+    "blocks candidates rounds search_state netadapt",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming",
     "cli experiment export_run report sweep demo progress tables __main__",
 ]
