@@ -48,6 +48,7 @@ def commands(page: str = "README.md") -> list[str]:
         "docs/criteria.md",
         "docs/budgets.md",
         "docs/slimming.md",
+        "docs/netadapt.md",
     ],
 )
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
