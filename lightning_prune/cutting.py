@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.batches import Example, shapes_of
-from lightning_prune.criteria import L2, Criterion, Gatherer, Gradients
+from lightning_prune.criteria import L2, Criterion, Gatherer, Gradients, Importance, blind_to
 from lightning_prune.graph import ChannelGraph, Resource
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.memory import activations
 from lightning_prune.processes import agreed, shared
 from lightning_prune.record import PruningRecord
-from lightning_prune.selection import Plan, check_budget, resolve, select, si
+from lightning_prune.selection import Plan, check_budget, check_importance, resolve, select, si
 from lightning_prune.statistics import ActivationDeviation, Collector, Statistics
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
@@ -74,10 +74,14 @@ class Rules:
             channel_multiple=self.channel_multiple,
         )
 
+    def within(self, graph: ChannelGraph, dense: DenseSizes) -> set[str]:
+        """The resources whose budget the network of ``graph`` meets."""
+        targets = resolve(self.budget, dense.costs, "budget")
+        return {resource for resource, target in targets.items() if graph.cost(resource) <= target}
+
     def met(self, graph: ChannelGraph, dense: DenseSizes) -> bool:
         """Whether the network of ``graph`` is within the budget."""
-        targets = resolve(self.budget, dense.costs, "budget")
-        return all(graph.cost(resource) <= target for resource, target in targets.items())
+        return self.within(graph, dense) == self.budget.keys()
 
     def foreseen(self, graph: ChannelGraph, model: nn.Module) -> Plan:
         """How far these rules lead if the size of the filters decides: an honest guess before training."""
@@ -151,6 +155,25 @@ def unmet(rules: Rules, graph: ChannelGraph, dense: DenseSizes, last: Plan | Non
     return f"budget {dict(rules.budget)} not met: {reached} of the dense network remain; {way_out}{ending}"
 
 
+def scored(
+    criterion: Criterion,
+    graph: ChannelGraph,
+    model: nn.Module,
+    statistics: Statistics,
+    met: Collection[str] = (),
+) -> Importance:
+    """Importance by a criterion that need no longer look at what ``met`` costs.
+
+    Raises:
+        ValueError: it does not fit the graph; the message names the criterion.
+    """
+    try:
+        return check_importance(graph, blind_to(criterion, met)(graph, model, statistics))
+    except ValueError as error:
+        error.add_note(f"criterion: {getattr(criterion, '__qualname__', criterion)}; nothing was cut")
+        raise
+
+
 def cut_(
     model: nn.Module,
     graph: ChannelGraph,
@@ -181,7 +204,7 @@ def cut_(
         SurgeryError: surgery refuses again and again; the model is as it was.
         RuntimeError: the processes of a distributed run did not do the same.
     """
-    importance = criterion(graph, model, statistics)
+    importance = scored(criterion, graph, model, statistics, rules.within(graph, dense))
     for attempt in range(1, ATTEMPTS + 1):
         plan = shared(rules.plan(graph, importance, dense))
         if not len(plan):

@@ -134,7 +134,13 @@ def check_importance(graph: ChannelGraph, importance: ArrayLike | Tensor) -> NDA
     """Importance as an array; raise ValueError if it does not fit the graph or is NaN where it matters."""
     if isinstance(importance, Tensor):
         importance = importance.detach().cpu().numpy()
-    scores = np.asarray(importance, dtype=np.float64)
+    try:
+        scores = np.asarray(importance, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"importance must be an array of shape ({graph.num_units},), one number per unit; got "
+            f"{type(importance).__name__}"
+        ) from error
     if scores.shape != (graph.num_units,):
         raise ValueError(f"importance must have shape ({graph.num_units},), one per unit; got {scores.shape}")
     bad = graph.prunable[np.isnan(scores[graph.prunable])]

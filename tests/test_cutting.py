@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nets import assert_same, state
 from torch import nn
 
 from lightning_prune import SurgeryError, cutting, processes, prune_, trace
-from lightning_prune.criteria import L2
-from lightning_prune.cutting import Cut, Rules, Run, cut_, facts, unmet
+from lightning_prune.criteria import L2, CostAware, Normalised, Propagated, TaylorGate, TaylorWeight, blind_to
+from lightning_prune.cutting import Cut, Rules, Run, cut_, facts, scored, unmet
+from lightning_prune.graph import Term
 from lightning_prune.limits import DenseSizes, Limits
 
 EXAMPLE = (torch.zeros(1, 3, 8, 8),)
@@ -93,3 +95,84 @@ def test_the_end_is_explained(run):
     text = unmet(rules, run.graph, run.dense, run.last)
     assert "loosen limits" in text
     assert f"macs {run.graph.cost('macs') / run.dense.costs['macs']:.3f}" in text
+
+
+def wide_early_deep_late() -> Run:
+    """The first layers have nearly all the MACs, the last ones nearly all the parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(16),
+        nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 2, 1),
+    )  # fmt: skip
+    example = (torch.zeros(1, 3, 32, 32),), {}
+    graph = trace(model, *example[0])
+    return Run(model, example, graph, DenseSizes.of(graph))
+
+
+def alike(graph, model, statistics):
+    return np.ones(graph.num_units)
+
+
+BOTH = CostAware(alike, resources={"macs": 1.0, "params": 0.2})
+
+
+@pytest.mark.parametrize("criterion", [BOTH, Normalised(BOTH, "global"), Propagated(BOTH, 0.0)])
+def test_a_budget_that_is_met_no_longer_drives_the_ranking(criterion):
+    run = wide_early_deep_late()
+    rules = Rules({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
+    while rules.within(run.graph, run.dense) != {"macs"}:
+        run.cut_(rules, criterion)
+        assert run.last.stopped == "amount"
+        assert run.graph.widths()["4.weight"] == 64  # MACs matter more, and the first layers have them
+    first = run.graph.widths()["0.weight"]
+    assert first < 8
+    while not rules.met(run.graph, run.dense):
+        assert run.cut_(rules, criterion)
+    assert run.graph.widths()["0.weight"] == first
+    assert run.graph.widths()["4.weight"] < 64
+
+
+def test_without_any_cost_left_importance_alone_decides():
+    run = wide_early_deep_late()
+    assert blind_to(BOTH, ["macs", "params"]) is alike
+    assert blind_to(BOTH, ["macs"]) == CostAware(alike, resources={"params": 0.2})
+    assert blind_to(BOTH, ["elsewhere"]) == BOTH
+    assert blind_to(alike, ["macs"]) is alike
+    assert scored(Propagated(BOTH), run.graph, run.target, {}, ["macs", "params"]) == pytest.approx(
+        Propagated(alike)(run.graph, run.target)
+    )
+
+
+def test_a_unit_that_saves_nothing_is_not_the_first_to_go():
+    """It was: a cost of 0 was divided by as if it were the whole network's."""
+    run = wide_early_deep_late()
+
+    def only_first(graph):
+        return [Term("0.weight", 1, (graph.layers["0.weight"],))]
+
+    graph = run.graph.with_resources({"first": only_first})
+    scores = CostAware(alike, resources={"first": 1.0})(graph, run.target)
+    assert scores[graph.layers["4.weight"]].min() >= scores[graph.layers["0.weight"]].max()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda graph, model, statistics: np.zeros(3), r"must have shape \(\d+,\), one per unit; got \(3,\)"),
+        (lambda graph, model, statistics: np.full(graph.num_units, np.nan), "importance is NaN for 16 units"),
+        (lambda graph, model, statistics: {"0.weight": 1.0}, "one number per unit; got dict"),
+        (lambda graph, model, statistics: "low", "one number per unit; got str"),
+        (lambda graph, model, statistics: None, r"one per unit; got \(\)"),
+        (TaylorWeight(), "gradient"),
+        (CostAware(TaylorGate()), "gradient"),
+        (CostAware(L2(), resources={"seconds": 1.0}), "unknown resource 'seconds'"),
+    ],
+    ids=["shape", "nan", "dict", "str", "none", "taylor_weight", "taylor_gate", "resource"],
+)
+def test_a_criterion_that_gives_no_importance_changes_nothing(run, criterion, message):
+    before = state(run.target)
+    with pytest.raises(ValueError, match=message) as raised:
+        run.cut_(Rules({"macs": 0.6}), criterion)
+    assert any("criterion: " in note and "nothing was cut" in note for note in raised.value.__notes__)
+    assert_same(state(run.target), before)
+    assert not run.exhausted

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from nets import Attention, Net, Small, assert_same, some, state
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,7 +24,6 @@ from lightning_prune.ledger import Ledger
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.memory import activations
 from lightning_prune.resources import layer_calls
-from tests.nets import Attention, Net, Small, assert_same, some, state
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

@@ -8,7 +8,14 @@ and ``docs/criteria.md`` for formulas, sources and options.
 from lightning_prune.criteria.activations import ActivationMean, MeanActivation
 from lightning_prune.criteria.gradients import Gradients, TaylorGate, TaylorWeight
 from lightning_prune.criteria.ipad import IPAD, Deviation, ipad
-from lightning_prune.criteria.mixed import CostAware, Normalised, Propagated, marginal_costs, propagate
+from lightning_prune.criteria.mixed import (
+    CostAware,
+    Normalised,
+    Propagated,
+    blind_to,
+    marginal_costs,
+    propagate,
+)
 from lightning_prune.criteria.scores import (
     Criterion,
     Gatherer,
@@ -45,6 +52,7 @@ __all__ = [
     "Scope",
     "TaylorGate",
     "TaylorWeight",
+    "blind_to",
     "filter_norms",
     "ipad",
     "marginal_costs",

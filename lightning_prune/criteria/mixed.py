@@ -5,8 +5,8 @@ Each takes any criterion, functions and lambdas included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from lightning_prune.graph import ChannelGraph, Term, Units
 from lightning_prune.selection import check_importance
 from lightning_prune.statistics import ActivationDeviation, Statistics
 
-__all__ = ["CostAware", "Normalised", "Propagated", "marginal_costs", "propagate"]
+__all__ = ["CostAware", "Normalised", "Propagated", "blind_to", "marginal_costs", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,18 @@ class Wrapper:
         """As the inner criterion's, if it has one."""
         return getattr(self.criterion, "gather", None)
 
+    def without(self, resources: Collection[str]) -> Criterion:
+        """The same, blind to what ``resources`` cost."""
+        return replace(self, criterion=blind_to(self.criterion, resources))
+
     def base(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
         """The inner criterion's importance, checked."""
         return check_importance(graph, self.criterion(graph, model, statistics))
+
+
+def blind_to(criterion: Criterion, resources: Collection[str]) -> Criterion:
+    """The criterion once the budgets of ``resources`` are met: what these cost matters no more, if it ever did."""
+    return criterion.without(resources) if isinstance(criterion, Wrapper) else criterion
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,16 @@ class CostAware(Wrapper):
     """Importance per cost: ``importance / marginal cost ** gamma``.
 
     The marginal cost of a unit is what goes if it alone goes, as a share of the network as it is, summed over
-    resources. Importance must not be negative, else dividing would turn the ranking round.
+    resources. Where that is nothing, as much as the cheapest other unit's. Importance must not be negative, else
+    dividing would turn the ranking round.
+
+    While training, a resource whose budget is met counts no more from the next cut on (else its weight would drive
+    the ranking to where nothing needs to go); one that has no budget always counts.
 
     Args:
         criterion: any.
         gamma: 0 ignores costs, 1 ranks by importance per cost.
-        resources: resource -> its weight.
+        resources: resource -> its weight; any that the graph counts, so also those of ``with_resources``.
 
     Raises:
         ValueError: a negative gamma or weight; when called: negative importance, or an unknown resource.
@@ -109,8 +122,16 @@ class CostAware(Wrapper):
         scores = self.base(graph, model, statistics)
         if (scores[graph.prunable] < 0).any():
             raise ValueError("CostAware divides importance by cost, which needs importance of 0 or more")
-        costs = sum(w * marginal_costs(graph, r) / max(graph.cost(r), 1) for r, w in self.resources.items())
-        return scores / np.where(np.asarray(costs) > 0, costs, 1.0) ** self.gamma
+        shares = [w * marginal_costs(graph, r) / max(graph.cost(r), 1) for r, w in self.resources.items()]
+        costs = np.sum(shares, axis=0)
+        cheapest = min(costs[graph.prunable][costs[graph.prunable] > 0], default=1.0)
+        return scores / np.where(costs > 0, costs, cheapest) ** self.gamma
+
+    def without(self, resources: Collection[str]) -> Criterion:
+        """The same, blind to what ``resources`` cost; the inner criterion alone if nothing else has a weight."""
+        inner = blind_to(self.criterion, resources)
+        left = {name: weight for name, weight in self.resources.items() if name not in resources}
+        return replace(self, criterion=inner, resources=left) if any(left.values()) else inner
 
 
 def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
