@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.graph import ChannelGraph, Units
 from lightning_prune.ledger import layer_incidence
-from lightning_prune.limits import check_patterns, excluded_layers, means, module_of, names
+from lightning_prune.naming import check_patterns, excluded_layers, means, module_of, names
 
 __all__ = ["Block", "find_blocks"]
 

@@ -320,7 +320,8 @@ class FilterPruningCallback(L.Callback):
             foreseen = self.rules.foreseen(graph, target)
             if not foreseen.reached:
                 rank_zero_warn(f"the limits may stop pruning above the budget: {foreseen}")
-        dense = (self._dense or DenseSizes.of(graph)).checked(graph)
+        shapes = self.record.shapes if self.record else {}
+        dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
         self._run = Run(target, example, graph, dense, is_compiled(pl_module))
         return self._run
 

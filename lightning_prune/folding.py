@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.batches import Example, switched, tracked_norms
 from lightning_prune.graph import ChannelGraph, Units
-from lightning_prune.limits import module_of
+from lightning_prune.naming import module_of
 from lightning_prune.processes import shared
 
 __all__ = ["Folded", "Measured", "Shift", "fold_", "outputs", "relative_change", "shifts"]

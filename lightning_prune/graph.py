@@ -136,6 +136,7 @@ class ChannelGraph:
         pinned: unit -> why it must stay.
         unsupported: operators without a rule that were met, each with the modules that called it.
         notes: what a user should know about the trace (a mode that could not be run, a branch that was taken).
+        types: qualified name of each module -> its class.
         evidence: what :func:`~lightning_prune.prune_` needs to prove its cut; None in a graph made by hand.
         statistics_units: units that meet an operator that takes statistics across channels (layer norm, ...):
             removing one is sound, but it changes the values of the others.
@@ -150,6 +151,7 @@ class ChannelGraph:
     unsupported: dict[str, list[str]] = field(default_factory=dict)
     statistics_units: Units = field(default_factory=lambda: np.empty(0, np.int64))
     notes: list[str] = field(default_factory=list)
+    types: dict[str, type] = field(default_factory=dict)
     evidence: Evidence | None = None
 
     @cached_property

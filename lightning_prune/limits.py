@@ -1,134 +1,157 @@
-"""How much of a network may go: names, limits per layer and block, the dense sizes they mean (level 3)."""
+"""How much of a network may go: limits per layer and block, the dense sizes they mean (level 3)."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.naming import aliases_of, containers, holders, is_kind, module_of
 
-__all__ = ["DenseSizes", "Limits", "containers", "excluded_layers", "module_of"]
+__all__ = ["DenseSizes", "Limit", "Limits", "limited"]
 
 
-def module_of(weight: str) -> str:
-    """The module that owns a parameter.
+Of = Literal["params", "channels"]
+#: in ``overrides``: a share, of what ``Limits.of`` says, or that and of what
+Given = float | Mapping[str, Any]
 
-    Example:
-        >>> module_of("encoder.conv1.weight")
-        'encoder.conv1'
+
+@dataclass(frozen=True)
+class Limit:
+    """How much of one layer or block may go.
+
+    Attributes:
+        share: in [0, 1].
+        of: of its parameters, or of its channels (filters).
+        source: the argument of :class:`Limits` that says so, for messages.
     """
-    return weight.rpartition(".")[0] or weight
 
+    share: float
+    of: Of = "params"
+    source: str = ""
 
-def containers(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Blocks: every module that holds several layers -> their weights.
-
-    Example:
-        >>> containers(["a.conv1.weight", "a.conv2.weight", "b.conv.weight"])
-        {'a': ['a.conv1.weight', 'a.conv2.weight']}
-    """
-    inside: dict[str, list[str]] = {}
-    for layer in layers:
-        parts = module_of(layer).split(".")
-        for depth in range(1, len(parts)):
-            inside.setdefault(".".join(parts[:depth]), []).append(layer)
-    return {name: held for name, held in inside.items() if len(held) > 1}
-
-
-def prefixes(parameters: Iterable[str]) -> list[str]:
-    """Every name that a pattern may mean: parameters, their modules, and the modules that hold those."""
-    found: dict[str, None] = {}
-    for name in parameters:
-        parts = name.split(".")
-        found.update(dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts))))
-    return list(found)
-
-
-def names(graph: ChannelGraph) -> list[str]:
-    """Every name that a pattern may mean in a network."""
-    return prefixes(graph.layers)
-
-
-def check_patterns(patterns: Iterable[str], known: Sequence[str], what: str) -> None:
-    """Raise ValueError for a name or glob that matches nothing; suggest the nearest names."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = get_close_matches(pattern, known, n=3, cutoff=0.5) or list(known)[:3]
+    def __post_init__(self) -> None:
+        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if not number or not 0 <= self.share <= 1:
+            raise ValueError(f"the limit {self.source} must be a share in [0, 1], got {self.share!r}")
+        if self.of not in get_args(Of):
             raise ValueError(
-                f"{what} {pattern!r} matches no layer; did you mean {' or '.join(map(repr, near))}?"
+                f"the limit {self.source} must be of {' or '.join(get_args(Of))}, got {self.of!r}"
             )
 
-
-def excluded_layers(graph: ChannelGraph, exclude: Sequence[str]) -> set[str]:
-    """The layers that ``exclude`` means: a name or glob of a weight, a layer, or anything that holds it.
-
-    Raises:
-        ValueError: a pattern matches nothing.
-    """
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    check_patterns(patterns, names(graph), "exclude")
-    return {layer for layer in graph.layers if any(means(pattern, layer) for pattern in patterns)}
-
-
-def means(pattern: str, layer: str) -> bool:
-    """Whether a name or glob means a parameter, its module, or anything that holds it."""
-    parts = layer.split(".")
-    return any(fnmatchcase(".".join(parts[: depth + 1]), pattern) for depth in range(len(parts)))
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of its {'parameters' if self.of == 'params' else 'channels'} may go"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the dense parameters of a layer or block may go, as a share (origins A, 'Limits').
+    """How much of the dense parameters, or channels, of a layer or block may go, as a share (origins A, 'Limits').
 
-    A layer is *closed*, and loses no further filter, once the next one would take it over its limit. What it
-    loses because its inputs go counts. With ``strict`` a filter also stays if its loss as an *input* would
-    take another layer over that layer's limit, so that no layer ever exceeds it; then 75 % everywhere can
-    never reach less than a quarter of the MACs.
+    A layer is *closed*, and loses no further filter, once the next one would take it over its limit. Of its
+    parameters, what it loses because its inputs go counts. With ``strict`` a filter also stays if its loss as an
+    *input* would take another layer over that layer's limit, so that no layer ever exceeds it; then 75 %
+    everywhere can never reach less than a quarter of the MACs.
 
     Args:
         layers: for every layer without a better match.
-        blocks: for every container that holds several layers; ``None``: only those named in ``overrides``.
-        overrides: qualified name or glob of a layer or block -> its limit. The longest match wins.
+        blocks: for every container that holds several layers; ``None``: only those that ``overrides`` mean.
+        overrides: what is meant -> its limit: a share, or ``{"share": 0.5, "of": "channels"}``. Meant are layers and
+            blocks, by qualified name or glob, or by type: a class, or its name with or without its module
+            (``"torch.nn.Linear"``, ``"BasicBlock"``); subclasses, too. Names go before types; of several names the
+            longest wins, of several types the nearest to the module's own.
         strict: see above.
+        of: what shares are of, where an override says nothing else: ``"params"`` or ``"channels"``.
 
     Raises:
-        ValueError: a limit is outside [0, 1].
+        ValueError: a limit is outside [0, 1], or of neither; ``strict`` where no limit is of parameters.
 
     Example:
         >>> limits = Limits(overrides={"decoder.*": 0.9, "decoder.head": 0})
-        >>> limits.of_layer("decoder.head"), limits.of_layer("decoder.up"), limits.of_layer("encoder")
-        (0, 0.9, 0.75)
+        >>> [limits.of_layer(name).share for name in ("decoder.head", "decoder.up", "encoder")]
+        [0, 0.9, 0.75]
+        >>> from torch import nn
+        >>> Limits(overrides={"torch.nn.Linear": {"share": 0.5, "of": "channels"}}).of_layer("head", nn.Linear).of
+        'channels'
     """
 
     layers: float = 0.75
     blocks: float | None = None
-    overrides: Mapping[str, float] = field(default_factory=dict)
+    overrides: Mapping[str | type, Given] = field(default_factory=dict)
     strict: bool = False
+    of: Of = "params"
 
     def __post_init__(self) -> None:
-        given: dict[str, float | None] = {"layers": self.layers, "blocks": self.blocks, **self.overrides}
-        for name, limit in given.items():
-            if limit is not None and not 0 <= limit <= 1:
-                raise ValueError(f"the limit of {name!r} must be a share in [0, 1], got {limit}")
+        limits = [Limit(self.layers, self.of, f"layers={self.layers}"), *map(self._given, self.overrides)]
+        if self.blocks is not None:
+            limits.append(Limit(self.blocks, self.of, f"blocks={self.blocks}"))
+        if self.strict and not any(limit.of == "params" for limit in limits):
+            raise ValueError(
+                "strict is about parameters that a layer loses with its inputs; no limit is of parameters"
+            )
 
-    def of_layer(self, module: str) -> float:
-        """The share of the layer ``module`` that may go."""
-        limit = self._override(module)
-        return self.layers if limit is None else limit
+    def of_layer(self, module: str, kind: type | None = None, aliases: Sequence[str] = ()) -> Limit:
+        """How much of the layer ``module``, of the class ``kind``, may go; ``aliases`` are other names of it."""
+        return self._override(module, kind, aliases) or Limit(self.layers, self.of, f"layers={self.layers}")
 
-    def of_block(self, module: str) -> float | None:
-        """The share of the container ``module`` that may go, or None if it has no limit."""
-        limit = self._override(module)
-        return self.blocks if limit is None else limit
+    def of_block(self, module: str, kind: type | None = None) -> Limit | None:
+        """How much of the container ``module`` may go, or None if it has no limit."""
+        default = None if self.blocks is None else Limit(self.blocks, self.of, f"blocks={self.blocks}")
+        return self._override(module, kind) or default
 
-    def _override(self, module: str) -> float | None:
-        matches = [pattern for pattern in self.overrides if fnmatchcase(module, pattern)]
-        return self.overrides[max(matches, key=len)] if matches else None
+    def _override(self, module: str, kind: type | None, aliases: Sequence[str] = ()) -> Limit | None:
+        meant = [key for key in self.overrides if any(_named(key, name) for name in (module, *aliases))]
+        if meant:
+            return self._given(max(meant, key=lambda key: len(str(key))))
+        near = [(is_kind(kind, key), -len(str(key)), key) for key in self.overrides] if kind else []
+        kinds = [(distance, length, str(key), key) for distance, length, key in near if distance is not None]
+        return self._given(min(kinds)[-1]) if kinds else None
+
+    def _given(self, key: str | type) -> Limit:
+        given = self.overrides[key]
+        source = f"overrides[{key if isinstance(key, str) else key.__name__!r}]={given}"
+        if not isinstance(given, Mapping):
+            return Limit(given, self.of, source)
+        if "share" not in given or not given.keys() <= {"share", "of"}:
+            raise ValueError(f"the limit {source} must have a 'share' and may have an 'of', nothing else")
+        return Limit(given["share"], given.get("of", self.of), source)
+
+
+def _named(key: str | type, name: str) -> bool:
+    return isinstance(key, str) and fnmatchcase(name, key)
+
+
+def limited(graph: ChannelGraph, limits: Limits) -> dict[str, Limit]:
+    """Every layer and block that loses only a part, by name, and what that is.
+
+    Raises:
+        ValueError: an override means no layer and no block.
+    """
+    blocks, aliases = containers(graph.layers), aliases_of(graph)
+    known = {**dict.fromkeys(blocks, ()), **aliases}
+    for key in limits.overrides:
+        _check_meant(key, graph, known)
+    found = {name: limits.of_block(name, graph.types.get(name)) for name in blocks}
+    found |= {name: limits.of_layer(name, graph.types.get(name), also) for name, also in aliases.items()}
+    return {name: limit for name, limit in found.items() if limit is not None and limit.share < 1}
+
+
+def _check_meant(key: str | type, graph: ChannelGraph, known: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for an override that means nothing; suggest the nearest names and types."""
+    everything = [*known, *(name for also in known.values() for name in also)]
+    kinds = {graph.types[name] for name in known if name in graph.types}
+    if any(_named(key, name) for name in everything) or any(is_kind(kind, key) is not None for kind in kinds):
+        return
+    called = key if isinstance(key, str) else key.__name__
+    choices = [*everything, *sorted({kind.__name__ for kind in kinds})]
+    near = get_close_matches(called, choices, n=3, cutoff=0.5) or choices[:3]
+    raise ValueError(
+        f"limit {called!r} matches no layer or block, and no type of one; did you mean "
+        f"{' or '.join(map(repr, near))}?"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,55 +161,67 @@ class DenseSizes:
     Attributes:
         costs: resource -> cost of the whole dense network.
         params: qualified name of a layer or block -> its dense parameters.
+        channels: qualified name of a layer or block -> its dense filters.
 
     Example:
         >>> DenseSizes.of(ChannelGraph(0, {}, {}, {}, {}, {"macs": []}))
-        DenseSizes(costs={'macs': 0}, params={})
+        DenseSizes(costs={'macs': 0}, params={}, channels={})
     """
 
     costs: Mapping[str, int]
     params: Mapping[str, int]
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> DenseSizes:
         """The sizes of a network that has not been cut."""
         kept = graph.kept()
         costs = {resource: model.total(kept) for resource, model in graph.cost_models.items()}
-        return cls(costs, params_by_module(graph))
+        return cls(costs, sizes_by_module(graph, params_of(graph)), sizes_by_module(graph, filters_of(graph)))
 
-    def checked(self, graph: ChannelGraph) -> DenseSizes:
-        """These sizes; raise ValueError if the graph counts a resource that was not counted before the first cut."""
+    def completed(self, graph: ChannelGraph, shapes: Mapping[str, Sequence[int]]) -> DenseSizes:
+        """These sizes, with the channels of checkpoints that hold none, by the ``shapes`` of what was cut.
+
+        Raises:
+            ValueError: the graph counts a resource that was not counted before the first cut.
+        """
         for resource in graph.cost_models.keys() - self.costs.keys():
             raise ValueError(
                 f"what the dense network cost in {resource!r} is not known: the network was cut before that resource "
                 "was given. Go on without it, or begin with the dense network"
             )
-        return self
+        now = filters_of(graph)
+        dense = {name: shapes[name][graph.filter_dims[name]] if name in shapes else now[name] for name in now}
+        return self if self.channels else replace(self, channels=sizes_by_module(graph, dense))
 
     def to_dict(self) -> dict[str, dict[str, int]]:
         """Plain numbers, fit for a checkpoint or JSON."""
-        return {"costs": dict(self.costs), "params": dict(self.params)}
+        return {"costs": dict(self.costs), "params": dict(self.params), "channels": dict(self.channels)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> DenseSizes:
-        """The inverse of :meth:`to_dict`."""
-        return cls(dict(state["costs"]), dict(state["params"]))
+        """The inverse of :meth:`to_dict`; of older ones too, which hold no channels."""
+        return cls(dict(state["costs"]), dict(state["params"]), dict(state.get("channels", {})))
 
 
-def params_by_module(graph: ChannelGraph) -> dict[str, int]:
-    """Parameters of each layer and each block, by qualified name; those of norms count for their block."""
+def params_of(graph: ChannelGraph) -> dict[str, int]:
+    """Number of elements of each parameter."""
     sizes: Counter[str] = Counter()
+    for term in graph.terms.get("params", ()):
+        sizes[term.layer] += term.cost([len(factor) for factor in term.factors])
+    return sizes
+
+
+def filters_of(graph: ChannelGraph) -> dict[str, int]:
+    """Number of filters of each weight."""
+    return {name: len(units) for name, units in graph.layers.items()}
+
+
+def sizes_by_module(graph: ChannelGraph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of parameters, summed for each layer and each block; those of norms count for their block."""
+    found: Counter[str] = Counter()
     layers = {module_of(name) for name in graph.layers}
     blocks = containers(graph.layers)
-    for term in graph.terms.get("params", ()):
-        size = term.scale * math.prod(len(factor) for factor in term.factors)
-        sizes.update(dict.fromkeys(holders(term.layer, layers, blocks), size))
-    return dict(sizes)
-
-
-def holders(term_layer: str, layers: Iterable[str], blocks: Iterable[str]) -> list[str]:
-    """The layer (if any) and the blocks that a term belongs to; terms name a parameter or its module."""
-    own = [name for name in (term_layer, module_of(term_layer)) if name in layers][:1]
-    parts = term_layer.split(".")
-    above = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return own + [name for name in above if name in blocks and name not in own]
+    for name, size in sizes.items():
+        found.update(dict.fromkeys(holders(name, layers, blocks), size))
+    return dict(found)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_prune.criteria.mixed import marginal_costs
 from lightning_prune.criteria.scores import Values, norm_scales
 from lightning_prune.graph import ChannelGraph, Units
-from lightning_prune.limits import check_patterns, means, prefixes
+from lightning_prune.naming import check_patterns, means, prefixes
 from lightning_prune.selection import candidates
 
 __all__ = ["Penalty", "channel_costs", "slimmable"]

@@ -18,7 +18,7 @@ import torch
 from lightning_prune.graph import ChannelGraph, Evidence, Resource, Term, Units
 from lightning_prune.ids import Ids
 from lightning_prune.letters import letters
-from lightning_prune.limits import module_of
+from lightning_prune.naming import module_of
 from lightning_prune.tracker import Followed, Labels
 
 __all__ = ["LayerCall", "LayerCost", "Resource", "evidence_of", "layer_calls", "units_along"]

@@ -4,109 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.limits import DenseSizes, Limits, excluded_layers
+from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.naming import excluded_layers
+from lightning_prune.plans import Plan, Spent, Stop, si
 from lightning_prune.stock import Stock
 
 __all__ = ["Plan", "Spent", "check_budget", "reachable", "select", "si"]
 
-Stop = Literal["budget", "amount", "limits"]
 NO_LIMITS_GIVEN = Limits()
-
-
-def si(number: float) -> str:
-    """A number to three digits with its unit prefix.
-
-    Example:
-        >>> si(412_345_678), si(1_500), si(12)
-        ('412M', '1.5k', '12')
-    """
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return (
-                f"{number / size:.3g}{prefix}"
-                if abs(number) < 999.5 * size
-                else f"{number / size:.0f}{prefix}"
-            )
-    return f"{number:.3g}"
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a plan does to one resource.
-
-    Attributes:
-        before: cost before the cut.
-        after: exact cost after it.
-        dense: cost of the network that was never cut.
-        target: the budget, or None where there is none for this resource.
-    """
-
-    before: int
-    after: int
-    dense: int
-    target: float | None = None
-
-    @property
-    def met(self) -> bool:
-        """Whether the budget, if any, is kept after the cut."""
-        return self.target is None or self.after <= self.target
-
-    def __str__(self) -> str:
-        share = f"{self.after / max(self.dense, 1):.1%} of dense"
-        goal = "" if self.target is None else f", budget {self.target / max(self.dense, 1):.1%}"
-        return f"{si(self.before)} → {si(self.after)} ({share}{goal})"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which units to remove, and what that does. Iterating gives the units.
-
-    Attributes:
-        remove: units in the order in which they were taken, shape (number,).
-        costs: resource -> its cost before and after, exact.
-        stopped: what ended the selection: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
-            or the ``"limits"`` leave nothing else to remove.
-        closed: layer or block -> why it loses no more filters.
-    """
-
-    remove: NDArray[np.int64]
-    costs: Mapping[str, Spent]
-    stopped: Stop
-    closed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def reached(self) -> bool:
-        """Whether every budget is met after this cut."""
-        return all(spent.met for spent in self.costs.values())
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.remove.tolist())
-
-    def __len__(self) -> int:
-        return len(self.remove)
-
-    def __str__(self) -> str:
-        costs = " · ".join(f"{resource} {spent}" for resource, spent in self.costs.items())
-        return f"{len(self)} units · {costs} · {self.ending}"
-
-    @property
-    def ending(self) -> str:
-        """What ended the selection, in words."""
-        if self.reached:
-            return "budget met"
-        if self.stopped == "amount":
-            return "more in the next step"
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.closed.items())[:3])
-        more = f" and {len(self.closed) - 3} more" if len(self.closed) > 3 else ""
-        return f"budget not met, no candidate left ({reasons or 'all filters are pinned or excluded'}{more})"
+NO_LIMITS = Limits(layers=1.0)
 
 
 def resolve(wanted: Mapping[str, float], dense: Mapping[str, int], what: str) -> dict[str, float]:
@@ -168,8 +80,11 @@ def candidates(graph: ChannelGraph, exclude: Sequence[str] = ()) -> NDArray[np.i
 def _why_pinned(graph: ChannelGraph) -> str:
     if not graph.layers:
         return "the traced forward uses no convolution or linear layer"
-    reasons = dict.fromkeys(graph.pinned.values())
-    return "every filter must stay (" + "; ".join(list(reasons)[:3]) + ")"
+    return f"every filter must stay ({_reasons(graph)})"
+
+
+def _reasons(graph: ChannelGraph) -> str:
+    return "; ".join(list(dict.fromkeys(graph.pinned.values()))[:3])
 
 
 def reachable(
@@ -185,7 +100,10 @@ def reachable(
     Each class of interchangeable units is cut as far as it could be if nothing else were; limits close sooner
     when others are cut too, so what a ranking reaches lies above.
     """
-    stock = Stock(graph, limits, dense or DenseSizes.of(graph), channel_multiple)
+    return _least(graph, Stock(graph, limits, dense or DenseSizes.of(graph), channel_multiple), exclude)
+
+
+def _least(graph: ChannelGraph, stock: Stock, exclude: Sequence[str]) -> dict[str, int]:
     gone = stock.most(candidates(graph, exclude).tolist())
     return {resource: graph.cost(resource, gone) for resource in graph.cost_models}
 
@@ -199,17 +117,45 @@ def check_budget(
     channel_multiple: int = 1,
     dense: DenseSizes | None = None,
 ) -> None:
-    """Raise ValueError for a budget that is malformed or that limits forbid; say what is reachable."""
+    """Raise ValueError for a budget that is malformed, or forbidden: by which limits, and what is reachable."""
     dense = dense or DenseSizes.of(graph)
     targets = resolve(budget, dense.costs, "budget")
-    least = reachable(graph, limits=limits, exclude=exclude, channel_multiple=channel_multiple, dense=dense)
+    stock = Stock(graph, limits, dense, channel_multiple)
+    least = _least(graph, stock, exclude)
     for resource, target in targets.items():
         if least[resource] > target:
-            share = f"{least[resource] / max(dense.costs[resource], 1):.3f}"
-            raise ValueError(
-                f"budget {resource}={budget[resource]} cannot be met: limits, exclusions and pinned filters "
-                f"keep at least {si(least[resource])} ({share} of the dense model); raise it, or loosen those"
+            whole = max(dense.costs[resource], 1)
+            free = reachable(
+                graph, limits=NO_LIMITS, exclude=exclude, channel_multiple=channel_multiple, dense=dense
             )
+            raise ValueError(
+                f"budget {resource}={budget[resource]} cannot be met: limits, exclusions and pinned filters keep at "
+                f"least {si(least[resource])} ({least[resource] / whole:.3f} of the dense model; without limits "
+                f"{free[resource] / whole:.3f}); raise it, or loosen: "
+                + "; ".join(_in_the_way(graph, stock, limits, exclude, channel_multiple))
+            )
+
+
+def _in_the_way(
+    graph: ChannelGraph, stock: Stock, limits: Limits, exclude: Sequence[str], channel_multiple: int
+) -> Iterator[str]:
+    """What keeps filters that could go otherwise, the limit that closes most first."""
+    for source, closed in sorted(stock.sources.items(), key=lambda item: -len(item[1])):
+        yield f"limits {source}, which closes {_some(closed)}"
+    if limits.strict:
+        yield "limits strict=True, by which a layer closes those that it reads"
+    if exclude:
+        yield f"exclude={list(exclude)}, which means {_some(sorted(excluded_layers(graph, exclude)))}"
+    if channel_multiple > 1:
+        yield f"channel_multiple={channel_multiple}"
+    if graph.pinned:
+        yield f"{len(graph.pinned)} pinned channels ({_reasons(graph)})"
+
+
+def _some(names: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - 3} more" if len(unique) > 3 else ""
+    return f"{', '.join(unique[:3])}{more}"
 
 
 def select(

@@ -6,26 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph import ChannelGraph, CostModel, Term
 from lightning_prune.ledger import Ledger, entries, layer_incidence, unit_classes
-from lightning_prune.limits import DenseSizes, Limits, check_patterns, containers, holders, module_of, names
+from lightning_prune.limits import DenseSizes, Limits, Of, limited
+from lightning_prune.naming import containers, holders, module_of
 
 __all__ = ["Stock"]
 
-#: an account of the parameters, its name, its limit, and the fewest that may stay
-Gate = tuple[int, str, float, int]
-
-
-def limited(graph: ChannelGraph, limits: Limits) -> dict[str, float]:
-    """Every layer and block that has a limit -> the share of its parameters that may go.
-
-    Raises:
-        ValueError: an override matches nothing.
-    """
-    check_patterns(limits.overrides, names(graph), "limit")
-    layers = {module_of(name): limits.of_layer(module_of(name)) for name in graph.layers}
-    blocks = {name: limits.of_block(name) for name in containers(graph.layers)}
-    return {name: limit for name, limit in {**blocks, **layers}.items() if limit is not None and limit < 1}
+#: what is counted, the number of the account, and the fewest of it that may stay
+Gate = tuple[Of, int, int]
 
 
 class Stock:
@@ -42,14 +31,19 @@ class Stock:
 
     Attributes:
         closed: layer or block -> why it loses no more filters.
+        sources: the limits that closed something -> what they closed.
     """
 
     def __init__(self, graph: ChannelGraph, limits: Limits, dense: DenseSizes, multiple: int = 1) -> None:
         self.closed: dict[str, str] = {}
+        self.sources: dict[str, list[str]] = {}
         self._multiple = multiple
-        self._limits = limited(graph, limits)
+        self._limits = list(limited(graph, limits).items())
         self._dense = dense
-        self._ledgers = self._open(graph)
+        self._ledgers, self._counted = self._open(graph)
+        self._moved = list(
+            {id(each): each for each in (*self._ledgers.values(), *self._counted.values())}.values()
+        )
         self._class = unit_classes(graph)
         self._left = Counter(self._class)
         self._layers: dict[int, list[tuple[str, int]]] = {}
@@ -86,7 +80,7 @@ class Stock:
         """Undo the taking of ``units``."""
         for unit in units:
             self._left[self._class[unit]] += 1
-            for ledger in self._ledgers.values():
+            for ledger in self._moved:
                 ledger.restore([unit])
 
     def most(self, units: Iterable[int]) -> list[int]:
@@ -101,16 +95,21 @@ class Stock:
             gone += taken
         return gone
 
-    def _open(self, graph: ChannelGraph) -> dict[str, Ledger]:
-        """A ledger per resource; that of the parameters keeps an account for each limited layer and block."""
-        number = {name: account for account, name in enumerate(self._limits)}
+    def _open(self, graph: ChannelGraph) -> tuple[dict[str, Ledger], dict[Of, Ledger]]:
+        """A ledger per resource, and those that keep an account for each limited layer and block."""
+        number = {name: account for account, (name, _) in enumerate(self._limits)}
         layers, blocks = {module_of(name) for name in graph.layers}, containers(graph.layers)
 
         def accounts(term_layer: str) -> list[int]:
             return [number[name] for name in holders(term_layer, layers, blocks) if name in number]
 
         booked = {"params": (accounts, len(number))}
-        return {name: Ledger(model, *booked.get(name, ())) for name, model in graph.cost_models.items()}
+        ledgers = {name: Ledger(model, *booked.get(name, ())) for name, model in graph.cost_models.items()}
+        counted: dict[Of, Ledger] = {"params": ledgers["params"]} if "params" in ledgers else {}
+        if any(limit.of == "channels" for _, limit in self._limits):
+            filters = [Term(name, 1, (units,)) for name, units in graph.layers.items()]
+            counted["channels"] = Ledger(CostModel(filters, graph.num_units), accounts, len(number))
+        return ledgers, counted
 
     def _describe(self, graph: ChannelGraph, strict: bool) -> None:
         """For each class: its layers with the number of filters per unit, and the gates that may stop it."""
@@ -122,15 +121,17 @@ class Stock:
             rows = entries(filters, unit)
             self._layers[kind] = [(module_of(weights[row]), count) for row, count in rows]
             touched = self._ledgers["params"].booked(unit) if strict else set()
-            also = [gate for gate in gates.values() if gate[0] in touched]
+            also = [gate for gate in gates.values() if gate[0] == "params" and gate[1] in touched]
             self._gates[kind] = sorted({gate for row, _ in rows for gate in own[row]}.union(also))
 
     def _all_gates(self) -> dict[str, Gate]:
-        """Each limited layer or block with what must stay of it; none if parameters are not counted."""
-        if "params" not in self._ledgers:
-            return {}
-        sizes = [(name, limit, self._dense.params.get(name, 0)) for name, limit in self._limits.items()]
-        return {n: (account, n, limit, floor(size, limit)) for account, (n, limit, size) in enumerate(sizes)}
+        """Each limited layer or block with what must stay of it; none of parameters if these are not counted."""
+        sizes = {"params": self._dense.params, "channels": self._dense.channels}
+        return {
+            name: (limit.of, account, floor(sizes[limit.of].get(name, 0), limit.share))
+            for account, (name, limit) in enumerate(self._limits)
+            if limit.of in self._counted
+        }
 
     def _batch(self, number: int) -> int:
         """How many units of a class must go at once, so that its layers keep a multiple."""
@@ -139,7 +140,7 @@ class Stock:
         return self._left[number] % step or step
 
     def _take(self, number: int, units: list[int]) -> bool:
-        for ledger in self._ledgers.values():
+        for ledger in self._moved:
             ledger.remove(units)
         self._left[number] -= len(units)
         reasons = self._violations(number, units[0])
@@ -157,15 +158,21 @@ class Stock:
             return {
                 name: f"fewer than {self._multiple} filters would stay" for name, _ in self._layers[number]
             }
-        return {
-            name: f"{limit:.0%} of its parameters may go"
-            for gate, name, limit, least in self._gates[number]
-            if self._ledgers["params"].accounts[gate] < least
-        }
+        over = [
+            self._limits[account]
+            for of, account, least in self._gates[number]
+            if self._over(of, account, least)
+        ]
+        for name, limit in over:
+            self.sources.setdefault(limit.source, []).append(name)
+        return {name: str(limit) for name, limit in over}
+
+    def _over(self, of: Of, account: int, least: int) -> bool:
+        return self._counted[of].accounts[account] < least
 
 
 def floor(dense: int, limit: float) -> int:
-    """The fewest of ``dense`` parameters that may stay.
+    """The fewest of ``dense`` parameters or channels that may stay.
 
     Example:
         >>> floor(100, 0.75), floor(10, 0.75), floor(10, 0.9)

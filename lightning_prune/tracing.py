@@ -169,6 +169,7 @@ def _graph(
         unsupported=tracker.unsupported,
         statistics_units=statistics[statistics >= 0],
         notes=notes,
+        types={name: type(module) for name, module in tracker.model.named_modules()},
         evidence=Evidence(inputs, kwargs, tracker, modes, components, unit_of, mask),
     )
 

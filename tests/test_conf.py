@@ -174,6 +174,17 @@ def test_a_resource_of_one_s_own() -> None:
     assert callback.rules.resources == {"energy": LayerCost(math.dist)}
 
 
+def test_limits_by_type_and_of_channels() -> None:
+    words = [
+        "+prune.limits.overrides={torch.nn.Linear:{share:0.5,of:channels},Conv2d:0.8}",
+        "prune.limits.of=channels",
+    ]
+    limits = made(composed(*words), "prune").rules.limits
+    assert limits.of == "channels"
+    assert str(limits.of_layer("head", nn.Linear)) == "50% of its channels may go"
+    assert str(limits.of_layer("stem", nn.Conv2d)) == "80% of its channels may go"
+
+
 @pytest.mark.parametrize("option", options("prune/criterion"))
 def test_criterion(option: str) -> None:
     path = ["prune.criterion.path=lightning_prune.criteria.ipad"] if option == "function" else []

@@ -13,9 +13,9 @@ LEVELS = [
     "randomness ids shapes sizes letters untouched inputs losses ritnet_losses distillation_losses networks",
     "calls recording tracker pins rules",
     "graph tracing",
-    "criteria limits ledger stock selection statistics surgery record proof replay known optimizers oracles batches "
-    "resources memory cutting measure processes saving export taps teacher lessons penalty shrinking folding "
-    "blocks candidates rounds search_state netadapt",
+    "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
+    "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
+    "folding blocks candidates rounds search_state netadapt",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming",
     "cli experiment export_run report sweep demo progress tables __main__",
 ]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lightning_prune.graph import ChannelGraph, Term
 from lightning_prune.ledger import Ledger
-from lightning_prune.limits import DenseSizes, Limits, excluded_layers
+from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.naming import excluded_layers
 from lightning_prune.selection import check_budget, reachable, select, si
 
 
@@ -79,7 +80,8 @@ def brute_force(graph, scores, targets, limits: Limits) -> list[int]:
         empty = any(unit in factor and not kept[factor].any() for factor in factors)
         own = {name.rpartition(".")[0] for name, units in graph.layers.items() if unit in units}
         watched = own | {name.split(".")[0] for name in own}
-        allowed = {n: limits.of_block(n) if n.count(".") == 0 else limits.of_layer(n) for n in watched}
+        found = {n: limits.of_block(n) if n.count(".") == 0 else limits.of_layer(n) for n in watched}
+        allowed = {n: None if limit is None else limit.share for n, limit in found.items()}
         over = any(dense[n] - after[n] > a * dense[n] + 1e-6 for n, a in allowed.items() if a is not None)
         if not empty and not over:
             gone.append(unit)
@@ -263,7 +265,7 @@ def test_a_named_block_is_closed_as_a_whole():
 
 def test_the_longest_override_wins():
     limits = Limits(overrides={"b*": 0.1, "b1.*": 0.2, "b1.c3": 0.3})
-    assert [limits.of_layer(name) for name in ("b0.c0", "b1.c2", "b1.c3", "z")] == [0.1, 0.2, 0.3, 0.75]
+    assert [limits.of_layer(name).share for name in ("b0.c0", "b1.c2", "b1.c3", "z")] == [0.1, 0.2, 0.3, 0.75]
 
 
 def test_excluded_layers_keep_their_filters_by_name_glob_or_container():
@@ -286,12 +288,15 @@ def test_excluded_layers_keep_their_filters_by_name_glob_or_container():
         ({"budget": {"mac": 0.5}}, r"unknown resource 'mac' in budget; known are macs, params"),
         ({"amount": {"mac": 0.5}}, r"unknown resource 'mac' in amount"),
         ({"exclude": ["b0.c9"]}, r"'b0.c9' matches no layer; did you mean 'b0\.c"),
-        ({"limits": Limits(overrides={"b0.cc": 0.5})}, r"limit 'b0.cc' matches no layer; did you mean"),
+        (
+            {"limits": Limits(overrides={"b0.cc": 0.5})},
+            r"limit 'b0.cc' matches no layer or .*; did you mean 'b0\.c",
+        ),
         ({"exclude": ["*"]}, r"covers every layer"),
         ({"channel_multiple": 0}, r"at least 1"),
         ({"importance": np.zeros(3)}, r"shape \(18,\)"),
         ({"importance": np.full(18, np.nan)}, r"NaN for 16 units, in b0.c0.weight"),
-        ({"budget": {"macs": 0.001}}, r"cannot be met.*keep at least .* \(0\.\d+ of the dense model\)"),
+        ({"budget": {"macs": 0.001}}, r"cannot be met.*keep at least .* \(0\.\d+ of the dense model;"),
         ({"limits": Limits(layers=0.1)}, r"cannot be met"),
     ],
 )

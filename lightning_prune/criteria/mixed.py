@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -48,7 +48,7 @@ class Wrapper:
 
     def without(self, resources: Collection[str]) -> Criterion:
         """The same, blind to what ``resources`` cost."""
-        return replace(self, criterion=blind_to(self.criterion, resources))
+        return cast(Criterion, replace(self, criterion=blind_to(self.criterion, resources)))
 
     def base(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
         """The inner criterion's importance, checked."""
