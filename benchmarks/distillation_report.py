@@ -14,9 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from benchmarks.pages import replace_between
 from benchmarks.zoo_report import machine, versions
 
-BEGIN, END = "<!-- study -->", "<!-- /study -->"
 NAMES = {
     "none": "no distillation",
     "hinton": "Hinton",
@@ -83,11 +83,7 @@ def write(rows: list[Row], docs: Path) -> None:
         f"{head['date']} · torch {versions()['torch']} · one thread · `python -m benchmarks.distillation`. "
     )
     said += "Mean ± sample standard deviation (number of seeds)."
-    page = docs / "distillation.md"
-    text = page.read_text() if page.is_file() else f"# Distillation\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text("\n".join([before + BEGIN, said, "", *table(rows), END]) + after)
+    replace_between(docs / "distillation.md", "study", "\n".join([said, "", *table(rows)]))
     draw(rows, docs / "distillation.png")
 
 

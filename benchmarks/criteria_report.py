@@ -1,0 +1,123 @@
+"""The tables and the picture of ``python -m benchmarks.criteria``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.pages import replace_between
+from benchmarks.zoo_report import machine, versions
+
+Row = dict[str, Any]
+SCORES = {"brain": "test mIoU, U-Net on BrainSlices", "digits": "test accuracy, ResNet on digits"}
+THEIRS, DENSE = "torch-pruning", "dense"
+SHOWN = ("random", "IPAD, omega 1", "Taylor, gates", "torch-pruning Taylor", "torch-pruning Taylor, limits")
+
+
+def scores(rows: Sequence[Row], task: str, method: str, budget: float) -> list[float]:
+    """One per seed."""
+    wanted = (task, method, budget)
+    return [row["score"] for row in rows if (row["task"], row["method"], row["budget"]) == wanted]
+
+
+def mean(rows: Sequence[Row], task: str, method: str, budget: float) -> float:
+    found = scores(rows, task, method, budget)
+    return statistics.fmean(found) if found else float("nan")
+
+
+def methods(rows: Sequence[Row], task: str) -> list[str]:
+    """Dense first, then by their mean over all budgets, best first."""
+    found = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
+    every = {m: [row["score"] for row in rows if (row["task"], row["method"]) == (task, m)] for m in found}
+    return sorted(found, key=lambda m: (m != DENSE, -statistics.fmean(every[m])))
+
+
+def budgets(rows: Sequence[Row]) -> list[float]:
+    return sorted({row["budget"] for row in rows}, reverse=True)
+
+
+def table(rows: Sequence[Row], task: str) -> list[str]:
+    """One row per method, one column per share of the MACs."""
+    shares = budgets(rows)
+    lines = [
+        f"| {SCORES[task]} | " + " | ".join(f"{share:.0%}" for share in shares) + " | mean | seeds |",
+        "|:--|" + "--:|" * (len(shares) + 2),
+    ]
+    for method in methods(rows, task):
+        every = [scores(rows, task, method, share) for share in shares]
+        average = statistics.fmean([value for values in every for value in values])
+        cells = [cell(values) for values in every]
+        lines.append(f"| {method} | {' | '.join(cells)} | {average:.3f} | {max(map(len, every))} |")
+    return lines
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation over seeds."""
+    if not values:
+        return ""
+    beside = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{beside}"
+
+
+def verdict(rows: Sequence[Row], task: str) -> list[str]:
+    """The best of ours against the best of theirs and the dense network, per share."""
+    lines = []
+    for share in budgets(rows):
+        ours = {
+            m: mean(rows, task, m, share)
+            for m in methods(rows, task)
+            if m != DENSE and not m.startswith(THEIRS)
+        }
+        theirs = {m: mean(rows, task, m, share) for m in methods(rows, task) if m.startswith(THEIRS)}
+        if ours and theirs:
+            a, b = max(ours, key=lambda m: ours[m]), max(theirs, key=lambda m: theirs[m])
+            dense = mean(rows, task, DENSE, share)
+            lines.append(
+                f"- {share:.0%}: best of ours {a} {ours[a]:.3f} ({ours[a] - theirs[b]:+.3f} against {b} {theirs[b]:.3f}, "
+                f"{ours[a] - dense:+.3f} against dense)"
+            )
+    return lines
+
+
+def write(rows: Sequence[Row], docs: Path) -> None:
+    """JSON, picture, and the tables into ``criteria.md``, between its two marks."""
+    docs.mkdir(parents=True, exist_ok=True)
+    head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
+    (docs / "criteria.json").write_text(json.dumps({**head, "runs": list(rows)}, indent=1) + "\n")
+    said = f"{head['date']} · torch {versions()['torch']}, torch-pruning {versions()['torch-pruning']} · one thread · "
+    said += "`python -m benchmarks.criteria`. Mean ± sample standard deviation over seeds, by mean over all shares."
+    tasks = [task for task in SCORES if any(row["task"] == task for row in rows)]
+    text = [line for task in tasks for line in ("", *table(rows, task), "", *verdict(rows, task))]
+    replace_between(docs / "criteria.md", "study", "\n".join([said, *text]))
+    draw(rows, tasks, docs / "criteria.png")
+
+
+def draw(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
+    """Score against MACs left; all of ours in grey, a few by name."""
+    figure, axes = plt.subplots(1, len(tasks), figsize=(10, 4), squeeze=False)
+    shares = budgets(rows)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for method in methods(rows, task):
+            values = [mean(rows, task, method, share) for share in shares]
+            named = method in SHOWN or method == DENSE
+            style = {"label": method} if named else {"color": "0.85", "zorder": 0}
+            axis.plot(shares, values, "o-" if method in SHOWN else "k--" if named else "-", markersize=4, **style)
+        axis.set_xscale("log")
+        axis.set_xticks(shares, [f"{share:.0%}" for share in shares], minor=False)
+        axis.minorticks_off()
+        axis.invert_xaxis()
+        axis.set_title(SCORES[task], fontsize=10)
+        axis.set_xlabel("MACs left")
+    axes[0][0].legend(fontsize=8, title="grey: our other criteria", title_fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
