@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from benchmarks.distillation import BUDGETS, SEEDS, VARIANTS, configuration, finished, jobs
-from benchmarks.distillation_report import BEGIN, END, difference, table, won_back, write
+from benchmarks.distillation import BUDGETS, VARIANTS, configuration
+from benchmarks.distillation_report import difference, table, won_back, write
+from benchmarks.studies import finished, jobs
 
 
 def found(seed: int, budget: float, variant: str, miou: float) -> dict:
@@ -26,11 +27,11 @@ ROWS = [
 
 
 def test_parts_share_the_runs_between_them_seed_by_seed():
-    whole = jobs(SEEDS, BUDGETS, VARIANTS)
+    whole = jobs((0, 1, 2), BUDGETS, VARIANTS)
     assert len(set(whole)) == 30
     assert [job[0] for job in whole] == sorted(job[0] for job in whole)
     assert [job[1] for job in whole[:10]] == [0.26] * 5 + [0.1] * 5
-    parts = [jobs(SEEDS, BUDGETS, VARIANTS, f"{n}/3") for n in (1, 2, 3)]
+    parts = [jobs((0, 1, 2), BUDGETS, VARIANTS, part=f"{n}/3") for n in (1, 2, 3)]
     assert sorted(job for part in parts for job in part) == sorted(whole)
 
 
@@ -59,7 +60,7 @@ def test_what_was_won_back_is_of_the_seeds_that_have_all_runs():
 
 def test_the_page_around_the_table_stays(tmp_path):
     page = tmp_path / "distillation.md"
-    page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    page.write_text("# Before\n\n<!-- study -->\nold\n<!-- /study -->\n\nafter\n")
     write(ROWS, tmp_path)
     text = page.read_text()
     assert text.startswith("# Before\n\n")
