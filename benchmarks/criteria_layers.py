@@ -61,9 +61,7 @@ def table(found: Mapping[str, tuple[Mapping[str, float], float]], dense: float) 
     stages = next(iter(found.values()))[0]
     lines = [f"| channels kept | {' | '.join(found)} |", "|:--|" + "--:|" * len(found)]
     for name in stages:
-        lines.append(
-            f"| `{name}` | " + " | ".join(f"{kept[name]:.0%}" for kept, _ in found.values()) + " |"
-        )
+        lines.append(f"| `{name}` | " + " | ".join(f"{kept[name]:.0%}" for kept, _ in found.values()) + " |")
     after = " | ".join(f"**{miou:.3f}**" for _, miou in found.values())
     return "\n".join([*lines, f"| test mIoU after the cut (dense {dense:.3f}) | {after} |"])
 

@@ -102,7 +102,6 @@ class Ours:
         self.run.cut_(Rules({"macs": share}, limits=Limits(1.0)), self.floored)
         return self.run.graph.cost("macs") / self.run.dense.costs["macs"]
 
-
     def floored(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
         """The best channels of each layer stay."""
         importance = self.criterion(graph, model, statistics).copy()

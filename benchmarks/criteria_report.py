@@ -68,23 +68,20 @@ def cell(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{beside}"
 
 
+def best(rows: Sequence[Row], task: str, budget: float, theirs: bool) -> tuple[str, float]:
+    """The method with the highest mean, and that mean."""
+    found = [m for m in methods(rows, task) if m != DENSE and m.startswith(THEIRS) == theirs]
+    means = {m: mean(rows, task, m, budget) for m in found if scores(rows, task, m, budget)}
+    return max(means.items(), key=lambda item: item[1], default=("none", float("nan")))
+
+
 def verdict(rows: Sequence[Row], task: str) -> list[str]:
     """The best of ours against the best of theirs and the dense network, per share."""
     lines = []
     for share in budgets(rows):
-        ours = {
-            m: mean(rows, task, m, share)
-            for m in methods(rows, task)
-            if m != DENSE and not m.startswith(THEIRS)
-        }
-        theirs = {m: mean(rows, task, m, share) for m in methods(rows, task) if m.startswith(THEIRS)}
-        if ours and theirs:
-            a, b = max(ours, key=lambda m: ours[m]), max(theirs, key=lambda m: theirs[m])
-            dense = mean(rows, task, DENSE, share)
-            lines.append(
-                f"- {share:.0%}: best of ours {a} {ours[a]:.3f} ({ours[a] - theirs[b]:+.3f} against {b} {theirs[b]:.3f}, "
-                f"{ours[a] - dense:+.3f} against dense)"
-            )
+        (name, ours), (other, theirs) = (best(rows, task, share, side) for side in (False, True))
+        against = f"{ours - theirs:+.3f} against {other}, {ours - mean(rows, task, DENSE, share):+.3f} dense"
+        lines.append(f"- {share:.0%}: the best of ours, {name}, has {ours:.3f}: {against}")
     return lines
 
 
@@ -93,7 +90,8 @@ def write(rows: Sequence[Row], docs: Path) -> None:
     docs.mkdir(parents=True, exist_ok=True)
     head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
     (docs / "criteria.json").write_text(json.dumps({**head, "runs": list(rows)}, indent=1) + "\n")
-    said = f"{head['date']} · torch {versions()['torch']}, torch-pruning {versions()['torch-pruning']} · one thread · "
+    tools = ", ".join(f"{name} {versions().get(name, '?')}" for name in ("torch", "torch-pruning"))
+    said = f"{head['date']} · {tools} · one thread · "
     said += "`python -m benchmarks.criteria`. Mean ± sample standard deviation over seeds, by mean over all shares."
     tasks = [task for task in SCORES if any(row["task"] == task for row in rows)]
     text = [line for task in tasks for line in ("", *table(rows, task), "", *verdict(rows, task))]
@@ -110,7 +108,9 @@ def draw(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
             values = [mean(rows, task, method, share) for share in shares]
             named = method in SHOWN or method == DENSE
             style = {"label": method} if named else {"color": "0.85", "zorder": 0}
-            axis.plot(shares, values, "o-" if method in SHOWN else "k--" if named else "-", markersize=4, **style)
+            axis.plot(
+                shares, values, "o-" if method in SHOWN else "k--" if named else "-", markersize=4, **style
+            )
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:.0%}" for share in shares], minor=False)
         axis.minorticks_off()

@@ -40,14 +40,13 @@ class Task:
 
     @property
     def net(self) -> nn.Module:
+        """What is pruned."""
         return self.module.get_submodule("net")
 
     @property
     def outputs(self) -> list[str]:
         """Layers that give the logits, for libraries that do not find them by themselves."""
-        layers = [
-            name for name, part in self.net.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))
-        ]
+        layers = [name for name, part in self.net.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
         return layers[-1:]
 
 
@@ -107,6 +106,7 @@ TASKS = {"brain": brain, "digits": digits}
 def fit(task: Task, epochs: int, callbacks: list[L.Callback], lr: float = LR) -> None:
     """Train with Adam afresh, from ``lr`` down a cosine to zero: the same for every method and every stage."""
     task.module.configure_optimizers = lambda: optimizers(task.module, epochs, lr)  # type: ignore[method-assign]
+    task.module.train()  # torch-pruning leaves the network in eval mode, and Lightning trains it as it is
     trainer(epochs, callbacks).fit(task.module, task.train)
 
 

@@ -89,7 +89,9 @@ def main(given: Sequence[str] | None = None) -> None:
     if not asked.report:
         todo = jobs(asked.seeds, asked.budgets, asked.variants, part=asked.part)
         more = SMALL if asked.small else ()
-        study(todo, asked.folder, asked.part, lambda job: execute(job, asked.folder, asked.part, more), job_of)
+        study(
+            todo, asked.folder, asked.part, lambda job: execute(job, asked.folder, asked.part, more), job_of
+        )
     write(finished(asked.folder), asked.docs)
 
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def jobs(*choices: Sequence[Any], part: str = "1/1") -> list[Any]:
-    """Every combination, the first choice outermost, so that an interrupted study has whole seeds; the i-th part of n.
+    """The i-th of n parts of all combinations, the first choice (seeds) outermost: what is left off stays whole.
 
     Example:
         >>> jobs((0, 1), ("a", "b"), part="2/2")
