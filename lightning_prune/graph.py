@@ -140,6 +140,8 @@ class ChannelGraph:
         evidence: what :func:`~lightning_prune.prune_` needs to prove its cut; None in a graph made by hand.
         statistics_units: units that meet an operator that takes statistics across channels (layer norm, ...):
             removing one is sound, but it changes the values of the others.
+        optional: for each part that may vanish, its units: it may lose the last of them, but not with other parts
+            together.
     """
 
     num_units: int
@@ -153,6 +155,7 @@ class ChannelGraph:
     notes: list[str] = field(default_factory=list)
     types: dict[str, type] = field(default_factory=dict)
     evidence: Evidence | None = None
+    optional: list[Units] = field(default_factory=list)
 
     @cached_property
     def prunable(self) -> Units:
@@ -203,6 +206,10 @@ class ChannelGraph:
             known = ", ".join(sorted(self.cost_models))
             raise ValueError(f"unknown resource {resource!r}; this graph knows {known}")
         return self.cost_models[resource].total(self.kept(remove))
+
+    def may_empty(self, units: Units) -> bool:
+        """Whether a dimension of these units may lose them all: they belong to one part that may vanish."""
+        return any(bool(np.isin(units, part).all()) for part in self.optional)
 
     def widths(self, remove: Iterable[int] = ()) -> Mapping[str, int]:
         """Number of filters that each layer keeps."""

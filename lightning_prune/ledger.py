@@ -48,6 +48,7 @@ class Ledger:
         self._values = [self._value(number) for number in range(len(merged))]
         self.total = sum(self._values)
         self.accounts = [0] * number
+        self.may_empty: frozenset[int] = frozenset()  # factors
         for value, numbers in zip(self._values, self._booked, strict=True):
             for account in numbers:
                 self.accounts[account] += value
@@ -64,8 +65,8 @@ class Ledger:
             self._shift(unit, 1)
 
     def empties(self, unit: int) -> bool:
-        """Whether some dimension that ``unit`` occurs in has nothing left."""
-        return any(self.counts[factor] < 1 for factor, _ in self._uses[unit])
+        """Whether some dimension that ``unit`` occurs in has nothing left, and must not."""
+        return any(self.counts[factor] < 1 and factor not in self.may_empty for factor, _ in self._uses[unit])
 
     def booked(self, unit: int) -> set[int]:
         """The accounts that ``unit`` has a part in."""

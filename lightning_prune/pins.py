@@ -1,4 +1,4 @@
-"""The user's own pins: what must stay, whatever its importance (level 1)."""
+"""What must stay, whatever its importance, and what may go to its last channel (level 1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-__all__ = ["pin", "pinned_tensors", "unpin"]
+__all__ = ["optional_parts", "pin", "pinned_tensors", "unpin"]
 
 # By identity: a module or parameter that is gone takes its pin along.
 _PINS: dict[int, tuple[ref[nn.Module | Tensor], str]] = {}
@@ -54,3 +54,19 @@ def pinned_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) in _PINS:
             yield tensor, _PINS[id(tensor)][1]
+
+
+def optional_parts(model: nn.Module) -> list[list[str]]:
+    """Parts of which all but one may lose their last channel: for each set of them, their qualified names.
+
+    A module says so by an attribute or property ``optional_parts``, a sequence of submodules; its forward leaves out
+    those that have no channels.
+
+    Example:
+        >>> from lightning_prune.networks.atom_mobile import Block
+        >>> optional_parts(nn.Sequential(Block(4, 4, 1, (3, 5), 8)))
+        [['0.branches.0', '0.branches.1']]
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [[names[id(part)] for part in getattr(m, "optional_parts", ())] for m in model.modules()]
+    return [parts for parts in found if parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_prune.pins import optional_parts
 
 __all__ = ["PruningRecord", "RecordError"]
 
@@ -64,11 +66,12 @@ class PruningRecord:
         for path, value in self.attributes.items():
             owner, attribute = _owner(model, path)
             setattr(owner, attribute, _like(getattr(owner, attribute), value))
+        freeze_empty_(tensors.values())
         return model
 
     def check(self, model: nn.Module) -> None:
         """Raise RecordError unless this record fits the dense ``model``, which is left as it is."""
-        tensors = named_tensors(model)
+        tensors, optional = named_tensors(model), _optional(model)
         for name, dims in self.kept.items():
             if name not in tensors:
                 raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
@@ -78,11 +81,11 @@ class PruningRecord:
                     f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}"
                 )
             for dim, indices in dims.items():
-                _check_indices(name, dim, indices, shape)
+                _check_indices(name, dim, indices, shape, least=0 if name.startswith(optional) else 1)
         for path, value in self.attributes.items():
             owner, attribute = _owner(model, path)
             held = vars(owner).get(attribute)
-            if not _alike(held, value):
+            if not _alike(held, value, least=0 if path.startswith(optional) else 1):
                 raise RecordError(
                     f"the record sets {path!r} to {value}, but {type(model).__name__} has {held!r} there"
                 )
@@ -186,6 +189,13 @@ def set_data(tensor: Tensor, data: Tensor) -> None:
     tensor.grad = None
 
 
+def freeze_empty_(tensors: Iterable[Tensor]) -> None:
+    """What has no elements left is not trained: nobody uses it, which DistributedDataParallel would not bear."""
+    for tensor in tensors:
+        if not tensor.numel() and tensor.requires_grad:
+            tensor.requires_grad_(False)
+
+
 def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     module, _, attribute = path.rpartition(".")
     try:
@@ -194,12 +204,17 @@ def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
         raise RecordError(f"the record sets {path!r}: {error}") from error
 
 
-def _alike(held: Any, value: int | list[int]) -> bool:
-    """Whether ``value`` can take the place of ``held``: sizes are whole numbers above 0, alone or in a row."""
+def _optional(model: nn.Module) -> tuple[str, ...]:
+    """How the names begin of what may vanish."""
+    return tuple(f"{part}." for parts in optional_parts(model) for part in parts)
+
+
+def _alike(held: Any, value: int | list[int], least: int) -> bool:
+    """Whether ``value`` can take the place of ``held``: sizes are whole numbers, alone or in a row."""
     sizes = value if isinstance(value, list) else [value]
     before = list(held) if isinstance(held, (tuple, list)) else [held]
     same = isinstance(value, list) == isinstance(held, (tuple, list)) and len(sizes) == len(before)
-    return same and all(type(size) is int for size in before) and all(size > 0 for size in sizes)
+    return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
 
 
 def _like(held: Any, value: int | list[int]) -> Any:
@@ -219,11 +234,11 @@ def _integers(values: Any) -> list[int]:
     return found
 
 
-def _check_indices(name: str, dim: int, indices: list[int], shape: list[int]) -> None:
+def _check_indices(name: str, dim: int, indices: list[int], shape: list[int], least: int) -> None:
     if not 0 <= dim < len(shape):
         raise RecordError(f"{name!r} has no dimension {dim}")
     ascending = all(a < b for a, b in pairwise(indices))
-    if not indices or not ascending or indices[0] < 0 or indices[-1] >= shape[dim]:
+    if len(indices) < least or not ascending or min(indices, default=0) < 0 or indices[-1:] >= [shape[dim]]:
         raise RecordError(
             f"the indices of {name!r}, dimension {dim}, are not ascending within 0..{shape[dim] - 1}"
         )

@@ -105,11 +105,19 @@ class Stock:
 
         booked = {"params": (accounts, len(number))}
         ledgers = {name: Ledger(model, *booked.get(name, ())) for name, model in graph.cost_models.items()}
+        self._spare(graph, ledgers)
         counted: dict[Of, Ledger] = {"params": ledgers["params"]} if "params" in ledgers else {}
         if any(limit.of == "channels" for _, limit in self._limits):
             filters = [Term(name, 1, (units,)) for name, units in graph.layers.items()]
             counted["channels"] = Ledger(CostModel(filters, graph.num_units), accounts, len(number))
         return ledgers, counted
+
+    def _spare(self, graph: ChannelGraph, ledgers: Mapping[str, Ledger]) -> None:
+        """Dimensions of parts that may vanish may lose their last channel."""
+        for name, model in graph.cost_models.items() if graph.optional else ():
+            members = [model.incidence[factor].indices for factor in range(model.incidence.shape[0])]
+            empty = [factor for factor, units in enumerate(members) if graph.may_empty(units)]
+            ledgers[name].may_empty = frozenset(empty)
 
     def _describe(self, graph: ChannelGraph, strict: bool) -> None:
         """For each class: its layers with the number of filters per unit, and the gates that may stop it."""

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_prune.graph import ChannelGraph, Evidence, Units
 from lightning_prune.optimizers import Sliced, cut_state_, snapshot
 from lightning_prune.proof import ProofError, prove
-from lightning_prune.record import PruningRecord, cut, named_tensors, set_data
+from lightning_prune.record import PruningRecord, cut, freeze_empty_, named_tensors, set_data
 from lightning_prune.rules.reshape import solve
 from lightning_prune.sizes import Attribute, Shape, evaluate, leaves, read, write
 from lightning_prune.tracker import Use
@@ -80,6 +80,7 @@ def prune_(
         _show_sizes_(model, indices)
         _check_values(tensors, before, graph, kept)
         prove(graph, kept, indices)
+    freeze_empty_(tensors.values())
     return PruningRecord(indices, shapes, _attributes(model, settings, indices))
 
 
@@ -99,7 +100,7 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> Evidence:
         for dim, units in dims.items():
             if tensors[name].shape[dim] != len(units):
                 raise SurgeryError(f"{name!r} has changed its shape since the trace; trace the model again")
-            if not kept[units].any():
+            if not kept[units].any() and not graph.may_empty(units):
                 raise SurgeryError(f"nothing would be left of {name!r}, dimension {dim}", np.unique(units))
     return graph.evidence
 
@@ -134,7 +135,7 @@ def _settings(
             else:
                 attributes.setdefault(leaf.key, leaf)
         wanted = count(use.ids, len(use.ids))
-        if not wanted and len(use.ids):
+        if not wanted and len(use.ids) and not graph.may_empty(_units(evidence, use)):
             raise SurgeryError(f"nothing would be left at {use.where}", _units(evidence, use))
         solved = solve(use.size, wanted, values)
         if solved is None or not _agrees(use, wanted, solved, values):
@@ -183,7 +184,7 @@ def _check_values(
         have = tensors[name].data
         if list(have.shape) != wanted or not all(
             torch.equal(_line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(have, dim))
-            for dim, mask in masks.items()
+            for dim, mask in (masks.items() if have.numel() else ())
         ):
             raise ProofError(f"{name!r} was not cut where it should have been", np.empty(0, np.int64))
 

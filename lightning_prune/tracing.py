@@ -13,7 +13,7 @@ from lightning_prune.calls import Recording
 from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
 from lightning_prune.ids import Ids
 from lightning_prune.inputs import kept_whole, refusal, unwrapped
-from lightning_prune.pins import pinned_tensors
+from lightning_prune.pins import optional_parts, pinned_tensors
 from lightning_prune.recording import raised_in, record
 from lightning_prune.rules import follow
 from lightning_prune.rules.sized import pin_number, pin_what_sizes_do_not_follow
@@ -170,8 +170,25 @@ def _graph(
         statistics_units=statistics[statistics >= 0],
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
+        optional=_optional(tracker.model, layers),
         evidence=Evidence(inputs, kwargs, tracker, modes, components, unit_of, mask),
     )
+
+
+def _optional(model: nn.Module, layers: dict[str, Units]) -> list[Units]:
+    """For each part that may vanish, the units with filters in nothing but that part."""
+    alive = [[part for part in parts if _inside(layers, part)] for parts in optional_parts(model)]
+    nothing = np.empty(0, np.int64)
+    found = []
+    for part in (part for parts in alive for part in parts if len(parts) > 1):
+        own = _inside(layers, part)
+        others = [units for name, units in layers.items() if name not in own]
+        found.append(np.setdiff1d(np.concatenate(list(own.values())), np.concatenate([*others, nothing])))
+    return found
+
+
+def _inside(layers: dict[str, Units], part: str) -> dict[str, Units]:
+    return {name: units for name, units in layers.items() if name.startswith(f"{part}.")}
 
 
 def _number(tracker: Tracker, components: Units) -> Units:

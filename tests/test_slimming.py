@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import kill
 from benchmarks.kill import Classifier, same, shuffled
-from lightning_prune import SlimmingCallback, load_pruned, prune_, trace
+from lightning_prune import (
+    PruningRecord,
+    RecordError,
+    SlimmingCallback,
+    SurgeryError,
+    load_pruned,
+    prune_,
+    save_pruned,
+    trace,
+)
 from lightning_prune.criteria.scores import norm_scales
 from lightning_prune.folding import Folded, Measured, outputs, relative_change
 from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.networks import AtomMobile
 from lightning_prune.penalty import Penalty, channel_costs, slimmable
 from lightning_prune.shrinking import ShrinkRules, scale_sizes
 
@@ -66,7 +77,7 @@ class Small(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.grads.append([p.grad.clone() for p in self.net.parameters()])
+        self.grads.append([p.grad.clone() for p in self.net.parameters() if p.grad is not None])
 
     def configure_optimizers(self) -> Any:
         return (self.optimizer or (lambda p: torch.optim.AdamW(p, 1e-2)))(self.parameters())
@@ -428,6 +439,105 @@ def test_mobilenet_encoders_of_smp_are_slimmed() -> None:
     assert plan.costs["macs"].after < 0.95 * plan.costs["macs"].before
     assert folded.exact > 10
     assert np.isfinite(measured.change())
+
+
+# -- branches that vanish ------------------------------------------------------------------------------------------
+
+
+def atoms(dead: Sequence[tuple[int, int, int]]) -> AtomMobile:
+    """Some branches' depthwise scales are 0; stage, block and branch of each."""
+    torch.manual_seed(0)
+    net = AtomMobile(classes=3, width=0.5).eval()
+    for stage, block, branch in dead:
+        norm = net.stages[stage][block].branches[branch].depthwise[1]
+        norm.weight.data.zero_()
+        norm.bias.data.normal_()
+    return net
+
+
+def alive(net: AtomMobile) -> list[tuple[int, int, int]]:
+    return [
+        (s, b, k)
+        for s, stage in enumerate(net.stages)
+        for b, block in enumerate(stage)
+        for k, branch in enumerate(block.branches)
+        if branch.alive
+    ]
+
+
+def test_branches_that_lose_their_last_channel_vanish_and_come_back_from_the_record() -> None:
+    dead = [(1, 0, 1), (2, 1, 0), (2, 1, 2)]
+    net, example = atoms(dead), torch.randn(2, 1, 32, 32)
+    dense, everything = copy.deepcopy(net), alive(net)
+    graph = trace(net, example)
+    scales = slimmable(graph, net, norms=["*.depthwise"])
+    sizes = scale_sizes(graph, scales, [{name: net.get_parameter(name) for name in scales}])
+    plan = ShrinkRules({}, limits=Limits(1.0)).plan(graph, sizes, DenseSizes.of(graph))
+    measured = Measured([net], graph, scales, plan.remove, ((example,), {}))
+    record = prune_(net, graph, plan)
+    assert measured.fold_(plan.remove) == Folded(exact=2)
+    assert measured.change() < 1e-5
+    assert sorted({*everything} - {*alive(net)}) == dead
+    again = trace(net, example)
+    assert again.cost("macs") == plan.costs["macs"].after
+    more = prune_(net, again, again.layers["stages.2.1.branches.1.expand.0.weight"][:5])
+    small = PruningRecord.from_dict(record.then(more).to_dict()).apply_(dense).eval()
+    small.load_state_dict(net.state_dict())
+    assert torch.equal(small(example), net(example))
+
+
+def test_one_branch_stays_whatever_the_scales_say() -> None:
+    net, example = atoms([(1, 1, 0), (1, 1, 1), (1, 1, 2)]), torch.randn(1, 1, 32, 32)
+    graph = trace(net, example)
+    inside = [f"stages.1.1.branches.{branch}.expand.0.weight" for branch in range(3)]
+    units = np.concatenate([graph.layers[name] for name in inside])
+    with pytest.raises(
+        SurgeryError, match=r"nothing would be left of 'stages\.1\.1\.project\.weight', dimension 1"
+    ):
+        prune_(net, graph, units)
+    scales = slimmable(graph, net, norms=["*.depthwise"])
+    sizes = scale_sizes(graph, scales, [{name: net.get_parameter(name) for name in scales}])
+    prune_(net, graph, ShrinkRules({}, limits=Limits(1.0)).plan(graph, sizes, DenseSizes.of(graph)))
+    assert [where for where in alive(net) if where[:2] == (1, 1)] == [(1, 1, 2)]
+    assert net.stages[1][1].project.in_channels == 1
+
+
+def test_elsewhere_a_record_may_not_empty_a_layer() -> None:
+    net = atoms([])
+    record = PruningRecord({"head.weight": {1: []}}, {"head.weight": list(net.head.weight.shape)})
+    with pytest.raises(RecordError, match="not ascending within"):
+        record.apply_(net)
+
+
+class Segmenting(Small):
+    """A network of atoms, whose every pixel has the class of its image."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=lambda p: torch.optim.AdamW(p, 1e-3))
+        self.net = atoms([(2, 0, 1), (3, 1, 2)]).train()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        logits = self(nn.functional.interpolate(batch[0], size=(32, 32)))
+        return nn.functional.cross_entropy(logits, (batch[1] % 3)[:, None, None].expand(-1, 32, 32))
+
+
+def test_vanished_branches_survive_training_a_checkpoint_and_an_average(tmp_path: Path) -> None:
+    module, averaging = Segmenting(), EMAWeightAveraging(decay=0.5)
+    module.example_input_array = torch.zeros(1, 1, 32, 32)
+    callback = slimming(rho=0.01, threshold=5e-3, shrink_at=0.01, norms=["*.depthwise"])
+    trainer = fit(module, callback, averaging, epochs=2, limit_train_batches=2)
+    gone = {(2, 0, 1), (3, 1, 2)}
+    assert gone.isdisjoint(alive(module.net))
+    assert [cut.epoch for cut in callback.history] == [0]  # and went on
+    empty = [p for p in module.net.parameters() if not p.numel()]
+    assert len(empty) == 12
+    assert not any(p.requires_grad for p in empty)
+    trainer.save_checkpoint(tmp_path / "atoms.ckpt")
+    fresh = load_pruned(Segmenting(), tmp_path / "atoms.ckpt")
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(fresh.eval()(x), module.eval()(x))
+    save_pruned(module.net, callback.record, tmp_path / "atoms.safetensors")
+    assert torch.equal(load_pruned(atoms([]), tmp_path / "atoms.safetensors")(x), module(x))
 
 
 # -- bad input -------------------------------------------------------------------------------------------------
