@@ -19,6 +19,7 @@ from lightning_prune.record import PruningRecord, RecordError
 from lightning_prune.resources import LayerCost
 from lightning_prune.rules import rule
 from lightning_prune.saving import load_pruned, save_pruned
+from lightning_prune.schedules import Cubic, Curve, Linear, OneShot
 from lightning_prune.selection import Plan, select
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import TraceError, trace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_prune.callback import FilterPruningCallback
     from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
     from lightning_prune.distillation import Distillation, DistillationMixin
+    from lightning_prune.retraining import FinalPhase
     from lightning_prune.slimming import SlimmingCallback
 
 __version__ = "0.1.0"
@@ -40,11 +42,16 @@ __all__ = [
     "BudgetCheckpoint",
     "BudgetEarlyStopping",
     "ChannelGraph",
+    "Cubic",
+    "Curve",
     "Distillation",
     "DistillationMixin",
     "FilterPruningCallback",
+    "FinalPhase",
     "LayerCost",
     "Limits",
+    "Linear",
+    "OneShot",
     "Plan",
     "PruningRecord",
     "Random",
@@ -73,6 +80,7 @@ _LATE = {
     "Distillation": "distillation",
     "DistillationMixin": "distillation",
     "FilterPruningCallback": "callback",
+    "FinalPhase": "retraining",
     "SlimmingCallback": "slimming",
     "last_checkpoint": "checkpoint_io",
 }

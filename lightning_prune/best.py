@@ -2,8 +2,9 @@
 
 While a network is being pruned the largest model usually scores best, so that ``ModelCheckpoint`` keeps one that
 nobody asked for, and ``EarlyStopping`` ends training before the budget is met. Here a model *competes* only if it is
-within the budget and was scored as it is: an epoch that ended with a cut validated the larger network. Without a
-pruning callback every model competes, so that a dense baseline runs with the same configuration.
+within the budget and was scored as it is: an epoch that ended with a cut validated the larger network, one with a cut
+in its middle the smaller one. Without a pruning callback every model competes, so that a dense baseline runs with the
+same configuration.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Value = str | Callable[[L.Trainer, L.LightningModule], float]
 
 def competes(trainer: L.Trainer) -> bool:
     """Whether the network is within every budget and has not been cut since it was last validated."""
-    return all(c.within_budget and c.last_cut < trainer.current_epoch for c in pruning_callbacks(trainer))
+    return all(c.within_budget and c.scored_as_it_is(trainer) for c in pruning_callbacks(trainer))
 
 
 def name_of(value: Value) -> str:
@@ -113,7 +114,7 @@ class BudgetEarlyStopping(EarlyStopping):
         if value is not None:
             trainer.callback_metrics[self.monitor] = value
         diverged = value is not None and self.check_finite and not bool(torch.isfinite(value))
-        over = all(c.finished and c.last_cut < trainer.current_epoch for c in pruning_callbacks(trainer))
+        over = all(c.finished and c.scored_as_it_is(trainer) for c in pruning_callbacks(trainer))
         if over or diverged:
             super()._run_early_stopping_check(trainer)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import lightning as L
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
-from lightning_prune.batches import Example, as_example, same_shapes, switched
+from lightning_prune.batches import Example, as_example, same_shapes
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
 from lightning_prune.graph import Resource
@@ -26,33 +25,33 @@ from lightning_prune.loop import (
     check_batches,
     check_choice,
     check_strategy,
+    check_timing,
+    check_trained,
+    dense_sizes,
     first_sample,
-    forward_context,
-    fresh_optimizers_,
     is_compiled,
-    is_last_epoch,
-    rebuild_wrapper_,
-    renew_norms_,
+    observe,
+    say,
+    shrink_all_,
     target_of,
-    train_inputs,
 )
 from lightning_prune.processes import gathered
 from lightning_prune.record import PruningRecord
 from lightning_prune.resume import Resumption
-from lightning_prune.saving import CHECKPOINT_KEY, check_weights, has_shapes_of, part_of, shrink_
+from lightning_prune.retraining import OptimizerMode, Retraining
+from lightning_prune.saving import CHECKPOINT_KEY
+from lightning_prune.schedules import Schedule, timing_of
 
 __all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
-OptimizerMode = Literal["reset", "carry"]
 StatisticsMode = Literal["epoch", "pass"]
 STEP = 0.1
-RECALIBRATION = 16
 BY_WEIGHT = IPAD(omega=1.0)  # the best and steadiest of the sweep in the README
 THREE_QUARTERS = Limits()
 
 
 class FilterPruningCallback(L.Callback):
-    """Removes filters at the end of chosen epochs, for good, and lets training go on.
+    """Removes filters at the end of chosen epochs or steps, for good, and lets training go on.
 
     Each cut traces dependencies, scores units by ``criterion``, selects the least important ones until the
     budget (or this step's amount) is reached, and removes them from the module; the cut is proven or rolled
@@ -68,6 +67,10 @@ class FilterPruningCallback(L.Callback):
             of the budget.
         every_n_epochs: epochs between cuts.
         start_epoch: the first cut comes at the end of this epoch (Lightning counts from 0).
+        every_n_steps: optimizer steps between cuts, which then come within epochs, instead of epochs.
+        start_step: the first of them comes after this many steps; by default ``every_n_steps``.
+        schedule: number of the cut -> share of what has to go that is gone after it, instead of an ``amount``;
+            see :mod:`lightning_prune.schedules`.
         criterion: scores the units; see :mod:`lightning_prune.criteria`. By default IPAD by weights alone.
         limits: how much of a layer or block may go.
         exclude: names or globs of layers, or of what holds them, whose filters stay.
@@ -76,9 +79,12 @@ class FilterPruningCallback(L.Callback):
             :mod:`lightning_prune.resources`.
         optimizer: ``"reset"`` builds optimizers and schedulers anew after a cut, as IPAD does; ``"carry"``
             cuts their state along and goes on.
-        statistics: gathered during the ``"epoch"`` that ends, over all its batches, or in a ``"pass"`` of its
-            own over the training data, in eval mode. Under ``torch.compile``, which hooks cannot see into, it
-            is always a pass.
+        final_phase: how training goes on when pruning is over, the budget met or nothing left to remove: a
+            :class:`~lightning_prune.retraining.FinalPhase`, or a function of the module that returns what its
+            ``configure_optimizers`` would.
+        statistics: gathered during the ``"epoch"`` that ends, over all its batches (or over the steps since the
+            last cut), or in a ``"pass"`` of its own over the training data, in eval mode. Under
+            ``torch.compile``, which hooks cannot see into, it is always a pass.
         submodule: qualified name of the part to prune, if it is not the whole module. It must take the same
             input.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many training
@@ -107,33 +113,37 @@ class FilterPruningCallback(L.Callback):
         amount: Mapping[str, float] | None = None,
         every_n_epochs: int = 1,
         start_epoch: int = 1,
+        every_n_steps: int | None = None,
+        start_step: int | None = None,
+        schedule: Schedule | None = None,
         criterion: Criterion = BY_WEIGHT,
         limits: Limits = THREE_QUARTERS,
         exclude: Sequence[str] = (),
         channel_multiple: int = 1,
         resources: Mapping[str, Resource] | None = None,
         optimizer: OptimizerMode = "reset",
+        final_phase: Callable[[L.LightningModule], Any] | None = None,
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
     ) -> None:
-        check_choice("optimizer", optimizer, get_args(OptimizerMode))
         check_choice("statistics", statistics, get_args(StatisticsMode))
-        if every_n_epochs < 1 or start_epoch < 0:
-            given = f"{every_n_epochs} and {start_epoch}"
-            raise ValueError(f"need every_n_epochs >= 1 and start_epoch >= 0, got {given}")
+        self.timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
+        if schedule is not None and amount is not None:
+            raise ValueError(
+                "a schedule says how much goes in each cut, an amount does too: leave one of them out"
+            )
         amount = dict.fromkeys(budget, STEP) if amount is None else dict(amount)
         self.rules = Rules(dict(budget), amount, limits, exclude, channel_multiple, dict(resources or {}))
+        self.retraining = Retraining(optimizer, final_phase, recalibrate_batches)
         self.criterion = criterion
-        self.every_n_epochs, self.start_epoch = every_n_epochs, start_epoch
-        self.optimizer, self.statistics, self.submodule = optimizer, statistics, submodule
-        self.recalibrate_batches, self.verbose = recalibrate_batches, verbose
+        self.statistics, self.submodule, self.verbose = statistics, submodule, verbose
         self.record: PruningRecord | None = None
         self.history: list[Cut] = []
         self._dense: DenseSizes | None = None
-        self._reset_pending = False
-        self._ended = -1  # the last epoch whose end was dealt with
+        self._ended = -1  # the last epoch whose end was dealt with, or step
+        self._scored = True  # a validation began after the last cut
         self._run: Run | None = None
         self._resumption = Resumption()
         self._taken_up: Mapping[str, Any] | None = None
@@ -148,10 +158,9 @@ class FilterPruningCallback(L.Callback):
         """Whether there will be no more cuts: the budget is met, or nothing is left to remove."""
         return self.within_budget or (self._run is not None and self._run.exhausted)
 
-    @property
-    def last_cut(self) -> int:
-        """The epoch that ended with the last cut; -1 before the first."""
-        return self.history[-1].epoch if self.history else -1
+    def scored_as_it_is(self, trainer: L.Trainer) -> bool:
+        """Whether no cut was made since the validation, or the epoch, whose scores there are now."""
+        return self._scored or not self.history or self.history[-1].epoch < trainer.current_epoch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
@@ -162,6 +171,7 @@ class FilterPruningCallback(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what is wrong with names and budget before training starts."""
         self._resumption.on_fit_start(trainer)
+        self.retraining.set_end(trainer)
         target_of(pl_module, self.submodule)
         if pl_module.example_input_array is not None:
             self._start(trainer, pl_module, as_example(pl_module.example_input_array))
@@ -169,34 +179,35 @@ class FilterPruningCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what would hang, and go on where the checkpoint was written."""
         check_batches(trainer)
+        check_timing(trainer, self.timing, self._in_a_pass(is_compiled(pl_module)))
         self._resumption.on_train_start(trainer)
         if (state := self._taken_up) is not None:
             run = self._run or self._start(trainer, pl_module, same_shapes(state["example"]))
             run.take_up(state, self.criterion)
             self._taken_up = None
+        if self.timing.by_steps:
+            self._ended = trainer.global_step if self._ended < 0 else self._ended
+            self._prune_if_due(trainer, trainer.global_step)  # the checkpoint may be from just before the cut
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After a cut, go on with fresh optimizers and schedulers."""
         before, missed = trainer.current_epoch - 1, self._resumption.between_epochs
         self._resumption.on_train_epoch_start(trainer)
-        if missed and self._run and self._due(trainer, before, self._run):
-            self._prune(trainer, self._run, before)  # the checkpoint was written before the epoch's cut
-        if self._reset_pending:
-            fresh_optimizers_(trainer)
-            self._reset_pending = False
+        if missed and not self.timing.by_steps:
+            self._prune_if_due(trainer, before)  # the checkpoint was written before the epoch's cut
+        if self.finished:
+            self.retraining.over(trainer, trainer.current_epoch)
+        self.retraining.renew_(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the input once, and at the activations if the epoch ends with a cut."""
+        """Look at the input once, and at the activations if the epoch, or the interval, ends with a cut."""
         run = self._run
         if run is None:
             run = self._start(trainer, pl_module, first_sample(batch, target_of(pl_module, self.submodule)))
-        if (
-            not self._in_a_pass(run)
-            and run.collector is None
-            and self._due(trainer, trainer.current_epoch, run)
-        ):
+        self.retraining.renew_(trainer)
+        if run.collector is None and self._gathering(trainer, run):
             run.collect(self.criterion)
         run.watch(True)
 
@@ -210,17 +221,22 @@ class FilterPruningCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Whatever runs between training batches (validation, say) does not count."""
+        """Whatever runs between training batches (validation, say) does not count. Prune if it is time."""
         if self._run:
             self._run.watch(False)
+        if self.timing.by_steps:
+            self._prune_if_due(trainer, trainer.global_step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The network is scored as it is now."""
+        self._scored = self._scored or not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune if it is time, and log what there is."""
         self._resumption.on_train_epoch_end(trainer)
+        if not self.timing.by_steps:
+            self._prune_if_due(trainer, trainer.current_epoch)
         if self._run:
-            if self._due(trainer, trainer.current_epoch, self._run):
-                self._prune(trainer, self._run, trainer.current_epoch)
-            self._ended = trainer.current_epoch
             pl_module.log_dict(facts(self._run.graph, self._run.dense))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -232,10 +248,7 @@ class FilterPruningCallback(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An empty loader makes Lightning stop in silence; do not."""
         self._resumption.on_fit_end(trainer)
-        if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
-            raise ValueError(
-                "the training data loader has no batches: nothing was trained and nothing pruned"
-            )
+        check_trained(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no hooks behind."""
@@ -256,8 +269,9 @@ class FilterPruningCallback(L.Callback):
             "record": self.record.to_dict() if self.record else None,
             "dense": self._dense.to_dict() if self._dense else None,
             "history": [asdict(cut) for cut in self.history],
-            "reset_pending": self._reset_pending,
-            "ended": self._ended,
+            "retraining": self.retraining.state(),
+            "ended": {"unit": self.timing.unit, "last": self._ended},
+            "scored": self._scored,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,7 +281,9 @@ class FilterPruningCallback(L.Callback):
         if dense:  # Lightning's tuners put back the state from before the first trace
             self._dense = DenseSizes.from_dict(dense)
         self.history = [Cut(**cut) for cut in state_dict["history"]]
-        self._reset_pending, self._ended = state_dict["reset_pending"], state_dict["ended"]
+        self.retraining.load(state_dict["retraining"])
+        ended, self._scored = state_dict["ended"], state_dict["scored"]
+        self._ended = ended["last"] if ended["unit"] == self.timing.unit else -1
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -276,6 +292,7 @@ class FilterPruningCallback(L.Callback):
         saved = self._saved()
         saved["runs"] = gathered(self._run.state() if self._run else None)
         saved["resume"] = self._resumption.save(trainer)
+        saved["final"] = self.retraining.final and not self.retraining.pending
         checkpoint[CHECKPOINT_KEY] = saved
 
     def on_load_checkpoint(
@@ -287,6 +304,8 @@ class FilterPruningCallback(L.Callback):
             self._resumption.load(trainer, saved["resume"], checkpoint)
             runs = saved["runs"]
             self._taken_up = runs[trainer.global_rank] if len(runs) == trainer.world_size else None
+            if saved["final"]:
+                self.retraining.plan(pl_module)
 
     def _saved(self) -> dict[str, Any]:
         return {"record": self.record.to_dict() if self.record else None, "submodule": self.submodule}
@@ -297,14 +316,7 @@ class FilterPruningCallback(L.Callback):
         """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if saved.get("record") is not None:
-            record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
-            copies, target = averages(trainer, pl_module), part_of(pl_module, submodule or "")
-            if not has_shapes_of(target, record):
-                check_weights(pl_module, target, record, checkpoint["state_dict"], strict=False)
-            shrink_(target, record)
-            for copy in copies:
-                shrink_(copy.module, copy.part(record, submodule))
-            self.record = record
+            self.record = shrink_all_(trainer, pl_module, saved, checkpoint["state_dict"])
             carry_along(pl_module, {CHECKPOINT_KEY: self._saved()})
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
@@ -315,77 +327,65 @@ class FilterPruningCallback(L.Callback):
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = self.rules.traced(target, example)
         if self.record is None:
-            self.rules.check(graph)
-            self._dense = DenseSizes.of(graph)
-            foreseen = self.rules.foreseen(graph, target)
-            if not foreseen.reached:
-                rank_zero_warn(f"the limits may stop pruning above the budget: {foreseen}")
+            self._dense = dense_sizes(self.rules, graph, target)
         shapes = self.record.shapes if self.record else {}
         dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
         self._run = Run(target, example, graph, dense, is_compiled(pl_module))
         return self._run
 
-    def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:
-        """Whether ``epoch`` ends with a cut that was not made yet."""
-        since = epoch - self.start_epoch
-        on_time = since >= 0 and since % self.every_n_epochs == 0 and epoch > self._ended
-        return (
-            on_time
-            and not swa_is_over(trainer)
-            and not run.exhausted
-            and not self.rules.met(run.graph, run.dense)
-        )
+    def _to_go(self, trainer: L.Trainer, run: Run) -> bool:
+        """Whether there is something to cut, if it is time."""
+        return not (swa_is_over(trainer) or run.exhausted or self.rules.met(run.graph, run.dense))
 
-    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
+    def _gathering(self, trainer: L.Trainer, run: Run) -> bool:
+        """Whether the batch that begins is looked at for the next cut."""
+        now = trainer.global_step if self.timing.by_steps else trainer.current_epoch
+        looking = self.timing.gathering(now) and not self._in_a_pass(run.compiled)
+        return looking and self._to_go(trainer, run)
+
+    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+        """Whether there is a cut at ``now`` that was not made yet."""
+        before = self._ended if self.timing.by_steps else max(self._ended, now - 1)
+        return self.timing.due(before, now) and self._to_go(trainer, run)
+
+    def _prune_if_due(self, trainer: L.Trainer, now: int) -> None:
+        """Prune at the end of the epoch ``now``, or after as many steps, unless that was done already."""
+        if self._run and self._due(trainer, now, self._run):
+            self._prune(trainer, self._run, now)
+        if self._run:
+            self._ended = now
+
+    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
         """One cut, and what has to follow it."""
         start = time.perf_counter()
-        if self._in_a_pass(run):
-            self._observe(trainer, run)
-        carried = trainer.optimizers if self.optimizer == "carry" else ()
+        if self._in_a_pass(run.compiled) and run.collect(self.criterion):
+            observe(trainer, run.target)
         before, copies = run.graph, averages(trainer, trainer.lightning_module)
-        record = run.cut_(self.rules, self.criterion, carried)
+        rules = replace(self.rules, gone=self.timing.share(now))
+        record = run.cut_(rules, self.criterion, self.retraining.carried(trainer))
         if not record or run.last is None:
             return
         self.record = record if self.record is None else self.record.then(record)
+        self._scored = False
         carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
         for copy in copies:
             copy.part(record, self.submodule).apply_(copy.module)
-        self._follow(trainer, run, copies)
-        cut = Cut.of(before, run.last, epoch, time.perf_counter() - start)
+        epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
+        self._follow(trainer, run, copies, epoch)
+        cut = Cut.of(before, run.last, epoch, time.perf_counter() - start, step)
         self.history.append(cut)
-        self._say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
-
-    def _in_a_pass(self, run: Run) -> bool:
-        """Whether activations are looked at in a pass of its own; gradients never are: training makes them."""
-        return (self.statistics == "pass" or run.compiled) and gathers(self.criterion) is None
-
-    def _observe(self, trainer: L.Trainer, run: Run) -> None:
-        """Gather statistics in a pass of its own."""
-        if run.collect(self.criterion):
-            with torch.no_grad(), switched(run.target, lambda module: False), forward_context(trainer):
-                for args, kwargs in train_inputs(trainer, run.target):
-                    run.target(*args, **kwargs)
-
-    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average]) -> None:
-        """Optimizers, wrapper and norms follow the smaller network."""
-        if self.optimizer == "reset":
-            # The fresh ones come with the next epoch: Lightning still steps the schedulers of this one.
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
-            self._reset_pending = True
-        rebuild_wrapper_(trainer)
-        number = self.recalibrate_batches
-        if number is None:
-            number = RECALIBRATION if is_last_epoch(trainer) else 0
-        if number:
-            renew_norms_(trainer, [run.target, *counterparts(copies, self.submodule)], number)
-
-    @rank_zero_only
-    def _say(self, trainer: L.Trainer, line: str) -> None:
         if self.verbose:
-            bar = trainer.progress_bar_callback
-            shown = bar is not None and getattr(bar, "is_enabled", True)
-            (bar.print if bar is not None and shown else print)(line)
+            say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
+
+    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average], epoch: int) -> None:
+        """Optimizers, wrapper and norms follow the smaller network."""
+        if self.finished:
+            self.retraining.over(trainer, epoch + 1)
+        self.retraining.follow_(trainer, [run.target, *counterparts(copies, self.submodule)], epoch)
+
+    def _in_a_pass(self, compiled: bool) -> bool:
+        """Whether activations are looked at in a pass of its own; gradients never are: training makes them."""
+        return (self.statistics == "pass" or compiled) and gathers(self.criterion) is None
 
 
 def pruning_callbacks(trainer: L.Trainer) -> list[FilterPruningCallback]:

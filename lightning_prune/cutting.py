@@ -35,6 +35,7 @@ class Rules:
     """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select`.
 
     And the ``resources`` that are counted beside MACs and parameters, and beside ``BUILT_IN`` ones.
+    ``gone``, if given, is the share of what has to go that is gone after the next step: instead of an ``amount``.
     """
 
     budget: Mapping[str, float]
@@ -43,6 +44,7 @@ class Rules:
     exclude: Sequence[str] = ()
     channel_multiple: int = 1
     resources: Mapping[str, Resource] = field(default_factory=dict)
+    gone: float | None = None
 
     def traced(self, model: nn.Module, example: Example) -> ChannelGraph:
         """The graph of ``model`` as it is now, with all the resources."""
@@ -52,16 +54,34 @@ class Rules:
 
     def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
         """The units of the next step."""
-        return select(
+        found = select(
             graph,
             importance,
-            self.budget,
-            amount=self.amount,
+            self._goal(dense),
+            amount=self.amount if self.gone is None else None,
             limits=self.limits,
             exclude=self.exclude,
             channel_multiple=self.channel_multiple,
             dense=dense,
         )
+        return found if self.gone is None else self._on_the_way(found, dense)
+
+    def _goal(self, dense: DenseSizes) -> Mapping[str, float]:
+        """What may remain after the next step."""
+        if self.gone is None or self.gone == 1:
+            return self.budget
+        targets = resolve(self.budget, dense.costs, "budget")
+        return {
+            r: 1 - self.gone * max(0, 1 - target / (dense.costs[r] or 1)) for r, target in targets.items()
+        }
+
+    def _on_the_way(self, plan: Plan, dense: DenseSizes) -> Plan:
+        """A plan that met the goal of its step, as one that may have met the budget."""
+        targets = resolve(self.budget, dense.costs, "budget")
+        costs = {r: replace(spent, target=targets.get(r)) for r, spent in plan.costs.items()}
+        plan = replace(plan, costs=costs)
+        short = plan.stopped == "budget" and not plan.reached
+        return replace(plan, stopped="amount") if short else plan
 
     def check(self, graph: ChannelGraph) -> None:
         """Raise ValueError if these rules make no sense for the dense network of ``graph``."""
@@ -93,7 +113,7 @@ class Cut:
     """The facts of one cut, as plain numbers.
 
     Attributes:
-        epoch: at whose end it was made.
+        epoch: at whose end, or within which, it was made.
         filters: how many went, over all layers.
         layers: how many layers lost some.
         before: resource -> cost before it.
@@ -101,6 +121,7 @@ class Cut:
         share: resource -> what remains of the dense network's.
         stopped: what ended the selection: ``"budget"``, ``"amount"`` or ``"limits"``.
         seconds: how long it took, proof included.
+        step: the number of optimizer steps before it, if it was made within the epoch.
     """
 
     epoch: int
@@ -111,15 +132,17 @@ class Cut:
     share: dict[str, float]
     stopped: str
     seconds: float
+    step: int | None = None
 
     @classmethod
-    def of(cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float) -> Cut:
+    def of(cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float, step: int | None = None) -> Cut:
         """The facts of carrying out ``plan`` on the network of ``graph``."""
         gone = [int(np.isin(units, plan.remove).sum()) for units in graph.layers.values()]
         before = {resource: spent.before for resource, spent in plan.costs.items()}
         after = {resource: spent.after for resource, spent in plan.costs.items()}
         share = {resource: spent.after / max(spent.dense, 1) for resource, spent in plan.costs.items()}
-        return cls(epoch, sum(gone), sum(n > 0 for n in gone), before, after, share, plan.stopped, seconds)
+        facts = before, after, share, plan.stopped, seconds, step
+        return cls(epoch, sum(gone), sum(n > 0 for n in gone), *facts)
 
     def __str__(self) -> str:
         costs = "".join(
@@ -127,7 +150,8 @@ class Cut:
             for resource, share in self.share.items()
         )
         gone = f"cut {self.filters} filters in {self.layers} layers"
-        return f"epoch {self.epoch}: {gone}{costs} · {self.seconds:.1f} s"
+        when = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
+        return f"{when}: {gone}{costs} · {self.seconds:.1f} s"
 
 
 def gathers(criterion: Criterion) -> Callable[..., Gatherer] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -13,12 +14,20 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from lightning_prune.averages import rebind_swa_
-from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, tracked_norms
+from lightning_prune.averages import averages, rebind_swa_
+from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, switched, tracked_norms
+from lightning_prune.cutting import Rules
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.limits import DenseSizes
 from lightning_prune.processes import average_, gathered, shared
+from lightning_prune.record import PruningRecord
+from lightning_prune.saving import check_weights, has_shapes_of, part_of, shrink_
+from lightning_prune.schedules import Timing
 
 __all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "target_of"]
 
@@ -47,6 +56,80 @@ def check_batches(trainer: L.Trainer) -> None:
             f"the ranks have {', '.join(map(str, numbers))} training batches, and Lightning's ranks wait for each "
             f"other at every batch; set Trainer(limit_train_batches={min(numbers)})"
         )
+
+
+def check_timing(trainer: L.Trainer, timing: Timing, in_a_pass: bool) -> None:
+    """Find out before training whether cuts come as they are meant to.
+
+    Raises:
+        ValueError: a pass over the training data would break off the epoch under way.
+    """
+    loaders = tree_leaves(trainer.train_dataloader)
+    if timing.by_steps and in_a_pass and any(getattr(x, "persistent_workers", False) for x in loaders):
+        raise ValueError(
+            "a pass over the training data within an epoch would restart its persistent workers; set "
+            'persistent_workers=False of the loader, or gather statistics="epoch"'
+        )
+    last = _last(trainer, timing)
+    if timing.schedule is not None and last is not None:
+        shares = [timing.share(now) or 0 for now in range(timing.start, last + 1, timing.every)]
+        if 1 not in shares:
+            rank_zero_warn(
+                f"the schedule ends too late: of what has to go, {max(shares, default=0):.0%} is gone after the last "
+                f"cut before training ends, after {last} {timing.unit}; train for longer, cut earlier or more often, "
+                "or in fewer cuts"
+            )
+
+
+def _last(trainer: L.Trainer, timing: Timing) -> int | None:
+    """The last epoch, or number of steps, that training comes to; None if it is not known."""
+    epochs, steps = trainer.max_epochs if trainer.max_epochs is not None else -1, trainer.max_steps
+    if not timing.by_steps:
+        return epochs - 1 if epochs >= 0 else None
+    batches = epochs * trainer.num_training_batches // trainer.accumulate_grad_batches
+    known = [int(number) for number in (steps, batches) if 0 <= number < math.inf]
+    return min(known, default=None)
+
+
+def dense_sizes(rules: Rules, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
+    """The sizes of a network that was not cut yet; warn if limits may stop pruning before its budget is met.
+
+    Raises:
+        ValueError: ``rules`` make no sense for this network.
+    """
+    rules.check(graph)
+    foreseen = rules.foreseen(graph, target)
+    if not foreseen.reached:
+        rank_zero_warn(f"the limits may stop pruning above the budget: {foreseen}")
+    return DenseSizes.of(graph)
+
+
+def shrink_all_(
+    trainer: L.Trainer, pl_module: L.LightningModule, saved: Mapping[str, Any], weights: Mapping[str, Any]
+) -> PruningRecord:
+    """Cut the network, and its averages, to the record of a checkpoint before the weights arrive."""
+    record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
+    copies, target = averages(trainer, pl_module), part_of(pl_module, submodule or "")
+    if not has_shapes_of(target, record):
+        check_weights(pl_module, target, record, weights, strict=False)
+    shrink_(target, record)
+    for copy in copies:
+        shrink_(copy.module, copy.part(record, submodule))
+    return record
+
+
+def check_trained(trainer: L.Trainer) -> None:
+    """Raise ValueError if there was no batch: Lightning then stops in silence."""
+    if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
+        raise ValueError("the training data loader has no batches: nothing was trained and nothing pruned")
+
+
+@rank_zero_only
+def say(trainer: L.Trainer, line: str) -> None:
+    """Print a line, past the progress bar."""
+    bar = trainer.progress_bar_callback
+    shown = bar is not None and getattr(bar, "is_enabled", True)
+    (bar.print if bar is not None and shown else print)(line)
 
 
 def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
@@ -90,6 +173,13 @@ def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
             yield example
 
 
+def observe(trainer: L.Trainer, target: nn.Module) -> None:
+    """A pass over the training data in eval mode, for whoever watches ``target``."""
+    with torch.no_grad(), switched(target, lambda module: False), forward_context(trainer):
+        for args, kwargs in train_inputs(trainer, target):
+            target(*args, **kwargs)
+
+
 @contextmanager
 def forward_context(trainer: L.Trainer) -> Iterator[None]:
     """The precision that training runs in, without compiled code, which hooks cannot see into."""
@@ -118,16 +208,28 @@ def is_compiled(pl_module: L.LightningModule) -> bool:
     )
 
 
-def is_last_epoch(trainer: L.Trainer) -> bool:
-    """Whether no training follows the current epoch."""
-    return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+def is_last_epoch(trainer: L.Trainer, epoch: int) -> bool:
+    """Whether no training follows ``epoch``: not always the current one, a resumed run may still owe a cut."""
+    return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch + 1
 
 
-def fresh_optimizers_(trainer: L.Trainer) -> None:
-    """Optimizers and schedulers anew, as the module configures them, with what callbacks have done to them since."""
+def fresh_optimizers_(trainer: L.Trainer, added: bool = True) -> None:
+    """Optimizers and schedulers anew, as the module configures them.
+
+    Args:
+        trainer: whose they are.
+        added: with the parameter groups that callbacks have added since.
+
+    Raises:
+        ValueError: there are more or fewer optimizers than before.
+    """
     before, schedules = trainer.optimizers, trainer.lr_scheduler_configs
     trainer.strategy.setup_optimizers(trainer)
-    for old, fresh in zip(before, trainer.optimizers, strict=True):
+    if len(before) != len(trainer.optimizers):
+        raise ValueError(
+            f"{len(trainer.optimizers)} optimizers were built, training began with {len(before)}"
+        )
+    for old, fresh in zip(before, trainer.optimizers, strict=True) if added else ():
         _add_groups_(fresh, old.param_groups[len(fresh.param_groups) :])
     rebind_swa_(trainer, schedules)
 

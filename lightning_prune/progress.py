@@ -99,8 +99,8 @@ def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[s
 
 def _cut(trainer: L.Trainer) -> str:
     """What the pruning callbacks removed at the end of this epoch."""
-    last = [callback.history[-1] for callback in pruning_callbacks(trainer) if callback.history]
-    return "".join(f" · {cut_line(cut)}" for cut in last if cut.epoch == trainer.current_epoch)
+    cuts = [cut for callback in pruning_callbacks(trainer) for cut in callback.history]
+    return "".join(f" · {cut_line(cut)}" for cut in cuts if cut.epoch == trainer.current_epoch)
 
 
 def cut_line(cut: Cut) -> str:

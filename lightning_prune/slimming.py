@@ -243,11 +243,11 @@ class SlimmingCallback(FilterPruningCallback):
         held = [{**own, **found} for found in held]  # what no optimizer has moved yet has no average
         return scale_sizes(run.graph, scales, held if final else [own, *held])
 
-    def _due(self, trainer: L.Trainer, epoch: int, run: Run) -> bool:
-        """Whether ``epoch`` ends with a shrink that was not made yet."""
-        if epoch <= self._ended or self.finished or swa_is_over(trainer):
+    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+        """Whether the epoch ``now`` ends with a shrink that was not made yet."""
+        if now <= self._ended or self.finished or swa_is_over(trainer):
             return False
-        if self._is_last(trainer, epoch):
+        if self._is_last(trainer, now):
             return True
         plan = self.rules.plan(run.graph, self._sizes(trainer, run, final=False), run.dense)
         return shared(len(plan) > 0 and masked_share(plan) >= self.shrink_at)
@@ -262,9 +262,9 @@ class SlimmingCallback(FilterPruningCallback):
         plan = rules.plan(self._run.graph, self._sizes(trainer, self._run, final=False), self._run.dense)
         return {"prune/rho": rho, "prune/penalty": penalty, "prune/masked": masked_share(plan)}
 
-    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
+    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
         """Measure what will be lost, cut, and put it into what follows."""
-        final = self._is_last(trainer, epoch)
+        final = self._is_last(trainer, now)
         self.rules, self.criterion = replace(self.rules, final=final), Given(self._sizes(trainer, run, final))
         copies = counterparts(averages(trainer, trainer.lightning_module), self.submodule)
         plan = shared(self.rules.plan(run.graph, self.criterion.values, run.dense))
@@ -272,10 +272,10 @@ class SlimmingCallback(FilterPruningCallback):
             example = next(islice(train_inputs(trainer, run.target), 1), None)
             networks, scales = [run.target, *copies], self._slimmed(run).scales
             self._measured = Measured(networks, run.graph, scales, plan.remove, example)
-        super()._prune(trainer, run, epoch)
+        super()._prune(trainer, run, now)
         self._measured, self._closed = None, self._closed or final or self.within_budget
 
-    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average]) -> None:
+    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average], epoch: int) -> None:
         """Fold, then as after any cut."""
         measured = self._measured
         if measured is not None and run.last is not None:
@@ -284,7 +284,7 @@ class SlimmingCallback(FilterPruningCallback):
             }
             self.folded.append(measured.fold_(run.last.remove))
             self.changes.append(sum(changes := gathered(measured.change())) / len(changes))
-        super()._follow(trainer, run, copies)
+        super()._follow(trainer, run, copies, epoch)
 
 
 class _Slim:

@@ -270,8 +270,13 @@ class Teaching(L.Callback):
 
     def _copied_at(self, trainer: L.Trainer) -> int | None:
         """The epoch at whose end the student is first cut; None: nobody cuts it."""
-        starts = [callback.start_epoch for callback in pruning_callbacks(trainer)]
-        return min(starts) if starts else None
+        timings = [callback.timing for callback in pruning_callbacks(trainer)]
+        if any(timing.by_steps for timing in timings):
+            raise ValueError(
+                f"teacher={COPY!r} is scored by the validation of the epoch that the first cut ends, and "
+                "every_n_steps cuts within epochs: give a trained teacher, or cut every_n_epochs"
+            )
+        return min((timing.start for timing in timings), default=None)
 
     def _copy(self, pl_module: L.LightningModule) -> None:
         """The student as it is now becomes the teacher."""

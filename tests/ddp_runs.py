@@ -17,10 +17,21 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_prune import IPAD, FilterPruningCallback, SlimmingCallback, SurgeryError, cutting, trace
+from lightning_prune import (
+    IPAD,
+    FilterPruningCallback,
+    FinalPhase,
+    Linear,
+    SlimmingCallback,
+    SurgeryError,
+    cutting,
+    trace,
+)
+from lightning_prune.criteria import ActivationMean, TaylorGate, TaylorWeight
 from lightning_prune.distillation import Distillation, DistillationMixin
 from lightning_prune.penalty import channel_costs, slimmable
 from lightning_prune.teacher import checksum
@@ -55,6 +66,14 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+class Normless(Net):
+    """Without batch norms two processes with batches of four do what one does with batches of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[1], self.net[4] = nn.Identity(), nn.Identity()
 
 
 class Branching(Net):
@@ -130,23 +149,29 @@ class Watch(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self.weights.append(sum(p.detach().double().square().sum().item() for p in pl_module.parameters()))
-        wrapper = trainer.strategy.model
+        wrapper: Any = trainer.strategy.model
+        if not isinstance(wrapper, DistributedDataParallel):
+            return
         self.settings.append(
             (wrapper.find_unused_parameters, wrapper.static_graph, wrapper.gradient_as_bucket_view)
         )
 
 
+BOTH = IPAD(omega=0.5)
+
+
 class Spy:
-    """IPAD, and what it was told of the activations."""
+    """A criterion, and what it was told of activations or gradients."""
 
-    statistic = IPAD().statistic
-
-    def __init__(self) -> None:
+    def __init__(self, criterion: Any = BOTH) -> None:
         self.seen: list[dict[str, list[float]]] = []
+        self.criterion, self.statistic = criterion, criterion.statistic
+        if hasattr(criterion, "gather"):
+            self.gather = criterion.gather
 
     def __call__(self, graph: Any, model: nn.Module, statistics: Any) -> Any:
         self.seen.append({name: np.asarray(values).tolist() for name, values in statistics.items()})
-        return IPAD(omega=0.5)(graph, model, statistics)
+        return self.criterion(graph, model, statistics)
 
 
 def rank() -> int:
@@ -168,14 +193,15 @@ def fit(
     data: DataLoader | None = None,
     epochs: int = 4,
     resume: Path | None = None,
+    devices: int = 2,
     **options: Any,
 ) -> Found:
     """Train, and say what the ranks must agree about, and what they need not."""
     watch = Watch()
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=2,
-        strategy=strategy or DDPStrategy(process_group_backend="gloo"),
+        devices=devices,
+        strategy=strategy or (DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"),
         max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
@@ -215,6 +241,30 @@ def plain(optimizer: str = "carry") -> Found:
     module.net[0].register_forward_hook(keep)
     found = fit(module, prune(criterion=spy, start_epoch=0, optimizer=optimizer))
     return {**found, "seen": spy.seen, "first epoch": torch.stack(sums[:4]).sum(0)}
+
+
+#: criteria that look at training itself
+LOOKING = {"weight": TaylorWeight(), "gate": TaylorGate(), "activation": ActivationMean()}
+
+
+def scored(name: str, batch: int = 4, module: Callable[[], Net] = Normless, **options: Any) -> Found:
+    """What a criterion is told in the first epoch."""
+    spy = Spy(LOOKING[name])
+    pruning = prune(criterion=spy, start_epoch=0, statistics=options.pop("statistics", "epoch"))
+    data = loader(batch=batch)
+    if options.get("devices") != 1:  # Lightning's own sampler would shuffle
+        whole, options["use_distributed_sampler"] = data.dataset, False
+        data = DataLoader(Subset(whole, range(rank_before(), len(whole), 2)), batch)
+    return {**fit(module(), pruning, data=data, epochs=3, **options), "seen": spy.seen}
+
+
+def steps(**options: Any) -> Found:
+    """Three cuts within epochs of four batches, and a final phase."""
+    final = FinalPhase(partial(torch.optim.SGD, lr=0.01), epochs=2)
+    schedule: dict[str, Any] = {"amount": None, "schedule": Linear(3), "every_n_steps": 3}
+    pruning = prune(criterion=Spy(), final_phase=final, **schedule)
+    found = fit(Net(), pruning, data=loader(64), epochs=9, **options)
+    return {**found, "steps": [cut.step for cut in pruning.history]}
 
 
 def settings(module: Callable[[], Net], **wanted: bool) -> Found:
@@ -334,6 +384,9 @@ RUNS: dict[str, Callable[[], Found]] = {
     "slimmed": slimmed,
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
+    "steps": steps,
+    "accumulated steps": partial(steps, accumulate_grad_batches=2),
+    **{name: partial(scored, name) for name in LOOKING},
     "resumed": resumed,
     "apart": apart,
 }

@@ -59,7 +59,14 @@ def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_group_is_tested_here() -> None:
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
     tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment", "distill"}
-    assert groups == tested | {"prune", "prune/criterion", "checkpoint", "stopping"}
+    assert groups == tested | {
+        "prune",
+        "prune/criterion",
+        "prune/schedule",
+        "prune/final_phase",
+        "checkpoint",
+        "stopping",
+    }
 
 
 @pytest.mark.parametrize("option", options("net"))
@@ -198,6 +205,26 @@ def test_criterion(option: str) -> None:
     assert getattr(criterion, "seed", 7) == 7
 
 
+@pytest.mark.parametrize("option", options("prune/schedule"))
+def test_schedule(option: str) -> None:
+    path = ["prune.schedule.function.path=math.sqrt"] if option == "curve" else []
+    schedule = made(composed(f"prune/schedule={option}", *path), "prune").timing.schedule
+    halfway = {"fixed": None, "linear": 0.5, "cubic": 0.875, "one_shot": 1.0, "curve": 0.5**0.5}[option]
+    assert (schedule and schedule(4)) == halfway
+
+
+@pytest.mark.parametrize("option", options("prune/final_phase"))
+def test_final_phase(option: str) -> None:
+    final = made(composed(f"prune/final_phase={option}"), "prune").retraining.final_phase
+    if option == "none":
+        assert final is None
+        return
+    module = made(composed(), "module")
+    plan = final(module)
+    assert plan["optimizer"].param_groups[0]["lr"] == module.configure_optimizers().param_groups[0]["lr"]
+    assert plan["lr_scheduler"]["scheduler"].T_max == final.epochs
+
+
 @pytest.mark.parametrize("option", options("distill"))
 def test_distill(option: str) -> None:
     wanted = made(composed(f"distill={option}", "task.ignore_index=255"), "distill")
@@ -264,6 +291,10 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         *(([f"prune/criterion={option}"], "prune.criterion") for option in INITIALISED),
         (["prune=ipad"], "prune.limits"),
         (["prune=slimming"], "prune"),
+        (["prune/schedule=cubic"], "prune.schedule"),
+        (["prune/schedule=linear"], "prune.schedule"),
+        (["prune/schedule=curve"], "prune.schedule"),
+        (["prune/final_phase=cosine"], "prune.final_phase"),
         (["data=brain"], "data"),
         (FOLDER_DATA, "data"),
         ([], "module"),
@@ -279,8 +310,9 @@ def test_the_application_prunes_as_the_bare_callback_does() -> None:
     composed_, bare = made(composed(), "prune"), FilterPruningCallback({"macs": 0.5})
     assert composed_.criterion == bare.criterion
     assert composed_.rules.limits == bare.rules.limits
-    for name in ("every_n_epochs", "start_epoch", "optimizer", "statistics", "recalibrate_batches"):
-        assert getattr(composed_, name) == getattr(bare, name)
+    assert composed_.timing == bare.timing
+    assert composed_.statistics == bare.statistics
+    assert vars(composed_.retraining) == vars(bare.retraining)
 
 
 def test_numbers_are_the_constructor_s_defaults() -> None:

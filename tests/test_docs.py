@@ -44,6 +44,7 @@ def commands(page: str = "README.md") -> list[str]:
         "docs/engine.md",
         "docs/checkpoints.md",
         "docs/training.md",
+        "docs/schedules.md",
         "docs/distillation.md",
         "docs/criteria.md",
         "docs/budgets.md",

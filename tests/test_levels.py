@@ -10,13 +10,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
-    "randomness ids shapes sizes letters untouched inputs losses ritnet_losses distillation_losses networks",
+    "randomness ids shapes sizes letters untouched inputs schedules losses ritnet_losses distillation_losses "
+    "networks",
     "calls recording tracker pins rules",
     "graph tracing",
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
     "folding blocks candidates rounds search_state netadapt",
-    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming",
+    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
+    "retraining",
     "cli experiment export_run report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
