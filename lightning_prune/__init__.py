@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_prune.criteria import IPAD, L1, L2, Random
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.latency_table import LatencyError, LatencyTable
 from lightning_prune.limits import Limits
 from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
@@ -48,6 +49,8 @@ __all__ = [
     "DistillationMixin",
     "FilterPruningCallback",
     "FinalPhase",
+    "LatencyError",
+    "LatencyTable",
     "LayerCost",
     "Limits",
     "Linear",

@@ -114,10 +114,14 @@ hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_
 
 
 def main() -> None:
-    """``lightning-prune export ...`` exports a run; everything else is for Hydra."""
+    """``lightning-prune export ...`` exports a run, ``latency ...`` measures a network; all else is for Hydra."""
     if sys.argv[1:2] == ["export"]:
         from lightning_prune.export_run import main as export_main
 
         export_main(sys.argv[2:])
+    elif sys.argv[1:2] == ["latency"]:
+        from lightning_prune.latency_run import main as latency_main
+
+        latency_main(sys.argv[2:])
     else:
         hydra_main()

@@ -25,6 +25,7 @@ from lightning_prune.checkpoint_io import AtomicCheckpointIO
 from lightning_prune.cli import conf_dir
 from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.experiment import build
+from lightning_prune.latency_table import LatencyTable
 from lightning_prune.losses import loss_of, scheduled
 from lightning_prune.resources import LayerCost
 from lightning_prune.slimming import SlimmingCallback
@@ -192,6 +193,14 @@ def test_limits_by_type_and_of_channels() -> None:
     assert str(limits.of_layer("stem", nn.Conv2d)) == "80% of its channels may go"
 
 
+@pytest.mark.parametrize("option", options("prune/resources"))
+def test_resources(option: str) -> None:
+    overrides = f"+prune/resources={option}", "~prune.budget.macs", f"+prune.budget.{option}=0.5"
+    callback = made(composed(*overrides), "prune")
+    assert callback.rules.budget == {option: 0.5}
+    assert isinstance(callback.rules.resources[option], LatencyTable)
+
+
 @pytest.mark.parametrize("option", options("prune/criterion"))
 def test_criterion(option: str) -> None:
     path = ["prune.criterion.path=lightning_prune.criteria.ipad"] if option == "function" else []
@@ -290,6 +299,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune=ipad"], "prune.criterion"),
         *(([f"prune/criterion={option}"], "prune.criterion") for option in INITIALISED),
         (["prune=ipad"], "prune.limits"),
+        (["+prune/resources=latency"], "prune.resources.latency"),
         (["prune=slimming"], "prune"),
         (["prune/schedule=cubic"], "prune.schedule"),
         (["prune/schedule=linear"], "prune.schedule"),

@@ -16,10 +16,11 @@ LEVELS = [
     "graph tracing",
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
-    "folding blocks candidates rounds search_state netadapt",
+    "operators timing lookup executions latency_build latency_table folding "
+    "blocks candidates rounds search_state netadapt",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
     "retraining",
-    "cli experiment export_run report sweep demo progress tables __main__",
+    "cli experiment export_run latency_run report sweep demo progress tables __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

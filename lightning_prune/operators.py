@@ -1,0 +1,347 @@
+"""The operators of a network as functions of how many channels stay, so that each can be run alone (level 3).
+
+A trace has recorded every operator with its arguments, and knows which units run along which dimension. Here each
+becomes a template: fixed sizes stay numbers, and those that shrink become axes. Two operators that differ in their
+channel counts only have the same :attr:`Operator.signature`, before and after any cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from lightning_prune.graph import ChannelGraph, Evidence, Units
+from lightning_prune.ids import Ids
+from lightning_prune.tracker import Followed, Labels
+
+__all__ = ["Operator", "Size", "Slot", "operators"]
+
+aten = torch.ops.aten
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SIZES = ("size", "shape")  # arguments that repeat the result's sizes
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that shrinks: of ``dense`` entries those stay that survive along each of the ``axes``.
+
+    Example:
+        >>> Size(8, (0,))([5]), Size(64, (0, 1))([4, 8], (8, 16)), Size(16, (0,), times=2)([5])
+        (5, 16, 10)
+    """
+
+    dense: int
+    axes: tuple[int, ...]
+    times: int = 1
+
+    def __call__(self, counts: Sequence[int], most: Sequence[int] = ()) -> int:
+        """The size where ``counts`` of each axis stay, of ``most``."""
+        if len(self.axes) == 1:
+            return counts[self.axes[0]] * self.times
+        return max(1, round(self.dense * prod(counts[axis] / most[axis] for axis in self.axes)))
+
+    def __str__(self) -> str:
+        return "*".join(LETTERS[axis % 26] for axis in self.axes) + (
+            f"*{self.times}" if self.times > 1 else ""
+        )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor argument: its sizes, and its dimensions in the order of memory, outermost first."""
+
+    sizes: tuple[int | Size, ...]
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    def __str__(self) -> str:
+        strided = "" if self.order == tuple(range(len(self.order))) else f"@{list(self.order)}"
+        return f"{str(self.dtype).removeprefix('torch.')}[{','.join(map(str, self.sizes))}]{strided}"
+
+
+@dataclass(eq=False)
+class Operator:
+    """One recorded operator, to be run with any number of channels.
+
+    Attributes:
+        op: the ATen operator.
+        module: that called it.
+        layer: the weight it contracts with, or the module; what costs are booked to.
+        leaves: its arguments, flat, with slots in the place of tensors.
+        spec: how they are nested.
+        factors: units of each axis.
+        outputs: sizes of its results.
+        steps: what the count of each axis must be a multiple of.
+    """
+
+    op: OpOverload
+    module: str
+    layer: str
+    leaves: list[Any]
+    spec: TreeSpec
+    factors: list[Units]
+    outputs: list[tuple[int | Size, ...]]
+    steps: list[int] = field(default_factory=list)
+
+    @property
+    def most(self) -> tuple[int, ...]:
+        """The count of each axis in the network as it was traced."""
+        return tuple(len(factor) for factor in self.factors)
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """Its tensor arguments."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Slot)]
+
+    @cached_property
+    def signature(self) -> str:
+        """What it is, without how many channels there are."""
+        return f"{self.op.name()}({', '.join(map(str, self.leaves))})"
+
+    @property
+    def contracts(self) -> bool:
+        """Whether it is a convolution or a matrix product."""
+        return _contracts(self.op)
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether its cost is looked up by its axes; otherwise by its :meth:`volume`."""
+        merged = any(isinstance(s, Size) and len(s.axes) > 1 for slot in self.slots for s in slot.sizes)
+        return len(self.factors) <= 2 and not merged
+
+    def size(self, size: int | Size, counts: Sequence[int]) -> int:
+        """One size where ``counts`` stay."""
+        return size(counts, self.most) if isinstance(size, Size) else size
+
+    def volume(self, counts: Sequence[int]) -> int:
+        """How much it has to do, roughly: multiplications of a product of two tensors, else entries moved."""
+        shapes = [
+            [self.size(s, counts) for s in sizes] for sizes in [*(s.sizes for s in self.slots), *self.outputs]
+        ]
+        numels = [prod(shape) for shape in shapes]
+        if self.op._opname in ("mm", "bmm") and len(numels) == 3:
+            return round(prod(map(float, numels)) ** 0.5)
+        return sum(numels)
+
+    def arguments(self, counts: Sequence[int], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments for ``counts`` channels along each axis: random numbers, zeros where whole numbers are wanted."""
+        leaves = [self._leaf(leaf, counts, device) for leaf in self.leaves]
+        found: tuple[list[Any], dict[str, Any]] = tree_unflatten(leaves, self.spec)
+        return found
+
+    def run(self, counts: Sequence[int], device: torch.device) -> Callable[[], object]:
+        """What runs it once with ``counts`` channels along each axis, eagerly."""
+        args, kwargs = self.arguments(counts, device)
+        return partial(self.op, *args, **kwargs)
+
+    def _leaf(self, leaf: Any, counts: Sequence[int], device: torch.device) -> Any:
+        if isinstance(leaf, Slot):
+            shape = [self.size(size, counts) for size in leaf.sizes]
+            return numbers(shape, leaf.order, leaf.dtype, device)
+        if isinstance(leaf, Size):
+            return self.size(leaf, counts)
+        return device if isinstance(leaf, torch.device) else leaf
+
+
+def numbers(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers in [1, 2), or zeros of other types, with dimensions in a given order of memory."""
+    stored = [shape[dim] for dim in order]
+    floats = dtype.is_floating_point
+    held = (
+        torch.rand(stored, device=device).add_(1).to(dtype)
+        if floats
+        else torch.zeros(stored, dtype=dtype, device=device)
+    )
+    return held.permute([order.index(dim) for dim in range(len(order))]) if order else held
+
+
+def operators(graph: ChannelGraph) -> list[Operator]:
+    """Every operator of the traced forward in eval mode that computes something, in order.
+
+    Views are left out: they move nothing.
+
+    Raises:
+        ValueError: the graph was not made by :func:`~lightning_prune.trace`.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1))
+        >>> for operator in operators(trace(net, torch.zeros(1, 3, 16, 16))):
+        ...     print(operator.layer, operator.most)
+        0.weight (8,)
+        1 (8,)
+        2.weight (8,)
+    """
+    if graph.evidence is None:
+        raise ValueError("this graph was not made by trace(), so its operators are not known")
+    templates = _Templates(graph.evidence)
+    followed = graph.evidence.tracker.followed[: graph.evidence.tracker.counted]
+    return [templates.operator(each) for each in followed if _computes(each)]
+
+
+def _computes(followed: Followed) -> bool:
+    call = followed.call
+    views = any(r.alias_info is not None and not r.alias_info.is_write for r in call.op._schema.returns)
+    return (
+        bool(call.tensors and call.outputs) and not views and call.op._opname not in ("empty_like", "detach")
+    )
+
+
+@dataclass(eq=False)
+class _Templates:
+    """Makes templates of recorded operators."""
+
+    evidence: Evidence
+
+    def __post_init__(self) -> None:
+        self._units: dict[
+            int, tuple[Ids, Units | None]
+        ] = {}  # by identity: the same ids run through many operators
+
+    def operator(self, followed: Followed) -> Operator:
+        call, count = followed.call, len(followed.shapes)
+        factors: list[Units] = []
+        slots = iter(
+            Slot(self._sizes(shape, labels, factors), tensor.dtype, _order(tensor, shape))
+            for tensor, shape, labels in zip(call.tensors, followed.shapes, followed.labels, strict=False)
+        )
+        leaves, spec = tree_flatten((list(call.args), dict(call.kwargs)))
+        filled = [next(slots) if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves]
+        written = zip(call.outputs, followed.labels[count:], strict=True)
+        outputs = [self._sizes(tensor.shape, labels, factors) for tensor, labels in written]
+        found = Operator(call.op, call.module, self._layer(followed), filled, spec, factors, outputs)
+        _adapt(found)
+        return found
+
+    def _sizes(self, shape: torch.Size, labels: Labels, factors: list[Units]) -> tuple[int | Size, ...]:
+        return tuple(
+            self._size(int.__int__(size), arrays, factors) for size, arrays in zip(shape, labels, strict=True)
+        )
+
+    def _size(self, size: int, arrays: tuple[Ids, ...], factors: list[Units]) -> int | Size:
+        axes = [_axis(units, factors) for ids in arrays if (units := self._shrinking(ids)) is not None]
+        return Size(size, tuple(axes)) if axes else size
+
+    def _shrinking(self, ids: Ids) -> Units | None:
+        """The units of a dimension, None if it cannot shrink."""
+        if id(ids) not in self._units:
+            components = self.evidence.components[ids.numpy()]
+            units = self.evidence.unit_of[components]
+            stays = not len(units) or (units < 0).any() or self.evidence.pinned[components].all()
+            self._units[id(ids)] = ids, None if stays else units
+        return self._units[id(ids)][1]
+
+    def _layer(self, followed: Followed) -> str:
+        """The weight that an operator contracts with; otherwise the module that called it."""
+        tracker = self.evidence.tracker
+        for labels in followed.labels[1 : len(followed.shapes)] if _contracts(followed.call.op) else ():
+            for arrays in labels:
+                if (
+                    source := tracker.owner(arrays[0] if arrays else None)
+                ) is not None and source.name in tracker.filters:
+                    return source.name
+        return followed.call.module
+
+
+def _contracts(op: OpOverload) -> bool:
+    return op._opname in ("convolution", "_convolution", "mm", "addmm", "bmm", "baddbmm")
+
+
+def _axis(units: Units, factors: list[Units]) -> int:
+    for axis, known in enumerate(factors):
+        if np.array_equal(known, units):
+            return axis
+    factors.append(units)
+    return len(factors) - 1
+
+
+def _order(tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
+    """Dimensions by stride, largest first."""
+    strides = tensor.stride()
+    return tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], dim)))
+
+
+def _plain(leaf: Any) -> Any:
+    return int.__int__(leaf) if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
+
+
+def _adapt(operator: Operator) -> None:
+    """Let the numbers among the arguments follow the channels."""
+    operator.steps = [1] * len(operator.factors)
+    name, spec = operator.op._opname, operator.spec
+    args, kwargs = tree_unflatten(operator.leaves, spec)
+    if name in ("convolution", "_convolution"):
+        args = _convolution(operator, args)
+    elif name == "native_group_norm" and isinstance(args[0].sizes[1], Size):
+        args[4] = args[0].sizes[1]
+        operator.steps[args[4].axes[0]] = args[6]
+    elif name in ("native_layer_norm", "_fused_rms_norm"):
+        args[1] = list(args[0].sizes[len(args[0].sizes) - len(args[1]) :])
+    else:
+        args = [_like_result(operator, at, value) for at, value in enumerate(args)]
+    operator.leaves, operator.spec = tree_flatten((args, kwargs))
+
+
+def _like_result(operator: Operator, at: int, value: Any) -> Any:
+    named = operator.op._schema.arguments[at].name in SIZES
+    return list(operator.outputs[0]) if named and isinstance(value, list) else value
+
+
+def _convolution(operator: Operator, args: list[Any]) -> list[Any]:
+    """Depthwise: as many groups as channels. Grouped: as many inputs as the weight wants, times the groups."""
+    source, weight, groups, transposed = args[0], args[1], args[8], args[6]
+    channel = len(source.sizes) - (len(weight.sizes) - 2) - 1
+    into = weight.sizes[0 if transposed else 1]
+    if groups == 1 or not isinstance(source.sizes[channel], Size):
+        return args
+    if source.sizes[channel].dense == groups:
+        args[8] = source.sizes[channel]
+    elif not transposed and isinstance(into, Size):
+        return _grouped(operator, args, channel, Size(groups * into.dense, into.axes, groups))
+    return args
+
+
+def _grouped(operator: Operator, args: list[Any], channel: int, size: Size) -> list[Any]:
+    source, weight = args[0], args[1]
+    sizes = (*source.sizes[:channel], size, *source.sizes[channel + 1 :])
+    dropped = source.sizes[channel].axes[0]
+    operator.leaves[0] = Slot(sizes, source.dtype, source.order)
+    for axis in {a for s in weight.sizes[:1] if isinstance(s, Size) for a in s.axes}:
+        operator.steps[axis] = args[8]
+    args[0] = operator.leaves[0]
+    return _without(operator, dropped, args)
+
+
+def _without(operator: Operator, axis: int, args: list[Any]) -> list[Any]:
+    """Drop an axis that follows another, and number the rest anew."""
+    used = {
+        a
+        for leaf in tree_flatten(args)[0]
+        if isinstance(leaf, Slot)
+        for s in leaf.sizes
+        if isinstance(s, Size)
+        for a in s.axes
+    }
+    if axis in used:
+        return args
+    kept = [a for a in range(len(operator.factors)) if a != axis]
+    number = {old: new for new, old in enumerate(kept)}
+
+    def moved(size: int | Size) -> int | Size:
+        if not isinstance(size, Size) or axis in size.axes:
+            return size.dense if isinstance(size, Size) else size
+        return Size(size.dense, tuple(number[a] for a in size.axes), size.times)
+
+    operator.factors = [operator.factors[a] for a in kept]
+    operator.steps = [operator.steps[a] for a in kept]
+    operator.outputs = [tuple(map(moved, sizes)) for sizes in operator.outputs]
+    return [Slot(tuple(map(moved, a.sizes)), a.dtype, a.order) if isinstance(a, Slot) else a for a in args]

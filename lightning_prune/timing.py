@@ -1,0 +1,67 @@
+"""How long something takes, on a machine that does other things too (level 3)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+__all__ = ["Run", "clock", "elapsed", "medians", "rounds"]
+
+#: does once what is to be timed
+Run = Callable[[], object]
+ON_GPU = 20  # calls between two waits, so that the launches of one overlap with the work of the other
+
+
+def clock(device: torch.device, threads: int) -> Callable[[], int]:
+    """A clock in nanoseconds: of the thread where one thread does all the work, so that others do not count.
+
+    Example:
+        >>> clock(torch.device("cpu"), 1).__name__, clock(torch.device("cpu"), 2).__name__
+        ('thread_time_ns', 'perf_counter_ns')
+    """
+    return time.thread_time_ns if device.type == "cpu" and threads == 1 else time.perf_counter_ns
+
+
+def elapsed(run: Run, device: torch.device, now: Callable[[], int]) -> float:
+    """Nanoseconds of one call; on a GPU, of one of many that are queued."""
+    times = ON_GPU if device.type == "cuda" else 1
+    _wait(device)
+    start = now()
+    for _ in range(times):
+        run()
+    _wait(device)
+    return (now() - start) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rounds(number: int, times: int) -> Iterator[int]:
+    """The indices 0 to ``number``, so many ``times``, every other time backwards.
+
+    Example:
+        >>> list(rounds(3, 2))
+        [0, 1, 2, 2, 1, 0]
+    """
+    for turn in range(times):
+        yield from reversed(range(number)) if turn % 2 else range(number)
+
+
+def medians(
+    runs: Sequence[Run], device: torch.device, threads: int, times: int = 15, warm_up: int = 2
+) -> list[float]:
+    """Median nanoseconds of one call of each of ``runs``, which take turns so that all see the same machine.
+
+    Example:
+        >>> len(medians([lambda: None, lambda: 1], torch.device("cpu"), 1, times=3))
+        2
+    """
+    now, found = clock(device, threads), [[] for _ in runs]  # type: ignore[var-annotated]
+    for index in rounds(len(runs), warm_up + times):
+        found[index].append(elapsed(runs[index], device, now))
+    return [statistics.median(each[warm_up:]) for each in found]
