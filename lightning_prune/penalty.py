@@ -84,7 +84,7 @@ def channel_costs(graph: ChannelGraph, scales: Mapping[str, Units], by: str = "m
     Raises:
         ValueError: the resource is unknown.
     """
-    cost = marginal_costs(graph, by)
+    cost = np.maximum(marginal_costs(graph, by), 0.0)  # measured ones may fall where channels are added
     entries = np.concatenate(list(scales.values()))
     times = np.maximum(np.bincount(entries[entries >= 0], minlength=graph.num_units), 1)
     each = np.append(cost / times, 0.0)  # the last one is for those that stay, -1

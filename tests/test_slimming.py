@@ -30,11 +30,13 @@ from lightning_prune import (
     save_pruned,
     trace,
 )
+from lightning_prune.best import competes
 from lightning_prune.criteria.scores import norm_scales
 from lightning_prune.folding import Folded, Measured, outputs, relative_change
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.networks import AtomMobile
 from lightning_prune.penalty import Penalty, channel_costs, slimmable
+from lightning_prune.resources import LayerCost
 from lightning_prune.shrinking import ShrinkRules, scale_sizes
 
 pytestmark = [
@@ -163,6 +165,21 @@ def test_costs_are_multiples_of_the_mean_as_in_atomnas() -> None:
         channel_costs(graph, scales, "seconds")
 
 
+def test_any_resource_pushes_and_never_the_other_way() -> None:
+    """Of the first layer's channels each costs one more, of the second's each costs one less than nothing."""
+    energy = LayerCost(lambda layer, ins, outs: {"net.0": outs, "net.3": 100 - outs}.get(layer, 1))
+    callback = slimming(rho=0.05, by="energy", resources={"energy": energy}, submodule=None, end_epoch=9)
+    module = Small(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    fit(module, callback, limit_train_batches=1)
+    plain = Small(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    fit(plain, limit_train_batches=1)
+    pushed = plain.net[1].weight - module.net[1].weight
+    torch.testing.assert_close(
+        pushed, torch.full((8,), 0.1 * 0.05 * 20 / 8)
+    )  # 8 of 20 channels cost something
+    assert torch.equal(module.net[4].weight, plain.net[4].weight)
+
+
 def test_a_stream_s_scales_share_its_cost() -> None:
     net = Unet("resnet18", encoder_weights=None, in_channels=1, classes=2, decoder_channels=(16, 8, 8, 8, 8))
     graph = trace(net, torch.zeros(1, 1, 32, 32))
@@ -273,6 +290,23 @@ def test_the_final_cut_meets_the_budget_by_the_smallest_scales() -> None:
     graph = trace(Small().net, torch.zeros(1, 1, 12, 12))
     dense, each = graph.cost("macs"), 36 * 9 * 8 + 4
     assert 12 - len(kept) == int(np.ceil(0.4 * dense / each))  # not one more than the budget asks
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, None])
+def test_only_what_is_shrunk_to_its_end_competes_for_the_best_checkpoint(
+    budget: dict[str, float] | None,
+) -> None:
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            seen.append((competes(trainer), callback.finished))
+
+    module = Small(optimizer=lambda p: torch.optim.SGD(p, 0.0))
+    module.net[4].weight.data[:4] = 0
+    callback = slimming(budget=budget, rho=0.0, shrink_at=1.0, end_epoch=1)
+    fit(module, callback, Watch(), epochs=3, limit_train_batches=1)
+    assert seen == [(False, False), (False, True), (True, True)]
 
 
 # -- folding ---------------------------------------------------------------------------------------------------
