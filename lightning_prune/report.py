@@ -76,7 +76,7 @@ def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
     axes.margins(x=0.12)
     axes.set_ylim(len(widths) - 0.4, -0.6)
     axes.set_title("channels per layer", loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     _tidy(axes, "x")
     axes.tick_params(axis="y", labelsize=7, length=0)
 

@@ -35,6 +35,7 @@ CONF = Path(__file__).parents[1] / "conf"
 INITIALISED = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
 INITIALISED += ["propagated", "cost_aware", "normalised"]
 FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
+EYES = [[f"data={name}", "data.root=somewhere"] for name in ("mobius", "sbvpi")]
 
 
 def options(group: str) -> list[str]:
@@ -67,6 +68,7 @@ def test_every_group_is_tested_here() -> None:
         "prune/final_phase",
         "checkpoint",
         "stopping",
+        "experiment/protocol",
     }
 
 
@@ -79,7 +81,8 @@ def test_net(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("data"))
 def test_data(option: str) -> None:
-    config = composed(*(FOLDER_DATA if option == "folder" else [f"data={option}"]))
+    given = {folder[0].removeprefix("data="): folder for folder in (FOLDER_DATA, *EYES)}
+    config = composed(*given.get(option, [f"data={option}"]))
     assert isinstance(made(config, "data"), L.LightningDataModule)
 
 
@@ -95,6 +98,15 @@ def value(loss: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     """In epoch 5 of a training of which a loss may change its weights; distances as the data modules make them."""
     distances = torch.stack([signed_distances(mask, logits.shape[1]) for mask in target])
     return loss_of(loss, logits, target, distances=distances, epoch=5)
+
+
+@pytest.mark.parametrize("overrides", EYES)
+def test_what_the_task_says_of_eyes_is_true(overrides: list[str]) -> None:
+    config = composed(*overrides)
+    data = made(config, "data")
+    assert (config.task.height, config.task.width) == data.size
+    assert (config.task.in_channels, config.task.num_classes) == (data.channels, data.num_classes)
+    assert list(config.task.class_names) == ["background", "sclera", "iris", "pupil"][: data.num_classes]
 
 
 @pytest.mark.parametrize("option", options("loss"))
@@ -272,9 +284,19 @@ def test_stopping(option: str) -> None:
     assert found == ([] if option == "none" else [BudgetEarlyStopping])
 
 
+def at_hand(experiment: str) -> list[str]:
+    """What one at full size needs here: a folder, no worker processes, and small images."""
+    full = ["data.root=somewhere", "data.num_workers=0", "task.height=32", "task.width=48"]
+    return [
+        f"experiment={experiment}",
+        "trainer.accelerator=cpu",
+        *(full if experiment.endswith("_full") else []),
+    ]
+
+
 @pytest.mark.parametrize("option", options("experiment"))
 def test_experiment(option: str) -> None:
-    parts = build(composed(f"experiment={option}", "trainer.accelerator=cpu"))
+    parts = build(composed(*at_hand(option)))
     with torch.no_grad():
         logits = parts.module(parts.module.example_input_array)
     assert logits.shape[1] == parts.module.num_classes
@@ -282,7 +304,7 @@ def test_experiment(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_the_dense_baseline_of_an_experiment(option: str) -> None:
-    parts = build(composed(f"experiment={option}", "prune=none", "trainer.accelerator=cpu"))
+    parts = build(composed(*at_hand(option), "prune=none"))
     assert parts.pruning is None
     assert not any(isinstance(c, FilterPruningCallback) for c in parts.trainer.callbacks)  # type: ignore[attr-defined]
 
@@ -306,7 +328,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune/schedule=curve"], "prune.schedule"),
         (["prune/final_phase=cosine"], "prune.final_phase"),
         (["data=brain"], "data"),
-        (FOLDER_DATA, "data"),
+        *((overrides, "data") for overrides in (FOLDER_DATA, *EYES)),
         ([], "module"),
         (["distill=all"], "distill"),
     ],
@@ -327,8 +349,8 @@ def test_the_application_prunes_as_the_bare_callback_does() -> None:
 
 def test_numbers_are_the_constructor_s_defaults() -> None:
     """What is not meant to differ must not drift apart."""
-    given = ([], "data"), ([], "prune.limits"), (FOLDER_DATA, "data"), (["prune=slimming"], "prune")
-    for overrides, key in given:
+    data = [(overrides, "data") for overrides in ([], FOLDER_DATA, *EYES)]
+    for overrides, key in [*data, ([], "prune.limits"), (["prune=slimming"], "prune")]:
         node = OmegaConf.select(composed(*overrides), key)
         for name, default in arguments(get_class(node._target_)).items():
             if isinstance(default, (int, float, str, bool)):

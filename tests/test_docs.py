@@ -98,6 +98,14 @@ def test_commands_of_the_page_on_criteria_compose(command):
     assert config.prune.criterion._target_ != "lightning_prune.criteria.IPAD"
 
 
+@pytest.mark.parametrize("command", commands("docs/eye.md"))
+def test_commands_of_the_page_on_eyes_compose(command):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=command.split()[1:])
+    assert config.data.get("root", "BrainSlices") in ("MOBIUS", "SBVPI", "BrainSlices")
+    assert config.task.num_classes == len(config.task.class_names)
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_targets_of_the_readme_exist(target):
     assert f"make {target}" in "".join(blocks("README.md", "bash"))

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from nets import counted_macs, cut, parameters
+from students import ALL, QUIET, data, pruning, student, trainer
 from torch import Tensor, nn
 
 from lightning_prune import IPAD, Limits, RecordError, load_pruned, prune_, save_pruned, select, trace
-from lightning_prune.criteria import ipad
+from lightning_prune.criteria import Random, ipad
+from lightning_prune.distillation import Distillation
+from lightning_prune.distillation_losses import attention, fsp
 from lightning_prune.limits import DenseSizes
 from lightning_prune.networks import RITnet, UNet
 from lightning_prune.oracles import error, randomise_, with_dead_filters
 from lightning_prune.statistics import Collector
+from lightning_prune.taps import listening
 
+pytestmark = QUIET
 SMALL: dict[str, Callable[[], nn.Module]] = {"RITnet": lambda: RITnet(width=8), "UNet": lambda: UNet(width=8)}
 
 
@@ -130,3 +136,50 @@ def test_defect_5_limits_that_exclude_every_filter_end_pruning(net, x):
     assert (len(plan), plan.stopped, plan.reached) == (0, "limits", False)
     with pytest.raises(ValueError, match="cannot be met: limits, exclusions and pinned filters"):
         select(graph, scores, {"macs": 0.5}, limits=nothing)
+
+
+def test_defect_6_distillation_goes_on_once_the_tapped_layers_are_pruned(net):
+    """There: equal channel counts were needed. Here: attention maps need none, flows are those of what survives."""
+    taps = ["down.1.conv1", "up.2.conv2"] if isinstance(net, RITnet) else ["down.1.3", "up.2.3"]
+    for dropout in net.modules():
+        if isinstance(dropout, nn.Dropout):
+            dropout.p = 0.0
+    teacher = copy.deepcopy(net.train())
+    module = student(Distillation(teacher, **ALL, taps=taps, submodule="net"), net=net, example=False)
+    module.lr = 0.0  # only cuts change the network
+    callback, fit = pruning(amount={"macs": 0.3}, criterion=Random()), trainer(epochs=3)
+    fit.callbacks.append(callback)
+    (batch,) = data(number=8, size=32)
+    fit.fit(module, data(number=8, size=32))
+
+    widths = [net.get_submodule(tap).out_channels for tap in taps]
+    assert all(
+        width < teacher.get_submodule(tap).out_channels for width, tap in zip(widths, taps, strict=True)
+    )
+    assert [cut.epoch for cut in callback.history] == [0, 1]
+    with torch.no_grad(), listening(net.train(), taps) as ours, listening(teacher.eval(), taps) as theirs:
+        net(batch[0]), teacher(batch[0])
+    survivors = [theirs[tap][:, list(callback.record.kept[f"{tap}.weight"][0])] for tap in taps]
+    told = {"attention": sum(attention(ours[tap], theirs[tap]) for tap in taps)}
+    told["fsp"] = fsp((ours[taps[0]], ours[taps[1]]), (survivors[0], survivors[1]))
+    for name, expected in told.items():
+        assert expected > 0
+        assert fit.callback_metrics[f"distill/{name}"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "amount"), [(RITnet, 1.0 / 16.42), (UNet, 10.0 / 155.93)])
+def test_at_full_width_the_paper_s_steps_lead_to_26_percent(kind, amount):
+    """1 G and 10 G at a time, at most 75 % of a layer's parameters, each cut proven; torch counts the MACs left."""
+    torch.manual_seed(0)
+    net, image, cuts = randomise_(kind()).eval(), torch.randn(1, 1, 16, 16), 0
+    dense, graph = counted_macs(net, image), trace(net, image)
+    sizes = DenseSizes.of(graph)
+    while graph.cost("macs") > 0.26 * dense:
+        plan = select(graph, ipad(graph, net, omega=1), {"macs": 0.26}, amount={"macs": amount}, dense=sizes)
+        assert len(plan)
+        prune_(net, graph, plan)
+        graph, cuts = trace(net, image), cuts + 1
+    assert cuts in (12, 13)
+    assert 0.25 * dense < counted_macs(net, image) <= 0.26 * dense
+    assert net(image).shape == (1, 4, 16, 16)

@@ -27,7 +27,9 @@ class Pair(NamedTuple):
     mask: Path
 
 
-def find_pairs(images: Path, masks: Path, image_suffix: str = "", mask_suffix: str = "") -> list[Pair]:
+def find_pairs(
+    images: Path, masks: Path, image_suffix: str = "", mask_suffix: str = "", unmasked: bool = False
+) -> list[Pair]:
     """Images with their masks, sorted by name.
 
     Args:
@@ -35,17 +37,20 @@ def find_pairs(images: Path, masks: Path, image_suffix: str = "", mask_suffix: s
         masks: folder of the masks; may be the same one if the suffixes differ.
         image_suffix: end of the images' names before the extension; other files are left alone.
         mask_suffix: likewise for the masks.
+        unmasked: images may be without mask, and are left out.
 
     Raises:
         FileNotFoundError: if a folder or all images are missing.
         ValueError: for images without masks or the reverse, and for two images of the same name.
     """
-    image_files = _by_key(images, image_suffix)
-    mask_files = _by_key(masks, mask_suffix)
+    image_files = files_by_key(images, image_suffix)
+    mask_files = files_by_key(masks, mask_suffix)
     if images == masks:
         image_files, mask_files = _apart(image_files, mask_files, image_suffix, mask_suffix)
     if not image_files:
         raise FileNotFoundError(f"no images {image_suffix}{{{','.join(EXTENSIONS)}}} in {images}")
+    if unmasked:
+        image_files = {key: file for key, file in image_files.items() if key in mask_files}
     _check_partners(image_files, mask_files, "images", f"masks in {masks}", "mask_suffix")
     _check_partners(mask_files, image_files, "masks", f"images in {images}", "image_suffix")
     return [Pair(image_files[key], mask_files[key]) for key in sorted(image_files)]
@@ -88,7 +93,7 @@ def read_mask(file: Path, palette: Palette | None = None) -> Tensor:
     return torch.from_numpy(pixels.astype(np.int64))
 
 
-def _by_key(folder: Path, suffix: str) -> dict[str, Path]:
+def files_by_key(folder: Path, suffix: str = "") -> dict[str, Path]:
     """Files whose stem ends with ``suffix``, by their path below the folder without it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: check root and the names of the subfolders")

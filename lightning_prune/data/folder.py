@@ -13,6 +13,7 @@ See `lightning_prune.data.files` for what may be in them.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,27 +28,31 @@ from lightning_prune.segmentation import check_mask
 STAGES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
-def split(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> dict[str, list[Pair]]:
+Item = TypeVar("Item")
+
+
+def split(
+    items: Sequence[Item], shares: Mapping[str, float], seed: int, what: str = "images"
+) -> dict[str, list[Item]]:
     """Cut off the given shares at random; the rest, which comes first in the result, is ``"train"``.
 
-    A share that is not 0 gets at least one pair.
+    A share that is not 0 gets at least one item.
 
     Raises:
-        ValueError: if nothing is left for training.
+        ValueError: if nothing is left for training; ``what`` is what the message calls the items.
 
     Example:
-        >>> pairs = [Pair(Path(f"{i}.jpg"), Path(f"{i}.png")) for i in range(10)]
-        >>> {stage: len(part) for stage, part in split(pairs, {"val": 0.2, "test": 0.1}, seed=0).items()}
+        >>> {stage: len(part) for stage, part in split(range(10), {"val": 0.2, "test": 0.1}, seed=0).items()}
         {'train': 7, 'val': 2, 'test': 1}
     """
-    counts = {stage: max(1, round(share * len(pairs))) if share else 0 for stage, share in shares.items()}
-    rest = len(pairs) - sum(counts.values())
+    counts = {stage: max(1, round(share * len(items))) if share else 0 for stage, share in shares.items()}
+    rest = len(items) - sum(counts.values())
     if rest < 1:
-        raise ValueError(f"{len(pairs)} images, of which {counts}, leave none for training: lower the shares")
-    order = np.random.default_rng(seed).permutation(len(pairs))
+        raise ValueError(f"{len(items)} {what}, of which {counts}, leave none for training: lower the shares")
+    order = np.random.default_rng(seed).permutation(len(items))
     parts = np.split(order, np.cumsum([rest, *counts.values()])[:-1])
     return {
-        stage: [pairs[i] for i in sorted(part)] for stage, part in zip(("train", *counts), parts, strict=True)
+        stage: [items[i] for i in sorted(part)] for stage, part in zip(("train", *counts), parts, strict=True)
     }
 
 
@@ -94,7 +99,7 @@ class FileSamples:
             ValueError: if the two differ in size, or for a class number out of range; naming the file.
         """
         pair = self.pairs[index]
-        image, mask = read_image(pair.image, self.channels), read_mask(pair.mask, self.palette)
+        image, mask = read_image(pair.image, self.channels), self.mask(pair)
         if image.shape[1:] != mask.shape:
             sizes = f"{tuple(image.shape[1:])} and {tuple(mask.shape)}"
             raise ValueError(
@@ -102,6 +107,10 @@ class FileSamples:
             )
         check_mask(mask, self.num_classes, self.ignore_index, where=str(pair.mask))
         return (image, mask) if self.size is None else _resize(image, mask, self.size)
+
+    def mask(self, pair: Pair) -> Tensor:
+        """Class numbers ``(h, w)`` int64."""
+        return read_mask(pair.mask, self.palette)
 
 
 def _resize(image: Tensor, mask: Tensor, size: tuple[int, int]) -> Sample:
