@@ -98,7 +98,8 @@ def reachable(
     """A bound below which no selection can bring each resource, whatever the importance.
 
     Each class of interchangeable units is cut as far as it could be if nothing else were; limits close sooner
-    when others are cut too, so what a ranking reaches lies above.
+    when others are cut too, so what a ranking reaches lies above. (A resource with functions that rise when channels
+    go may come out lower.)
     """
     return _least(graph, Stock(graph, limits, dense or DenseSizes.of(graph), channel_multiple), exclude)
 

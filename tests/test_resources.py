@@ -345,3 +345,52 @@ def test_dense_sizes_hold_every_resource():
     graph = trace(Small(), IMAGE).with_resources({"stairs": LayerCost(stairs)})
     sizes = DenseSizes.from_dict(DenseSizes.of(graph).to_dict())
     assert sizes.costs["stairs"] == graph.cost("stairs")
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"budget": {"stairs": 0.5}}, "unknown resource 'stairs' in amount; known are macs, params"),
+        ({"limits": Limits(layers=0.1)}, r"cannot be met.*limits layers=0.1, which closes net"),
+        ({"limits": Limits(overrides={"Conv3d": 0.1})}, "limit 'Conv3d' matches no layer"),
+        ({"exclude": ["nets"]}, "exclude 'nets' matches no layer; did you mean 'net"),
+        ({"resources": {"params": LayerCost(stairs)}}, "'params' is counted by the engine"),
+        (
+            {"budget": {"bad": 0.5}, "resources": {"bad": LayerCost(lambda *call: -1)}},
+            "the cost of layer 'net.0'",
+        ),
+    ],
+    ids=["resource", "budget", "type", "exclude", "engine", "cost"],
+)
+def test_what_cannot_be_is_refused_before_training_starts(bad, message, tmp_path):
+    module = Classifier()
+    before = state(module.net)
+    callback = FilterPruningCallback(**{"budget": {"macs": 0.5}, **bad})
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, DataLoader(TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())))
+    assert_same(state(module.net), before)
+
+
+@quiet
+@pytest.mark.parametrize("channels", [True, False], ids=["new", "old"])
+def test_limits_of_channels_mean_the_same_after_a_resume_also_from_an_old_checkpoint(channels, tmp_path):
+    def callback() -> FilterPruningCallback:
+        limits = Limits(layers=0.6, of="channels")
+        return FilterPruningCallback({"macs": 0.3}, amount={"macs": 0.2}, limits=limits, verbose=False)
+
+    module, _ = fitted(tmp_path / "whole", callback(), epochs=6)
+    path = tmp_path / "whole" / "epoch=2.ckpt"
+    saved = torch.load(path, weights_only=True)
+    (held,) = [each["dense"] for each in saved["callbacks"].values() if "dense" in each]
+    assert held["channels"] == {"net.0": 16, "net.3": 24, "net.7": 4, "net": 44}
+    if not channels:
+        del held["channels"]
+        torch.save(saved, path)
+    again, _ = fitted(tmp_path / "again", callback(), epochs=6, resume=path)
+    assert_same(dict(again.state_dict()), dict(module.state_dict()))
+    assert module.net[0].out_channels < 16 > 0.4 * 16 <= module.net[0].out_channels
