@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.graph import ChannelGraph, Units
+from lightning_prune.onnx_pieces import onnx_operators, onnx_whole
 from lightning_prune.operators import operators
 from lightning_prune.timing import Run
 
 __all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "on_device", "versions_of"]
 
-ExecutionName = Literal["eager"]
+ExecutionName = Literal["eager", "onnx"]
 
 
 class Piece(Protocol):
@@ -94,4 +95,7 @@ def versions_of(execution: ExecutionName) -> dict[str, str]:
     return {name: version(name) for name in EXECUTIONS[execution].packages}
 
 
-EXECUTIONS: dict[ExecutionName, Execution] = {"eager": Execution(operators, _eager)}
+EXECUTIONS: dict[ExecutionName, Execution] = {
+    "eager": Execution(operators, _eager),
+    "onnx": Execution(onnx_operators, onnx_whole, ("torch", "onnx", "onnxruntime")),
+}

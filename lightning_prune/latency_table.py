@@ -165,7 +165,7 @@ class LatencyTable:
     Args:
         path: a ``.json`` file to read, or to write if it is not there; or a folder with a file for each network,
             input shape and device; None: keep it in memory.
-        execution: ``"eager"``, ``"compiled"`` (``torch.compile``) or ``"onnx"`` (ONNX Runtime).
+        execution: ``"eager"``, or ``"onnx"``: by ONNX Runtime, which needs ``lightning-prune[export]``.
         device: where to run, as torch names it.
         threads: of the processor; by default as many as torch has.
         cuts: random cuts on which the sum of the parts is held against the whole network; 0: it is taken as it is.

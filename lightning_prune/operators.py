@@ -8,7 +8,7 @@ channel counts only have the same :attr:`Operator.signature`, before and after a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -57,11 +57,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor argument: its sizes, and its dimensions in the order of memory, outermost first."""
+    """A tensor argument: its sizes, its dimensions in the order of memory, whether it is a parameter or buffer."""
 
     sizes: tuple[int | Size, ...]
     dtype: torch.dtype
     order: tuple[int, ...]
+    held: bool = False
 
     def __str__(self) -> str:
         strided = "" if self.order == tuple(range(len(self.order))) else f"@{list(self.order)}"
@@ -81,6 +82,7 @@ class Operator:
         factors: units of each axis.
         outputs: sizes of its results.
         steps: what the count of each axis must be a multiple of.
+        source: whose result its first tensor is.
     """
 
     op: OpOverload
@@ -91,6 +93,7 @@ class Operator:
     factors: list[Units]
     outputs: list[tuple[int | Size, ...]]
     steps: list[int] = field(default_factory=list)
+    source: Operator | None = None
 
     @property
     def most(self) -> tuple[int, ...]:
@@ -203,15 +206,22 @@ class _Templates:
     evidence: Evidence
 
     def __post_init__(self) -> None:
-        self._units: dict[
-            int, tuple[Ids, Units | None]
-        ] = {}  # by identity: the same ids run through many operators
+        # By identity: the same ids run through many operators.
+        self._units: dict[int, tuple[Ids, Units | None]] = {}
+        self._made: dict[int, Operator] = {}
+        model = self.evidence.tracker.model
+        self._tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def operator(self, followed: Followed) -> Operator:
         call, count = followed.call, len(followed.shapes)
         factors: list[Units] = []
         slots = iter(
-            Slot(self._sizes(shape, labels, factors), tensor.dtype, _order(tensor, shape))
+            Slot(
+                self._sizes(shape, labels, factors),
+                tensor.dtype,
+                _order(tensor, shape),
+                self._held(tensor, labels),
+            )
             for tensor, shape, labels in zip(call.tensors, followed.shapes, followed.labels, strict=False)
         )
         leaves, spec = tree_flatten((list(call.args), dict(call.kwargs)))
@@ -220,7 +230,15 @@ class _Templates:
         outputs = [self._sizes(tensor.shape, labels, factors) for tensor, labels in written]
         found = Operator(call.op, call.module, self._layer(followed), filled, spec, factors, outputs)
         _adapt(found)
+        found.source = self._made.get(id(call.tensors[0]))
+        self._made.update(dict.fromkeys(map(id, call.outputs), found))
         return found
+
+    def _held(self, tensor: Tensor, labels: Labels) -> bool:
+        """Whether it is a parameter or buffer, or a view of one: then two dimensions come from the same."""
+        owners = [self.evidence.tracker.owner(arrays[0]) for arrays in labels if arrays]
+        names = [owner.name for owner in owners if owner is not None]
+        return id(tensor) in self._tensors or len(set(names)) < len(names)
 
     def _sizes(self, shape: torch.Size, labels: Labels, factors: list[Units]) -> tuple[int | Size, ...]:
         return tuple(
@@ -314,7 +332,7 @@ def _grouped(operator: Operator, args: list[Any], channel: int, size: Size) -> l
     source, weight = args[0], args[1]
     sizes = (*source.sizes[:channel], size, *source.sizes[channel + 1 :])
     dropped = source.sizes[channel].axes[0]
-    operator.leaves[0] = Slot(sizes, source.dtype, source.order)
+    operator.leaves[0] = replace(source, sizes=sizes)
     for axis in {a for s in weight.sizes[:1] if isinstance(s, Size) for a in s.axes}:
         operator.steps[axis] = args[8]
     args[0] = operator.leaves[0]
@@ -344,4 +362,4 @@ def _without(operator: Operator, axis: int, args: list[Any]) -> list[Any]:
     operator.factors = [operator.factors[a] for a in kept]
     operator.steps = [operator.steps[a] for a in kept]
     operator.outputs = [tuple(map(moved, sizes)) for sizes in operator.outputs]
-    return [Slot(tuple(map(moved, a.sizes)), a.dtype, a.order) if isinstance(a, Slot) else a for a in args]
+    return [replace(a, sizes=tuple(map(moved, a.sizes))) if isinstance(a, Slot) else a for a in args]

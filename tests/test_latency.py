@@ -23,6 +23,7 @@ from lightning_prune.graph import ChannelGraph
 from lightning_prune.latency_build import fitted, random_units
 from lightning_prune.latency_table import Measurements, load
 from lightning_prune.lookup import Lookup, levels
+from lightning_prune.onnx_pieces import onnx_operators
 from lightning_prune.operators import operators
 from lightning_prune.sizes import TracedInt
 
@@ -336,6 +337,34 @@ def test_the_callback_prunes_to_a_latency(measured: Measurements, tmp_path: Path
     )  # fmt: skip
     trainer.fit(Trained(), data)
     assert pruning.history[-1].share["latency"] <= 0.7
+
+
+def convolutional() -> nn.Module:
+    """What ONNX Runtime folds: norm and activation after a convolution; and what it does not: the pool, the head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+
+
+def test_onnx_pieces_compute_what_the_operators_do_with_any_number_of_channels() -> None:
+    pieces = onnx_operators(trace(convolutional(), IMAGE))
+    assert [piece.op._opname for piece in pieces] == [
+        "convolution", "convolution", "max_pool2d_with_indices", "mean", "addmm",
+    ]  # fmt: skip
+    for piece in pieces:
+        for counts in (piece.most, tuple(3 for _ in piece.most)):
+            run = piece.run(counts, torch.device("cpu"))
+            run()
+            found = run.args[0].copy_outputs_to_cpu()[0].shape  # type: ignore[attr-defined]
+            assert list(found) == [piece.size(size, counts) for size in piece.outputs[0]]
+
+
+def test_latency_in_onnx_runtime() -> None:
+    found = LatencyTable(execution="onnx", threads=1, cuts=2).build(trace(convolutional(), IMAGE))
+    assert set(found.versions) == {"torch", "onnx", "onnxruntime"}
+    assert found.alone == []
+    assert found.correction.cuts == 2
 
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
