@@ -66,6 +66,7 @@ def test_every_group_is_tested_here() -> None:
         "prune/criterion",
         "prune/schedule",
         "prune/final_phase",
+        "prune/resources",
         "checkpoint",
         "stopping",
         "experiment/protocol",
