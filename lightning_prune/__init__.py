@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_prune.callback import FilterPruningCallback
     from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
     from lightning_prune.distillation import Distillation, DistillationMixin
+    from lightning_prune.netadapt_callback import NetAdaptCallback
     from lightning_prune.retraining import FinalPhase
     from lightning_prune.slimming import SlimmingCallback
 
@@ -54,6 +55,7 @@ __all__ = [
     "LayerCost",
     "Limits",
     "Linear",
+    "NetAdaptCallback",
     "OneShot",
     "Plan",
     "PruningRecord",
@@ -84,6 +86,7 @@ _LATE = {
     "DistillationMixin": "distillation",
     "FilterPruningCallback": "callback",
     "FinalPhase": "retraining",
+    "NetAdaptCallback": "netadapt_callback",
     "SlimmingCallback": "slimming",
     "last_checkpoint": "checkpoint_io",
 }

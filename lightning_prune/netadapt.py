@@ -35,8 +35,10 @@ from lightning_prune.selection import Plan
 from lightning_prune.statistics import Statistics
 from lightning_prune.surgery import prune_
 
-__all__ = ["Found", "Round", "Rounds", "observed", "search"]
+__all__ = ["Found", "Round", "Rounds", "check", "observed", "search"]
 
+#: batches that batch norms are estimated on, at least
+CALIBRATION = 4
 STANDARD, ALONE = Rounds(), Workers()
 
 
@@ -91,8 +93,25 @@ def search(
         >>> found.reached, [each.number for each in found.rounds]
         (True, [1, 2])
     """
-    job = Search(model, as_example(example), rules, training, rounds, workers)
+    given = example if _is_example(example) else as_example(example)
+    job = Search(model, given, rules, training, rounds, workers)
     return job.run(optimizer, None if folder is None else Path(folder), report)
+
+
+def _is_example(given: Any) -> bool:
+    """Whether it is positional and keyword inputs already."""
+    return (
+        isinstance(given, tuple)
+        and len(given) == 2
+        and isinstance(given[0], tuple)
+        and isinstance(given[1], dict)
+    )
+
+
+def check(model: nn.Module, example: Example, rules: Rules, rounds: Rounds) -> None:
+    """Raise ValueError for what :func:`search` would refuse, before there is any data."""
+    nothing = Training([None], lambda net, batch: torch.zeros(()), lambda net: 0.0)
+    Search(model, example, rules, nothing, rounds, ALONE)
 
 
 class Search:
@@ -245,7 +264,7 @@ class Search:
     def _batches(self, number: int) -> list[Any]:
         """Those of a round: the next ones, from the beginning again when they are through."""
         held, each = self.training.batches, max(self.rounds.steps, 1)
-        return [held[((number - 1) * each + i) % len(held)] for i in range(each)]
+        return [held[((number - 1) * each + i) % len(held)] for i in range(max(each, CALIBRATION))]
 
     def _share(self, graph: ChannelGraph) -> float:
         target = self.rules.budget[self.resource]

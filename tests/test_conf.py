@@ -27,6 +27,7 @@ from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.experiment import build
 from lightning_prune.latency_table import LatencyTable
 from lightning_prune.losses import loss_of, scheduled
+from lightning_prune.netadapt_callback import NetAdaptCallback
 from lightning_prune.resources import LayerCost
 from lightning_prune.slimming import SlimmingCallback
 
@@ -180,7 +181,9 @@ def test_prune(option: str) -> None:
         assert isinstance(callback, SlimmingCallback)
         assert callback.rules.budget == {"macs": 0.5}
         return
-    assert type(callback.criterion).__name__.lower() == option
+    assert isinstance(callback, NetAdaptCallback) == (option == "netadapt")
+    named = {"netadapt": "l2", "oneshot": "l2"}.get(option, option)
+    assert type(callback.criterion).__name__.lower() == named
     assert callback.rules.budget == {"macs": 0.5}
 
 
@@ -328,6 +331,8 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune/schedule=linear"], "prune.schedule"),
         (["prune/schedule=curve"], "prune.schedule"),
         (["prune/final_phase=cosine"], "prune.final_phase"),
+        (["prune=netadapt"], "prune"),
+        (["prune=netadapt"], "prune.workers"),
         (["data=brain"], "data"),
         *((overrides, "data") for overrides in (FOLDER_DATA, *EYES)),
         ([], "module"),

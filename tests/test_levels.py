@@ -19,8 +19,8 @@ LEVELS = [
     "operators timing lookup onnx_pieces executions latency_build latency_table folding "
     "blocks candidates rounds search_state netadapt",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
-    "retraining",
-    "cli experiment export_run latency_run report sweep demo progress tables __main__",
+    "retraining tables heldout adapting netadapt_callback",
+    "cli experiment export_run latency_run report sweep demo progress __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

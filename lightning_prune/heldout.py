@@ -1,0 +1,165 @@
+"""Data that no candidate is trained on: carved out of the training data, or the user's own (level 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from lightning_prune.data.base import Augmented
+
+__all__ = ["Carved", "carve", "check_apart", "samples_of"]
+
+SEED = 0
+FILES = ("pairs", "files", "paths", "samples", "imgs", "images")
+
+
+def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """The same loader without a share of its samples, and one of these, in order and without our augmentation.
+
+    Which ones follows from ``seed`` and their number alone.
+
+    Args:
+        loader: of the training data.
+        share: of the samples, in (0, 1).
+        seed: of the choice.
+
+    Raises:
+        ValueError: the share is out of range, leaves nothing, or the loader draws its samples in a way of its own.
+
+    Example:
+        >>> train, held_out = carve(DataLoader(torch.arange(10), batch_size=4, shuffle=True), 0.2)
+        >>> len(train.dataset), sorted(int(x) for batch in held_out for x in batch)
+        (8, [1, 4])
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"held_out must be a share in (0, 1), a loader or 'val', got {share}")
+    plain = isinstance(loader, DataLoader) and type(loader.sampler) in (RandomSampler, SequentialSampler)
+    if not plain or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        raise ValueError(
+            "samples cannot be held out of this training loader, which is no DataLoader or draws them by a sampler "
+            "of its own: hold them out yourself and pass held_out=loader"
+        )
+    number = len(loader.dataset)
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = round(number * share)
+    if not 0 < held < number:
+        raise ValueError(f"held_out={share} of {number} training samples leaves nothing on one side")
+    rest = _like(loader, Subset(loader.dataset, sorted(order[held:])))
+    plainly = loader.dataset.samples if isinstance(loader.dataset, Augmented) else loader.dataset
+    apart = Subset(plainly, sorted(order[:held]))  # type: ignore[arg-type]
+    return rest, DataLoader(apart, loader.batch_size, collate_fn=loader.collate_fn)
+
+
+def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
+    """A loader with the same arguments, of other samples."""
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last and len(dataset) > (loader.batch_size or 1),
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+class Carved(_DataLoaderSource):
+    """Where Lightning gets its training loader from, less what is held out.
+
+    Attributes:
+        held_out: the loader of that, once the training loader was asked for.
+    """
+
+    def __init__(self, source: _DataLoaderSource, share: float) -> None:
+        super().__init__(source.instance, source.name)
+        self.share = share
+        self.held_out: DataLoader[Any] | None = None
+
+    def dataloader(self) -> DataLoader[Any]:
+        """What is left for training."""
+        rest, self.held_out = carve(super().dataloader(), self.share)
+        return rest
+
+
+def check_apart(train: Any, held_out: Any) -> None:
+    """Raise ValueError where it can be seen that the two loaders share samples.
+
+    They do if they draw the same indices of the same data set, views of the same tensors, or the same files.
+
+    Example:
+        >>> data = TensorDataset(torch.arange(10))
+        >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(Subset(data, range(8, 10))))
+        >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(data))
+        Traceback (most recent call last):
+        ValueError: the held-out data holds 8 samples of the training data: candidates must be judged on others
+    """
+    ours, theirs = (set().union(*map(samples_of, _loaders(each))) for each in (train, held_out))
+    both = len(ours & theirs)
+    if both:
+        raise ValueError(
+            f"the held-out data holds {both} samples of the training data: candidates must be judged on others"
+        )
+
+
+def samples_of(loader: DataLoader[Any]) -> set[Any]:
+    """A name for every sample that a loader draws: the same sample has the same one, wherever it is drawn."""
+    dataset, sampler = loader.dataset, loader.sampler
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return {id(dataset)}
+    indices: Iterable[int] = (
+        sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))
+    )
+    return {_name(dataset, int(index)) for index in indices}
+
+
+def _loaders(held: Any) -> Iterator[DataLoader[Any]]:
+    if isinstance(held, DataLoader):
+        yield held
+    elif hasattr(held, "flattened"):  # Lightning's CombinedLoader
+        yield from (loader for loader in held.flattened if isinstance(loader, DataLoader))
+
+
+def _name(dataset: Any, index: int) -> Any:
+    """Of one sample, through views of the data set, to its file if it has one."""
+    if isinstance(dataset, Subset):
+        return _name(dataset.dataset, int(dataset.indices[index]))
+    if isinstance(dataset, Augmented):
+        return _name(dataset.samples, index)
+    if isinstance(dataset, ConcatDataset):
+        part = next(i for i, end in enumerate(dataset.cumulative_sizes) if index < end)
+        return _name(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[0][index].data_ptr()
+    return _file(dataset, index) or (id(dataset), index)
+
+
+def _file(dataset: Any, index: int) -> str | None:
+    """Where a data set keeps a list with one file, or a tuple that begins with it, per sample."""
+    for name in FILES:
+        held = getattr(dataset, name, None)
+        if isinstance(held, Sequence) and len(held) == len(dataset):
+            entry = held[index]
+            first = entry[0] if isinstance(entry, tuple) and entry else entry
+            if isinstance(first, str | Path):
+                return str(Path(first).absolute())
+    return None

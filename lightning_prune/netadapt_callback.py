@@ -1,0 +1,250 @@
+"""``NetAdaptCallback``: the rounds of a search at the end of one epoch; then training goes on (level 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lightning_prune.adapting import detached, drawn, rounds_table, training_of
+from lightning_prune.averages import averages
+from lightning_prune.batches import Example
+from lightning_prune.callback import THREE_QUARTERS, FilterPruningCallback, OptimizerMode
+from lightning_prune.candidates import Workers
+from lightning_prune.criteria import L2, Criterion
+from lightning_prune.cutting import Cut, Run
+from lightning_prune.graph import Resource
+from lightning_prune.heldout import Carved, check_apart
+from lightning_prune.limits import Limits
+from lightning_prune.loop import carry_along, check_choice
+from lightning_prune.netadapt import CALIBRATION, check, search
+from lightning_prune.rounds import Found, Round, Rounds
+from lightning_prune.saving import CHECKPOINT_KEY
+from lightning_prune.teacher import checksum
+
+__all__ = ["NetAdaptCallback"]
+
+Mode = Literal["max", "min"]
+BY_NORM, TEN_ROUNDS, ALONE = L2(), Rounds(rounds=10, decay=1.0, steps=1, blocks=10), Workers()
+ONCE = 1_000_000_000
+
+
+class NetAdaptCallback(FilterPruningCallback):
+    """At the end of one epoch, prunes to the budget in rounds of competing candidates (NetAdapt).
+
+    See :func:`~lightning_prune.netadapt.search`. Candidates are copies of the network that are trained by the
+    module's ``training_step`` with an optimizer like the trainer's, and judged by what its ``validation_step`` logs,
+    on data held out from all training. The training network takes over the last winner's cut and weights.
+
+    Args:
+        budget: what is to remain of one resource, a share of the dense network in (0, 1] or an absolute amount.
+        start_epoch: the rounds run at the end of this epoch (Lightning counts from 0).
+        rounds: schedule, steps and blocks. By default ten equal rounds, ten blocks, and one step for each candidate.
+        workers: where candidates are computed.
+        criterion: which filters of a block go.
+        held_out: a share of the training samples, which are taken out of the training loader from the beginning;
+            or a loader of other data; or ``"val"``: the validation data, if they serve no other end.
+        metric: name of what the validation logs.
+        mode: ``"max"`` or ``"min"``; None: ``"min"`` for what is called loss or error.
+        limits: how much of a layer or block may go.
+        exclude: names or globs of layers, or of what holds them, whose filters stay.
+        channel_multiple: layers that are cut keep a multiple of this many channels.
+        resources: further resources by name, so that the budget may be in them.
+        optimizer: ``"carry"``: candidates go on with the optimizer's state, and training with the winner's;
+            ``"reset"``: fresh ones for all.
+        submodule: qualified name of the part to prune, if it is not the whole module.
+        folder: where the state is kept after each round, in a folder for each network to begin with; by default
+            ``netadapt`` in the trainer's ``default_root_dir``.
+        recalibrate_batches: as for :class:`~lightning_prune.callback.FilterPruningCallback`.
+        verbose: print a line per round, and a table in the end.
+
+    Attributes:
+        rounds_done: the facts of each round.
+
+    Raises:
+        ValueError: an argument is out of range; when fitting starts: as ``search``, or the held-out data overlaps
+            the training data.
+        NotImplementedError: several processes, or several optimizers.
+
+    Example:
+        >>> callback = NetAdaptCallback({"macs": 0.5}, start_epoch=5, held_out=0.2, metric="val/miou")
+        >>> callback.higher_is_better
+        True
+    """
+
+    def __init__(
+        self,
+        budget: Mapping[str, float],
+        *,
+        start_epoch: int = 1,
+        rounds: Rounds = TEN_ROUNDS,
+        workers: Workers = ALONE,
+        criterion: Criterion = BY_NORM,
+        held_out: float | Literal["val"] | DataLoader[Any] = 0.2,
+        metric: str = "val/loss",
+        mode: Mode | None = None,
+        limits: Limits = THREE_QUARTERS,
+        exclude: Sequence[str] = (),
+        channel_multiple: int = 1,
+        resources: Mapping[str, Resource] | None = None,
+        optimizer: OptimizerMode = "carry",
+        submodule: str | None = None,
+        folder: str | Path | None = None,
+        recalibrate_batches: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(
+            budget,
+            every_n_epochs=ONCE,
+            start_epoch=start_epoch,
+            criterion=criterion,
+            limits=limits,
+            exclude=exclude,
+            channel_multiple=channel_multiple,
+            resources=resources,
+            optimizer=optimizer,
+            submodule=submodule,
+            recalibrate_batches=recalibrate_batches,
+            verbose=verbose,
+        )
+        if mode is not None:
+            check_choice("mode", mode, get_args(Mode))
+        if isinstance(held_out, str):
+            check_choice("held_out", held_out, ("val",))
+        elif isinstance(held_out, int | float) and not 0 < held_out < 1:
+            raise ValueError(f"held_out must be a share in (0, 1), a loader or 'val', got {held_out}")
+        self.rounds, self.workers = replace(rounds, criterion=criterion), workers
+        self.held_out, self.metric, self.folder = held_out, metric, folder
+        falls = mode == "min" or (mode is None and ("loss" in metric or "error" in metric))
+        self.higher_is_better = not falls
+        self.rounds_done: list[Round] = []
+        self._carved: Carved | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Hold samples out of the training data before it is asked for."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.world_size > 1:
+            raise NotImplementedError(
+                "a search runs in one process and spreads its candidates itself: train on one device and name the "
+                "others in Workers(devices=[0, 1, ...])"
+            )
+        if stage == "fit" and isinstance(self.held_out, float):
+            self._carved = Carved(trainer.fit_loop._data_source, self.held_out)
+            trainer.fit_loop._data_source = self._carved
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find what is wrong with optimizers and data before anything is trained."""
+        super().on_train_start(trainer, pl_module)
+        if len(trainer.optimizers) != 1 or not pl_module.automatic_optimization:
+            raise NotImplementedError(
+                "candidates are trained with one optimizer, automatically; use lightning_prune.netadapt.search with "
+                "a loss of your own"
+            )
+        loader, what = self._held_out(trainer)
+        check_apart(trainer.train_dataloader, loader)
+        rank_zero_info(f"candidates are judged on {what}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been done so far, as plain numbers."""
+        return {**super().state_dict(), "rounds": [asdict(each) for each in self.rounds_done]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self.rounds_done = [Round(**each) for each in state_dict["rounds"]]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all candidates."""
+        return sum(each.steps for each in self.rounds_done)
+
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
+        run = super()._start(trainer, pl_module, example)
+        if self.record is None:
+            check(run.target, run.example, self.rules, self.rounds)
+        return run
+
+    def _in_a_pass(self, run: Run) -> bool:
+        return True  # each round gathers what its criterion wants to know
+
+    def _held_out(self, trainer: L.Trainer) -> tuple[Any, str]:
+        """The loader, and in words what it is."""
+        if self._carved is not None and self._carved.held_out is not None:
+            number = len(self._carved.held_out.dataset)  # type: ignore[arg-type]
+            return self._carved.held_out, f"{number} training samples that are held out ({self.held_out:.0%})"
+        if self.held_out == "val":
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            return trainer.val_dataloaders, "the validation data; report on other data"
+        return self.held_out, "the loader that was given"
+
+    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
+        """All rounds, and what has to follow them."""
+        start, before, copies = time.perf_counter(), run.graph, averages(trainer, trainer.lightning_module)
+        network = detached(run.target)
+        found = self._searched(trainer, run, network)
+        self.rounds_done = found.rounds
+        run.exhausted = not found.reached
+        if not found.record:
+            return
+        found.record.apply_(run.target)
+        run.target.load_state_dict(network.state_dict())
+        self.record = found.record if self.record is None else self.record.then(found.record)
+        carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
+        for copy in copies:
+            copy.part(found.record, self.submodule).apply_(copy.module)
+        if self.optimizer == "carry" and found.optimizer is not None:
+            trainer.optimizers[0].load_state_dict(found.optimizer)
+        self._follow(trainer, run, copies)
+        run.graph = self.rules.traced(run.target, run.example)
+        self.history.append(_cut(before, run, epoch, time.perf_counter() - start))
+        resource = next(iter(self.rules.budget))
+        self._say(trainer, f"{rounds_table(found.rounds, resource).markdown()}\n{self.history[-1]}")
+
+    def _searched(self, trainer: L.Trainer, run: Run, network: Any) -> Found:
+        loader, _ = self._held_out(trainer)
+        rounds = self.rounds.rounds or len(self.rounds.reductions(self._share(run)))
+        wanted = min(max(self.rounds.steps, 1) * rounds + CALIBRATION, int(trainer.num_training_batches))
+        training = training_of(
+            trainer,
+            trainer.lightning_module,
+            self.submodule,
+            drawn(trainer, trainer.train_dataloader, wanted),
+            drawn(trainer, loader),
+            self.metric,
+            self.higher_is_better,
+        )
+        state = trainer.optimizers[0].state_dict() if self.optimizer == "carry" else None
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / checksum(network)[:12]
+        return search(
+            network,
+            run.example,
+            self.rules,
+            training,
+            self.rounds,
+            self.workers,
+            optimizer=state,
+            folder=folder,
+            report=lambda line: self._say(trainer, line),
+        )
+
+    def _share(self, run: Run) -> float:
+        ((resource, target),) = self.rules.budget.items()
+        return target if target <= 1 else target / max(run.dense.costs[resource], 1)
+
+
+def _cut(before: Any, run: Run, epoch: int, seconds: float) -> Cut:
+    """The facts of all rounds together."""
+    wide, narrow = before.widths(), run.graph.widths()
+    gone = [width - narrow[name] for name, width in wide.items()]
+    costs = {resource: before.cost(resource) for resource in before.cost_models}
+    after = {resource: run.graph.cost(resource) for resource in costs}
+    share = {resource: cost / max(run.dense.costs[resource], 1) for resource, cost in after.items()}
+    stopped = "limits" if run.exhausted else "budget"
+    return Cut(epoch, int(np.sum(gone)), sum(n > 0 for n in gone), costs, after, share, stopped, seconds)
