@@ -23,7 +23,7 @@ from lightning_prune.cutting import Cut, Run
 from lightning_prune.graph import Resource
 from lightning_prune.heldout import Carved, check_apart
 from lightning_prune.limits import Limits
-from lightning_prune.loop import carry_along, check_choice
+from lightning_prune.loop import carry_along, check_choice, say
 from lightning_prune.netadapt import CALIBRATION, check, search
 from lightning_prune.rounds import Found, Round, Rounds
 from lightning_prune.saving import CHECKPOINT_KEY
@@ -171,7 +171,7 @@ class NetAdaptCallback(FilterPruningCallback):
             check(run.target, run.example, self.rules, self.rounds)
         return run
 
-    def _in_a_pass(self, run: Run) -> bool:
+    def _in_a_pass(self, compiled: bool) -> bool:
         return True  # each round gathers what its criterion wants to know
 
     def _held_out(self, trainer: L.Trainer) -> tuple[Any, str]:
@@ -184,7 +184,7 @@ class NetAdaptCallback(FilterPruningCallback):
             return trainer.val_dataloaders, "the validation data; report on other data"
         return self.held_out, "the loader that was given"
 
-    def _prune(self, trainer: L.Trainer, run: Run, epoch: int) -> None:
+    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
         """All rounds, and what has to follow them."""
         start, before, copies = time.perf_counter(), run.graph, averages(trainer, trainer.lightning_module)
         network = detached(run.target)
@@ -199,13 +199,18 @@ class NetAdaptCallback(FilterPruningCallback):
         carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
         for copy in copies:
             copy.part(found.record, self.submodule).apply_(copy.module)
-        if self.optimizer == "carry" and found.optimizer is not None:
+        if self.retraining.mode == "carry" and found.optimizer is not None:
             trainer.optimizers[0].load_state_dict(found.optimizer)
-        self._follow(trainer, run, copies)
         run.graph = self.rules.traced(run.target, run.example)
-        self.history.append(_cut(before, run, epoch, time.perf_counter() - start))
+        self._scored = False
+        self._follow(trainer, run, copies, now)
+        self.history.append(_cut(before, run, now, time.perf_counter() - start))
         resource = next(iter(self.rules.budget))
-        self._say(trainer, f"{rounds_table(found.rounds, resource).markdown()}\n{self.history[-1]}")
+        self._tell(trainer, f"{rounds_table(found.rounds, resource).markdown()}\n{self.history[-1]}")
+
+    def _tell(self, trainer: L.Trainer, line: str) -> None:
+        if self.verbose:
+            say(trainer, line)
 
     def _searched(self, trainer: L.Trainer, run: Run, network: Any) -> Found:
         loader, _ = self._held_out(trainer)
@@ -220,7 +225,7 @@ class NetAdaptCallback(FilterPruningCallback):
             self.metric,
             self.higher_is_better,
         )
-        state = trainer.optimizers[0].state_dict() if self.optimizer == "carry" else None
+        state = trainer.optimizers[0].state_dict() if self.retraining.mode == "carry" else None
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / checksum(network)[:12]
         return search(
             network,
@@ -231,7 +236,7 @@ class NetAdaptCallback(FilterPruningCallback):
             self.workers,
             optimizer=state,
             folder=folder,
-            report=lambda line: self._say(trainer, line),
+            report=lambda line: self._tell(trainer, line),
         )
 
     def _share(self, run: Run) -> float:

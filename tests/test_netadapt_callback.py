@@ -129,7 +129,7 @@ def test_a_search_that_was_killed_is_taken_up_by_the_resumed_training(tmp_path, 
         if line.startswith("round 2") and len(lines) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(NetAdaptCallback, "_say", interrupted)
+    monkeypatch.setattr(NetAdaptCallback, "_tell", interrupted)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into an exit
         fit(rounds(tmp_path / "b"), keep, enable_checkpointing=True)
     again, _ = fit(rounds(tmp_path / "b"), path=tmp_path / "epoch=0.ckpt")
