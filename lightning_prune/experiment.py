@@ -164,10 +164,20 @@ def _measured(config: DictConfig, parts: Parts) -> dict[str, Any]:
     return {
         "dense": before.sizes,
         "final": after.sizes,
-        "widths": {name: (width, after.widths[name]) for name, width in before.widths.items()},
+        "widths": both_widths(before.widths, after.widths),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+
+
+def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Filters of each layer before and after; one that has vanished has none left.
+
+    Example:
+        >>> both_widths({"conv": 8, "branch.conv": 8}, {"conv": 5})
+        {'conv': (8, 5), 'branch.conv': (8, 0)}
+    """
+    return {name: (width, after.get(name, 0)) for name, width in before.items()}
 
 
 def _write(folder: Path, parts: Parts, summary: Summary) -> None:

@@ -126,9 +126,9 @@ def fold_(model: nn.Module, measured: list[Shift]) -> Folded:
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(2, 1))
-        >>> before = float(layer[0].bias)
-        >>> fold_(layer, [Shift("0", torch.tensor([0.5]), True, None)]), float(layer[0].bias) - before
-        (Folded(exact=1, nearly=0, lost=0), 0.5)
+        >>> _ = nn.init.zeros_(layer[0].bias)
+        >>> fold_(layer, [Shift("0", torch.tensor([0.5]), True, None)]), layer[0].bias.data
+        (Folded(exact=1, nearly=0, lost=0), tensor([0.5000]))
     """
     count = {"exact": 0, "nearly": 0, "lost": 0}
     for shift in measured:
