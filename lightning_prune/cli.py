@@ -114,7 +114,7 @@ hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_
 
 
 def main() -> None:
-    """``lightning-prune export ...`` exports a run, ``latency ...`` measures a network; all else is for Hydra."""
+    """``export``, ``latency``, ``netadapt`` and ``oneshot`` have their own arguments; all else is for Hydra."""
     if sys.argv[1:2] == ["export"]:
         from lightning_prune.export_run import main as export_main
 
@@ -123,5 +123,9 @@ def main() -> None:
         from lightning_prune.latency_run import main as latency_main
 
         latency_main(sys.argv[2:])
+    elif sys.argv[1:2] in (["netadapt"], ["oneshot"]):
+        from lightning_prune.prune_run import main as prune_main
+
+        prune_main(sys.argv[1], sys.argv[2:])
     else:
         hydra_main()

@@ -25,6 +25,7 @@ from lightning_prune.progress import EpochHistory, EpochLines
 from lightning_prune.record import PruningRecord
 from lightning_prune.report import draw_report
 from lightning_prune.runs import Summary
+from lightning_prune.saving import load_pruned
 from lightning_prune.segmentation import SegmentationModule
 
 __all__ = ["Parts", "build", "run"]
@@ -72,6 +73,7 @@ def run(
     overrides: Mapping[str, str] | None = None,
     choices: Mapping[str, str] | None = None,
     prefix: str = "",
+    weights: Path | None = None,
 ) -> Summary:
     """Train, prune and test as ``config`` says, and write everything into ``folder``.
 
@@ -81,12 +83,15 @@ def run(
         overrides: as given on the command line, for the summary.
         choices: option of each group, for the summary.
         prefix: before the line of each epoch, to tell parallel runs apart.
+        weights: of a trained network to begin with, a run's ``net.pt``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / runs.CONFIG, resolve=True)
     config = _with_teacher(config)
     _prepare(config)
     parts = build(config, prefix)
+    if weights is not None:
+        load_pruned(parts.module.net, weights)
     start = time.perf_counter()
     parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
     seconds = time.perf_counter() - start
