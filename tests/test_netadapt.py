@@ -236,3 +236,12 @@ def test_candidates_go_on_with_the_optimizer_of_the_training(alone):
     assert steps == {1.0 + 2 * len(found.rounds)}
     fresh = {float(state["step"]) for state in alone[1].optimizer["state"].values()}
     assert fresh == {2.0 * len(found.rounds)}
+
+
+@pytest.mark.slow
+def test_candidates_on_a_local_ray_find_the_same_bits():
+    pytest.importorskip("ray")
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "on_ray.py")]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "same bits True" in out.stdout, out.stderr
