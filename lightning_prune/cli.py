@@ -114,7 +114,7 @@ hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_
 
 
 def main() -> None:
-    """``export``, ``latency``, ``netadapt`` and ``oneshot`` have their own arguments; all else is for Hydra."""
+    """``export``, ``latency``, ``sensitivity`` and the like are commands of their own; all else is for Hydra."""
     if sys.argv[1:2] == ["export"]:
         from lightning_prune.export_run import main as export_main
 
@@ -127,5 +127,9 @@ def main() -> None:
         from lightning_prune.prune_run import main as prune_main
 
         prune_main(sys.argv[1], sys.argv[2:])
+    elif sys.argv[1:2] == ["sensitivity"]:
+        from lightning_prune.sensitivity_run import main as sensitivity_main
+
+        sensitivity_main(sys.argv[2:])
     else:
         hydra_main()

@@ -268,7 +268,7 @@ def test_trainer(option: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", options("logger"))
 def test_logger(option: str) -> None:
     loggers = [instantiate(logger) for logger in composed(f"logger={option}").logger.values()]
-    assert len(loggers) == {"none": 0, "csv_tensorboard": 2}.get(option, 1)
+    assert len(loggers) == {"none": 0, "csv_tensorboard": 2, "visdom": 2}.get(option, 1)
     assert all(isinstance(logger, Logger) for logger in loggers)
 
 

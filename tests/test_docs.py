@@ -34,7 +34,8 @@ def blocks(page: str, language: str) -> list[str]:
 def commands(page: str = "README.md") -> list[str]:
     lines = "".join(blocks(page, "bash")).splitlines()
     found = [line.split("#")[0].strip() for line in lines if line.startswith("lightning-prune")]
-    return [command for command in found if not command.startswith("lightning-prune export")]
+    others = ("lightning-prune export", "lightning-prune sensitivity")
+    return [command for command in found if not command.startswith(others)]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,7 @@ def commands(page: str = "README.md") -> list[str]:
         "docs/checkpoints.md",
         "docs/training.md",
         "docs/schedules.md",
+        "docs/sensitivity.md",
         "docs/distillation.md",
         "docs/criteria.md",
         "docs/budgets.md",

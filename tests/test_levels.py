@@ -17,10 +17,11 @@ LEVELS = [
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
     "operators timing lookup onnx_pieces executions latency_build latency_table folding "
-    "blocks candidates rounds search_state netadapt one_shot",
+    "blocks candidates rounds search_state netadapt sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
     "retraining tables heldout adapting netadapt_callback",
-    "cli experiment export_run latency_run prune_run report sweep demo progress __main__",
+    "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
+    "sensitivity_run __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

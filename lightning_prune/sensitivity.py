@@ -1,0 +1,158 @@
+"""Which layers can lose filters: the score against the share removed, layer by layer (level 3).
+
+After Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), figure 2; there by L1, each layer by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_prune.batches import Example, recalibrate_
+from lightning_prune.blocks import Block, find_blocks
+from lightning_prune.criteria import IPAD, Criterion
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.selection import check_importance
+from lightning_prune.surgery import SurgeryError, prune_
+from lightning_prune.tracing import trace
+
+__all__ = ["Row", "Sensitivity", "sensitivity"]
+
+SHARES = tuple(number / 10 for number in range(1, 10))
+BY_WEIGHT = IPAD(omega=1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of coupled layers; most groups are a single layer.
+
+    Attributes:
+        name: of the group.
+        layers: names of the weights that lose filters together.
+        units: how many may go.
+        scores: for each share what ``evaluate`` said; NaN where surgery refuses that cut.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What :func:`sensitivity` found.
+
+    Attributes:
+        dense: the score of the network as it is.
+        shares: that were removed.
+        rows: in the order of the forward.
+        seconds: that it took.
+    """
+
+    dense: float
+    shares: tuple[float, ...]
+    rows: tuple[Row, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, NaN as None."""
+        plain = asdict(self)
+        for row in plain["rows"]:
+            row["scores"] = [None if math.isnan(score) else score for score in row["scores"]]
+        return plain
+
+
+def sensitivity(
+    model: nn.Module,
+    example: Example,
+    evaluate: Callable[[nn.Module], float],
+    *,
+    criterion: Criterion = BY_WEIGHT,
+    shares: Sequence[float] = SHARES,
+    exclude: Sequence[str] = (),
+    recalibrate: Iterable[Example] = (),
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> Sensitivity:
+    """Remove the least important filters of one group of layers at a time, and score what is left.
+
+    Filters that can only go together (residual connections, say) make one row. Cuts are made on copies, by the same
+    proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays.
+
+    Args:
+        model: the network; scored in eval mode.
+        example: positional and keyword inputs of its forward.
+        evaluate: scores a network; must not change it.
+        criterion: which filters go first. It gets no statistics.
+        shares: of a group's filters to remove, in (0, 1).
+        exclude: names or globs of layers that are left out.
+        recalibrate: inputs on which each copy's batch norms are estimated anew before it is scored; the score of the
+            dense network is that without. None by default: the raw damage.
+        progress: called with the number of rows done, their total, and the last one.
+
+    Raises:
+        ValueError: a share is out of range, or nothing can be pruned.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> count = lambda net: sum(p.numel() for p in net.parameters())
+        >>> found = sensitivity(net, ((torch.zeros(1, 1, 8, 8),), {}), count, shares=[0.5])
+        >>> found.dense, [(row.name, row.scores) for row in found.rows]
+        (50, [('0', (26,))])
+    """
+    start = time.perf_counter()
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie within (0, 1), got {list(shares)}")
+    training = {name: module.training for name, module in model.named_modules()}
+    twin = copy.deepcopy(model).eval()
+    graph = trace(twin, *example[0], **example[1])
+    blocks = find_blocks(graph, exclude=exclude)
+    if not blocks:
+        raise ValueError("nothing to prune: every filter is pinned or excluded")
+    importance, examples = check_importance(graph, criterion(graph, twin, {})), list(recalibrate)
+    dense, rows = _score(copy.deepcopy(twin), evaluate, []), []
+    for block in blocks:
+        ranked = _ranked(graph, block, importance)
+        scores = tuple(_cut_score(twin, example, ranked, share, evaluate, examples) for share in shares)
+        rows.append(Row(block.name, tuple(block.layers), len(ranked), scores))
+        if progress is not None:
+            progress(len(rows), len(blocks), rows[-1])
+    assert training == {name: module.training for name, module in model.named_modules()}
+    return Sensitivity(dense, tuple(shares), tuple(rows), time.perf_counter() - start)
+
+
+def _ranked(graph: ChannelGraph, block: Block, importance: np.ndarray) -> np.ndarray:
+    """The units of a group that may go, least important first."""
+    units = np.intersect1d(block.units(graph), graph.prunable)
+    return units[np.lexsort((units, importance[units]))]
+
+
+def _cut_score(
+    model: nn.Module,
+    example: Example,
+    ranked: np.ndarray,
+    share: float,
+    evaluate: Callable[[nn.Module], float],
+    examples: Sequence[Example],
+) -> float:
+    number = min(round(share * len(ranked)), len(ranked) - 1)
+    twin = copy.deepcopy(model)
+    try:
+        prune_(twin, trace(twin, *example[0], **example[1]), ranked[:number])
+    except SurgeryError:
+        return math.nan
+    return _score(twin, evaluate, examples)
+
+
+def _score(model: nn.Module, evaluate: Callable[[nn.Module], float], examples: Sequence[Example]) -> float:
+    recalibrate_(model, examples)
+    with torch.no_grad():
+        return evaluate(model.eval())

@@ -1,0 +1,150 @@
+"""``lightning-prune sensitivity``: mIoU of a run's network against the share removed, layer by layer (level 5)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from torch import nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from lightning_prune import runs
+from lightning_prune.batches import Example
+from lightning_prune.cli import conf_dir
+from lightning_prune.criteria import Criterion
+from lightning_prune.report import INK
+from lightning_prune.saving import load_pruned
+from lightning_prune.segmentation import mean_iou
+from lightning_prune.sensitivity import Row, Sensitivity, sensitivity
+from lightning_prune.statistics import ActivationDeviation
+from lightning_prune.tables import Table, show
+
+__all__ = ["figure", "main", "sensitivity_run", "table"]
+
+
+def sensitivity_run(
+    folder: Path,
+    criterion: str = "ipad",
+    batches: int = 0,
+    recalibrate: int = 0,
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> Sensitivity:
+    """:func:`~lightning_prune.sensitivity.sensitivity` of a run's network, by mIoU on its validation set.
+
+    Args:
+        folder: of the run.
+        criterion: an option of ``prune/criterion`` that looks at weights alone.
+        batches: of the validation set to score on; 0: all.
+        recalibrate: training batches on which batch norms are estimated anew after each cut.
+        progress: as there.
+
+    Raises:
+        ValueError: the criterion looks at activations or gradients.
+        FileNotFoundError: the folder holds no finished run.
+    """
+    config: Any = OmegaConf.load(folder / runs.CONFIG)
+    net = load_pruned(instantiate(config.net, _convert_="all"), folder / runs.NET)
+    chosen, data = by_weights(criterion), instantiate(config.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    held = [batch[:2] for batch in islice(data.val_dataloader(), batches or None)]
+    images: list[Example] = [((batch[0],), {}) for batch in islice(data.train_dataloader(), recalibrate)]
+    classes, ignored = config.module.num_classes, config.module.ignore_index
+    example: Example = (torch.zeros(tuple(config.module.example_input_shape)),), {}
+    score = lambda model: miou(model, held, classes, ignored)  # noqa: E731
+    return sensitivity(net, example, score, criterion=chosen, recalibrate=images, progress=progress)
+
+
+def by_weights(option: str) -> Criterion:
+    """A criterion of ``conf/``, by its name.
+
+    Raises:
+        ValueError: it looks at more than weights.
+    """
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=[f"prune/criterion={option}"])
+    criterion: Criterion = instantiate(config.prune.criterion, _convert_="all")
+    if hasattr(criterion, "gather") or getattr(criterion, "statistic", ActivationDeviation) is not None:
+        raise ValueError(
+            f"{option} looks at training, and nothing is trained here: choose l1, l2, fpgm or ipad"
+        )
+    return criterion
+
+
+def miou(model: nn.Module, batches: Sequence[Any], classes: int, ignored: int | None) -> float:
+    """Dataset mIoU, as validation logs it."""
+    metric = MulticlassJaccardIndex(classes, average="none", ignore_index=ignored, zero_division=float("nan"))
+    for image, target in batches:
+        metric.update(model(image).max(1).indices, target)
+    iou = metric.compute()
+    if ignored is not None and 0 <= ignored < classes:
+        iou[ignored] = float("nan")
+    return float(mean_iou(iou))
+
+
+def table(found: Sensitivity) -> Table:
+    """One row per group of layers, one column per share."""
+    header = ("layers that go together", "filters", *(f"{share:.0%}" for share in found.shares))
+    rows = [(_label(row), str(row.units), *(f"{score:.3f}" for score in row.scores)) for row in found.rows]
+    return Table(header, rows)
+
+
+def _label(row: Row) -> str:
+    return row.name if len(row.layers) < 2 else f"{row.name} (x{len(row.layers)})"
+
+
+def figure(found: Sensitivity, metric: str = "mIoU") -> Figure:
+    """A heat map: layers from input to output downwards, the share removed to the right."""
+    values = np.array([row.scores for row in found.rows], dtype=float)
+    rows, columns = values.shape
+    whole = Figure(figsize=(3.5 + 0.62 * columns, 1.4 + 0.24 * rows), layout="constrained")
+    axes = whole.add_subplot()
+    shown = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, vmax=max(found.dense, 1e-9))
+    axes.set_yticks(range(rows), [_label(row) for row in found.rows], fontsize=7, color=INK)
+    axes.set_xticks(range(columns), [f"{share:.0%}" for share in found.shares], fontsize=8, color=INK)
+    axes.set_xlabel("share of the filters removed, from this row alone", fontsize=9, color=INK)
+    axes.set_title(f"{metric}, {found.dense:.3f} as it is", loc="left", fontsize=10, color=INK)
+    for (y, x), value in np.ndenumerate(values):
+        pale = np.isnan(value) or value > 0.6 * found.dense
+        axes.text(
+            x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color="black" if pale else "white"
+        )
+    whole.colorbar(shown, ax=axes, shrink=0.8)
+    return whole
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command; see its ``--help``."""
+    parser = argparse.ArgumentParser("lightning-prune sensitivity", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, help="folder of a run; sensitivity.json and .png are written into it"
+    )
+    parser.add_argument("--criterion", default="ipad", help="which filters go first: l1, l2, fpgm, ipad, ...")
+    parser.add_argument("--batches", type=int, default=0, help="of the validation set; all if left out")
+    parser.add_argument("--recalibrate", type=int, default=0, help="training batches to renew batch norms on")
+    parser.add_argument("--out", type=Path, help="folder to write into instead")
+    given = parser.parse_args(arguments)
+    try:
+        found = sensitivity_run(given.run, given.criterion, given.batches, given.recalibrate, _progress)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"lightning-prune sensitivity: {error}") from error
+    folder = given.out or given.run
+    (folder / "sensitivity.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+    figure(found).savefig(folder / "sensitivity.png", dpi=130)
+    show(table(found))
+    print(f"mIoU {found.dense:.3f} as it is; {found.seconds:.0f} s; {folder / 'sensitivity.png'}")
+
+
+def _progress(done: int, total: int, row: Row) -> None:
+    print(f"{done}/{total} {_label(row)}: {row.scores[-1]:.3f} at most removed", file=sys.stderr, flush=True)

@@ -1,0 +1,126 @@
+"""Which layers can lose filters: as cutting by hand says, on copies, and drawn so that it can be read."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from lightning_prune import PruningRecord, prune_, runs, trace
+from lightning_prune.cli import conf_dir
+from lightning_prune.criteria import L1
+from lightning_prune.oracles import randomise_
+from lightning_prune.sensitivity import Row, Sensitivity, sensitivity
+from lightning_prune.sensitivity_run import by_weights, figure, main, table
+
+EXAMPLE = ((torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)),), {})
+
+
+class Residual(nn.Module):
+    """Two layers that are coupled by an addition, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = nn.Conv2d(8, 10, 3, padding=1)
+        self.outer = nn.Conv2d(10, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.outer(self.inner(x).relu()))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_(Residual())
+
+
+@torch.no_grad()
+def loudness(net: nn.Module) -> float:
+    return float(net(*EXAMPLE[0]).abs().mean())
+
+
+def test_scores_are_those_of_cutting_by_hand_and_the_model_stays_as_it_was() -> None:
+    net = model().train()
+    before = copy.deepcopy(net.state_dict())
+    found = sensitivity(net, EXAMPLE, loudness, criterion=L1(), shares=[0.25, 0.5])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    coupled, single = found.rows
+    assert (len(coupled.layers), coupled.units, single.layers, single.units) == (2, 8, ("inner.weight",), 10)
+    for row in found.rows:
+        for share, score in zip(found.shares, row.scores, strict=True):
+            twin = copy.deepcopy(net).eval()
+            graph = trace(twin, *EXAMPLE[0])
+            units, importance = graph.layers[row.layers[0]], L1()(graph, twin)
+            gone = sorted(units.tolist(), key=lambda unit: importance[unit])[: round(share * len(units))]
+            prune_(twin, graph, gone)
+            assert score == loudness(twin) != found.dense
+    assert found.dense == loudness(net.eval())
+
+
+def test_norms_are_renewed_if_asked_for_and_one_filter_always_stays() -> None:
+    raw, renewed = (
+        sensitivity(model(), EXAMPLE, loudness, shares=[0.99], recalibrate=examples)
+        for examples in ([], [EXAMPLE])
+    )
+    assert raw.dense == renewed.dense
+    assert raw.rows[0].scores == pytest.approx(renewed.rows[0].scores, rel=0.9)
+    stay = sensitivity(model(), EXAMPLE, lambda net: float(net.inner.out_channels), shares=[0.99])  # type: ignore[union-attr,arg-type]
+    assert stay.rows[1].scores == (1.0,)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for shares in ([], [0.0], [1.0]):
+        with pytest.raises(ValueError, match="within"):
+            sensitivity(model(), EXAMPLE, loudness, shares=shares)
+    with pytest.raises(ValueError, match="nothing to prune"):
+        sensitivity(model(), EXAMPLE, loudness, exclude=["*"])
+    for option in ("taylor_weight", "activation_mean", "ipad_activations"):
+        with pytest.raises(ValueError, match=f"{option} looks at training"):
+            by_weights(option)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 60])
+def test_the_picture_grows_with_the_layers(rows: int) -> None:
+    shares = tuple(n / 10 for n in range(1, 10))
+    held = tuple(Row(f"encoder.layer{n}.conv1", ("a",) * (1 + n % 3), 64, shares) for n in range(rows))
+    found = Sensitivity(0.9, shares, held, 1.0)
+    drawn = figure(found)
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    heights = [label.get_window_extent().height for label in axes.get_yticklabels()]
+    assert len(heights) == rows
+    assert axes.get_window_extent().height / rows > max(heights)  # labels do not overlap
+    assert len(table(found).rows) == rows
+
+
+def test_the_command_writes_table_numbers_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    small = ["data.size=48", "data.slices_per_axis=6", "net=unet_small"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=small)
+    OmegaConf.resolve(node := OmegaConf.create({key: config[key] for key in ("task", "net", "data", "loss")}))
+    node.module = {"num_classes": config.task.num_classes, "ignore_index": config.task.ignore_index}
+    node.module.example_input_shape = [1, 1, 48, 48]
+    OmegaConf.save(node, tmp_path / runs.CONFIG)
+    runs.save_net(tmp_path / runs.NET, instantiate(node.net), PruningRecord())
+    main([str(tmp_path), "--criterion", "l2", "--batches", "1"])
+    found = json.loads((tmp_path / "sensitivity.json").read_text())
+    shown = capsys.readouterr()
+    assert all(len(row["scores"]) == 9 and min(row["scores"]) >= 0 for row in found["rows"])
+    assert shown.err.count("at most removed") == len(found["rows"])
+    assert all(f"{share:.0%}" in shown.out for share in found["shares"])
+    assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="taylor_gate looks at training"):
+        main([str(tmp_path), "--criterion", "taylor_gate"])
