@@ -1,0 +1,108 @@
+"""Pruning as one goes, by rounds, by a penalty, at once, or at random: the same data, steps and final MACs.
+
+    python -m benchmarks.methods                     # three seeds, seven methods, two budgets
+    python -m benchmarks.methods --part 1/2          # one half of the runs, beside a second process with --part 2/2
+    python -m benchmarks.methods --report            # only docs/methods.md, .json and .png of what is there
+
+Every run is a ``lightning-prune experiment=study prune=...``: a U-Net on BrainSlices from scratch, 24 epochs, one
+thread. NetAdapt's rounds train candidates: their steps are taken off the epochs that remain, so that all methods take
+as many steps. Latency is that of one image on one thread, the dense network and the pruned one measured in turns.
+A run that is in ``runs*.jsonl`` is not repeated, so the command may be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from benchmarks.methods_report import write
+from benchmarks.studies import Row, arguments, finished, jobs, study
+from lightning_prune.cli import conf_dir
+from lightning_prune.experiment import run
+from lightning_prune.runs import Summary
+
+BUDGETS = (0.5, 0.26)
+DENSE = "dense"
+STEPWISE = ["experiment=study_pruned"]  # a tenth of the MACs after each epoch from the third on
+SLIMMED = ["experiment=study_slimmed"]  # until the end of the sixteenth epoch
+SECONDS = ["prune.by=latency", "+prune/resources=latency", "prune.resources.latency.threads=1"]
+VARIANTS = {
+    "IPAD, omega 1": [*STEPWISE, "prune/criterion=ipad_weights"],
+    "random": [*STEPWISE, "prune/criterion=random"],
+    "one shot, L2": ["experiment=study", "prune=oneshot"],
+    "NetAdapt, L2": ["experiment=study", "prune=netadapt"],
+    "NetAdapt, Taylor": ["experiment=study", "prune=netadapt", "prune/criterion=taylor_weight"],
+    "slimming, MACs": [*SLIMMED, "prune.by=macs"],
+    "slimming, seconds": [*SLIMMED, *SECONDS],
+    "Taylor, gates": [*STEPWISE, "prune/criterion=taylor_gate"],
+}
+LIMIT = 0.85  # of a layer's parameters may go, for all
+SMALL = ["data.slices_per_axis=6", "data.size=32", "trainer.max_epochs=4", "latency_runs=2"]
+Job = tuple[int, float, str]
+
+
+def configuration(job: Job, folder: Path, small: bool = False) -> DictConfig:
+    seed, budget, variant = job
+    given = ["logger=none", f"seed={seed}", "latency_runs=30"]
+    if variant == DENSE:
+        given += ["experiment=study", "prune=none"]
+    else:
+        given += [*VARIANTS[variant], f"prune.budget.macs={budget}", f"prune.limits.layers={LIMIT}"]
+    if variant == "slimming, seconds":
+        given += [f"prune.resources.latency.path={folder / 'latency'}"]
+    if variant.startswith("NetAdapt"):
+        given += [f"prune.folder={folder / 'netadapt' / f'{seed}-{budget}-{variant[10:]}'}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", overrides=[*given, *(SMALL if small else ())])
+
+
+def job_of(row: Row) -> Job:
+    return row["seed"], row["budget"], row["variant"]
+
+
+def row(job: Job, summary: Summary) -> Row:
+    seed, budget, variant = job
+    dense, final = summary.dense, summary.final
+    assert dense and final and dense.latency_ms and final.latency_ms
+    return {
+        "seed": seed,
+        "budget": budget,
+        "variant": variant,
+        "miou": summary.test["miou"],
+        "macs": final.macs / dense.macs,
+        "params": final.params / dense.params,
+        "latency": final.latency_ms / dense.latency_ms,
+        "seconds": summary.seconds,
+        "epochs": summary.epochs,
+    }
+
+
+def execute(job: Job, folder: Path, part: str, small: bool) -> Iterator[Row]:
+    scratch = folder / f"run-{part.replace('/', '-of-')}"
+    summary = run(configuration(job, folder, small), scratch, prefix=f"{job} │ ")
+    shutil.rmtree(scratch)
+    yield row(job, summary)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments("methods", __doc__)
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    asked = parser.parse_args(given)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not asked.report:
+        pruned = jobs(asked.seeds, asked.budgets, asked.variants)
+        todo = jobs([*((seed, 1.0, DENSE) for seed in asked.seeds), *pruned], part=asked.part)
+        once = partial(execute, folder=asked.folder, part=asked.part, small=asked.small)
+        study([job for (job,) in todo], asked.folder, asked.part, once, job_of)
+    write(finished(asked.folder), asked.docs)
+
+
+if __name__ == "__main__":
+    main()
