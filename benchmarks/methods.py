@@ -69,7 +69,8 @@ def job_of(row: Row) -> Job:
 def row(job: Job, summary: Summary) -> Row:
     seed, budget, variant = job
     dense, final = summary.dense, summary.final
-    assert dense and final and dense.latency_ms and final.latency_ms
+    assert dense is not None and dense.latency_ms
+    assert final is not None and final.latency_ms
     return {
         "seed": seed,
         "budget": budget,
