@@ -69,8 +69,10 @@ def job_of(row: Row) -> Job:
 def row(job: Job, summary: Summary) -> Row:
     seed, budget, variant = job
     dense, final = summary.dense, summary.final
-    assert dense is not None and dense.latency_ms
-    assert final is not None and final.latency_ms
+    assert dense is not None
+    assert dense.latency_ms
+    assert final is not None
+    assert final.latency_ms
     return {
         "seed": seed,
         "budget": budget,

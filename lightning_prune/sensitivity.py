@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Row:
         name: of the group.
         layers: names of the weights that lose filters together.
         units: how many may go.
-        scores: for each share what ``evaluate`` said; NaN where surgery refuses that cut.
+        scores: for each share what ``evaluate`` said; NaN where surgery refused that cut, with a warning.
     """
 
     name: str
@@ -85,7 +86,8 @@ def sensitivity(
     """Remove the least important filters of one group of layers at a time, and score what is left.
 
     Filters that can only go together (residual connections, say) make one row. Cuts are made on copies, by the same
-    proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays.
+    proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays. A cut that
+    surgery refuses scores NaN, and a warning says of which layer and why.
 
     Args:
         model: the network; scored in eval mode.
@@ -121,7 +123,9 @@ def sensitivity(
     dense, rows = _score(copy.deepcopy(twin), evaluate, []), []
     for block in blocks:
         ranked = _ranked(graph, block, importance)
-        scores = tuple(_cut_score(twin, example, ranked, share, evaluate, examples) for share in shares)
+        scores = tuple(
+            _cut_score(twin, example, block.name, ranked, share, evaluate, examples) for share in shares
+        )
         rows.append(Row(block.name, tuple(block.layers), len(ranked), scores))
         if progress is not None:
             progress(len(rows), len(blocks), rows[-1])
@@ -138,6 +142,7 @@ def _ranked(graph: ChannelGraph, block: Block, importance: np.ndarray) -> np.nda
 def _cut_score(
     model: nn.Module,
     example: Example,
+    name: str,
     ranked: np.ndarray,
     share: float,
     evaluate: Callable[[nn.Module], float],
@@ -147,7 +152,8 @@ def _cut_score(
     twin = copy.deepcopy(model)
     try:
         prune_(twin, trace(twin, *example[0], **example[1]), ranked[:number])
-    except SurgeryError:
+    except SurgeryError as error:
+        warnings.warn(f"{name} without {number} of {len(ranked)} filters is refused: {error}", stacklevel=3)
         return math.nan
     return _score(twin, evaluate, examples)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lightning_prune import PruningRecord, prune_, runs, trace
+from lightning_prune import ChannelGraph, PruningRecord, SurgeryError, prune_, runs, trace
 from lightning_prune.cli import conf_dir
 from lightning_prune.criteria import L1
 from lightning_prune.oracles import randomise_
@@ -101,26 +105,53 @@ def test_the_picture_grows_with_the_layers(rows: int) -> None:
     assert len(table(found).rows) == rows
 
 
+def test_a_refused_cut_is_a_gap_with_a_warning_that_names_layer_and_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(net: nn.Module, graph: ChannelGraph, remove: np.ndarray) -> PruningRecord:
+        if len(remove) == 5:
+            raise SurgeryError("nothing for five")
+        return prune_(net, graph, remove)
+
+    monkeypatch.setattr("lightning_prune.sensitivity.prune_", refuse)
+    with pytest.warns(UserWarning, match="inner without 5 of 10 filters is refused: nothing for five"):
+        found = sensitivity(model(), EXAMPLE, loudness, shares=[0.25, 0.5])
+    assert [[math.isnan(score) for score in row.scores] for row in found.rows] == [[False] * 2, [False, True]]
+    assert found.to_dict()["rows"][1]["scores"][1] is None
+    assert table(found).rows[1][-1] == "-"
+    texts = [text.get_text() for text in figure(found).axes[0].texts]
+    assert texts[-1] == "\N{EN DASH}"
+    assert "nan" not in texts
+
+
+SMALL = {
+    "_target_": "torch.nn.Sequential",
+    "_args_": [
+        {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 6, "kernel_size": 3, "padding": 1},
+        {"_target_": "torch.nn.ReLU"},
+        {"_target_": "torch.nn.Conv2d", "in_channels": 6, "out_channels": 3, "kernel_size": 1},
+    ],
+}
+
+
 def test_the_command_writes_table_numbers_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    small = ["data.size=48", "data.slices_per_axis=6", "net=unet_small"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=small)
-    OmegaConf.resolve(node := OmegaConf.create({key: config[key] for key in ("task", "net", "data", "loss")}))
-    node.module = {"num_classes": config.task.num_classes, "ignore_index": config.task.ignore_index}
-    node.module.example_input_shape = [1, 1, 48, 48]
+        config = compose("config", overrides=["data.size=48", "data.slices_per_axis=6"])
+    node = OmegaConf.create({"net": SMALL, "data": OmegaConf.to_container(config.data)})
+    node.module = {"num_classes": 3, "ignore_index": None, "example_input_shape": [1, 1, 48, 48]}
     OmegaConf.save(node, tmp_path / runs.CONFIG)
     runs.save_net(tmp_path / runs.NET, instantiate(node.net), PruningRecord())
-    main([str(tmp_path), "--criterion", "l2", "--batches", "1"])
+    main([str(tmp_path), "--criterion", "l2", "--batches", "1", "--device", "cpu"])
     found = json.loads((tmp_path / "sensitivity.json").read_text())
     shown = capsys.readouterr()
-    assert all(len(row["scores"]) == 9 and min(row["scores"]) >= 0 for row in found["rows"])
-    assert shown.err.count("at most removed") == len(found["rows"])
+    (row,) = found["rows"]
+    assert (row["name"], row["units"], len(row["scores"])) == ("0", 6, 9)
+    assert min(row["scores"]) >= 0
+    assert shown.err.startswith("1/1 0: ")
     assert all(f"{share:.0%}" in shown.out for share in found["shares"])
     assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
-    with pytest.raises(SystemExit, match="taylor_gate looks at training"):
-        main([str(tmp_path), "--criterion", "taylor_gate"])
+    for wrong, told in (["--criterion", "taylor_gate"], "looks at training"), (["--device", "gpus"], "gpus"):
+        with pytest.raises(SystemExit, match=told):
+            main([str(tmp_path), *wrong])
