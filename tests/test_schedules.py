@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from benchmarks.kill import BATCHES, Classifier, fit, pruning, same, shuffled
 from lightning_prune import Cubic, Curve, FinalPhase, Linear, OneShot
 from lightning_prune.best import BudgetCheckpoint
-from lightning_prune.criteria import IPAD, L2, ActivationMean, TaylorWeight
+from lightning_prune.criteria import IPAD, L2, ActivationMean, TaylorGate, TaylorWeight
 from lightning_prune.distillation import Distillation, DistillationMixin
 from lightning_prune.schedules import Timing
 
@@ -291,6 +291,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "statistics": {"criterion": IPAD(omega=0.5), "optimizer": "carry"},
     "a pass": {"criterion": IPAD(omega=0.5), "statistics": "pass"},
     "gradients": {"criterion": TaylorWeight(), "optimizer": "reset"},
+    "gates": {"criterion": TaylorGate(), "optimizer": "carry"},
     "activation mean": {"every_n_steps": None, "criterion": ActivationMean(), "optimizer": "carry"},
     "final phase": {"final_phase": FinalPhase(adam, halving, epochs=3), "optimizer": "reset"},
     "carried into the final phase": {
