@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lightning_prune.compiled import compiled_operators, compiled_whole
 from lightning_prune.graph import ChannelGraph, Units
-from lightning_prune.onnx_pieces import onnx_operators, onnx_whole
+from lightning_prune.onnx_pieces import onnx_idle, onnx_operators, onnx_whole
 from lightning_prune.operators import operators
 from lightning_prune.timing import Run
 
 __all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "on_device", "versions_of"]
 
-ExecutionName = Literal["eager", "onnx"]
+ExecutionName = Literal["eager", "compiled", "onnx"]
 
 
 class Piece(Protocol):
@@ -68,11 +69,13 @@ class Execution:
         pieces: its parts.
         whole: (network in eval mode, positional and keyword inputs, threads) -> what runs it once.
         packages: whose versions matter.
+        idle: what takes as long as a piece does beyond its work, if a network does not take it for each.
     """
 
     pieces: Callable[[ChannelGraph], Sequence[Piece]]
     whole: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Run]
     packages: tuple[str, ...] = ("torch",)
+    idle: Callable[[torch.device], Run] | None = None
 
 
 def on_device(value: Any, device: torch.device) -> Any:
@@ -97,5 +100,6 @@ def versions_of(execution: ExecutionName) -> dict[str, str]:
 
 EXECUTIONS: dict[ExecutionName, Execution] = {
     "eager": Execution(operators, _eager),
-    "onnx": Execution(onnx_operators, onnx_whole, ("torch", "onnx", "onnxruntime")),
+    "compiled": Execution(compiled_operators, compiled_whole),
+    "onnx": Execution(onnx_operators, onnx_whole, ("torch", "onnx", "onnxruntime"), onnx_idle),
 }

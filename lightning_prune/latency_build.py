@@ -146,7 +146,8 @@ def entries(
         flat = [point for each in points.values() for point in each]
         for index in track(list(rounds(len(flat), ROUNDS))):
             flat[index].visit(place, now)
-    found = {kind: _entry(each) for kind, each in points.items()}
+        idle = _idle(place)
+    found = {kind: _entry(each, idle) for kind, each in points.items()}
     return {k: e for k, e in found.items() if e is not None}, [k for k, e in found.items() if e is None]
 
 
@@ -166,8 +167,18 @@ def _points(alike: Sequence[Piece], place: Place, now: Callable[[], int]) -> Ite
     yield from (_Point(first, counts) for counts in itertools.product(*axes))
 
 
-def _entry(points: Sequence[_Point]) -> Entry | None:
+def _idle(place: Place) -> float:
+    """Nanoseconds of every call that are not the piece's own."""
+    idle = EXECUTIONS[place.execution].idle
+    return medians([idle(place.device)], place.device, place.threads)[0] if idle else 0.0
+
+
+def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
     """A grid where all of it could be run; else by volume what could."""
+
+    def typical(times: Sequence[float]) -> float:
+        return max(statistics.median(times) - idle, 0.0)
+
     good = [point for point in points if not point.failed]
     if not good:
         return None
@@ -175,12 +186,12 @@ def _entry(points: Sequence[_Point]) -> Entry | None:
         axes = tuple(
             tuple(sorted(set(axis))) for axis in zip(*(point.counts for point in points), strict=True)
         )
-        return Entry("counts", Lookup(axes, tuple(statistics.median(point.times) for point in points)))
+        return Entry("counts", Lookup(axes, tuple(typical(point.times) for point in points)))
     by_volume: dict[int, list[float]] = {}
     for point in good:
         by_volume.setdefault(point.piece.volume(point.counts), []).extend(point.times)
     volumes = sorted(by_volume)
-    return Entry("volume", Lookup((tuple(volumes),), tuple(statistics.median(by_volume[v]) for v in volumes)))
+    return Entry("volume", Lookup((tuple(volumes),), tuple(typical(by_volume[v]) for v in volumes)))
 
 
 def parts(pieces: Sequence[Piece], found: Mapping[str, Entry]) -> NDArray[np.float64]:

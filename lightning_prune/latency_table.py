@@ -165,14 +165,16 @@ class LatencyTable:
     Args:
         path: a ``.json`` file to read, or to write if it is not there; or a folder with a file for each network,
             input shape and device; None: keep it in memory.
-        execution: ``"eager"``, or ``"onnx"``: by ONNX Runtime, which needs ``lightning-prune[export]``.
+        execution: ``"eager"``; ``"compiled"``: by ``torch.compile``, where operators are measured eagerly, those that
+            are fused left out, and only the random cuts are compiled, half a minute or more each; or ``"onnx"``: by
+            ONNX Runtime, which needs ``lightning-prune[export]``.
         device: where to run, as torch names it.
         threads: of the processor; by default as many as torch has.
         cuts: random cuts on which the sum of the parts is held against the whole network; 0: it is taken as it is.
         elsewhere: take the table as it is although it was measured on another device or with other versions.
 
     Raises:
-        ValueError: an execution that there is not.
+        ValueError: an execution that there is not, or ``"compiled"`` with less than two cuts.
         LatencyError: when called: the table is damaged, or was made for something else.
 
     Example:
@@ -200,6 +202,10 @@ class LatencyTable:
             raise ValueError(f"execution must be one of {known}, got {self.execution!r}")
         if self.cuts < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"need cuts >= 0 and threads >= 1, got cuts={self.cuts}, threads={self.threads}")
+        if self.execution == "compiled" and self.cuts < 2:
+            raise ValueError(
+                f"execution='compiled' needs cuts >= 2, got cuts={self.cuts}: parts are measured eagerly"
+            )
 
     @property
     def place(self) -> Place:

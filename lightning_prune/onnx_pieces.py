@@ -21,7 +21,7 @@ from lightning_prune.graph import ChannelGraph
 from lightning_prune.operators import Operator, Size, Slot, operators
 from lightning_prune.timing import Run
 
-__all__ = ["OnnxOperator", "onnx_operators", "onnx_whole"]
+__all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]
 
 CONVOLUTIONS = ("convolution", "_convolution")
 FOLDED = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
@@ -150,6 +150,12 @@ def onnx_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     device = tensors[0].device
     model = exported(net.cpu(), tuple(tensors))
     return session(model, [tensor.cpu() for tensor in tensors], device)
+
+
+def onnx_idle(device: torch.device) -> Run:
+    """What calls a session that has nothing to do: a network is called once, its pieces once each."""
+    one = torch.zeros(1)
+    return session(exported(nn.ReLU(), (one,)), [one], device)
 
 
 def onnx_operators(graph: ChannelGraph) -> list[OnnxOperator]:

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import FilterPruningCallback, LatencyError, LatencyTable, prune_, select, trace
 from lightning_prune.cli import main
+from lightning_prune.compiled import compiled_operators, compiled_whole
 from lightning_prune.criteria import L2, CostAware
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.latency_build import fitted, random_units
+from lightning_prune.latency_build import _entry, _Point, fitted, random_units
 from lightning_prune.latency_table import Measurements, load
 from lightning_prune.lookup import Lookup, levels
 from lightning_prune.onnx_pieces import onnx_operators
@@ -261,7 +262,9 @@ def test_a_damaged_table_is_refused(graph: ChannelGraph, saved: Path, text: str,
         graph.with_resources({"latency": table(path=saved)})
 
 
-@pytest.mark.parametrize("given", [{"execution": "fast"}, {"cuts": -1}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "given", [{"execution": "fast"}, {"cuts": -1}, {"threads": 0}, {"cuts": 1, "execution": "compiled"}]
+)
 def test_arguments_that_make_no_sense(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         LatencyTable(**given)
@@ -365,6 +368,57 @@ def test_latency_in_onnx_runtime() -> None:
     assert set(found.versions) == {"torch", "onnx", "onnxruntime"}
     assert found.alone == []
     assert found.correction.cuts == 2
+
+
+def test_compiled_pieces_are_those_that_inductor_leaves() -> None:
+    """A kernel per chain: batch norm with what follows it; a pool and what contracts are on their own."""
+    pieces = compiled_operators(trace(convolutional(), IMAGE))
+    assert [piece.op._opname for piece in pieces] == [
+        "convolution", "native_batch_norm", "convolution", "max_pool2d_with_indices", "mean", "addmm",
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_compiled_says_so() -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            return x + 1
+
+    with pytest.raises(RuntimeError, match=r"torch.compile cannot run Breaks: .*execution='eager'"):
+        compiled_whole(Breaks(), (IMAGE,), {}, 1)
+
+
+def test_every_cut_is_compiled_although_torch_keeps_only_eight_by_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the ninth, torch.compile would go on eagerly without a word."""
+    compiled: list[Any] = []
+    real = torch.compile
+
+    def counting(graph: Any, example: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda fn, **given: real(fn, backend=counting, **given))
+    for width in range(1, 11):
+        net = nn.Conv2d(3, width, 1)
+        assert compiled_whole(net, (IMAGE,), {}, 1)().shape[1] == width  # type: ignore[attr-defined]
+    assert len(compiled) == 10
+
+
+@pytest.mark.slow
+def test_latency_when_compiled() -> None:
+    found = LatencyTable(execution="compiled", threads=1, cuts=2).build(trace(convolutional(), IMAGE))
+    assert found.correction.cuts == 2
+    assert found.correction.constant + found.correction.even + found.correction.odd > 0
+
+
+def test_calls_that_a_network_does_not_make_are_taken_off() -> None:
+    """In ONNX Runtime every piece is a session of its own, the network is one."""
+    piece = operators(trace(convolutional(), IMAGE))[0]
+    point = _Point(piece, piece.most, times=[50.0, 70.0, 60.0])
+    assert _entry([point], 20.0).lookup.values == (40.0,)  # type: ignore[union-attr]
+    assert _entry([point], 80.0).lookup.values == (0.0,)  # type: ignore[union-attr]
 
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
