@@ -32,6 +32,7 @@ Track = Callable[[Sequence[int]], Iterable[int]]
 ROUNDS, REPEATS = 3, 3
 SLOW, VERY_SLOW = 5e6, 20e6  # nanoseconds of one run, above which fewer runs, and fewer counts, must do
 BLOCK = 8
+CHOSEN = 10.0  # weight of the cut that one is after, and of the dense network that it is compared with
 ALIKE = 0.02  # how strongly the two factors hold together, against relative errors of networks
 SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the channels, for what has more than two axes
 
@@ -215,47 +216,60 @@ def random_units(graph: ChannelGraph, generator: np.random.Generator, least: flo
 
 
 def corrected(
-    graph: ChannelGraph, found: dict[str, Entry], place: Place, cuts: int, seed: int = 0
+    graph: ChannelGraph,
+    found: Mapping[str, Entry],
+    place: Place,
+    cuts: int,
+    seed: int = 0,
+    chosen: Sequence[int] | None = None,
 ) -> Correction:
     """Hold the sum of the parts against whole networks: the dense one, and ``cuts`` random ones of it.
 
-    The networks are copies; the traced one is left as it is.
+    The networks are copies; the traced one is left as it is. What is ``chosen`` to go is one more cut.
+    It weighs more.
     """
     evidence, execution = graph.evidence, EXECUTIONS[place.execution]
     if not cuts or evidence is None:
         return Correction()
     args, kwargs = on_device((evidence.inputs, evidence.kwargs), place.device)
-    nets = list(_cut_copies(graph, place.device, cuts, seed))
+    nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
     with place.settled():
         runs: list[Run] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
         times = medians(runs, place.device, place.threads)
-    return fitted(np.stack([parts(execution.pieces(each), found) for _, each in nets]), np.array(times))
+    sums = np.stack([parts(execution.pieces(each), found) for _, each in nets])
+    weights = np.ones(len(nets))
+    weights[[0, -1]] = 1 if chosen is None else CHOSEN
+    return fitted(sums, np.array(times), weights)
 
 
 def _cut_copies(
-    graph: ChannelGraph, device: torch.device, cuts: int, seed: int
+    graph: ChannelGraph, device: torch.device, cuts: int, seed: int, chosen: Sequence[int] | None = None
 ) -> Iterator[tuple[nn.Module, ChannelGraph]]:
     """The network and random cuts of it, with their graphs; what surgery refuses is not there."""
     evidence = graph.evidence
     assert evidence is not None
     generator, args, kwargs = np.random.default_rng(seed), evidence.inputs, evidence.kwargs
-    for number in range(cuts + 1):
+    for number in range(cuts + (1 if chosen is None else 2)):
         net = copy.deepcopy(evidence.tracker.model).eval()
         own = trace(net, *args, **kwargs)
+        gone = [] if number == 0 else random_units(own, generator) if number <= cuts else list(chosen or ())
         try:
-            prune_(net, own, random_units(own, generator) if number else [])
+            prune_(net, own, gone)
         except SurgeryError as refusal:
             warnings.warn(f"a random cut is not measured: {refusal}", stacklevel=2)
             continue
         yield net.to(device), trace(net, *args, **kwargs)
 
 
-def fitted(sums: NDArray[np.float64], times: NDArray[np.float64]) -> Correction:
+def fitted(
+    sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+) -> Correction:
     """The correction with the least relative errors, nothing of it negative.
 
     Args:
         sums: what :func:`parts` gives for each network, the dense one first, shape (networks, 2).
         times: nanoseconds of the whole networks, shape (networks,).
+        weights: of their errors, shape (networks,); by default all count the same.
 
     Example:
         >>> sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
@@ -263,22 +277,27 @@ def fitted(sums: NDArray[np.float64], times: NDArray[np.float64]) -> Correction:
         >>> found.constant, found.even, found.odd, found.cuts
         (1.0, 2.0, 2.0, 3)
     """
-    constant, even, odd = _least_squares(sums, times)
+    weights = np.ones(len(sums)) if weights is None else weights
+    constant, even, odd = _least_squares(sums, times, weights)
     errors = []
     for left_out in range(1, len(sums)):
         others = [n for n in range(len(sums)) if n != left_out]
-        guess = np.append(np.ones((len(sums), 1)), sums, 1) @ _least_squares(sums[others], times[others])
+        guess = np.append(np.ones((len(sums), 1)), sums, 1) @ _least_squares(
+            sums[others], times[others], weights[others]
+        )
         errors.append(abs(guess[left_out] / guess[0] / (times[left_out] / times[0]) - 1))
     error = round(float(np.median(errors)), 4) if len(sums) > 2 else None
     return Correction(round(constant, 3), round(even, 6), round(odd, 6), len(sums) - 1, error)
 
 
-def _least_squares(sums: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[float, float, float]:
+def _least_squares(
+    sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[float, float, float]:
     """Constant and factors; the factors are alike unless the networks say otherwise."""
     design = np.append(np.ones((len(sums), 1)), sums, 1) / times[:, None]
     if len(sums) < 3:  # too few to tell a constant from a factor
         design[:, 0] = 0
     typical = times[0] / sums[0].sum()
     alike = [0.0, ALIKE / typical, -ALIKE / typical]
-    constant, even, odd = nnls(np.append(design, [alike], 0), np.append(np.ones(len(sums)), 0.0))[0]
+    constant, even, odd = nnls(np.append(design * weights[:, None], [alike], 0), np.append(weights, 0.0))[0]
     return float(constant), float(even), float(odd)

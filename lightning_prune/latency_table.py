@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -247,6 +247,28 @@ class LatencyTable:
         if (file := self.file(graph)) is not None:
             save(self.measured, file)
         return self.measured
+
+    def refit(self, graph: ChannelGraph, remove: Sequence[int]) -> Correction:
+        """Measure the cut that is wanted as well, and fit the correction anew, most of all to it.
+
+        A prediction is as good as the random cuts are like the one that a criterion chooses. So: select, refit, and
+        select again, on ``graph.with_resources(...)`` called anew. No file is written.
+
+        Args:
+            graph: of the dense network that the table was built for.
+            remove: units that shall go, as :attr:`Plan.remove <lightning_prune.Plan>` has them.
+
+        Raises:
+            ValueError: the table has no measurements yet.
+        """
+        if self.measured is None:
+            raise ValueError(
+                "nothing is measured yet: call build(graph), or graph.with_resources(...), first"
+            )
+        chosen = [int(unit) for unit in remove]
+        correction = corrected(graph, self.measured.entries, self.place, self.cuts, chosen=chosen)
+        self.measured = replace(self.measured, correction=correction)
+        return correction
 
     def file(self, graph: ChannelGraph) -> Path | None:
         """Where the table of this network is kept."""

@@ -184,6 +184,27 @@ def test_correction_recovers_what_it_was_made_of() -> None:
     assert found.error < 0.01
 
 
+def test_a_fit_holds_most_to_what_weighs_most() -> None:
+    sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
+    times = 1 + sums @ [2.0, 2.0] + [0.0, 1.0, -1.0, 2.0]
+
+    def error(weights: list[float]) -> float:
+        found = fitted(sums, times, np.array(weights))
+        return abs(found.constant + float(sums[3] @ [found.even, found.odd]) - float(times[3]))
+
+    assert error([10, 1, 1, 10]) < 0.2 * error([1, 1, 1, 1])
+
+
+def test_a_table_is_refitted_to_the_cut_that_is_wanted(graph: ChannelGraph) -> None:
+    known = table(cuts=1)
+    with pytest.raises(ValueError, match="nothing is measured yet"):
+        known.refit(graph, [])
+    before = known.build(graph)
+    correction = known.refit(graph, random_units(graph, np.random.default_rng(4)))
+    assert correction.cuts == 2
+    assert known.measured == replace(before, correction=correction)
+
+
 def test_whole_networks_are_measured_and_the_traced_one_is_left_alone(net: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = table(cuts=3).build(trace(net, IMAGE))
