@@ -108,6 +108,7 @@ def run(
         test={name.removeprefix("test/"): float(value) for name, value in test.items()},
         curves=parts.history.curves,
         cuts=[asdict(cut) for cut in parts.pruning.history] if parts.pruning else [],
+        candidate_steps=getattr(parts.pruning, "steps", 0),
         **_measured(config, parts),
     )
     _write(folder, parts, summary)

@@ -24,9 +24,10 @@ from lightning_prune.graph import Resource
 from lightning_prune.heldout import Carved, check_apart
 from lightning_prune.limits import Limits
 from lightning_prune.loop import carry_along, check_choice, say
-from lightning_prune.netadapt import CALIBRATION, check, search
+from lightning_prune.netadapt import check, search
 from lightning_prune.rounds import Found, Round, Rounds
 from lightning_prune.saving import CHECKPOINT_KEY
+from lightning_prune.searching import CALIBRATION
 from lightning_prune.teacher import checksum
 
 __all__ = ["NetAdaptCallback"]

@@ -12,7 +12,7 @@ from lightning_prune.candidates import Training
 from lightning_prune.criteria import L2, Criterion
 from lightning_prune.cutting import Rules, cut_
 from lightning_prune.limits import DenseSizes
-from lightning_prune.netadapt import observed
+from lightning_prune.observing import observed
 from lightning_prune.record import PruningRecord
 
 __all__ = ["one_shot"]

@@ -15,6 +15,8 @@ __all__ = ["Found", "Round", "Rounds"]
 
 BY_NORM = L2()
 By = Literal["ratio", "metric"]
+#: what takes the place of a block's name in the facts of the alignment
+ALIGNED = "alignment"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Rounds:
         by: ``"ratio"`` keeps the candidate that lost least of the metric per resource gained, as in the paper,
             ``"metric"`` the one with the best metric.
         criterion: which filters of a block go.
+        align: after the last round, widths are rounded down to a multiple of this, group by group of coupled layers;
+            1: they are not.
+        tolerance: how much worse than before the alignment the metric may be with the groups that are rounded; None:
+            all of them are. To keep widths multiples in every round, use ``Rules(channel_multiple=...)``.
         seed: of what is random in candidates.
 
     Raises:
@@ -49,6 +55,8 @@ class Rounds:
     blocks: int | Sequence[str] | None = None
     by: By = "ratio"
     criterion: Criterion = BY_NORM
+    align: int = 1
+    tolerance: float | None = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +64,8 @@ class Rounds:
             raise ValueError(f"need reduction and decay in (0, 1], got {self.reduction} and {self.decay}")
         if self.steps < 0 or (self.rounds is not None and self.rounds < 1):
             raise ValueError(f"need steps >= 0 and rounds >= 1, got {self.steps} and {self.rounds}")
+        if self.align < 1 or (self.tolerance is not None and not self.tolerance >= 0):
+            raise ValueError(f"need align >= 1 and tolerance >= 0, got {self.align} and {self.tolerance}")
         if self.by not in get_args(By):
             raise ValueError(f"by must be 'ratio' or 'metric', got {self.by!r}")
 
@@ -87,7 +97,7 @@ class Round:
 
     Attributes:
         number: from 1.
-        block: whose candidate stayed.
+        block: whose candidate stayed; ``"alignment"`` of the one that rounds widths.
         before: metric before it.
         after: metric of the candidate that stayed.
         metrics: block -> metric of its candidate, NaN where it failed; blocks that cannot give the reduction are

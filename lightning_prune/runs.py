@@ -57,6 +57,7 @@ class Summary:
         curves: for each epoch, metric -> value. MACs are those after the epoch's cut, scores those before it.
         widths: layer -> filters before and after, in the order of the forward.
         cuts: the facts of every cut.
+        candidate_steps: optimizer steps of a search's candidates, beside those of the training.
         error: what went wrong, in one line.
     """
 
@@ -74,6 +75,7 @@ class Summary:
     curves: list[dict[str, float]] = field(default_factory=list)
     widths: dict[str, tuple[int, int]] = field(default_factory=dict)
     cuts: list[dict[str, Any]] = field(default_factory=list)
+    candidate_steps: int = 0
     error: str = ""
 
     @property

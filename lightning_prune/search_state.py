@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lightning_prune.record import PruningRecord
+from lightning_prune.rounds import ALIGNED
 from lightning_prune.teacher import checksum
 
 __all__ = ["Progress"]
@@ -76,10 +77,18 @@ class Progress:
         model.load_state_dict(held["state_dict"])
         return True
 
-    def add(self, record: PruningRecord, optimizer: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Another round is over."""
+    @property
+    def is_over(self) -> bool:
+        """Whether the widths have been aligned, which is the last that a search does."""
+        return bool(self.rounds) and self.rounds[-1]["block"] == ALIGNED
+
+    def take(self, record: PruningRecord, optimizer: dict[str, Any]) -> None:
+        """A candidate's cut stays, and its optimizer."""
         self.record = self.record.then(record) if self.record else record
         self.optimizer = optimizer
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Another round is over."""
         self.rounds.append(facts)
 
     def save(self, model: nn.Module) -> None:

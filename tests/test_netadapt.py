@@ -238,6 +238,40 @@ def test_candidates_go_on_with_the_optimizer_of_the_training(alone):
     assert fresh == {2.0 * len(found.rounds)}
 
 
+def widths(net: nn.Module) -> list[int]:
+    return [net[i].out_channels for i in (0, 3, 6)]
+
+
+def test_widths_are_rounded_down_in_the_end_where_that_is_tolerated(alone, tmp_path):
+    plain, before = alone
+    assert any(width % 4 for width in widths(plain))
+    lines: list[str] = []
+    net, found = searched(
+        rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path, report=lines.append
+    )
+    assert all(width % 4 == 0 and width <= was for width, was in zip(widths(net), widths(plain), strict=True))
+    assert [each.block for each in found.rounds[:3]] == [each.block for each in before.rounds]
+    last = found.rounds[3]
+    assert (last.block, last.steps) == ("alignment", 2 * len(last.metrics))
+    assert lines[3].startswith("round 4/4: alignment")
+    again = found.record.apply_(build())
+    assert widths(again) == widths(net)
+    resumed, same_found = searched(rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path)
+    assert same(resumed.state_dict(), net.state_dict())
+    assert facts(same_found) == facts(found)
+
+
+@pytest.mark.parametrize(("tolerance", "most"), [(0.0, 0), (2.0, 2), (None, 99)])
+def test_widths_stay_where_rounding_them_costs_more_than_tolerated(tolerance, most):
+    counted = replace(TRAINING, evaluate=lambda net: float(sum(widths(net))), higher_is_better=True)
+    _, found = searched(counted, rounds=Rounds(rounds=2, steps=0, align=5, tolerance=tolerance))
+    last = found.rounds[-1]
+    assert last.block == "alignment"
+    assert last.metrics
+    assert last.before - last.after == last.removed <= most
+    assert all(lost > most for lost in (last.before - m for m in last.metrics.values()) if not last.removed)
+
+
 @pytest.mark.slow
 def test_candidates_on_a_local_ray_find_the_same_bits():
     pytest.importorskip("ray")

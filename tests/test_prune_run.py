@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from searches import RULES, TRAINING, build, loss
 
-from lightning_prune import trace
+from lightning_prune import PruningRecord, trace
 from lightning_prune.cli import conf_dir
 from lightning_prune.criteria import IPAD, TaylorWeight
+from lightning_prune.experiment import run
 from lightning_prune.one_shot import one_shot
-from lightning_prune.prune_run import pruned_config
+from lightning_prune.prune_run import main, prune_run, pruned_config
+from lightning_prune.runs import Summary, load_net
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -23,9 +28,55 @@ def test_the_configuration_of_a_run_with_another_way_to_prune(tmp_path, method):
         OmegaConf.save(compose("config", ["prune=none", "logger=none", "seed=4"]), tmp_path / "config.yaml")
     config = pruned_config(tmp_path, tmp_path / "out", method, 3, ["prune.budget.macs=0.3"])
     assert config.prune.budget.macs == 0.3
-    assert (config.prune.start_epoch, config.trainer.max_epochs, config.seed) == (0, 3, 4)
-    with pytest.raises(ValueError, match="at least one epoch"):
-        pruned_config(tmp_path, tmp_path / "out", method, 0)
+    assert (config.prune.start_epoch, config.trainer.max_epochs, config.seed) == (0, 4, 4)
+    with pytest.raises(ValueError, match="0 epochs or more"):
+        pruned_config(tmp_path, tmp_path / "out", method, -1)
+
+
+SMALL = ["net=ritnet", "net.width=4", "data.size=32", "data.slices_per_axis=6", "trainer=cpu", "logger=none"]
+NET_RUN = [*SMALL, "prune=none", "scheduler=cosine", "trainer.max_epochs=2", "latency_runs=0", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        run(compose("config", NET_RUN), folder)
+    return folder
+
+
+def net_of(folder: Path) -> torch.nn.Module:
+    dense = instantiate(OmegaConf.load(folder / "config.yaml").net, _convert_="all")
+    return load_net(folder, dense)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize("method", ["netadapt", "oneshot"])
+def test_a_command_prunes_the_network_of_a_run(dense_run, tmp_path, capsys, method, epochs):
+    few = ["prune.rounds.rounds=2", "prune.rounds.blocks=2"] if method == "netadapt" else []
+    main(method, [str(dense_run), str(tmp_path), "--epochs", str(epochs), "prune.budget.macs=0.6", *few])
+    said = capsys.readouterr().out
+    assert "test mIoU" in said
+    assert "of the MACs" in said
+    summary = Summary.load(tmp_path)
+    assert (summary.status, summary.epochs, len(summary.cuts)) == ("completed", epochs + 1, 1)
+    assert summary.final.macs <= 0.6 * summary.dense.macs
+    assert (summary.candidate_steps > 0) == (method == "netadapt")
+    net_of(tmp_path)
+
+
+def test_no_training_means_that_the_filters_which_stay_keep_their_weights(dense_run, tmp_path):
+    prune_run(dense_run, tmp_path, "oneshot", 0, ["prune.budget.macs=0.6"])
+    dense, cut = net_of(dense_run), net_of(tmp_path)
+    again = PruningRecord.load(tmp_path / "record.json").apply_(dense).state_dict()
+    for name, tensor in cut.state_dict().items():
+        if "running" not in name and "tracked" not in name:  # these are estimated anew
+            assert torch.equal(again[name], tensor), name
+
+
+def test_an_unknown_run_is_told(tmp_path):
+    with pytest.raises(SystemExit, match=r"lightning-prune oneshot: .*config\.yaml"):
+        main("oneshot", [str(tmp_path / "nothing"), str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("criterion", [IPAD(omega=0.5), TaylorWeight()], ids=lambda c: type(c).__name__)
