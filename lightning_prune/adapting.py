@@ -204,7 +204,7 @@ def rounds_table(rounds: Sequence[Round], resource: str) -> Table:
     Example:
         >>> first = Round(1, "decoder", 0.8, 0.79, {"decoder": 0.79}, {"macs": 90}, {"macs": 0.9}, 4, 10, 1.5)
         >>> print(rounds_table([first], "macs").markdown())
-        | round | block   | candidates | metric before | after  |  macs | seconds |
+        | round | block   | candidates | metric before |  after |  macs | seconds |
         | :---- | :------ | ---------: | ------------: | -----: | ----: | ------: |
         | 1     | decoder |          1 |        0.8000 | 0.7900 | 90.0% |     1.5 |
     """

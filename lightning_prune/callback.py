@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
 from lightning_prune.batches import Example, as_example, same_shapes
-from lightning_prune.criteria import LAMP, Criterion
+from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
 from lightning_prune.graph import Resource
 from lightning_prune.limits import DenseSizes, Limits
@@ -46,7 +46,7 @@ __all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
 StatisticsMode = Literal["epoch", "pass"]
 STEP = 0.1
-BY_WEIGHT = LAMP()  # level with the best on both tasks of docs/criteria.md, and needs weights alone
+BY_WEIGHT = IPAD(omega=1.0)  # what the application varies over omega; docs/criteria.md has what keeps more
 THREE_QUARTERS = Limits()
 
 
@@ -71,7 +71,8 @@ class FilterPruningCallback(L.Callback):
         start_step: the first of them comes after this many steps; by default ``every_n_steps``.
         schedule: number of the cut -> share of what has to go that is gone after it, instead of an ``amount``;
             see :mod:`lightning_prune.schedules`.
-        criterion: scores the units; see :mod:`lightning_prune.criteria`. By default LAMP, by weights alone.
+        criterion: scores the units; see :mod:`lightning_prune.criteria`. By default IPAD by weights alone; LAMP kept
+            more in `docs/criteria.md`.
         limits: how much of a layer or block may go.
         exclude: names or globs of layers, or of what holds them, whose filters stay.
         channel_multiple: layers that are cut keep a multiple of this many channels.

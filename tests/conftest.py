@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+collect_ignore = ["on_ray.py"]  # a program that a test starts; Ray need not be installed
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_fixed_seed():

@@ -244,7 +244,7 @@ def test_a_misspelt_override_is_named_without_a_traceback(
     [
         (["data=folder", "data.root=nowhere", "task.num_classes=2"], "there is no folder nowhere/images"),
         (["data=folder", "task.num_classes=2"], "Missing mandatory value: data.root"),
-        (["prune.limits.layers=2"], "prune.limits: ValueError: the limit of 'layers' must be a share"),
+        (["prune.limits.layers=2"], "prune.limits: ValueError: the limit layers=2 must be a share"),
         (["net.encoder_name=resnet17"], "resnet17"),
     ],
 )

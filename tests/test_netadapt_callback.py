@@ -100,7 +100,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path):
 
 
 def test_it_says_what_candidates_are_judged_on(tmp_path, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):  # the application turns it down
         fit(rounds(tmp_path), epochs=2)
     assert "candidates are judged on 13 training samples that are held out (20%)" in caplog.text
 
