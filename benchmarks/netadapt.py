@@ -1,7 +1,7 @@
 """One search by one worker and by two: the same bits, and how much sooner.
 
-    python -m benchmarks.netadapt              # two rounds of a U-Net on brain slices; a few minutes
-    python -m benchmarks.netadapt --rounds 1   # shorter
+    python -m benchmarks.netadapt              # one round of a U-Net on brain slices; minutes
+    python -m benchmarks.netadapt --rounds 2   # longer
 
 Workers are started before the clock is.
 """
@@ -55,7 +55,7 @@ def found(workers: int, rounds: int) -> tuple[nn.Module, Found, float]:
 def main() -> None:
     """Search twice, compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     Parallel(n_jobs=2)(delayed(Workers)() for _ in range(4))  # starts the processes, and has them import
