@@ -20,7 +20,14 @@ from benchmarks.zoo_report import machine, versions
 Row = dict[str, Any]
 SCORES = {"brain": "test mIoU, U-Net on BrainSlices", "digits": "test accuracy, ResNet on digits"}
 THEIRS, DENSE = "torch-pruning", "dense"
-SHOWN = ("random", "IPAD, omega 1", "Taylor, gates", "torch-pruning Taylor", "torch-pruning Taylor, limits")
+SHOWN = (
+    "random",
+    "IPAD, omega 1",
+    "LAMP",
+    "Taylor, gates",
+    "torch-pruning Taylor",
+    "torch-pruning Taylor, limits",
+)
 
 
 def scores(rows: Sequence[Row], task: str, method: str, budget: float) -> list[float]:
@@ -99,25 +106,33 @@ def write(rows: Sequence[Row], docs: Path) -> None:
     draw(rows, tasks, docs / "criteria.png")
 
 
+def style(method: str) -> dict[str, Any]:
+    """The same for a method in every panel."""
+    if method == DENSE:
+        return {"color": "black", "linestyle": "--", "label": method}
+    if method not in SHOWN:
+        return {"color": "0.87", "zorder": 0}
+    return {"color": f"C{SHOWN.index(method)}", "marker": "o", "markersize": 4, "label": method}
+
+
 def draw(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
-    """Score against MACs left; all of ours in grey, a few by name."""
+    """Score against MACs left; a few by name, the others in grey."""
     figure, axes = plt.subplots(1, len(tasks), figsize=(10, 4), squeeze=False)
     shares = budgets(rows)
     for axis, task in zip(axes[0], tasks, strict=True):
         for method in methods(rows, task):
             values = [mean(rows, task, method, share) for share in shares]
-            named = method in SHOWN or method == DENSE
-            style = {"label": method} if named else {"color": "0.85", "zorder": 0}
-            axis.plot(
-                shares, values, "o-" if method in SHOWN else "k--" if named else "-", markersize=4, **style
-            )
+            axis.plot(shares, values, **style(method))
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:.0%}" for share in shares], minor=False)
         axis.minorticks_off()
         axis.invert_xaxis()
         axis.set_title(SCORES[task], fontsize=10)
         axis.set_xlabel("MACs left")
-    axes[0][0].legend(fontsize=8, title="grey: our other criteria", title_fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.legend(
+        handles, labels, fontsize=8, ncol=4, loc="lower center", title="grey: all others", title_fontsize=8
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
