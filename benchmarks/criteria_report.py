@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.pages import replace_between
-from benchmarks.zoo_report import machine, versions
+from benchmarks.pages import mean_spread, replace_between, save_runs
 
 Row = dict[str, Any]
 SCORES = {"brain": "test mIoU, U-Net on BrainSlices", "digits": "test accuracy, ResNet on digits"}
@@ -62,17 +59,9 @@ def table(rows: Sequence[Row], task: str) -> list[str]:
     for method in methods(rows, task):
         every = [scores(rows, task, method, share) for share in shares]
         average = statistics.fmean([value for values in every for value in values])
-        cells = [cell(values) for values in every]
+        cells = [mean_spread(values) for values in every]
         lines.append(f"| {method} | {' | '.join(cells)} | {average:.3f} | {max(map(len, every))} |")
     return lines
-
-
-def cell(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation over seeds."""
-    if not values:
-        return ""
-    beside = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{beside}"
 
 
 def best(rows: Sequence[Row], task: str, budget: float, theirs: bool) -> tuple[str, float]:
@@ -94,10 +83,8 @@ def verdict(rows: Sequence[Row], task: str) -> list[str]:
 
 def write(rows: Sequence[Row], docs: Path) -> None:
     """JSON, picture, and the tables into ``criteria.md``, between its two marks."""
-    docs.mkdir(parents=True, exist_ok=True)
-    head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
-    (docs / "criteria.json").write_text(json.dumps({**head, "runs": list(rows)}, indent=1) + "\n")
-    tools = ", ".join(f"{name} {versions().get(name, '?')}" for name in ("torch", "torch-pruning"))
+    head = save_runs(rows, docs / "criteria.json")
+    tools = ", ".join(f"{name} {head['versions'].get(name, '?')}" for name in ("torch", "torch-pruning"))
     said = f"{head['date']} · {tools} · one thread · "
     said += "`python -m benchmarks.criteria`. Mean ± sample standard deviation over seeds, by mean over all shares."
     tasks = [task for task in SCORES if any(row["task"] == task for row in rows)]

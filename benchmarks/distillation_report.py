@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.pages import replace_between
-from benchmarks.zoo_report import machine, versions
+from benchmarks.pages import mean_spread, replace_between, save_runs
 
 NAMES = {
     "none": "no distillation",
@@ -34,10 +31,7 @@ def of(rows: Sequence[Row], budget: float, variant: str) -> dict[int, float]:
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean and sample standard deviation."""
-    if not values:
-        return "-"
-    beside = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{beside} ({len(values)})"
+    return f"{mean_spread(values, digits)} ({len(values)})" if values else "-"
 
 
 def won_back(rows: Sequence[Row], budget: float, variant: str) -> float | None:
@@ -76,12 +70,8 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def write(rows: list[Row], docs: Path) -> None:
     """JSON, picture, and the table into ``distillation.md``, between its two marks."""
-    docs.mkdir(parents=True, exist_ok=True)
-    head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
-    (docs / "distillation.json").write_text(json.dumps({**head, "runs": rows}, indent=1) + "\n")
-    said = (
-        f"{head['date']} · torch {versions()['torch']} · one thread · `python -m benchmarks.distillation`. "
-    )
+    head = save_runs(rows, docs / "distillation.json")
+    said = f"{head['date']} · torch {head['versions']['torch']} · one thread · `python -m benchmarks.distillation`. "
     said += "Mean ± sample standard deviation (number of seeds)."
     replace_between(docs / "distillation.md", "study", "\n".join([said, "", *table(rows)]))
     draw(rows, docs / "distillation.png")

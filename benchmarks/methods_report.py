@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.pages import replace_between
+from benchmarks.pages import mean_spread, replace_between, save_runs
 from benchmarks.studies import Row
-from benchmarks.zoo_report import machine, versions
 
 FIGURES = {"test mIoU": "miou", "MACs %": "macs", "params %": "params", "latency %": "latency"}
 
@@ -31,27 +28,24 @@ def variants(rows: Sequence[Row], budget: float) -> list[str]:
     return sorted(found, key=lambda variant: -statistics.fmean(of(rows, budget, variant, "miou")))
 
 
-def cell(values: Sequence[float], scale: float, digits: int) -> str:
-    beside = f" ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values) * scale:.{digits}f}{beside}"
-
-
 def table(rows: Sequence[Row]) -> list[str]:
     lines = [f"| budget | method | seeds | {' | '.join(FIGURES)} |", "|--:|:--|--:|" + "--:|" * len(FIGURES)]
     for budget in sorted({row["budget"] for row in rows}, reverse=True):
         for variant in variants(rows, budget):
             values = {name: of(rows, budget, variant, figure) for name, figure in FIGURES.items()}
-            cells = [cell(v, 1, 3) if n == "test mIoU" else cell(v, 100, 1) for n, v in values.items()]
+            cells = [
+                mean_spread(v) if n == "test mIoU" else mean_spread(v, 1, 100) for n, v in values.items()
+            ]
             lines.append(f"| {budget:.0%} | {variant} | {len(values['MACs %'])} | {' | '.join(cells)} |")
     return lines
 
 
 def write(rows: Sequence[Row], docs: Path) -> None:
     """JSON, picture, and the table into ``methods.md``, between its two marks."""
-    docs.mkdir(parents=True, exist_ok=True)
-    head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
-    (docs / "methods.json").write_text(json.dumps({**head, "runs": list(rows)}, indent=1) + "\n")
-    said = f"{head['date']} · torch {versions()['torch']} · one thread · `python -m benchmarks.methods`. "
+    head = save_runs(rows, docs / "methods.json")
+    said = (
+        f"{head['date']} · torch {head['versions']['torch']} · one thread · `python -m benchmarks.methods`. "
+    )
     said += "Mean ± sample standard deviation over seeds; sizes and latency in per cent of the dense network."
     replace_between(docs / "methods.md", "study", "\n".join([said, "", *table(rows)]))
     draw(rows, docs / "methods.png")

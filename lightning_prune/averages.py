@@ -66,10 +66,7 @@ def averages(trainer: L.Trainer, pl_module: L.LightningModule) -> list[Average]:
 
 def moving(trainer: L.Trainer, pl_module: L.LightningModule) -> list[Average]:
     """The :func:`averages` that are kept while training goes on, and were updated at least once."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    held = [value for callback in callbacks for value in vars(callback).values()]
-    averaged = [value for value in held if isinstance(value, AveragedModel)]
-    averaged += [module for _, module in _averaged(pl_module)]
+    averaged = [*_held_by_callbacks(trainer), *(module for _, module in _averaged(pl_module))]
     begun = {id(each.module) for each in averaged if int(each.n_averaged)}
     return [average for average in averages(trainer, pl_module) if id(average.module) in begun]
 
@@ -132,16 +129,23 @@ def rerooted(record: PruningRecord, at: str, to: str) -> PruningRecord:
     return PruningRecord(moved(record.kept), moved(record.shapes), moved(record.attributes), record.info)  # type: ignore[arg-type]
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a trainer; its own attribute has no type."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 def _in_callbacks(trainer: L.Trainer) -> Iterator[nn.Module]:
     yield from (swa._average_model for swa in _swa(trainer) if swa._average_model is not None)
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        yield from (value.module for value in vars(callback).values() if isinstance(value, AveragedModel))
+    yield from (averaged.module for averaged in _held_by_callbacks(trainer))
+
+
+def _held_by_callbacks(trainer: L.Trainer) -> list[AveragedModel]:
+    held = [value for callback in callbacks_of(trainer) for value in vars(callback).values()]
+    return [value for value in held if isinstance(value, AveragedModel)]
 
 
 def _swa(trainer: L.Trainer) -> list[StochasticWeightAveraging]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, StochasticWeightAveraging)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, StochasticWeightAveraging)]
 
 
 def _averaged(root: nn.Module) -> list[tuple[str, AveragedModel]]:

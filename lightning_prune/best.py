@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
+from lightning_prune.averages import callbacks_of
 from lightning_prune.callback import pruning_callbacks
 from lightning_prune.loop import check_choice
 from lightning_prune.saving import Saved, read, write_safetensors
@@ -174,8 +175,7 @@ class BestOfLast(Checkpoint):
 
 def best_weights(trainer: L.Trainer) -> dict[str, Tensor] | None:
     """The weights that a callback of this module wrote as the best ones, by their names in the LightningModule."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, BudgetCheckpoint) and callback.best_model_path:
             return read(Path(callback.best_model_path)).weights
         if isinstance(callback, BestOfLast) and callback.best_value is not None:

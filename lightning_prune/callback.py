@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_prune.averages import Average, averages, check_target, counterparts, swa_is_over
+from lightning_prune.averages import Average, averages, callbacks_of, check_target, counterparts, swa_is_over
 from lightning_prune.batches import Example, as_example, same_shapes
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
@@ -391,5 +391,4 @@ class FilterPruningCallback(L.Callback):
 
 def pruning_callbacks(trainer: L.Trainer) -> list[FilterPruningCallback]:
     """Those that are in charge of ``trainer``'s network."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, FilterPruningCallback)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, FilterPruningCallback)]

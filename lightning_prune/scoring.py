@@ -12,6 +12,8 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lightning_prune.averages import callbacks_of
+
 __all__ = ["Scores", "measure", "swapped"]
 
 _REGISTERED = ("_modules", "_parameters", "_buffers")
@@ -41,7 +43,7 @@ class Scores:
 
     def name(self, trainer: L.Trainer | None = None) -> str | None:
         """The metric that decides, None if there is none."""
-        callbacks: list[L.Callback] = trainer.callbacks if trainer else []  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer) if trainer else []
         monitored = [getattr(callback, "monitor", None) for callback in callbacks]
         wanted = [self.metric] if self.metric else [*monitored, *self.found]
         return next((name for name in wanted if name in self.found), None)
