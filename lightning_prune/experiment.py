@@ -104,6 +104,7 @@ def run(
         choices=dict(choices or {}),
         seed=config.seed,
         epochs=parts.trainer.current_epoch,
+        steps=parts.trainer.global_step,
         seconds=seconds,
         test={name.removeprefix("test/"): float(value) for name, value in test.items()},
         curves=parts.history.curves,

@@ -48,6 +48,7 @@ class Summary:
         choices: configuration group -> option.
         seed: of weights and augmentation.
         epochs: trained.
+        steps: of the optimizers, in training.
         seconds: of training.
         threads: that torch used on the CPU.
         device: where it was trained and measured.
@@ -66,6 +67,7 @@ class Summary:
     choices: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     epochs: int = 0
+    steps: int = 0
     seconds: float = 0.0
     threads: int = 0
     device: str = ""
