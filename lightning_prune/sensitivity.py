@@ -9,18 +9,21 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lightning_prune.batches import Example, recalibrate_
 from lightning_prune.blocks import Block, find_blocks
 from lightning_prune.criteria import IPAD, Criterion
-from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph import ChannelGraph, Units
+from lightning_prune.rollback import snapshot
 from lightning_prune.selection import check_importance
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
@@ -85,9 +88,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Remove the least important filters of one group of layers at a time, and score what is left.
 
-    Filters that can only go together (residual connections, say) make one row. Cuts are made on copies, by the same
-    proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays. A cut that
-    surgery refuses scores NaN, and a warning says of which layer and why.
+    Filters that can only go together (residual connections, say) make one row. Cuts are made on one copy, one by one,
+    by the same proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays.
+    A cut that surgery refuses scores NaN, and a warning says of which layer and why.
 
     Args:
         model: the network; scored in eval mode.
@@ -96,8 +99,8 @@ def sensitivity(
         criterion: which filters go first. It gets no statistics.
         shares: of a group's filters to remove, in (0, 1).
         exclude: names or globs of layers that are left out.
-        recalibrate: inputs on which each copy's batch norms are estimated anew before it is scored; the score of the
-            dense network is that without. None by default: the raw damage.
+        recalibrate: inputs on which batch norms are estimated anew before a cut is scored; the score of the dense
+            network is that without. None by default: the raw damage.
         progress: called with the number of rows done, their total, and the last one.
 
     Raises:
@@ -113,27 +116,25 @@ def sensitivity(
     start = time.perf_counter()
     if not shares or not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie within (0, 1), got {list(shares)}")
-    training = {name: module.training for name, module in model.named_modules()}
     twin = copy.deepcopy(model).eval()
     graph = trace(twin, *example[0], **example[1])
     blocks = find_blocks(graph, exclude=exclude)
     if not blocks:
         raise ValueError("nothing to prune: every filter is pinned or excluded")
     importance, examples = check_importance(graph, criterion(graph, twin, {})), list(recalibrate)
-    dense, rows = _score(copy.deepcopy(twin), evaluate, []), []
+    dense, rows = _score(twin, evaluate, []), []
     for block in blocks:
         ranked = _ranked(graph, block, importance)
         scores = tuple(
-            _cut_score(twin, example, block.name, ranked, share, evaluate, examples) for share in shares
+            _cut_score(twin, graph, block.name, ranked, share, evaluate, examples) for share in shares
         )
         rows.append(Row(block.name, tuple(block.layers), len(ranked), scores))
         if progress is not None:
             progress(len(rows), len(blocks), rows[-1])
-    assert training == {name: module.training for name, module in model.named_modules()}
     return Sensitivity(dense, tuple(shares), tuple(rows), time.perf_counter() - start)
 
 
-def _ranked(graph: ChannelGraph, block: Block, importance: np.ndarray) -> np.ndarray:
+def _ranked(graph: ChannelGraph, block: Block, importance: NDArray[np.float64]) -> Units:
     """The units of a group that may go, least important first."""
     units = np.intersect1d(block.units(graph), graph.prunable)
     return units[np.lexsort((units, importance[units]))]
@@ -141,21 +142,35 @@ def _ranked(graph: ChannelGraph, block: Block, importance: np.ndarray) -> np.nda
 
 def _cut_score(
     model: nn.Module,
-    example: Example,
+    graph: ChannelGraph,
     name: str,
-    ranked: np.ndarray,
+    ranked: Units,
     share: float,
     evaluate: Callable[[nn.Module], float],
     examples: Sequence[Example],
 ) -> float:
     number = min(round(share * len(ranked)), len(ranked) - 1)
-    twin = copy.deepcopy(model)
+    with _undone(model, graph):
+        try:
+            prune_(model, graph, ranked[:number])
+        except SurgeryError as error:
+            warnings.warn(
+                f"{name} without {number} of {len(ranked)} filters is refused: {error}", stacklevel=3
+            )
+            return math.nan
+        return _score(model, evaluate, examples)
+
+
+@contextmanager
+def _undone(model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
+    """A cut within the block is taken back after it, so that one trace serves for all of them."""
+    put_back, buffers = snapshot(model, graph.bindings), [(each, each.clone()) for each in model.buffers()]
     try:
-        prune_(twin, trace(twin, *example[0], **example[1]), ranked[:number])
-    except SurgeryError as error:
-        warnings.warn(f"{name} without {number} of {len(ranked)} filters is refused: {error}", stacklevel=3)
-        return math.nan
-    return _score(twin, evaluate, examples)
+        yield
+    finally:
+        put_back()
+        for buffer, value in buffers:  # norms of whole layers are estimated anew in place
+            buffer.copy_(value)
 
 
 def _score(model: nn.Module, evaluate: Callable[[nn.Module], float], examples: Sequence[Example]) -> float:

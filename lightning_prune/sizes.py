@@ -24,7 +24,6 @@ __all__ = [
     "evaluate",
     "leaves",
     "listening",
-    "read",
     "trace_attributes",
     "write",
 ]
@@ -210,12 +209,6 @@ def trace_attributes(model: nn.Module) -> None:
         for name, held in list(vars(module).items()):
             if (traced := _traced(module, name, held)) is not None:
                 vars(module)[name] = traced
-
-
-def read(attribute: Attribute) -> int:
-    """The attribute's present value."""
-    held = getattr(attribute.owner, attribute.name)
-    return held if attribute.item is None else held[attribute.item]
 
 
 def write(attribute: Attribute, value: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.graph import ChannelGraph, Evidence, Units
-from lightning_prune.optimizers import Sliced, cut_state_, snapshot
+from lightning_prune.optimizers import Sliced, cut_state_
 from lightning_prune.proof import ProofError, prove
 from lightning_prune.record import PruningRecord, cut, freeze_empty_, named_tensors, set_data
+from lightning_prune.rollback import snapshot
 from lightning_prune.rules.reshape import solve
-from lightning_prune.sizes import Attribute, Shape, evaluate, leaves, read, write
+from lightning_prune.shown import show_sizes_
+from lightning_prune.sizes import Attribute, Shape, evaluate, leaves, write
 from lightning_prune.tracker import Use
 from lightning_prune.untouched import uncollected
 
@@ -73,15 +75,15 @@ def prune_(
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
     shapes = {name: list(data.shape) for name, data in before.items()}
-    with uncollected(), _rolled_back(tensors, indices, settings, optimizers, model):
+    with uncollected(), _rolled_back(snapshot(model, indices, optimizers)):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
             write(attribute, value)
-        _show_sizes_(model, indices)
+        shown = show_sizes_(model, indices)
         _check_values(tensors, before, graph, kept)
         prove(graph, kept, indices)
     freeze_empty_(tensors.values())
-    return PruningRecord(indices, shapes, _attributes(model, settings, indices))
+    return PruningRecord(indices, shapes, _attributes(model, settings, shown))
 
 
 def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> Evidence:
@@ -195,79 +197,24 @@ def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:
 
 
 @contextlib.contextmanager
-def _rolled_back(
-    tensors: Mapping[str, Tensor],
-    indices: Mapping[str, Any],
-    settings: Sequence[tuple[Attribute, int]],
-    optimizers: Sequence[Optimizer],
-    model: nn.Module,
-) -> Iterator[None]:
-    """If the block raises, everything is as before: the old tensors are still there, and are put back."""
-    data = [(tensors[name], tensors[name].data, tensors[name].grad) for name in indices]
-    held = [(attribute, read(attribute)) for attribute, _ in settings]
-    shown = [(module, dict(vars(module))) for module in model.modules()]
-    states = [snapshot(optimizer) for optimizer in optimizers]
+def _rolled_back(put_back: Callable[[], None]) -> Iterator[None]:
+    """If the block raises, everything is as before."""
     try:
         yield
     except BaseException as error:
-        for tensor, values, grad in data:
-            set_data(tensor, values)
-            tensor.grad = grad
-        for attribute, value in held:
-            write(attribute, value)
-        for module, attributes in shown:
-            vars(module).update(attributes)
-        for restore in states:
-            restore()
+        put_back()
         if isinstance(error, ProofError):
             raise SurgeryError(f"{error}; the cut was rolled back", error.units) from error
         raise
 
 
-# What the printed model says. No operator reads these, or the trace would have set them.
-_SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
-    nn.modules.conv._ConvNd: {"out_channels": ("weight", 0), "in_channels": ("weight", 1)},
-    nn.modules.conv._ConvTransposeNd: {"in_channels": ("weight", 0), "out_channels": ("weight", 1)},
-    nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
-    nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
-    nn.GroupNorm: {"num_channels": ("weight", 0)},
-    nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
-    nn.MultiheadAttention: dict.fromkeys(("embed_dim", "kdim", "vdim"), ("in_proj_weight", 1)),
-    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
-    nn.PReLU: {"num_parameters": ("weight", 0)},
-}
-
-
-def _shown_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]]:
-    kind = next((kind for kind in reversed(_SHOWN) if isinstance(module, kind)), None)
-    for attribute, (name, dim) in _SHOWN[kind].items() if kind else ():
-        tensor = getattr(module, name, None)
-        tensor = getattr(module, "running_mean", None) if tensor is None else tensor
-        if isinstance(tensor, Tensor):
-            grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
-            yield attribute, tensor.shape[dim] * (int(module.groups) if grouped else 1)  # type: ignore[arg-type]
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
-        yield "normalized_shape", tuple(module.weight.shape)
-
-
-def _show_sizes_(model: nn.Module, indices: Mapping[str, Any]) -> None:
-    for name in {name.rpartition(".")[0] for name in indices}:
-        module = model.get_submodule(name)
-        for attribute, size in _shown_sizes(module):
-            setattr(module, attribute, size)
-
-
 def _attributes(
-    model: nn.Module, settings: Sequence[tuple[Attribute, int]], indices: Mapping[str, Any]
+    model: nn.Module, settings: Sequence[tuple[Attribute, int]], shown: Mapping[str, Any]
 ) -> dict[str, int | list[int]]:
     """Every attribute that was set, by its path, as it is now."""
     names = {id(module): name for name, module in model.named_modules()}
-    found: dict[str, int | list[int]] = {}
+    found: dict[str, Any] = {}
     for attribute, _ in settings:
-        held = getattr(attribute.owner, attribute.name)
         path = f"{names[id(attribute.owner)]}.{attribute.name}".lstrip(".")
-        found[path] = held if isinstance(held, int) else list(held)
-    for name in sorted({name.rpartition(".")[0] for name in indices}):
-        for shown, size in _shown_sizes(model.get_submodule(name)):
-            found[f"{name}.{shown}".lstrip(".")] = size if isinstance(size, int) else list(size)
-    return found
+        found[path] = getattr(attribute.owner, attribute.name)
+    return {path: size if isinstance(size, int) else list(size) for path, size in {**found, **shown}.items()}

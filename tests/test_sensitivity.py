@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -78,6 +79,26 @@ def test_norms_are_renewed_if_asked_for_and_one_filter_always_stays() -> None:
     assert raw.rows[0].scores == pytest.approx(renewed.rows[0].scores, rel=0.9)
     stay = sensitivity(model(), EXAMPLE, lambda net: float(net.inner.out_channels), shares=[0.99])  # type: ignore[union-attr,arg-type]
     assert stay.rows[1].scores == (1.0,)
+
+
+def test_one_trace_serves_all_cuts_and_each_starts_from_the_dense_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each cut used to be made on a copy that was traced anew."""
+    traced, seen = Mock(side_effect=trace), []
+
+    def score(net: nn.Module) -> float:
+        seen.append(sum(p.numel() for p in net.parameters()))
+        return loudness(net)
+
+    monkeypatch.setattr("lightning_prune.sensitivity.trace", traced)
+    many = sensitivity(model(), EXAMPLE, score, shares=[0.5, 0.25, 0.5], recalibrate=[EXAMPLE])
+    assert traced.call_count == 1
+    alone = sensitivity(model(), EXAMPLE, loudness, shares=[0.5], recalibrate=[EXAMPLE])
+    for row, single in zip(many.rows, alone.rows, strict=True):
+        assert row.scores[0] == row.scores[2] == single.scores[0] != row.scores[1]
+    whole, half, most, again = seen[:4]
+    assert half == again < most < whole
 
 
 def test_what_makes_no_sense_is_refused() -> None:
