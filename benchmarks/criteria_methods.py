@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning as L
-import numpy as np
 import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +23,6 @@ from lightning_prune.criteria import (
     ActivationMean,
     CostAware,
     Criterion,
-    Importance,
     Normalised,
     NormScale,
     Propagated,
@@ -34,9 +31,7 @@ from lightning_prune.criteria import (
     TaylorWeight,
 )
 from lightning_prune.cutting import Rules, Run
-from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
-from lightning_prune.statistics import Statistics
 
 __all__ = ["METHODS", "Method"]
 
@@ -92,22 +87,14 @@ class Ours:
         example = as_example(task.module.example_input_array)
         graph = trace(task.net, *example[0], **example[1])
         self.criterion = criterion
-        self.stays = {name: math.ceil((1 - MOST) * len(units)) for name, units in graph.layers.items()}
         self.run = Run(task.net, example, graph, DenseSizes.of(graph))
 
     def callbacks(self) -> list[L.Callback]:
         return [Look(self.run, self.criterion)]
 
     def cut(self, share: float) -> float:
-        self.run.cut_(Rules({"macs": share}, limits=Limits(1.0)), self.floored)
+        self.run.cut_(Rules({"macs": share}, limits=Limits(MOST, of="channels")), self.criterion)
         return self.run.graph.cost("macs") / self.run.dense.costs["macs"]
-
-    def floored(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
-        """The best channels of each layer stay."""
-        importance = self.criterion(graph, model, statistics).copy()
-        best = [units[np.argsort(-importance[units])[: self.stays[n]]] for n, units in graph.layers.items()]
-        importance[np.concatenate(best)] = np.inf
-        return importance
 
 
 class Theirs:
