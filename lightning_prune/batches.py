@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "inputs_of",
     "one_sample",
     "recalibrate_",
+    "recalibrate_by_",
     "same_shapes",
     "shapes_of",
     "switched",
@@ -37,8 +39,8 @@ def as_example(array: Any) -> Example:
 def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
     """The part of a batch that ``forward`` takes, or None if there is no tensor in it.
 
-    A tensor is the input; of a sequence, the first entry is; of a mapping, the entries that the forward has
-    arguments for, else the first entry.
+    A tensor is the input; of a sequence, the first entry is, or as many as the forward cannot do without; of a
+    mapping, the entries that the forward has arguments for, else the first entry.
 
     Example:
         >>> image, mask = torch.zeros(2, 3), torch.ones(2)
@@ -46,6 +48,8 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
         True
         >>> list(inputs_of({"mask": mask, "image": image}, lambda image: image)[1])
         ['image']
+        >>> len(inputs_of([image, image, mask], lambda left, right: left)[0])
+        2
     """
     if isinstance(batch, Tensor):
         return (batch,), {}
@@ -53,8 +57,18 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
         named = {name: batch[name] for name in inspect.signature(forward).parameters if name in batch}
         return ((), named) if named else inputs_of(list(batch.values()), forward)
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
-        return inputs_of(batch[0], forward)
+        number = _needed(forward)
+        several = 1 < number <= len(batch) and all(isinstance(x, Tensor) for x in batch[:number])
+        return (tuple(batch[:number]), {}) if several else inputs_of(batch[0], forward)
     return None
+
+
+def _needed(forward: Callable[..., Any]) -> int:
+    """How many positional arguments it has no default for."""
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return sum(
+        x.kind in positional and x.default is x.empty for x in inspect.signature(forward).parameters.values()
+    )
 
 
 def one_sample(example: Example) -> Example:
@@ -135,7 +149,18 @@ def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
         >>> recalibrate_(norm, [((torch.tensor([[1.0], [5.0]]),), {})]), norm[0].running_mean.item()
         (1, 3.0)
     """
-    norms, stream = tracked_norms(model), iter(examples)
+    return recalibrate_by_(
+        model, (partial(model, *args, **kwargs) for args, kwargs in examples), tracked_norms(model)
+    )
+
+
+def recalibrate_by_(
+    model: nn.Module,
+    forwards: Iterable[Callable[[], Any]],
+    norms: Sequence[nn.modules.batchnorm._BatchNorm],
+) -> int:
+    """:func:`recalibrate_` for ``norms`` of ``model``, by whatever runs it."""
+    stream = iter(forwards)
     first = next(stream, None) if norms else None
     if first is None:
         return 0
@@ -145,8 +170,8 @@ def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
         norm.momentum = None  # a cumulative average
     number = 0
     with torch.no_grad(), switched(model, lambda module: module in norms):
-        for args, kwargs in chain([first], stream):
-            model(*args, **kwargs)
+        for forward in chain([first], stream):
+            forward()
             number += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

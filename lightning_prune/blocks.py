@@ -94,6 +94,8 @@ def _joined(graph: ChannelGraph, groups: list[list[str]], number: int) -> list[l
 
 def _as_told(graph: ChannelGraph, groups: list[list[str]], patterns: list[str]) -> list[Block]:
     """The blocks that the user named."""
+    if not patterns:
+        raise ValueError("blocks names no block: name some, or give None for each group of coupled layers")
     check_patterns(patterns, names(graph), "block")
     left, found = list(groups), []
     for pattern in patterns:

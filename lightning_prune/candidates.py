@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import cloudpickle
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from lightning_prune.batches import Example, inputs_of, recalibrate_, switched
+from lightning_prune.batches import Example, recalibrate_by_, switched, tracked_norms
 from lightning_prune.randomness import seeded
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
@@ -46,17 +48,21 @@ class Training:
 
     Attributes:
         batches: of the training data; candidates take them in turn, always the same ones in the same round.
-        loss: ``(network, batch) -> loss``, a scalar with gradient.
+        loss: ``(network, batch) -> loss``, a scalar with gradient; None: this batch is skipped.
         evaluate: ``network -> metric`` on data that no candidate was trained on; the network is in eval mode.
         optimizer: makes the optimizer of a network; the same parameters in the same order each time.
         higher_is_better: of the metric.
+        accumulate: batches for each step, whose mean loss counts.
+        before_step: what is done to the gradients before each step; clips them, say.
     """
 
     batches: Sequence[Any]
-    loss: Callable[[nn.Module, Any], Tensor]
+    loss: Callable[[nn.Module, Any], Tensor | None]
     evaluate: Callable[[nn.Module], float]
     optimizer: Callable[[nn.Module], Optimizer] = adam
     higher_is_better: bool = True
+    accumulate: int = 1
+    before_step: Callable[[Optimizer], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,8 @@ def _compute(shared: Shared, candidate: Candidate, device: torch.device) -> Outc
     _move(model, optimizer, device)
     if candidate.remove:
         _tune(model, optimizer, training, shared.steps, device)
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            return Outcome(candidate.index, error="a few steps of training made its weights NaN or infinite")
     with torch.no_grad(), switched(model, lambda module: False):
         metric = float(training.evaluate(model))
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -242,15 +250,32 @@ def _compute(shared: Shared, candidate: Candidate, device: torch.device) -> Outc
 def _tune(
     model: nn.Module, optimizer: Optimizer, training: Training, steps: int, device: torch.device
 ) -> None:
-    """A few steps of training; batch norms then see all of the batches again, since few steps do not renew them."""
+    """A few steps of training; batch norms then see all of the batches again, since few steps do not renew them.
+
+    Norms that are kept in eval mode keep their statistics too.
+    """
     batches = [on_device(batch, device) for batch in training.batches]
-    for step in range(steps):
-        optimizer.zero_grad()
-        training.loss(model, batches[step % len(batches)]).backward()
-        optimizer.step()
+    stream = cycle(batches)
+    for _ in range(steps):
+        step_(model, optimizer, training, list(islice(stream, training.accumulate)))
     optimizer.zero_grad()
-    examples = (inputs_of(batch, model.forward) for batch in batches)
-    recalibrate_(model, [example for example in examples if example is not None])
+    norms = [norm for norm in tracked_norms(model) if norm.training or not model.training]
+    recalibrate_by_(model, (partial(training.loss, model, batch) for batch in batches), norms)
+
+
+def step_(model: nn.Module, optimizer: Optimizer, training: Training, batches: Sequence[Any]) -> None:
+    """One step on the mean loss of ``batches``; none if there is no loss."""
+    optimizer.zero_grad()
+    seen = 0
+    for batch in batches:
+        loss = training.loss(model, batch)
+        if loss is not None:
+            (loss / len(batches)).backward()
+            seen += 1
+    if seen:
+        if training.before_step is not None:
+            training.before_step(optimizer)
+        optimizer.step()
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

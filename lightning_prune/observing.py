@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.batches import Example, inputs_of, switched
+from lightning_prune.batches import Example, switched
 from lightning_prune.candidates import Training, on_device
 from lightning_prune.criteria import Criterion, Gradients
 from lightning_prune.cutting import Run
@@ -28,7 +28,10 @@ def observed(
     batches: Sequence[Any],
     training: Training,
 ) -> Statistics:
-    """What a criterion wants to know, gathered on a copy: gradients of the loss, or activations in eval mode."""
+    """What a criterion wants to know, gathered on a copy: gradients of the loss, or activations in eval mode.
+
+    Both come from calling the loss, which knows what of a batch the network takes.
+    """
     model = copy.deepcopy(model)
     watching = Run(model, example, graph, DenseSizes.of(graph))
     if not watching.collect(criterion) or watching.collector is None:
@@ -38,11 +41,13 @@ def observed(
     for batch in (on_device(batch, device) for batch in batches):
         if isinstance(watching.collector, Gradients):
             model.zero_grad()
-            training.loss(model, batch).backward()
-            watching.collector.update()
-        elif (inputs := inputs_of(batch, model.forward)) is not None:
+            loss = training.loss(model, batch)
+            if loss is not None:
+                loss.backward()
+                watching.collector.update()
+        else:
             with torch.no_grad(), switched(model, lambda module: False):
-                model(*inputs[0], **inputs[1])
+                training.loss(model, batch)
     statistics = watching.collector.compute()
     watching.forget()
     return statistics

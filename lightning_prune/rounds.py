@@ -15,8 +15,8 @@ __all__ = ["Found", "Round", "Rounds"]
 
 BY_NORM = L2()
 By = Literal["ratio", "metric"]
-#: what takes the place of a block's name in the facts of the alignment
-ALIGNED = "alignment"
+#: what takes the place of a block's name in the facts of the alignment; no module is called so
+ALIGNED = "(alignment)"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Round:
 
     Attributes:
         number: from 1.
-        block: whose candidate stayed; ``"alignment"`` of the one that rounds widths.
+        block: whose candidate stayed; ``"(alignment)"`` of the one that rounds widths.
         before: metric before it.
         after: metric of the candidate that stayed.
         metrics: block -> metric of its candidate, NaN where it failed; blocks that cannot give the reduction are

@@ -7,19 +7,24 @@ then put in place, so that a process may die at any moment.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.record import PruningRecord
 from lightning_prune.rounds import ALIGNED
 from lightning_prune.teacher import checksum
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "fingerprint", "plainly"]
 
 STATE, HISTORY = "state.pt", "history.json"
 
@@ -56,7 +61,7 @@ class Progress:
         plain = json.loads(json.dumps(settings))
         return cls(folder, checksum(model), plain, optimizer=optimizer)
 
-    def restore_(self, model: nn.Module) -> bool:
+    def restore_(self, model: nn.Module, judge: Callable[[], float]) -> bool:
         """Go on from what the folder holds, if it holds anything: ``model`` becomes that of the last round.
 
         Raises:
@@ -65,17 +70,29 @@ class Progress:
         if self.folder is None or not (self.folder / STATE).is_file():
             return False
         held = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
-        differ = [k for k in ("start", "settings") if held["search"][k] != getattr(self, k)]
+        differ = self._other(held["search"]) or self._judged_otherwise(held["search"]["rounds"], judge)
         if differ:
-            what = "the weights" if differ == ["start"] else "the settings"
             raise ValueError(
-                f"{self.folder} holds another search ({what} differ): give another folder, or remove it to begin anew"
+                f"{self.folder} holds another search ({differ}): give another folder, or remove it to begin anew"
             )
         self.record = PruningRecord.from_dict(held["record"])
         self.optimizer, self.rounds = held["search"]["optimizer"], held["search"]["rounds"]
         self.record.apply_(model)
         model.load_state_dict(held["state_dict"])
         return True
+
+    def _other(self, held: dict[str, Any]) -> str:
+        """In what a search that was written down differs from this one."""
+        theirs = {"weights": held["start"], **held["settings"]}
+        ours = {"weights": self.start, **self.settings}
+        differ = [name for name in ours if theirs.get(name) != ours[name]]
+        return f"its {', '.join(differ)} differ" if differ else ""
+
+    def _judged_otherwise(self, rounds: list[dict[str, Any]], judge: Callable[[], float]) -> str:
+        """Whether the network that it began with was judged on other data, or by another metric."""
+        before, now = rounds[0]["before"], judge()
+        same = math.isclose(before, now, rel_tol=1e-3, abs_tol=1e-6)
+        return "" if same else f"whose network was judged {before:.4g}, while this one is judged {now:.4g}"
 
     @property
     def is_over(self) -> bool:
@@ -102,5 +119,35 @@ class Progress:
         torch.save(state, beside)
         beside.replace(self.folder / STATE)
         beside = self.folder / f"{HISTORY}.part"
-        beside.write_text(json.dumps(self.rounds, indent=1) + "\n")
+        beside.write_text(json.dumps(_finite(self.rounds), indent=1, allow_nan=False) + "\n")
         beside.replace(self.folder / HISTORY)
+
+
+def fingerprint(held: Any) -> str:
+    """A digest of all tensors in batches.
+
+    Example:
+        >>> first, second = [(torch.zeros(2), "a")], [(torch.ones(2), "a")]
+        >>> fingerprint(first) == fingerprint(second), len(fingerprint(first))
+        (False, 16)
+    """
+    found = hashlib.sha256()
+    for tensor in (each for each in tree_leaves(held) if isinstance(each, Tensor)):
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return found.hexdigest()[:16]
+
+
+def plainly(held: Any) -> str:
+    """What an object says of itself, but for where it lies in memory: the same in the next process.
+
+    Example:
+        >>> plainly(lambda: 0)
+        '<function <lambda>>'
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(held))
+
+
+def _finite(held: Any) -> Any:
+    """The same with None in place of NaN and infinity, which JSON does not know."""
+    return tree_map(lambda x: None if isinstance(x, float) and not math.isfinite(x) else x, held)

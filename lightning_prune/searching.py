@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import time
 import warnings
@@ -21,16 +23,17 @@ from lightning_prune.batches import Example
 from lightning_prune.blocks import Block, find_blocks
 from lightning_prune.candidates import Candidate, Outcome, Shared, Training, Workers, on_device, packed, run
 from lightning_prune.criteria import L2
-from lightning_prune.cutting import Rules
+from lightning_prune.cutting import Rules, scored
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
 from lightning_prune.observing import observed
 from lightning_prune.randomness import seed_of, seeded
 from lightning_prune.record import PruningRecord
 from lightning_prune.rounds import ALIGNED, Found, Round, Rounds
-from lightning_prune.search_state import Progress
+from lightning_prune.search_state import Progress, fingerprint, plainly
 from lightning_prune.selection import Plan, candidates
 from lightning_prune.surgery import prune_
+from lightning_prune.teacher import checksum
 
 __all__ = ["ALONE", "CALIBRATION", "Search"]
 
@@ -68,7 +71,7 @@ class Search:
     ) -> Found:
         """All rounds, from the state in ``folder`` on if there is one."""
         progress = Progress.begin(folder, self.model, self._settings(), optimizer)
-        if progress.restore_(self.model):
+        if progress.restore_(self.model, lambda: self._judged(progress)):
             report(f"going on after round {len(progress.rounds)}, from {folder}")
         while not self.rules.met(graph := self.rules.traced(self.model, self.example), self.dense):
             if not self._round_(graph, progress):
@@ -132,7 +135,7 @@ class Search:
             statistics = observed(
                 self.rounds.criterion, self.model, graph, self.example, batches, self.training
             )
-        return np.asarray(self.rounds.criterion(graph, self.model, statistics), dtype=np.float64)
+        return scored(self.rounds.criterion, graph, self.model, statistics)
 
     def _align_(self, progress: Progress) -> bool:
         """Round widths down, one group of coupled layers after the other; False if all are multiples."""
@@ -140,7 +143,10 @@ class Search:
         before = now = progress.rounds[-1]["after"] if progress.rounds else self._judged(progress)
         batches, metrics, removed = self._batches(number), dict[str, float](), 0
         graph = self.rules.traced(self.model, self.example)
+        own = {layer for block in self.blocks for layer in block.layers}
         for block in find_blocks(graph, None, self.rules.exclude):
+            if own.isdisjoint(block.layers):
+                continue
             remove = self._surplus(graph, block, number, batches)
             if not remove:
                 continue
@@ -239,7 +245,7 @@ class Search:
 
     def _batches(self, number: int) -> list[Any]:
         """Those of a round: the next ones, from the beginning again when they are through."""
-        held, each = self.training.batches, max(self.rounds.steps, 1)
+        held, each = self.training.batches, max(self.rounds.steps * self.training.accumulate, 1)
         return [held[((number - 1) * each + i) % len(held)] for i in range(max(each, CALIBRATION))]
 
     def _share(self, graph: ChannelGraph) -> float:
@@ -272,18 +278,25 @@ class Search:
             "no block anything to lose; loosen those"
         )
 
+    def key(self, *more: str) -> str:
+        """A name for this search, of this network; ``more``: of what settings do not tell."""
+        told = json.dumps([checksum(self.model), self._settings(), more], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
     def _settings(self) -> dict[str, Any]:
         """What makes this search another one, as plain values."""
-        blocks = {block.name: list(block.layers) for block in self.blocks}
-        rounds = {k: v for k, v in asdict(replace(self.rounds, blocks=None)).items() if k != "criterion"}
+        rounds = {k: v for k, v in vars(self.rounds).items() if k not in ("criterion", "blocks")}
+        training = self.training
         return {
             "budget": dict(self.rules.budget),
-            "limits": asdict(self.rules.limits),
+            "limits": plainly(self.rules.limits),
             "exclude": list(self.rules.exclude),
-            "resources": sorted(self.rules.resources),
+            "costs": dict(self.dense.costs),
             "channel_multiple": self.rules.channel_multiple,
-            "rounds": {**rounds, "criterion": repr(self.rounds.criterion)},
-            "blocks": blocks,
+            "rounds": rounds,
+            "criterion": plainly(self.rounds.criterion),
+            "blocks": {block.name: list(block.layers) for block in self.blocks},
+            "training": [training.higher_is_better, training.accumulate, fingerprint(training.batches)],
         }
 
 

@@ -162,7 +162,7 @@ def test_another_search_s_folder_is_refused(tmp_path):
     searched(folder=tmp_path, rounds=replace(THREE, rounds=1))
     net = build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(ValueError, match=r"holds another search \(the settings differ\)"):
+    with pytest.raises(ValueError, match=r"holds another search \(its rounds differ\)"):
         searched(folder=tmp_path)
     assert same(net.state_dict(), before)
 
@@ -252,8 +252,8 @@ def test_widths_are_rounded_down_in_the_end_where_that_is_tolerated(alone, tmp_p
     assert all(width % 4 == 0 and width <= was for width, was in zip(widths(net), widths(plain), strict=True))
     assert [each.block for each in found.rounds[:3]] == [each.block for each in before.rounds]
     last = found.rounds[3]
-    assert (last.block, last.steps) == ("alignment", 2 * len(last.metrics))
-    assert lines[3].startswith("round 4/4: alignment")
+    assert (last.block, last.steps) == ("(alignment)", 2 * len(last.metrics))
+    assert lines[3].startswith("round 4/4: (alignment)")
     again = found.record.apply_(build())
     assert widths(again) == widths(net)
     resumed, same_found = searched(rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path)
@@ -266,7 +266,7 @@ def test_widths_stay_where_rounding_them_costs_more_than_tolerated(tolerance, mo
     counted = replace(TRAINING, evaluate=lambda net: float(sum(widths(net))), higher_is_better=True)
     _, found = searched(counted, rounds=Rounds(rounds=2, steps=0, align=5, tolerance=tolerance))
     last = found.rounds[-1]
-    assert last.block == "alignment"
+    assert last.block == "(alignment)"
     assert last.metrics
     assert last.before - last.after == last.removed <= most
     assert all(lost > most for lost in (last.before - m for m in last.metrics.values()) if not last.removed)
