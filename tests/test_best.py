@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from benchmarks.kill import Classifier, pruning, shuffled
+from benchmarks.kill_run import Classifier, pruning, shuffled
 from lightning_prune import load_pruned
 from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping, best_weights
 from lightning_prune.limits import Limits

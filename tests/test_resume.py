@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from benchmarks import kill
-from benchmarks.kill import Classifier, Stripes, same, shuffled
+from benchmarks import kill, kill_run
+from benchmarks.kill_run import Classifier, Stripes, same, shuffled
 from lightning_prune.batches import same_shapes, shapes_of
 from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
 from lightning_prune.criteria import L2
@@ -115,8 +115,8 @@ def run(
     kind, loaders = settings.get("module", Classifier), settings.get("loaders", shuffled)
     more = settings.get("more", list)()
     arguments = {"max_epochs": EPOCHS, **settings.get("trainer", {})}
-    callbacks = [*first, kill.pruning(**settings.get("pruning", {})), *more, *last]
-    return kill.fit(kind(), loaders(), callbacks, resume, **arguments)
+    callbacks = [*first, kill_run.pruning(**settings.get("pruning", {})), *more, *last]
+    return kill_run.fit(kind(), loaders(), callbacks, resume, **arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -191,16 +191,22 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("point", kill.POINTS[:3])
-def test_killed_by_signal_nine_and_resumed_in_another_process(point: str, tmp_path: Path) -> None:
-    """Three like the twenty of `python -m benchmarks.kill`."""
-    where, source = kill.killed(tmp_path, point, random.Random(1))
+@pytest.mark.parametrize(
+    ("prune", "point"),
+    [*(("filters", point) for point in kill.POINTS[:3]), ("averaged", "surgery"), ("rounds", "surgery")],
+)
+def test_killed_by_signal_nine_and_resumed_in_another_process(prune: str, point: str, tmp_path: Path) -> None:
+    """Some like those of `python -m benchmarks.kill`."""
+    where, source = kill.killed(tmp_path / "run", point, random.Random(1), prune=prune)
     assert "ended" not in where
     assert source != "the beginning"
-    assert same(kill.checkpointed(tmp_path), kill.undisturbed())
+    found, whole = kill.checkpointed(tmp_path / "run", prune), kill.undisturbed(tmp_path / "whole", prune)
+    assert same(found, whole)
+    assert found["cuts"]
 
 
 @pytest.mark.slow
-def test_twenty_kills(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, good = kill.report(20, 1)
+@pytest.mark.parametrize("prune", kill.KILLS)
+def test_many_kills(prune: str) -> None:
+    table, good = kill.report(kill.KILLS[prune], 1, prune)
     assert good, table

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from benchmarks.kill import BATCHES, Classifier, fit, pruning, same, shuffled
+from benchmarks.kill_run import BATCHES, Classifier, fit, pruning, same, shuffled
 from lightning_prune import Cubic, Curve, FinalPhase, Linear, OneShot
 from lightning_prune.best import BudgetCheckpoint
 from lightning_prune.criteria import IPAD, L2, ActivationMean, TaylorGate, TaylorWeight
