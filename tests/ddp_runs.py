@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
+from slimmers import loader, small_net, written_penalty
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset
 
 from lightning_prune import (
     IPAD,
@@ -29,11 +30,9 @@ from lightning_prune import (
     SlimmingCallback,
     SurgeryError,
     cutting,
-    trace,
 )
 from lightning_prune.criteria import ActivationMean, TaylorGate, TaylorWeight
 from lightning_prune.distillation import Distillation, DistillationMixin
-from lightning_prune.penalty import channel_costs, slimmable
 from lightning_prune.teacher import checksum
 
 Found = dict[str, Any]
@@ -45,18 +44,7 @@ class Net(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 12, 3, padding=1, stride=2),
-            nn.BatchNorm2d(12),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(12, 4),
-        )
+        self.net = small_net()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -126,11 +114,7 @@ class Slimmed(Net):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = super().training_step(batch, index)
-        if self.rho:
-            p = channel_costs(graph := trace(self.net, torch.zeros(1, 1, 12, 12)), slimmable(graph, self.net))
-            terms = [(torch.tensor(p[name]) * self.net.get_parameter(name).abs()).sum() for name in p]
-            loss = loss + self.rho * torch.stack(terms).sum()
-        return loss
+        return loss + self.rho * written_penalty(self.net) if self.rho else loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.05)
@@ -176,13 +160,6 @@ class Spy:
 
 def rank() -> int:
     return torch.distributed.get_rank()
-
-
-def loader(number: int = 32, size: int = 12, batch: int = 4) -> DataLoader:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(number) % 4
-    x = torch.randn(number, 1, size, size, generator=generator) + y[:, None, None, None]
-    return DataLoader(TensorDataset(x, y), batch)
 
 
 def fit(
