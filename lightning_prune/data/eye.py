@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_prune.data.files import Pair, files_by_key, find_pairs
+from lightning_prune.data.files import Pair, Palette, files_by_key, find_pairs
 from lightning_prune.data.folder import FileSamples, FolderDataModule, split
 from lightning_prune.data.transforms import Transform
 
@@ -38,29 +38,31 @@ class EyeData(FolderDataModule):
     """What the two have in common: names that tell the subject, and a split by subject.
 
     A subclass has ``names``, a pattern for the names of its images that has the subject as a group, ``example``, an
-    image that is expected, and ``classes``.
+    image that is expected, ``class_names``, and, where masks are coloured, ``colours``.
     """
 
     names: re.Pattern[str]
     example: str
+    class_names: tuple[str, ...]
+    colours: Palette | None = None
 
     def __init__(
         self,
         root: str | Path,
-        num_classes: int,
-        size: Sequence[int] | None,
-        channels: int,
-        val: float,
-        test: float,
-        batch_size: int,
-        num_workers: int,
-        transform: Transform | None,
-        seed: int,
-        distance_maps: bool,
+        size: Sequence[int] | None = (400, 640),
+        channels: int = 1,
+        val: float = 0.15,
+        test: float = 0.15,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        transform: Transform | None = None,
+        seed: int = 0,
+        distance_maps: bool = False,
     ) -> None:
         super().__init__(
             root,
-            num_classes,
+            len(self.class_names),
+            palette=self.colours,
             size=size,
             channels=channels,
             val=val,
@@ -146,23 +148,7 @@ class MOBIUS(EyeData):
     class_names = ("background", "sclera", "iris", "pupil")
     names = re.compile(r"(?P<subject>\d+)_\d[inp]_[LR][lrsu]_(\d+|bad)")
     example = "Images/1/1_1i_Ll_1.jpg with Masks/1/1_1i_Ll_1.png"
-
-    def __init__(
-        self,
-        root: str | Path,
-        size: Sequence[int] | None = (400, 640),
-        channels: int = 1,
-        val: float = 0.15,
-        test: float = 0.15,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        transform: Transform | None = None,
-        seed: int = 0,
-        distance_maps: bool = False,
-    ) -> None:
-        loading = (batch_size, num_workers, transform, seed, distance_maps)
-        super().__init__(root, len(self.class_names), size, channels, val, test, *loading)
-        self.palette = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2, (0, 0, 255): 3}
+    colours: Palette = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2, (0, 0, 255): 3}
 
     def find(self) -> list[Pair]:
         """All images that have masks."""
@@ -218,9 +204,9 @@ class SBVPI(EyeData):
     ) -> None:
         if not parts or set(parts) - set(SBVPI_PARTS) or len(set(parts)) != len(parts):
             raise ValueError(f"parts={list(parts)}: choose from {list(SBVPI_PARTS)}, each once")
+        self.parts, self.class_names = tuple(parts), ("background", *parts)
         loading = (batch_size, num_workers, transform, seed, distance_maps)
-        super().__init__(root, len(parts) + 1, size, channels, val, test, *loading)
-        self.parts = tuple(parts)
+        super().__init__(root, size, channels, val, test, *loading)
         self.example = f"1/1L_l_1.jpg with {' and '.join(f'1/1L_l_1_{part}.png' for part in parts)}"
 
     def find(self) -> list[Pair]:
