@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning as L
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_prune.averages import Average, averages, callbacks_of, check_target, counterparts, swa_is_over
 from lightning_prune.batches import Example, as_example, same_shapes
+from lightning_prune.checkpointed import Checkpointed
 from lightning_prune.criteria import IPAD, Criterion
-from lightning_prune.cutting import Cut, Rules, Run, facts, gathers, unmet
+from lightning_prune.cutting import Run, gathers
+from lightning_prune.facts import Cut, facts, unmet
 from lightning_prune.graph import Resource
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
-    before_loading,
-    carry_along,
     check_batches,
     check_choice,
-    check_strategy,
     check_timing,
     check_trained,
     dense_sizes,
@@ -32,14 +30,10 @@ from lightning_prune.loop import (
     is_compiled,
     observe,
     say,
-    shrink_all_,
     target_of,
 )
-from lightning_prune.processes import gathered
-from lightning_prune.record import PruningRecord
-from lightning_prune.resume import Resumption
+from lightning_prune.policy import Rules
 from lightning_prune.retraining import OptimizerMode, Retraining
-from lightning_prune.saving import CHECKPOINT_KEY
 from lightning_prune.schedules import Schedule, timing_of
 
 __all__ = ["FilterPruningCallback", "pruning_callbacks"]
@@ -50,7 +44,7 @@ BY_WEIGHT = IPAD(omega=1.0)  # what the application varies over omega; docs/crit
 THREE_QUARTERS = Limits()
 
 
-class FilterPruningCallback(L.Callback):
+class FilterPruningCallback(Checkpointed):
     """Removes filters at the end of chosen epochs or steps, for good, and lets training go on.
 
     Each cut traces dependencies, scores units by ``criterion``, selects the least important ones until the
@@ -130,24 +124,15 @@ class FilterPruningCallback(L.Callback):
         verbose: bool = True,
     ) -> None:
         check_choice("statistics", statistics, get_args(StatisticsMode))
-        self.timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
+        timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         if schedule is not None and amount is not None:
             raise ValueError(
                 "a schedule says how much goes in each cut, an amount does too: leave one of them out"
             )
         amount = dict.fromkeys(budget, STEP) if amount is None else dict(amount)
         self.rules = Rules(dict(budget), amount, limits, exclude, channel_multiple, dict(resources or {}))
-        self.retraining = Retraining(optimizer, final_phase, recalibrate_batches)
-        self.criterion = criterion
-        self.statistics, self.submodule, self.verbose = statistics, submodule, verbose
-        self.record: PruningRecord | None = None
-        self.history: list[Cut] = []
-        self._dense: DenseSizes | None = None
-        self._ended = -1  # the last epoch whose end was dealt with, or step
-        self._scored = True  # a validation began after the last cut
-        self._run: Run | None = None
-        self._resumption = Resumption()
-        self._taken_up: Mapping[str, Any] | None = None
+        super().__init__(timing, Retraining(optimizer, final_phase, recalibrate_batches), submodule)
+        self.criterion, self.statistics, self.verbose = criterion, statistics, verbose
 
     @property
     def within_budget(self) -> bool:
@@ -158,16 +143,6 @@ class FilterPruningCallback(L.Callback):
     def finished(self) -> bool:
         """Whether there will be no more cuts: the budget is met, or nothing is left to remove."""
         return self.within_budget or (self._run is not None and self._run.exhausted)
-
-    def scored_as_it_is(self, trainer: L.Trainer) -> bool:
-        """Whether no cut was made since the validation, or the epoch, whose scores there are now."""
-        return self._scored or not self.history or self.history[-1].epoch < trainer.current_epoch
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Arrange that a pruned checkpoint finds a network of its shape."""
-        check_strategy(trainer)
-        self._resumption, self._taken_up = Resumption(), None
-        before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what is wrong with names and budget before training starts."""
@@ -251,75 +226,6 @@ class FilterPruningCallback(L.Callback):
         self._resumption.on_fit_end(trainer)
         check_trained(trainer)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave no hooks behind."""
-        before_loading(pl_module, None)
-        if self._run:
-            self._run.forget()
-        self._run = None
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave no hooks behind."""
-        self.teardown(trainer, pl_module, "exception")
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been done so far, as plain numbers."""
-        return {
-            "record": self.record.to_dict() if self.record else None,
-            "dense": self._dense.to_dict() if self._dense else None,
-            "history": [asdict(cut) for cut in self.history],
-            "retraining": self.retraining.state(),
-            "ended": {"unit": self.timing.unit, "last": self._ended},
-            "scored": self._scored,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`. The network itself was cut before its weights were loaded."""
-        record, dense = state_dict["record"], state_dict["dense"]
-        self.record = PruningRecord.from_dict(record) if record else None
-        if dense:  # Lightning's tuners put back the state from before the first trace
-            self._dense = DenseSizes.from_dict(dense)
-        self.history = [Cut(**cut) for cut in state_dict["history"]]
-        self.retraining.load(state_dict["retraining"])
-        ended, self._scored = state_dict["ended"], state_dict["scored"]
-        self._ended = ended["last"] if ended["unit"] == self.timing.unit else -1
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Put the record where whoever loads the weights finds it, and what it takes to go on."""
-        saved = self._saved()
-        saved["runs"] = gathered(self._run.state() if self._run else None)
-        saved["resume"] = self._resumption.save(trainer)
-        saved["final"] = self.retraining.final and not self.retraining.pending
-        checkpoint[CHECKPOINT_KEY] = saved
-
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Training goes on where the checkpoint was written; to test, weights and record are enough."""
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if trainer.state.fn == TrainerFn.FITTING and "resume" in saved:
-            self._resumption.load(trainer, saved["resume"], checkpoint)
-            runs = saved["runs"]
-            self._taken_up = runs[trainer.global_rank] if len(runs) == trainer.world_size else None
-            if saved["final"]:
-                self.retraining.plan(pl_module)
-
-    def _saved(self) -> dict[str, Any]:
-        return {"record": self.record.to_dict() if self.record else None, "submodule": self.submodule}
-
-    def _shrink(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
-    ) -> None:
-        """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if saved.get("record") is not None:
-            self.record = shrink_all_(trainer, pl_module, saved, checkpoint["state_dict"])
-            carry_along(pl_module, {CHECKPOINT_KEY: self._saved()})
-
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
         """Trace, and check everything that can be checked."""
         target = target_of(pl_module, self.submodule)
@@ -366,11 +272,7 @@ class FilterPruningCallback(L.Callback):
         record = run.cut_(rules, self.criterion, self.retraining.carried(trainer))
         if not record or run.last is None:
             return
-        self.record = record if self.record is None else self.record.then(record)
-        self._scored = False
-        carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
-        for copy in copies:
-            copy.part(record, self.submodule).apply_(copy.module)
+        self._take(trainer, record, copies)
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
         self._follow(trainer, run, copies, epoch)
         cut = Cut.of(before, run.last, epoch, time.perf_counter() - start, step)

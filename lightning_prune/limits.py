@@ -179,6 +179,10 @@ class DenseSizes:
         costs = {resource: model.total(kept) for resource, model in graph.cost_models.items()}
         return cls(costs, sizes_by_module(graph, params_of(graph)), sizes_by_module(graph, filters_of(graph)))
 
+    def shares(self, graph: ChannelGraph) -> dict[str, float]:
+        """Resource -> what remains of its dense cost in the smaller network of ``graph``."""
+        return {name: graph.cost(name) / max(self.costs[name], 1) for name in graph.cost_models}
+
     def completed(self, graph: ChannelGraph, shapes: Mapping[str, Sequence[int]]) -> DenseSizes:
         """These sizes, with the channels of checkpoints that hold none, by the ``shapes`` of what was cut.
 

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.averages import averages, rebind_swa_
 from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, switched, tracked_norms
-from lightning_prune.cutting import Rules
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
+from lightning_prune.policy import Rules
 from lightning_prune.processes import average_, gathered, shared
 from lightning_prune.record import PruningRecord
 from lightning_prune.saving import check_weights, has_shapes_of, part_of, shrink_

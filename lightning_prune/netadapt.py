@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_prune.batches import Example, as_example
 from lightning_prune.candidates import Training, Workers
-from lightning_prune.cutting import Rules
+from lightning_prune.policy import Rules
 from lightning_prune.rounds import Found, Round, Rounds
 from lightning_prune.searching import ALONE, Search
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -19,15 +18,16 @@ from lightning_prune.batches import Example
 from lightning_prune.callback import THREE_QUARTERS, FilterPruningCallback, OptimizerMode
 from lightning_prune.candidates import Workers
 from lightning_prune.criteria import L2, Criterion
-from lightning_prune.cutting import Cut, Run
+from lightning_prune.cutting import Run
+from lightning_prune.facts import Cut
 from lightning_prune.graph import Resource
 from lightning_prune.heldout import Carved, check_apart
 from lightning_prune.limits import Limits
-from lightning_prune.loop import carry_along, check_choice, say
+from lightning_prune.loop import check_choice, say
 from lightning_prune.netadapt import check, search
+from lightning_prune.plans import Stop
 from lightning_prune.rounds import Found, Round, Rounds
-from lightning_prune.saving import CHECKPOINT_KEY
-from lightning_prune.searching import CALIBRATION
+from lightning_prune.searching import CALIBRATION, target_share
 from lightning_prune.teacher import checksum
 
 __all__ = ["NetAdaptCallback"]
@@ -196,16 +196,14 @@ class NetAdaptCallback(FilterPruningCallback):
             return
         found.record.apply_(run.target)
         run.target.load_state_dict(network.state_dict())
-        self.record = found.record if self.record is None else self.record.then(found.record)
-        carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
-        for copy in copies:
-            copy.part(found.record, self.submodule).apply_(copy.module)
+        self._take(trainer, found.record, copies)
         if self.retraining.mode == "carry" and found.optimizer is not None:
             trainer.optimizers[0].load_state_dict(found.optimizer)
         run.graph = self.rules.traced(run.target, run.example)
-        self._scored = False
         self._follow(trainer, run, copies, now)
-        self.history.append(_cut(before, run, now, time.perf_counter() - start))
+        stopped: Stop = "limits" if run.exhausted else "budget"
+        seconds = time.perf_counter() - start
+        self.history.append(Cut.between(before, run.graph, run.dense, stopped, now, seconds))
         resource = next(iter(self.rules.budget))
         self._tell(trainer, f"{rounds_table(found.rounds, resource).markdown()}\n{self.history[-1]}")
 
@@ -215,7 +213,7 @@ class NetAdaptCallback(FilterPruningCallback):
 
     def _searched(self, trainer: L.Trainer, run: Run, network: Any) -> Found:
         loader, _ = self._held_out(trainer)
-        rounds = self.rounds.rounds or len(self.rounds.reductions(self._share(run)))
+        rounds = self.rounds.rounds or len(self.rounds.reductions(target_share(self.rules.budget, run.dense)))
         wanted = min(max(self.rounds.steps, 1) * rounds + CALIBRATION, int(trainer.num_training_batches))
         training = training_of(
             trainer,
@@ -239,18 +237,3 @@ class NetAdaptCallback(FilterPruningCallback):
             folder=folder,
             report=lambda line: self._tell(trainer, line),
         )
-
-    def _share(self, run: Run) -> float:
-        ((resource, target),) = self.rules.budget.items()
-        return target if target <= 1 else target / max(run.dense.costs[resource], 1)
-
-
-def _cut(before: Any, run: Run, epoch: int, seconds: float) -> Cut:
-    """The facts of all rounds together."""
-    wide, narrow = before.widths(), run.graph.widths()
-    gone = [width - narrow[name] for name, width in wide.items()]
-    costs = {resource: before.cost(resource) for resource in before.cost_models}
-    after = {resource: run.graph.cost(resource) for resource in costs}
-    share = {resource: cost / max(run.dense.costs[resource], 1) for resource, cost in after.items()}
-    stopped = "limits" if run.exhausted else "budget"
-    return Cut(epoch, int(np.sum(gone)), sum(n > 0 for n in gone), costs, after, share, stopped, seconds)

@@ -52,8 +52,13 @@ class Spent:
         """Whether the budget, if any, is kept after the cut."""
         return self.target is None or self.after <= self.target
 
+    @property
+    def share(self) -> float:
+        """What remains of the dense network's cost."""
+        return self.after / max(self.dense, 1)
+
     def __str__(self) -> str:
-        share = f"{self.after / max(self.dense, 1):.1%} of dense"
+        share = f"{self.share:.1%} of dense"
         goal = "" if self.target is None else f", budget {self.target / max(self.dense, 1):.1%}"
         return f"{si(self.before)} → {si(self.after)} ({share}{goal})"
 

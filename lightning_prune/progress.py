@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.callback import pruning_callbacks
-from lightning_prune.cutting import Cut
+from lightning_prune.facts import Cut
 
 __all__ = ["EpochHistory", "EpochLines"]
 

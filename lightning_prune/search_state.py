@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.record import PruningRecord
-from lightning_prune.rounds import ALIGNED
+from lightning_prune.rounds import ALIGNED, Round
 from lightning_prune.teacher import checksum
 
 __all__ = ["Progress", "fingerprint", "plainly"]
@@ -47,7 +47,7 @@ class Progress:
     settings: dict[str, Any]
     record: PruningRecord = field(default_factory=PruningRecord)
     optimizer: dict[str, Any] | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
 
     @classmethod
     def begin(
@@ -70,13 +70,14 @@ class Progress:
         if self.folder is None or not (self.folder / STATE).is_file():
             return False
         held = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
-        differ = self._other(held["search"]) or self._judged_otherwise(held["search"]["rounds"], judge)
+        rounds = [Round(**each) for each in held["search"]["rounds"]]
+        differ = self._other(held["search"]) or _judged_otherwise(rounds[0].before, judge())
         if differ:
             raise ValueError(
                 f"{self.folder} holds another search ({differ}): give another folder, or remove it to begin anew"
             )
         self.record = PruningRecord.from_dict(held["record"])
-        self.optimizer, self.rounds = held["search"]["optimizer"], held["search"]["rounds"]
+        self.optimizer, self.rounds = held["search"]["optimizer"], rounds
         self.record.apply_(model)
         model.load_state_dict(held["state_dict"])
         return True
@@ -88,23 +89,17 @@ class Progress:
         differ = [name for name in ours if theirs.get(name) != ours[name]]
         return f"its {', '.join(differ)} differ" if differ else ""
 
-    def _judged_otherwise(self, rounds: list[dict[str, Any]], judge: Callable[[], float]) -> str:
-        """Whether the network that it began with was judged on other data, or by another metric."""
-        before, now = rounds[0]["before"], judge()
-        same = math.isclose(before, now, rel_tol=1e-3, abs_tol=1e-6)
-        return "" if same else f"whose network was judged {before:.4g}, while this one is judged {now:.4g}"
-
     @property
     def is_over(self) -> bool:
         """Whether the widths have been aligned, which is the last that a search does."""
-        return bool(self.rounds) and self.rounds[-1]["block"] == ALIGNED
+        return bool(self.rounds) and self.rounds[-1].block == ALIGNED
 
     def take(self, record: PruningRecord, optimizer: dict[str, Any]) -> None:
         """A candidate's cut stays, and its optimizer."""
         self.record = self.record.then(record) if self.record else record
         self.optimizer = optimizer
 
-    def add(self, facts: dict[str, Any]) -> None:
+    def add(self, facts: Round) -> None:
         """Another round is over."""
         self.rounds.append(facts)
 
@@ -113,14 +108,21 @@ class Progress:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        search = {k: getattr(self, k) for k in ("start", "settings", "optimizer", "rounds")}
+        rounds = [asdict(each) for each in self.rounds]
+        search = {k: getattr(self, k) for k in ("start", "settings", "optimizer")} | {"rounds": rounds}
         state = {"state_dict": model.state_dict(), "record": self.record.to_dict(), "search": search}
         beside = self.folder / f"{STATE}.part"
         torch.save(state, beside)
         beside.replace(self.folder / STATE)
         beside = self.folder / f"{HISTORY}.part"
-        beside.write_text(json.dumps(_finite(self.rounds), indent=1, allow_nan=False) + "\n")
+        beside.write_text(json.dumps(_finite(rounds), indent=1, allow_nan=False) + "\n")
         beside.replace(self.folder / HISTORY)
+
+
+def _judged_otherwise(before: float, now: float) -> str:
+    """Whether the network that it began with was judged on other data, or by another metric."""
+    same = math.isclose(before, now, rel_tol=1e-3, abs_tol=1e-6)
+    return "" if same else f"whose network was judged {before:.4g}, while this one is judged {now:.4g}"
 
 
 def fingerprint(held: Any) -> str:

@@ -24,11 +24,11 @@ from lightning_prune import runs
 from lightning_prune.batches import Example
 from lightning_prune.cli import conf_dir
 from lightning_prune.criteria import Criterion
+from lightning_prune.deviation import ActivationDeviation
 from lightning_prune.report import INK
 from lightning_prune.saving import load_pruned
 from lightning_prune.segmentation import mean_iou
 from lightning_prune.sensitivity import Row, Sensitivity, sensitivity
-from lightning_prune.statistics import ActivationDeviation
 from lightning_prune.tables import Table, show
 
 __all__ = ["figure", "main", "sensitivity_run", "table"]

@@ -20,8 +20,8 @@ from lightning_prune import PruningRecord, trace
 from lightning_prune.batches import recalibrate_
 from lightning_prune.callback import FilterPruningCallback as Callback
 from lightning_prune.criteria import IPAD, L2
+from lightning_prune.deviation import activation_deviation
 from lightning_prune.limits import Limits
-from lightning_prune.statistics import activation_deviation
 
 # Both terms of IPAD, so that statistics are gathered; the callback's own default is by weights alone.
 FilterPruningCallback = partial(Callback, criterion=IPAD(omega=0.5))

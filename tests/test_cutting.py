@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_prune import SurgeryError, cutting, processes, prune_, trace
 from lightning_prune.criteria import L2, CostAware, Normalised, Propagated, TaylorGate, TaylorWeight, blind_to
-from lightning_prune.cutting import Cut, Rules, Run, cut_, facts, scored, unmet
+from lightning_prune.cutting import Rules, Run, cut_, scored
+from lightning_prune.facts import Cut, facts, unmet
 from lightning_prune.graph import Term
 from lightning_prune.limits import DenseSizes, Limits
 

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 
 from lightning_prune import FilterPruningCallback
-from lightning_prune.statistics import activation_deviation
+from lightning_prune.deviation import activation_deviation
 
 SCRIPT = Path(__file__).with_name("ddp_runs.py")
 TRAINING = [name for name in RUNS if name not in ("apart", "resumed", "uneven and not limited")]

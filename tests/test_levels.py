@@ -17,9 +17,10 @@ LEVELS = [
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
     "operators timing lookup onnx_pieces compiled executions latency_build latency_table folding "
-    "rollback shown "
+    "rollback shown policy facts contest deviation "
     "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
+    "checkpointed "
     "retraining tables heldout adapting netadapt_callback still",
     "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
     "sensitivity_run __main__",

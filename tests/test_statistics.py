@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lightning_prune.deviation import ActivationDeviation, activation_deviation
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.statistics import ActivationDeviation, Collector, activation_deviation
+from lightning_prune.statistics import Collector
 
 
 def transcription(batches: list[Tensor], p: int, published: bool = False) -> Tensor:

@@ -21,8 +21,9 @@ from lightning_prune.criteria.scores import (
     filter_norms,
     per_unit,
 )
+from lightning_prune.deviation import ActivationDeviation, Form, check_form
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.statistics import ActivationDeviation, Form, Statistics, check_form
+from lightning_prune.statistics import Statistics
 
 __all__ = ["IPAD", "Deviation", "ipad"]
 

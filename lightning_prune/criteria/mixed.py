@@ -23,9 +23,10 @@ from lightning_prune.criteria.scores import (
     normalised,
     plain,
 )
+from lightning_prune.deviation import ActivationDeviation
 from lightning_prune.graph import ChannelGraph, Term, Units
 from lightning_prune.selection import check_importance
-from lightning_prune.statistics import ActivationDeviation, Statistics
+from lightning_prune.statistics import Statistics
 
 __all__ = ["CostAware", "Normalised", "Propagated", "blind_to", "marginal_costs", "propagate"]
 
