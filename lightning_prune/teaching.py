@@ -10,27 +10,19 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_prune.averages import rerooted
 from lightning_prune.batches import Example, as_example
 from lightning_prune.callback import pruning_callbacks
 from lightning_prune.distillation import COPY, Distillation, DistillationMixin, replaced, task_of
-from lightning_prune.lessons import Call, Lessons, Projections, check_flows, pairs
+from lightning_prune.distillation_setup import check_module, made, prepared
+from lightning_prune.lessons import Call, Lessons, Projections
 from lightning_prune.loop import first_sample, target_of
 from lightning_prune.processes import agreed
 from lightning_prune.record import PruningRecord
 from lightning_prune.scoring import Scores, measure, swapped
-from lightning_prune.taps import Survey, survey
-from lightning_prune.teacher import (
-    Teacher,
-    TeacherError,
-    check_apart,
-    found_again,
-    load_weights_,
-    make_teacher,
-    same_network,
-)
+from lightning_prune.teacher import Teacher, TeacherError, found_again, load_weights_
 
 __all__ = ["Teaching"]
 
@@ -61,7 +53,7 @@ class Teaching(L.Callback):
         if stage != "fit":
             return
         if self.teacher is None:
-            self.teacher = self._make(pl_module)
+            self.teacher = made(self.distillation, pl_module)
             self.started = self.distillation.teacher != COPY
         if pl_module.example_input_array is not None:
             self._prepare(trainer, pl_module, as_example(pl_module.example_input_array))
@@ -75,7 +67,7 @@ class Teaching(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check, measure, listen."""
         teacher = self._restored(trainer)
-        self._check_module(trainer, pl_module)
+        check_module(self.distillation, trainer, pl_module, self._projections)
         if self.distillation.teacher == COPY and not self.started and self._copied_at(trainer) is None:
             self._copy(pl_module)
         teacher.to(pl_module.device)
@@ -110,9 +102,7 @@ class Teaching(L.Callback):
         if trainer.sanity_checking or not self.started:
             return
         now = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if (
-            not self.scores.found and self.distillation.teacher == COPY
-        ):  # copied a moment ago, this is its score
+        if not self.scores.found and self.distillation.teacher == COPY:  # made a moment ago: its score
             self.scores.found = {name: value for name, value in now.items() if name.startswith("val")}
             self._log_scores(trainer)
         elif problem := self.scores.worse_than(now, trainer):
@@ -196,77 +186,15 @@ class Teaching(L.Callback):
         values = {f"distill/{name}": loss.detach() for name, loss in parts.items()}
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
 
-    # -- making and checking the teacher ----------------------------------------------------------------------
-
-    def _make(self, pl_module: L.LightningModule) -> Teacher:
-        """From a network, a file, or, for the time being, the student."""
-        told = self.distillation
-        target = target_of(pl_module, told.submodule)
-        if told.teacher == COPY:
-            return without_teacher(Teacher(target, told.precision))
-        return without_teacher(make_teacher(told.teacher, target, told.submodule, told.precision))
+    # -- the teacher: made, copied, saved, found again -----------------------------------------------------------
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Lessons:
         """Find the taps and what surely goes wrong."""
         assert self.teacher is not None
-        told, target = self.distillation, target_of(pl_module, self.distillation.submodule)
-        like = same_network(target, self.teacher.net, self._record(trainer))
-        theirs = survey(self.teacher.net, example)
-        ours = theirs if like else survey(target, example)
-        self._check_classes(ours, theirs)
-        found = pairs(ours, theirs, told.taps, told.teacher_taps) if told.needs_taps else []
-        flows = list(told.flows) if told.flows is not None else [(n, n + 1) for n in range(len(found) - 1)]
-        if "fsp" in told.wanted:
-            check_flows(found, flows)
-            self._project(pl_module, [] if like else found)
-        self._lessons = Lessons(
-            target,
-            self.teacher,
-            found,
-            flows,
-            self._projections,
-            told.temperature,
-            told.kind,
-            told.ignore_index,
-            told.logits,
-        )
+        told, record = self.distillation, self._record(trainer)
+        self._lessons = prepared(told, pl_module, self.teacher, record, example, self._projections)
+        self._projections = self._lessons.projections
         return self._lessons
-
-    def _project(self, pl_module: L.LightningModule, found: list[Any]) -> None:
-        """Learned projections, made before the optimizer is."""
-        if not found or self._projections is not None:
-            return
-        if pl_module.example_input_array is None:
-            raise TeacherError(
-                "FSP with a teacher of another architecture trains a projection, which must exist before the "
-                "optimizer does: set example_input_array"
-            )
-        widths = [
-            (pair.student.shape[pair.student.dim], pair.teacher.shape[pair.teacher.dim]) for pair in found
-        ]
-        self._projections = Projections(widths)
-        pl_module.add_module("distillation_projections", self._projections)
-
-    def _check_classes(self, student: Survey, teacher: Survey) -> None:
-        ours, theirs = (tuple(self.distillation.logits(s.output).shape[1:]) for s in (student, teacher))
-        if "hinton" in self.distillation.wanted and ours != theirs:
-            raise TeacherError(
-                f"the student's logits are (n, {', '.join(map(str, ours))}), the teacher's "
-                f"(n, {', '.join(map(str, theirs))}): a teacher needs the same classes and sizes"
-            )
-
-    def _check_module(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """No teacher among what is trained or belongs to the module; the projections are trained."""
-        if not pl_module.automatic_optimization:
-            raise NotImplementedError("distillation needs automatic optimization")
-        source = self.distillation.teacher
-        trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
-        if isinstance(source, nn.Module):
-            check_apart(source, trained | {id(parameter) for parameter in pl_module.parameters()})
-        if self._projections and not {id(p) for p in self._projections.parameters()} <= trained:
-            raise TeacherError("the projections to the teacher are not trained: optimize self.parameters()")
-
-    # -- copying, saving, finding again -----------------------------------------------------------------------
 
     def _copied_at(self, trainer: L.Trainer) -> int | None:
         """The epoch at whose end the student is first cut; None: nobody cuts it."""
@@ -282,10 +210,13 @@ class Teaching(L.Callback):
         """The student as it is now becomes the teacher."""
         assert self.teacher is not None
         self.teacher.net.load_state_dict(target_of(pl_module, self.distillation.submodule).state_dict())
-        self.teacher = Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device)
-        if self._lessons is not None:
-            self._lessons.teacher = self.teacher
+        self._replace(Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device))
         self.started = True
+
+    def _replace(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        if self._lessons is not None:
+            self._lessons.teacher = teacher
 
     def _path(self, trainer: L.Trainer) -> Path:
         """Beside the checkpoints."""
@@ -302,11 +233,9 @@ class Teaching(L.Callback):
                 self._projections.get_parameter(name).data.copy_(weight)
         if saved.get("started") and saved["checksum"] != self.teacher.checksum:
             path = found_again(saved.get("file", ""), str(trainer.ckpt_path))
-            self.teacher = Teacher(load_weights_(self.teacher.net, path), self.teacher.precision)
+            self._replace(Teacher(load_weights_(self.teacher.net, path), self.teacher.precision))
             if self.teacher.checksum != saved["checksum"]:
                 raise TeacherError(f"{path} is not the teacher that this training was started with")
-            if self._lessons is not None:
-                self._lessons.teacher = self.teacher
         return self.teacher
 
     def _record(self, trainer: L.Trainer) -> PruningRecord | None:
@@ -315,10 +244,8 @@ class Teaching(L.Callback):
         for callback in pruning_callbacks(trainer):
             if callback.record is not None:
                 if self._seen is None or self._seen[0] is not callback.record:
-                    self._seen = (
-                        callback.record,
-                        rerooted(callback.record, callback.submodule or "", told.submodule or ""),
-                    )
+                    here = rerooted(callback.record, callback.submodule or "", told.submodule or "")
+                    self._seen = callback.record, here
                 return self._seen[1]
         return told.record
 
@@ -335,10 +262,3 @@ def progress(trainer: L.Trainer) -> float:
         within = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
         return min((trainer.current_epoch + within) / trainer.max_epochs, 1.0)
     return min(trainer.global_step / trainer.max_steps, 1.0) if trainer.max_steps > 0 else 0.0
-
-
-def without_teacher(teacher: Teacher) -> Teacher:
-    """A copy of the whole module is taught by nobody."""
-    if isinstance(teacher.net, DistillationMixin):
-        teacher.net.distillation = None
-    return teacher

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_prune"
 LEVELS = [
     "randomness ids shapes sizes letters untouched inputs schedules losses ritnet_losses distillation_losses "
     "networks",
-    "calls recording tracker pins rules",
+    "calls modes recording tracker pins rules",
     "graph tracing",
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
@@ -20,7 +20,7 @@ LEVELS = [
     "rollback shown policy facts contest deviation "
     "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
-    "checkpointed "
+    "checkpointed distillation_setup "
     "retraining tables heldout adapting netadapt_callback still",
     "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
     "sensitivity_run __main__",
