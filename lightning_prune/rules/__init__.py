@@ -1,6 +1,16 @@
 """The rules: one small function per ATen operator, in a registry (level 1)."""
 
-from lightning_prune.rules import contraction, movement, normalisation, parts, pointwise, reshape
+from lightning_prune.rules import (
+    contraction,
+    joining,
+    movement,
+    normalisation,
+    parts,
+    pointwise,
+    regrouping,
+    repetition,
+    reshape,
+)
 from lightning_prune.rules.registry import RULES, Rule, follow, rule, same_labels
 
 __all__ = [
@@ -8,10 +18,13 @@ __all__ = [
     "Rule",
     "contraction",
     "follow",
+    "joining",
     "movement",
     "normalisation",
     "parts",
     "pointwise",
+    "regrouping",
+    "repetition",
     "reshape",
     "rule",
     "same_labels",
