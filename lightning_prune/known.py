@@ -13,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch._ops import OpOverload
 
 from lightning_prune.calls import Call, tensors_among
+from lightning_prune.masks import Mask, Masks, alike, flat, runs, same, surviving_shape, whole
 from lightning_prune.tracker import Followed
 
-__all__ = ["Mask", "fits"]
+__all__ = ["fits"]
 
-Mask = NDArray[np.bool_] | None  # what survives along one dimension; None: everything
-Masks = Sequence[Sequence[Mask]]  # of each operand or result, along each dimension
 Known = Callable[[Followed, Followed, Masks, Masks], bool]
 
 aten = torch.ops.aten
-KNOWN: dict[OpOverload, Known] = {}
+KNOWN: dict[OpOverload, tuple[Known, tuple[int, ...]]] = {}
 
 
 def fits(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
@@ -39,47 +36,31 @@ def fits(dense: Followed, small: Followed, operands: Masks, results: Masks) -> b
         operands: what survives of each tensor that the dense call reads.
         results: what survives of each tensor that it gives, by the labels.
     """
-    known = KNOWN.get(dense.call.op)
-    if known is None and torch.Tag.pointwise in dense.call.op.tags:
-        known = _pointwise
-    if known is None or not known(dense, small, operands, results):
+    pointwise = torch.Tag.pointwise in dense.call.op.tags
+    known, besides = KNOWN.get(dense.call.op, (_pointwise if pointwise else None, ()))
+    if known is None or _settings(dense.call, besides) != _settings(small.call, besides):
+        return False
+    if not known(dense, small, operands, results):
         return False
     outputs = zip(dense.call.outputs, small.call.outputs, results, strict=True)
     # Where nobody has said what a result is, its reader's operands will not fit.
     return all(
-        list(now.shape) == _left(was, masks) or (at > 0 and _whole(masks))
+        list(now.shape) == surviving_shape(was, masks) or (at > 0 and whole(masks))
         for at, (was, now, masks) in enumerate(outputs)
     )
 
 
-def _left(tensor: Tensor, masks: Sequence[Mask]) -> list[int]:
-    """The shape that survives."""
-    return [
-        size if mask is None else int(np.count_nonzero(mask))
-        for size, mask in zip(tensor.shape, masks, strict=True)
-    ]
+def _knows(*operators: OpOverload, besides: tuple[int, ...] = ()) -> Callable[[Known], Known]:
+    """Register what is said of ``operators``, whose arguments at the positions ``besides`` may follow the cut."""
 
-
-def _knows(*operators: OpOverload) -> Callable[[Known], Known]:
     def register(function: Known) -> Known:
-        KNOWN.update(dict.fromkeys(operators, function))
+        KNOWN.update(dict.fromkeys(operators, (function, besides)))
         return function
 
     return register
 
 
-def _same(*masks: Mask) -> bool:
-    first, *rest = masks
-    if first is None:
-        return all(mask is None for mask in rest)
-    return all(mask is first or (mask is not None and np.array_equal(mask, first)) for mask in rest)
-
-
-def _whole(masks: Sequence[Mask]) -> bool:
-    return all(mask is None for mask in masks)
-
-
-def _settings(call: Call, *besides: int) -> dict[int | str, Any]:
+def _settings(call: Call, besides: Sequence[int]) -> dict[int | str, Any]:
     """Arguments that are no tensors; those at the positions ``besides`` are left out."""
     given: dict[int | str, Any] = dict(enumerate(call.args))
     given.update(call.kwargs)
@@ -88,11 +69,11 @@ def _settings(call: Call, *besides: int) -> dict[int | str, Any]:
 
 def _pointwise(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     """Every operand and the result lost the same along each dimension, unless one element is repeated there."""
-    if len(results) != 1 or _settings(dense.call) != _settings(small.call):
+    if len(results) != 1:
         return False
     shape, out = dense.call.outputs[0].shape, results[0]
     return all(
-        _same(mask, out[-back]) if read[-back] == shape[-back] else mask is None and read[-back] == 1
+        same(mask, out[-back]) if read[-back] == shape[-back] else mask is None and read[-back] == 1
         for read, masks in zip(dense.shapes, operands, strict=True)
         for back, mask in enumerate(reversed(masks), start=1)
     ) and max(map(len, dense.shapes)) == len(shape)
@@ -110,21 +91,20 @@ _ALSO_POINTWISE = (
     aten.relu_.default,
     aten.silu_.default,
 )
-KNOWN.update(dict.fromkeys(_ALSO_POINTWISE, _pointwise))
+KNOWN.update(dict.fromkeys(_ALSO_POINTWISE, (_pointwise, ())))
 
 
-@_knows(aten.convolution.default)
+@_knows(aten.convolution.default, besides=(8,))
 def _convolution(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     source, weight, *bias = operands
     out = results[0]
-    settings = _settings(dense.call, 8) == _settings(small.call, 8) and len(source) == len(weight)
-    if not settings or not _whole([source[0], *source[2:], *weight[2:], out[0], *out[2:]]):
+    if len(source) != len(weight) or not whole([source[0], *source[2:], *weight[2:], out[0], *out[2:]]):
         return False
     reads, writes = (weight[0], weight[1]) if dense.call.args[6] else (weight[1], weight[0])
-    if not _same(out[1], writes, *(mask[0] for mask in bias)):
+    if not same(out[1], writes, *(mask[0] for mask in bias)):
         return False
     if dense.call.args[8] == small.call.args[8] == 1:
-        return _same(source[1], reads)
+        return same(source[1], reads)
     return not dense.call.args[6] and _grouped(dense, small, source[1], weight)
 
 
@@ -132,13 +112,13 @@ def _grouped(dense: Followed, small: Followed, source: Mask, weight: Sequence[Ma
     """Whole groups went, or the same channels of each; every group that stays has as many filters as the others."""
     (_, channels, *_), (filters, width, *_) = dense.shapes[:2]
     groups = int(dense.call.args[8])
-    read = _flat([channels], [source]).reshape(groups, -1)
-    written = _flat([filters], [weight[0]]).reshape(groups, -1)
+    read = flat([channels], [source]).reshape(groups, -1)
+    written = flat([filters], [weight[0]]).reshape(groups, -1)
     stay = read.any(axis=1)
     return (
         np.array_equal(stay, written.any(axis=1))
         and int(stay.sum()) == small.call.args[8]
-        and bool((read[stay] == _flat([width], [weight[1]])).all())
+        and bool((read[stay] == flat([width], [weight[1]])).all())
         and len(set(written[stay].sum(axis=1).tolist())) == 1
     )
 
@@ -147,10 +127,8 @@ def _grouped(dense: Followed, small: Followed, source: Mask, weight: Sequence[Ma
 def _batch_norm(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     source, *parameters = operands
     out = results[0]
-    return (
-        _settings(dense.call) == _settings(small.call)
-        and _whole([source[0], *source[2:], out[0], *out[2:]])
-        and _same(source[1], out[1], *(each[0] for each in parameters))
+    return whole([source[0], *source[2:], out[0], *out[2:]]) and same(
+        source[1], out[1], *(each[0] for each in parameters)
     )
 
 
@@ -159,22 +137,17 @@ def _product(dense: Followed, small: Followed, operands: Masks, results: Masks) 
     left, right = operands
     out = results[0]
     return (
-        _same(left[-1], right[-2])
-        and _same(left[-2], out[-2])
-        and _same(right[-1], out[-1])
-        and (_same(*(each[0] for each in (left, right, out))) or len(out) == 2)
+        same(left[-1], right[-2])
+        and same(left[-2], out[-2])
+        and same(right[-1], out[-1])
+        and (same(*(each[0] for each in (left, right, out))) or len(out) == 2)
     )
 
 
 @_knows(aten.addmm.default)
 def _addmm(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     bias, *factors = operands
-    return (
-        len(bias) == 1
-        and _settings(dense.call) == _settings(small.call)
-        and _same(bias[0], results[0][1])
-        and _product(dense, small, factors, results)
-    )
+    return len(bias) == 1 and same(bias[0], results[0][1]) and _product(dense, small, factors, results)
 
 
 @_knows(aten.t.default, aten.transpose.int, aten.permute.default)
@@ -187,9 +160,7 @@ def _permuted(dense: Followed, small: Followed, operands: Masks, results: Masks)
         one, other = (int(dim) % max(len(source), 1) for dim in (dense.call.args[1:3] or (0, -1)))
         if len(source) > 1:
             places[one], places[other] = places[other], places[one]
-    return _settings(dense.call) == _settings(small.call) and all(
-        _same(source[place], mask) for place, mask in zip(places, results[0], strict=True)
-    )
+    return all(same(source[place], mask) for place, mask in zip(places, results[0], strict=True))
 
 
 @_knows(
@@ -202,10 +173,9 @@ def _permuted(dense: Followed, small: Followed, operands: Masks, results: Masks)
 def _map_by_map(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     source = operands[0]
     return (
-        _settings(dense.call) == _settings(small.call)
-        and _whole(source[-2:])
-        and all(_whole(out[-2:]) for out in results)
-        and all(_same(*each) for each in zip(source[:-2], *(out[:-2] for out in results), strict=True))
+        whole(source[-2:])
+        and all(whole(out[-2:]) for out in results)
+        and all(same(*each) for each in zip(source[:-2], *(out[:-2] for out in results), strict=True))
     )
 
 
@@ -218,65 +188,28 @@ def _reduced(dense: Followed, small: Followed, operands: Masks, results: Masks) 
     }
     keep = bool(dense.call.args[2]) if len(dense.call.args) > 2 else False
     left = [None if dim in dims else source[dim] for dim in range(count) if keep or dim not in dims]
-    return (
-        _settings(dense.call) == _settings(small.call)
-        and _whole([source[dim] for dim in dims])
-        and all(_same(mask, out) for mask, out in zip(left, results[0], strict=True))
+    return whole([source[dim] for dim in dims]) and all(
+        same(mask, out) for mask, out in zip(left, results[0], strict=True)
     )
 
 
-@_knows(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+@_knows(aten.view.default, aten._unsafe_view.default, aten.reshape.default, besides=(1,))
 def _reshaped(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     """Elements keep their order: the same ones must survive, group by group of merged or split dimensions."""
     before, after = dense.shapes[0], dense.call.outputs[0].shape
-    groups = _groups(before, after)
+    groups = runs(before, after)
     return groups is not None and all(
-        _alike_flat(before[a], operands[0][a], after[b], results[0][b]) for a, b in groups
+        alike(before[a], operands[0][a], after[b], results[0][b]) for a, b in groups
     )
 
 
-def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[slice, slice]] | None:
-    """The shortest runs of dimensions of both shapes that hold the same number of elements.
-
-    Not :func:`~lightning_prune.rules.reshape.groups`: what checks the rules must not share their mistakes.
-    """
-    groups, a, b = [], 0, 0
-    if 0 in before:
-        return None
-    while a < len(before) or b < len(after):
-        start, one, other = (a, b), 1, 1
-        while one != other or (a, b) == start:
-            if (one <= other and a < len(before)) or b == len(after):
-                one, a = one * before[a], a + 1
-            else:
-                other, b = other * after[b], b + 1
-        groups.append((slice(start[0], a), slice(start[1], b)))
-    return groups
-
-
-def _alike_flat(
-    before: Sequence[int], operand: Sequence[Mask], after: Sequence[int], result: Sequence[Mask]
-) -> bool:
-    if _whole(operand) and _whole(result):
-        return True
-    return np.array_equal(_flat(before, operand), _flat(after, result))
-
-
-def _flat(shape: Sequence[int], masks: Sequence[Mask]) -> NDArray[np.bool_]:
-    """Which elements survive, in order."""
-    survives = np.ones(1, bool)
-    for size, mask in zip(shape, masks, strict=True):
-        survives = np.logical_and.outer(survives, np.ones(size, bool) if mask is None else mask).ravel()
-    return survives
-
-
-@_knows(aten.expand.default)
+@_knows(aten.expand.default, besides=(1,))
 def _expanded(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     source, out = operands[0], results[0]
     new = len(out) - len(source)
     sizes = dense.shapes[0], dense.call.outputs[0].shape[new:]
-    return _whole(out[:new]) and all(
-        _same(mask, other) if size == wide else mask is None and other is None
+    return whole(out[:new]) and all(
+        same(mask, other) if size == wide else mask is None and other is None
         for mask, other, size, wide in zip(source, out[new:], *sizes, strict=True)
     )
 
@@ -287,21 +220,17 @@ def _taken(dense: Followed, small: Followed, operands: Masks, results: Masks) ->
     source = list(operands[0])
     dim = int(dense.call.arg("dim")) % len(source)
     left = source[:dim] + source[dim + 1 :] if dense.call.op in (aten.unbind.int, aten.select.int) else source
-    return (
-        source[dim] is None
-        and _settings(dense.call) == _settings(small.call)
-        and all(_same(*pair) for out in results for pair in zip(left, out, strict=True))
-    )
+    return source[dim] is None and all(same(*pair) for out in results for pair in zip(left, out, strict=True))
 
 
 @_knows(aten.cat.default)
 def _joined(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
     out, count = results[0], len(results[0])
     dim = int(dense.call.arg("dim")) % count
-    if any(len(masks) != count for masks in operands) or _settings(dense.call) != _settings(small.call):
+    if any(len(masks) != count for masks in operands):
         return False
-    pieces = [_flat([read[dim]], [masks[dim]]) for read, masks in zip(dense.shapes, operands, strict=True)]
+    pieces = [flat([read[dim]], [masks[dim]]) for read, masks in zip(dense.shapes, operands, strict=True)]
     joined = np.concatenate(pieces)
-    return np.array_equal(joined, _flat([len(joined)], [out[dim]])) and all(
-        _same(out[other], *(masks[other] for masks in operands)) for other in range(count) if other != dim
+    return np.array_equal(joined, flat([len(joined)], [out[dim]])) and all(
+        same(out[other], *(masks[other] for masks in operands)) for other in range(count) if other != dim
     )

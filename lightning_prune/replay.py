@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.calls import Call
 from lightning_prune.ids import Ids
-from lightning_prune.known import Mask, fits
+from lightning_prune.known import fits
+from lightning_prune.masks import Mask
 from lightning_prune.tracker import Followed, Labels
 
 __all__ = ["mismatches"]
