@@ -98,10 +98,23 @@ def run(
     if (best := best_weights(parts.trainer)) is not None:
         parts.module.load_state_dict(best)
     (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
-    summary = Summary(
+    summary = _summary(config, parts, seconds, test, overrides or {}, choices or {})
+    _write(folder, parts, summary)
+    return summary
+
+
+def _summary(
+    config: DictConfig,
+    parts: Parts,
+    seconds: float,
+    test: Mapping[str, float],
+    overrides: Mapping[str, str],
+    choices: Mapping[str, str],
+) -> Summary:
+    return Summary(
         status="completed",
-        overrides=dict(overrides or {}),
-        choices=dict(choices or {}),
+        overrides=dict(overrides),
+        choices=dict(choices),
         seed=config.seed,
         epochs=parts.trainer.current_epoch,
         steps=parts.trainer.global_step,
@@ -112,8 +125,6 @@ def run(
         candidate_steps=getattr(parts.pruning, "steps", 0),
         **_measured(config, parts),
     )
-    _write(folder, parts, summary)
-    return summary
 
 
 def dense_of(config: DictConfig) -> DictConfig:

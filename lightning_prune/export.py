@@ -67,12 +67,10 @@ def export(
         ...     export(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 8, 8), folder + "/net.pt2")
         0.0
     """
-    path, (args, kwargs) = Path(path), as_example(example)
+    path = Path(path)
     if path.suffix not in WRITERS:
         raise ValueError(f"{path} must end in {' or '.join(WRITERS)}")
-    on_cpu = all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
-    net = model if on_cpu else copy.deepcopy(model).cpu()
-    given: Example = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, (args, kwargs))
+    net, given = _on_cpu(model, as_example(example))
     text = json.dumps({"record": record.to_dict() if record else None})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_stem(path.stem + ".part")
@@ -88,6 +86,13 @@ def export(
     finally:
         beside.unlink(missing_ok=True)
     return found
+
+
+def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
+    """Both where exporters want them; a model that is elsewhere is copied."""
+    there = all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
+    given: Example = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, example)
+    return model if there else copy.deepcopy(model).cpu(), given
 
 
 def exported_record(path: str | Path) -> PruningRecord | None:

@@ -122,12 +122,11 @@ def _settings(
     evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]
 ) -> list[tuple[Attribute, int]]:
     """New values of the attributes that fix dimensions: every use must come out at what is kept."""
-    survives = np.append(kept, True)[evidence.unit_of]
+    tracker, survives = evidence.tracker, np.append(kept, True)[evidence.unit_of]
 
     def count(ids: Tensor | None, otherwise: int) -> int:
         return otherwise if ids is None else int(survives[evidence.components[ids.numpy()]].sum())
 
-    tracker = evidence.tracker
     values: dict[Any, int] = {}
     attributes: dict[Any, Attribute] = {}
     for use in sorted(tracker.uses, key=lambda use: len(list(leaves(use.size)))):
@@ -136,18 +135,22 @@ def _settings(
                 values[leaf.key] = count(tracker.sizes.get(leaf.key), leaf.value)
             else:
                 attributes.setdefault(leaf.key, leaf)
-        wanted = count(use.ids, len(use.ids))
-        if not wanted and len(use.ids) and not graph.may_empty(_units(evidence, use)):
-            raise SurgeryError(f"nothing would be left at {use.where}", _units(evidence, use))
-        solved = solve(use.size, wanted, values)
-        if solved is None or not _agrees(use, wanted, solved, values):
-            raise SurgeryError(
-                f"no value of an attribute gives {wanted} at {use.where}", _units(evidence, use)
-            )
-        values = solved
+        values = _solved(evidence, graph, use, count(use.ids, len(use.ids)), values)
     return [
         (leaf, values[key]) for key, leaf in attributes.items() if key in values and values[key] != leaf.value
     ]
+
+
+def _solved(
+    evidence: Evidence, graph: ChannelGraph, use: Use, wanted: int, values: dict[Any, int]
+) -> dict[Any, int]:
+    """``values``, and those by which ``use`` comes out at ``wanted``."""
+    if not wanted and len(use.ids) and not graph.may_empty(_units(evidence, use)):
+        raise SurgeryError(f"nothing would be left at {use.where}", _units(evidence, use))
+    solved = solve(use.size, wanted, values)
+    if solved is None or not _agrees(use, wanted, solved, values):
+        raise SurgeryError(f"no value of an attribute gives {wanted} at {use.where}", _units(evidence, use))
+    return solved
 
 
 def _agrees(use: Use, wanted: int, solved: Mapping[Any, int], before: Mapping[Any, int]) -> bool:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from lightning_prune.calls import Recording
-from lightning_prune.graph import ChannelGraph, Evidence, Term, Units
+from lightning_prune.graph import ChannelGraph
 from lightning_prune.ids import Ids
 from lightning_prune.inputs import kept_whole, refusal, unwrapped
-from lightning_prune.pins import optional_parts, pinned_tensors
+from lightning_prune.pins import pinned_tensors
 from lightning_prune.recording import raised_in, record
 from lightning_prune.rules import follow
 from lightning_prune.rules.sized import pin_number, pin_what_sizes_do_not_follow
 from lightning_prune.sizes import Attribute, evaluate, leaves
 from lightning_prune.tracker import Tracker
+from lightning_prune.units import graph_of
 from lightning_prune.untouched import uncollected
 
 __all__ = ["TraceError", "analyse", "trace"]
@@ -63,7 +62,7 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         pin_what_sizes_do_not_follow(tracker)
         for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
             tracker.pin_all([tensor], reason)
-        return _graph(tracker, modes, notes, inputs, kwargs)
+        return graph_of(tracker, modes, notes, inputs, kwargs)
 
 
 def analyse(
@@ -137,117 +136,3 @@ def _link_attributes(tracker: Tracker) -> None:
 def _step(ids: Ids, attribute: Attribute) -> int:
     """How many of ``ids`` one unit of the attribute stands for."""
     return len(ids) // max(attribute.value, 1)
-
-
-def _graph(
-    tracker: Tracker,
-    modes: tuple[bool, ...],
-    notes: list[str],
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> ChannelGraph:
-    components = tracker.ties.components()
-    unit_of = _number(tracker, components)
-
-    def units(ids: Ids) -> Units:
-        return unit_of[components[ids.numpy()]]
-
-    bindings = _bindings(tracker, units)
-    num_units = int(unit_of.max(initial=-1)) + 1
-    pinned, mask = _pinned(tracker, components, unit_of)
-    layers = {name: units(tracker.sources[name][dim]) for name, dim in sorted(tracker.filters.items())}
-    order = [name for name in tracker.sources if name in layers]
-    mixing = [units(ids) for ids in tracker.ties.statistics]
-    statistics = np.unique(np.concatenate([*mixing, np.empty(0, np.int64)]))
-    return ChannelGraph(
-        num_units=num_units,
-        bindings=bindings,
-        layers={name: layers[name] for name in order},
-        filter_dims={name: tracker.filters[name] for name in order},
-        pinned=pinned,
-        terms={"macs": _macs(tracker, units), "params": _params(tracker, bindings)},
-        unsupported=tracker.unsupported,
-        statistics_units=statistics[statistics >= 0],
-        notes=notes,
-        types={name: type(module) for name, module in tracker.model.named_modules()},
-        optional=_optional(tracker.model, layers),
-        evidence=Evidence(inputs, kwargs, tracker, modes, components, unit_of, mask),
-    )
-
-
-def _optional(model: nn.Module, layers: dict[str, Units]) -> list[Units]:
-    """For each part that may vanish, the units with filters in nothing but that part."""
-    alive = [[part for part in parts if _inside(layers, part)] for parts in optional_parts(model)]
-    nothing = np.empty(0, np.int64)
-    found = []
-    for part in (part for parts in alive for part in parts if len(parts) > 1):
-        own = _inside(layers, part)
-        others = [units for name, units in layers.items() if name not in own]
-        found.append(np.setdiff1d(np.concatenate(list(own.values())), np.concatenate([*others, nothing])))
-    return found
-
-
-def _inside(layers: dict[str, Units], part: str) -> dict[str, Units]:
-    return {name: units for name, units in layers.items() if name.startswith(f"{part}.")}
-
-
-def _number(tracker: Tracker, components: Units) -> Units:
-    """Unit of each component, -1 for those that no filter and no neighbour of a filter belongs to."""
-    filters = np.zeros(components.max(initial=-1) + 1, dtype=bool)
-    for name, dim in tracker.filters.items():
-        filters[components[tracker.sources[name][dim].numpy()]] = True
-    beside = filters.copy()
-    for dims in tracker.sources.values():
-        for ids in dims.values():
-            own = components[ids.numpy()]
-            if filters[own].any():
-                beside[own] = True
-    # Filters first, so that the units that may go have the low numbers.
-    numbers = np.full(len(filters), -1, dtype=np.int64)
-    numbers[filters] = np.arange(filters.sum())
-    rest = beside & ~filters
-    numbers[rest] = np.arange(rest.sum()) + filters.sum()
-    return numbers
-
-
-def _bindings(tracker: Tracker, units: Any) -> dict[str, dict[int, Units]]:
-    found: dict[str, dict[int, Units]] = {}
-    for name, dims in tracker.sources.items():
-        for dim, ids in dims.items():
-            bound = units(ids)
-            if len(bound) and (bound >= 0).all():
-                found.setdefault(name, {})[dim] = bound
-    return found
-
-
-def _pinned(tracker: Tracker, components: Units, unit_of: Units) -> tuple[dict[int, str], NDArray[np.bool_]]:
-    """Unit -> its first reason, and the mask of pinned components."""
-    reasons: dict[int, str] = {}
-    mask = np.zeros(len(unit_of), dtype=bool)
-    for pin in tracker.ties.pins:
-        text = f"{pin.reason} ({pin.where})" if pin.where else pin.reason
-        own = components[pin.ids.numpy()]
-        mask[own] = True
-        for unit in np.unique(unit_of[own]).tolist():
-            if unit >= 0:
-                reasons.setdefault(unit, text)
-    return reasons, mask
-
-
-def _macs(tracker: Tracker, units: Any) -> list[Term]:
-    terms = []
-    for cost in tracker.costs:
-        bound = [units(ids) for ids in cost.factors]
-        shrinking = [factor for factor in bound if (factor >= 0).all()]
-        fixed = [len(factor) for factor in bound if not (factor >= 0).all()]
-        terms.append(Term(cost.layer, cost.scale * int(np.prod(fixed, dtype=np.int64)), tuple(shrinking)))
-    return terms
-
-
-def _params(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Term]:
-    terms = []
-    for name, parameter in tracker.model.named_parameters():
-        bound = bindings.get(name, {})
-        fixed = [size for dim, size in enumerate(parameter.shape) if dim not in bound]
-        terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(bound.values())))
-    return terms

@@ -13,7 +13,7 @@ LEVELS = [
     "randomness ids shapes sizes letters untouched inputs schedules losses ritnet_losses distillation_losses "
     "networks",
     "calls modes recording tracker pins rules",
-    "graph tracing",
+    "graph units tracing",
     "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
     "operators timing lookup onnx_pieces compiled executions latency_build latency_table folding "
