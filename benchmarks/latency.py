@@ -31,10 +31,10 @@ from torch import nn
 
 from benchmarks.zoo_report import machine, versions
 from lightning_prune import LatencyTable, Limits, prune_, select, trace
+from lightning_prune.correction import random_units
 from lightning_prune.criteria import L2
 from lightning_prune.executions import EXECUTIONS
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.latency_build import random_units
 from lightning_prune.networks import RITnet
 from lightning_prune.selection import reachable
 from lightning_prune.timing import medians

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_prune.criteria import IPAD, L1, L2, Random
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.latency_table import LatencyError, LatencyTable
+from lightning_prune.latency_table import LatencyTable
 from lightning_prune.limits import Limits
+from lightning_prune.measurements import LatencyError
 from lightning_prune.pins import pin, unpin
 from lightning_prune.record import PruningRecord, RecordError
 from lightning_prune.resources import LayerCost

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.operators import Operator, operators
+from lightning_prune.operators import operators
+from lightning_prune.templates import Operator
 from lightning_prune.timing import Run
 
 __all__ = ["compiled_operators", "compiled_whole"]

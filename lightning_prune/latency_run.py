@@ -15,7 +15,8 @@ from rich.progress import track
 
 from lightning_prune.cli import EXPECTED, conf_dir, reason
 from lightning_prune.executions import ExecutionName
-from lightning_prune.latency_table import LatencyTable, Measurements
+from lightning_prune.latency_table import LatencyTable
+from lightning_prune.measurements import Measurements
 from lightning_prune.tracing import trace
 
 __all__ = ["main", "measure"]

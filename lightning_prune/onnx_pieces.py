@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.operators import Operator, Size, Slot, operators
+from lightning_prune.operators import operators
+from lightning_prune.templates import Operator, Size, Slot
 from lightning_prune.timing import Run
 
 __all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]

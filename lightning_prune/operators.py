@@ -1,170 +1,26 @@
-"""The operators of a network as functions of how many channels stay, so that each can be run alone (level 3).
+"""The operators of a network, each as a template for any number of channels (level 3).
 
-A trace has recorded every operator with its arguments, and knows which units run along which dimension. Here each
-becomes a template: fixed sizes stay numbers, and those that shrink become axes. Two operators that differ in their
-channel counts only have the same :attr:`Operator.signature`, before and after any cut.
+A trace has recorded every operator with its arguments, and knows which units run along which dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.graph import ChannelGraph, Evidence, Units
 from lightning_prune.ids import Ids
+from lightning_prune.templates import Operator, Size, Slot, contracts
 from lightning_prune.tracker import Followed, Labels
 
-__all__ = ["Operator", "Size", "Slot", "operators"]
+__all__ = ["operators"]
 
-aten = torch.ops.aten
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SIZES = ("size", "shape")  # arguments that repeat the result's sizes
-
-
-@dataclass(frozen=True)
-class Size:
-    """A size that shrinks: of ``dense`` entries those stay that survive along each of the ``axes``.
-
-    Example:
-        >>> Size(8, (0,))([5]), Size(64, (0, 1))([4, 8], (8, 16)), Size(16, (0,), times=2)([5])
-        (5, 16, 10)
-    """
-
-    dense: int
-    axes: tuple[int, ...]
-    times: int = 1
-
-    def __call__(self, counts: Sequence[int], most: Sequence[int] = ()) -> int:
-        """The size where ``counts`` of each axis stay, of ``most``."""
-        if len(self.axes) == 1:
-            return counts[self.axes[0]] * self.times
-        return max(1, round(self.dense * prod(counts[axis] / most[axis] for axis in self.axes)))
-
-    def __str__(self) -> str:
-        return "*".join(LETTERS[axis % 26] for axis in self.axes) + (
-            f"*{self.times}" if self.times > 1 else ""
-        )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor argument: its sizes, its dimensions in the order of memory, whether it is a parameter or buffer."""
-
-    sizes: tuple[int | Size, ...]
-    dtype: torch.dtype
-    order: tuple[int, ...]
-    held: bool = False
-
-    def __str__(self) -> str:
-        strided = "" if self.order == tuple(range(len(self.order))) else f"@{list(self.order)}"
-        return f"{str(self.dtype).removeprefix('torch.')}[{','.join(map(str, self.sizes))}]{strided}"
-
-
-@dataclass(eq=False)
-class Operator:
-    """One recorded operator, to be run with any number of channels.
-
-    Attributes:
-        op: the ATen operator.
-        module: that called it.
-        layer: the weight it contracts with, or the module; what costs are booked to.
-        leaves: its arguments, flat, with slots in the place of tensors.
-        spec: how they are nested.
-        factors: units of each axis.
-        outputs: sizes of its results.
-        steps: what the count of each axis must be a multiple of.
-        source: whose result its first tensor is.
-    """
-
-    op: OpOverload
-    module: str
-    layer: str
-    leaves: list[Any]
-    spec: TreeSpec
-    factors: list[Units]
-    outputs: list[tuple[int | Size, ...]]
-    steps: list[int] = field(default_factory=list)
-    source: Operator | None = None
-
-    @property
-    def most(self) -> tuple[int, ...]:
-        """The count of each axis in the network as it was traced."""
-        return tuple(len(factor) for factor in self.factors)
-
-    @cached_property
-    def slots(self) -> list[Slot]:
-        """Its tensor arguments."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Slot)]
-
-    @cached_property
-    def signature(self) -> str:
-        """What it is, without how many channels there are."""
-        return f"{self.op.name()}({', '.join(map(str, self.leaves))})"
-
-    @property
-    def contracts(self) -> bool:
-        """Whether it is a convolution or a matrix product."""
-        return _contracts(self.op)
-
-    @property
-    def on_grid(self) -> bool:
-        """Whether its cost is looked up by its axes; otherwise by its :meth:`volume`."""
-        merged = any(isinstance(s, Size) and len(s.axes) > 1 for slot in self.slots for s in slot.sizes)
-        return len(self.factors) <= 2 and not merged
-
-    def size(self, size: int | Size, counts: Sequence[int]) -> int:
-        """One size where ``counts`` stay."""
-        return size(counts, self.most) if isinstance(size, Size) else size
-
-    def volume(self, counts: Sequence[int]) -> int:
-        """How much it has to do, roughly: multiplications of a product of two tensors, else entries moved."""
-        shapes = [
-            [self.size(s, counts) for s in sizes] for sizes in [*(s.sizes for s in self.slots), *self.outputs]
-        ]
-        numels = [prod(shape) for shape in shapes]
-        if self.op._opname in ("mm", "bmm") and len(numels) == 3:
-            return round(prod(map(float, numels)) ** 0.5)
-        return sum(numels)
-
-    def arguments(self, counts: Sequence[int], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments for ``counts`` channels along each axis: random numbers, zeros where whole numbers are wanted."""
-        leaves = [self._leaf(leaf, counts, device) for leaf in self.leaves]
-        found: tuple[list[Any], dict[str, Any]] = tree_unflatten(leaves, self.spec)
-        return found
-
-    def run(self, counts: Sequence[int], device: torch.device) -> Callable[[], object]:
-        """What runs it once with ``counts`` channels along each axis, eagerly."""
-        args, kwargs = self.arguments(counts, device)
-        return partial(self.op, *args, **kwargs)
-
-    def _leaf(self, leaf: Any, counts: Sequence[int], device: torch.device) -> Any:
-        if isinstance(leaf, Slot):
-            shape = [self.size(size, counts) for size in leaf.sizes]
-            return numbers(shape, leaf.order, leaf.dtype, device)
-        if isinstance(leaf, Size):
-            return self.size(leaf, counts)
-        return device if isinstance(leaf, torch.device) else leaf
-
-
-def numbers(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random numbers in [1, 2), or zeros of other types, with dimensions in a given order of memory."""
-    stored = [shape[dim] for dim in order]
-    floats = dtype.is_floating_point
-    held = (
-        torch.rand(stored, device=device).add_(1).to(dtype)
-        if floats
-        else torch.zeros(stored, dtype=dtype, device=device)
-    )
-    return held.permute([order.index(dim) for dim in range(len(order))]) if order else held
 
 
 def operators(graph: ChannelGraph) -> list[Operator]:
@@ -261,17 +117,13 @@ class _Templates:
     def _layer(self, followed: Followed) -> str:
         """The weight that an operator contracts with; otherwise the module that called it."""
         tracker = self.evidence.tracker
-        for labels in followed.labels[1 : len(followed.shapes)] if _contracts(followed.call.op) else ():
+        for labels in followed.labels[1 : len(followed.shapes)] if contracts(followed.call.op) else ():
             for arrays in labels:
                 if (
                     source := tracker.owner(arrays[0] if arrays else None)
                 ) is not None and source.name in tracker.filters:
                     return source.name
         return followed.call.module
-
-
-def _contracts(op: OpOverload) -> bool:
-    return op._opname in ("convolution", "_convolution", "mm", "addmm", "bmm", "baddbmm")
 
 
 def _axis(units: Units, factors: list[Units]) -> int:

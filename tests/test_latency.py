@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +12,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from scipy.interpolate import RegularGridInterpolator
+from timed import IMAGE, Mixed, steadily_rising, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import FilterPruningCallback, LatencyError, LatencyTable, prune_, select, trace
 from lightning_prune.cli import main
-from lightning_prune.compiled import compiled_operators, compiled_whole
+from lightning_prune.correction import random_units
 from lightning_prune.criteria import L2, CostAware
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.latency_build import Correction, _entry, _Point, fitted, random_units
 from lightning_prune.latency_table import Measurements, load
-from lightning_prune.lookup import Lookup, levels
-from lightning_prune.onnx_pieces import onnx_operators
 from lightning_prune.operators import operators
-from lightning_prune.sizes import TracedInt
-
-IMAGE = torch.zeros(1, 3, 12, 12)
-
-
-class Mixed(nn.Module):
-    """Plain, grouped, depthwise and transposed convolutions, group norm, a concatenation, a linear layer."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Hardswish(inplace=True)
-        )
-        self.grouped = nn.Conv2d(width, 2 * width, 3, padding=1, groups=2)
-        self.norm = nn.GroupNorm(2, 2 * width)
-        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
-        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
-        self.head = nn.Linear(2 * width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        early = self.stem(x)
-        late = self.up(self.depthwise(torch.relu(self.norm(self.grouped(early)))))
-        both = torch.cat([nn.functional.interpolate(early, scale_factor=2), late], 1)
-        return self.head(both.mean((2, 3)))
-
-
-def table(**given: Any) -> LatencyTable:
-    return LatencyTable(**{"threads": 1, "cuts": 0, **given})
 
 
 def made(graph: ChannelGraph) -> Measurements:
@@ -85,62 +52,6 @@ def saved(measured: Measurements, tmp_path: Path) -> Path:
     return path
 
 
-def test_lookup_is_multilinear() -> None:
-    generator = np.random.default_rng(0)
-    axes, values = ((1, 4, 9), (2, 3, 10, 20)), generator.random((3, 4))
-    lookup, theirs = Lookup(axes, tuple(values.ravel())), RegularGridInterpolator(axes, values)
-    for point in zip(
-        generator.integers(1, 10, 30).tolist(), generator.integers(2, 21, 30).tolist(), strict=True
-    ):
-        assert lookup(*point) == pytest.approx(float(theirs([point])[0]))
-    assert lookup(0, 30) == values[0, -1]
-    assert Lookup((), (7.0,))() == 7.0
-
-
-@pytest.mark.parametrize(
-    ("axes", "values"),
-    [(((2, 1),), (1.0, 2.0)), (((1, 2),), (1.0,)), (((1,),), (-1.0,)), (((1, 2.5),), (1.0, 2.0))],
-)
-def test_lookup_refuses_what_is_no_table(axes: Any, values: Any) -> None:
-    with pytest.raises(ValueError, match="not a table"):
-        Lookup(axes, values)
-
-
-def test_levels_end_at_the_most_and_keep_to_steps() -> None:
-    for most, step in ((1, 1), (5, 1), (64, 8), (96, 32), (1000, 1)):
-        found = levels(most, step)
-        assert found[-1] == most
-        assert all(count % step == 0 for count in found)
-
-
-def test_operators_run_with_any_number_of_channels_as_in_the_smaller_network(net: nn.Module) -> None:
-    """The arguments that a template gives for the counts of a cut are those that the cut network really has."""
-    graph = trace(net, IMAGE)
-    gone = random_units(graph, np.random.default_rng(1))
-    kept, small = graph.kept(gone), copy.deepcopy(net)
-    prune_(small, trace(small, IMAGE), gone)
-    before, after = operators(graph), operators(trace(small, IMAGE))
-    assert len(gone) > 5
-    assert [each.signature for each in before] == [each.signature for each in after]
-    for dense, cut in zip(before, after, strict=True):
-        counts = [int(kept[factor].sum()) for factor in dense.factors]
-        args, kwargs = dense.arguments(counts, torch.device("cpu"))
-        real, _ = cut.arguments(cut.most, torch.device("cpu"))
-        assert described(args) == described(real)
-        with torch.inference_mode():
-            dense.op(*args, **kwargs)
-
-
-def described(args: Any) -> Any:
-    if isinstance(args, Tensor):
-        return tuple(args.shape), args.stride()
-    return [described(each) for each in args] if isinstance(args, list) else args
-
-
-def test_no_traced_number_is_left_in_a_template(graph: ChannelGraph) -> None:
-    assert not any(isinstance(leaf, TracedInt) for operator in operators(graph) for leaf in operator.leaves)
-
-
 def test_identical_operators_are_measured_once() -> None:
     def stack(layers: int) -> nn.Module:
         return nn.Sequential(
@@ -150,20 +61,6 @@ def test_identical_operators_are_measured_once() -> None:
     few, many = made(trace(stack(2), IMAGE)), made(trace(stack(6), IMAGE))
     assert list(few.entries) == list(many.entries)
     assert few.info["points"] == many.info["points"]
-
-
-def steadily_rising(measured: Measurements) -> Measurements:
-    """Times made up of the channel counts: real ones of a tiny network need not fall when channels go."""
-    entries = {
-        kind: replace(
-            entry,
-            lookup=Lookup(
-                entry.lookup.axes, tuple(1000.0 * math.prod(at) for at in product(*entry.lookup.axes))
-            ),
-        )
-        for kind, entry in measured.entries.items()
-    }
-    return replace(measured, entries=entries, correction=Correction())
 
 
 def test_a_cut_costs_what_was_predicted(
@@ -192,27 +89,6 @@ def test_costs_are_those_of_the_table(graph: ChannelGraph, measured: Measurement
         entry = load(path).entries[operator.signature]
         whole += round(factor * entry.time(operator, *operator.most))
     assert graph.with_resources({"latency": table(path=path)}).cost("latency") == whole
-
-
-def test_correction_recovers_what_it_was_made_of() -> None:
-    generator = np.random.default_rng(3)
-    sums = generator.uniform(1e6, 9e6, (9, 2))
-    sums[0, 1] = 0.0
-    found = fitted(sums, 5e5 + sums @ [1.5, 1.6])
-    assert (found.constant, found.even, found.odd) == pytest.approx((5e5, 1.5, 1.6), rel=0.02)
-    assert found.error is not None
-    assert found.error < 0.01
-
-
-def test_a_fit_holds_most_to_what_weighs_most() -> None:
-    sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
-    times = 1 + sums @ [2.0, 2.0] + [0.0, 1.0, -1.0, 2.0]
-
-    def error(weights: list[float]) -> float:
-        found = fitted(sums, times, np.array(weights))
-        return abs(found.constant + float(sums[3] @ [found.even, found.odd]) - float(times[3]))
-
-    assert error([10, 1, 1, 10]) < 0.2 * error([1, 1, 1, 1])
 
 
 def test_a_table_is_refitted_to_the_cut_that_is_wanted(graph: ChannelGraph) -> None:
@@ -316,27 +192,11 @@ def test_a_graph_made_by_hand_has_no_operators() -> None:
         ChannelGraph(0, {}, {}, {}, {}, {}).with_resources({"latency": table()})
 
 
-def slower(measured: Measurements) -> Measurements:
-    """Nothing but what grows with channels, so that tests do not hang on the machine."""
-    return replace(
-        measured,
-        entries={
-            kind: replace(
-                each,
-                lookup=Lookup(
-                    each.lookup.axes, tuple(1000.0 * (n + 1) for n in range(len(each.lookup.values)))
-                ),
-            )
-            for kind, each in measured.entries.items()
-        },
-    )
-
-
 def test_budgets_sensitivity_and_criteria_in_time(
     net: nn.Module, graph: ChannelGraph, measured: Measurements
 ) -> None:
     known = table()
-    known.measured = slower(measured)
+    known.measured = steadily_rising(measured)
     timed = graph.with_resources({"latency": known})
     plan = select(timed, L2()(timed, net, {}), {"latency": 0.85})
     assert plan.reached
@@ -370,7 +230,7 @@ class Trained(L.LightningModule):
 @pytest.mark.filterwarnings("ignore:the latency table does not fit quite")
 def test_the_callback_prunes_to_a_latency(measured: Measurements, tmp_path: Path) -> None:
     known = table()
-    known.measured = slower(measured)
+    known.measured = steadily_rising(measured)
     pruning = FilterPruningCallback(
         {"latency": 0.7}, resources={"latency": known}, amount={"latency": 0.2}, start_epoch=0
     )
@@ -381,85 +241,6 @@ def test_the_callback_prunes_to_a_latency(measured: Measurements, tmp_path: Path
     )  # fmt: skip
     trainer.fit(Trained(), data)
     assert pruning.history[-1].share["latency"] <= 0.7
-
-
-def convolutional() -> nn.Module:
-    """What ONNX Runtime folds: norm and activation after a convolution; and what it does not: the pool, the head."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.MaxPool2d(2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
-
-
-def test_onnx_pieces_compute_what_the_operators_do_with_any_number_of_channels() -> None:
-    pieces = onnx_operators(trace(convolutional(), IMAGE))
-    assert [piece.op._opname for piece in pieces] == [
-        "convolution", "convolution", "max_pool2d_with_indices", "mean", "addmm",
-    ]  # fmt: skip
-    for piece in pieces:
-        for counts in (piece.most, tuple(3 for _ in piece.most)):
-            run = piece.run(counts, torch.device("cpu"))
-            run()
-            found = run.args[0].copy_outputs_to_cpu()[0].shape  # type: ignore[attr-defined]
-            assert list(found) == [piece.size(size, counts) for size in piece.outputs[0]]
-
-
-def test_latency_in_onnx_runtime() -> None:
-    found = LatencyTable(execution="onnx", threads=1, cuts=2).build(trace(convolutional(), IMAGE))
-    assert set(found.versions) == {"torch", "onnx", "onnxruntime"}
-    assert found.alone == []
-    assert found.correction.cuts == 2
-
-
-def test_compiled_pieces_are_those_that_inductor_leaves() -> None:
-    """A kernel per chain: batch norm with what follows it; a pool and what contracts are on their own."""
-    pieces = compiled_operators(trace(convolutional(), IMAGE))
-    assert [piece.op._opname for piece in pieces] == [
-        "convolution", "native_batch_norm", "convolution", "max_pool2d_with_indices", "mean", "addmm",
-    ]  # fmt: skip
-
-
-def test_what_cannot_be_compiled_says_so() -> None:
-    class Breaks(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            torch._dynamo.graph_break()
-            return x + 1
-
-    with pytest.raises(RuntimeError, match=r"torch.compile cannot run Breaks: .*execution='eager'"):
-        compiled_whole(Breaks(), (IMAGE,), {}, 1)
-
-
-def test_every_cut_is_compiled_although_torch_keeps_only_eight_by_code(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With the ninth, torch.compile would go on eagerly without a word."""
-    compiled: list[Any] = []
-    real = torch.compile
-
-    def counting(graph: Any, example: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda fn, **given: real(fn, backend=counting, **given))
-    for width in range(1, 11):
-        net = nn.Conv2d(3, width, 1)
-        assert compiled_whole(net, (IMAGE,), {}, 1)().shape[1] == width  # type: ignore[attr-defined]
-    assert len(compiled) == 10
-
-
-@pytest.mark.slow
-def test_latency_when_compiled() -> None:
-    found = LatencyTable(execution="compiled", threads=1, cuts=2).build(trace(convolutional(), IMAGE))
-    assert found.correction.cuts == 2
-    assert found.correction.constant + found.correction.even + found.correction.odd > 0
-
-
-def test_calls_that_a_network_does_not_make_are_taken_off() -> None:
-    """In ONNX Runtime every piece is a session of its own, the network is one."""
-    piece = operators(trace(convolutional(), IMAGE))[0]
-    point = _Point(piece, piece.most, times=[50.0, 70.0, 60.0])
-    assert _entry([point], 20.0).lookup.values == (40.0,)  # type: ignore[union-attr]
-    assert _entry([point], 80.0).lookup.values == (0.0,)  # type: ignore[union-attr]
 
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -1,0 +1,167 @@
+"""What a whole network takes beyond its parts, fitted on random cuts of it (level 3)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import nn
+
+from lightning_prune.executions import EXECUTIONS, Piece, on_device
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.latency_build import Entry, Place
+from lightning_prune.ledger import unit_classes
+from lightning_prune.surgery import SurgeryError, prune_
+from lightning_prune.timing import Run, medians
+from lightning_prune.tracing import trace
+
+__all__ = ["Correction", "corrected", "fitted", "parts", "random_units"]
+
+BLOCK = 8
+CHOSEN = 10.0  # weight of the cut that one is after, and of the dense network that it is compared with
+ALIKE = 0.02  # how strongly the two factors hold together, against relative errors of networks
+
+
+@dataclass(frozen=True)
+class Correction:
+    """From the parts to the whole: ``constant + even * parts of even width + odd * the others``.
+
+    Within a network weights are not in the processor's caches, which costs widths that do not fill a block of
+    channels more than those that do, and the dense network is made of the latter.
+
+    Attributes:
+        constant: nanoseconds.
+        even: factor of parts whose channel counts are all multiples of eight.
+        odd: factor of the others.
+        cuts: how many random cuts were measured.
+        error: median error of the share of the dense latency, each cut predicted without itself.
+    """
+
+    constant: float = 0.0
+    even: float = 1.0
+    odd: float = 1.0
+    cuts: int = 0
+    error: float | None = None
+
+    def factor(self, counts: Sequence[int]) -> float:
+        """Of a part with so many channels along each axis."""
+        return self.even if is_even(counts) else self.odd
+
+
+def is_even(counts: Sequence[int]) -> bool:
+    """Whether all counts fill blocks of eight channels."""
+    return all(count % BLOCK == 0 for count in counts)
+
+
+def parts(pieces: Sequence[Piece], found: Mapping[str, Entry]) -> NDArray[np.float64]:
+    """Nanoseconds of the pieces of even width, and of the others, shape (2,)."""
+    sums = np.zeros(2)
+    for piece in pieces:
+        if piece.signature in found:
+            sums[0 if is_even(piece.most) else 1] += found[piece.signature].time(piece, *piece.most)
+    return sums
+
+
+def random_units(graph: ChannelGraph, generator: np.random.Generator, least: float = 0.1) -> list[int]:
+    """Units of a random cut: of each class of units a share stays, around one for the whole network."""
+    classes = np.array(unit_classes(graph))
+    share, gone = generator.uniform(least, 1), []
+    for kind in np.unique(classes[graph.prunable]):
+        members = graph.prunable[classes[graph.prunable] == kind]
+        keep = round(len(members) * float(np.clip(generator.normal(share, 0.2), 0.05, 1)))
+        gone += generator.permutation(members)[max(keep, 1) :].tolist()
+    return gone
+
+
+def corrected(
+    graph: ChannelGraph,
+    found: Mapping[str, Entry],
+    place: Place,
+    cuts: int,
+    seed: int = 0,
+    chosen: Sequence[int] | None = None,
+) -> Correction:
+    """Hold the sum of the parts against whole networks: the dense one, and ``cuts`` random ones of it.
+
+    The networks are copies; the traced one is left as it is. What is ``chosen`` to go is one more cut.
+    It weighs more.
+    """
+    evidence, execution = graph.evidence, EXECUTIONS[place.execution]
+    if not cuts or evidence is None:
+        return Correction()
+    args, kwargs = on_device((evidence.inputs, evidence.kwargs), place.device)
+    nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
+    with place.settled():
+        runs: list[Run] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
+        times = medians(runs, place.device, place.threads)
+    sums = np.stack([parts(execution.pieces(each), found) for _, each in nets])
+    weights = np.ones(len(nets))
+    weights[[0, -1]] = 1 if chosen is None else CHOSEN
+    return fitted(sums, np.array(times), weights)
+
+
+def _cut_copies(
+    graph: ChannelGraph, device: torch.device, cuts: int, seed: int, chosen: Sequence[int] | None = None
+) -> Iterator[tuple[nn.Module, ChannelGraph]]:
+    """The network and random cuts of it, with their graphs; what surgery refuses is not there."""
+    evidence = graph.evidence
+    assert evidence is not None
+    generator, args, kwargs = np.random.default_rng(seed), evidence.inputs, evidence.kwargs
+    for number in range(cuts + (1 if chosen is None else 2)):
+        net = copy.deepcopy(evidence.tracker.model).eval()
+        own = trace(net, *args, **kwargs)
+        gone = [] if number == 0 else random_units(own, generator) if number <= cuts else list(chosen or ())
+        try:
+            prune_(net, own, gone)
+        except SurgeryError as refusal:
+            warnings.warn(f"a random cut is not measured: {refusal}", stacklevel=2)
+            continue
+        yield net.to(device), trace(net, *args, **kwargs)
+
+
+def fitted(
+    sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+) -> Correction:
+    """The correction with the least relative errors, nothing of it negative.
+
+    Args:
+        sums: what :func:`parts` gives for each network, the dense one first, shape (networks, 2).
+        times: nanoseconds of the whole networks, shape (networks,).
+        weights: of their errors, shape (networks,); by default all count the same.
+
+    Example:
+        >>> sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
+        >>> found = fitted(sums, 1 + sums @ [2.0, 2.0])
+        >>> found.constant, found.even, found.odd, found.cuts
+        (1.0, 2.0, 2.0, 3)
+    """
+    weights = np.ones(len(sums)) if weights is None else weights
+    constant, even, odd = _least_squares(sums, times, weights)
+    errors = []
+    for left_out in range(1, len(sums)):
+        others = [n for n in range(len(sums)) if n != left_out]
+        guess = np.append(np.ones((len(sums), 1)), sums, 1) @ _least_squares(
+            sums[others], times[others], weights[others]
+        )
+        errors.append(abs(guess[left_out] / guess[0] / (times[left_out] / times[0]) - 1))
+    error = round(float(np.median(errors)), 4) if len(sums) > 2 else None
+    return Correction(round(constant, 3), round(even, 6), round(odd, 6), len(sums) - 1, error)
+
+
+def _least_squares(
+    sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Constant and factors; the factors are alike unless the networks say otherwise."""
+    design = np.append(np.ones((len(sums), 1)), sums, 1) / times[:, None]
+    if len(sums) < 3:  # too few to tell a constant from a factor
+        design[:, 0] = 0
+    typical = times[0] / sums[0].sum()
+    alike = [0.0, ALIKE / typical, -ALIKE / typical]
+    constant, even, odd = nnls(np.append(design * weights[:, None], [alike], 0), np.append(weights, 0.0))[0]
+    return float(constant), float(even), float(odd)
