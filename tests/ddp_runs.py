@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from slimmers import loader, small_net, written_penalty
+from timed import steadily_rising
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -26,13 +28,17 @@ from lightning_prune import (
     IPAD,
     FilterPruningCallback,
     FinalPhase,
+    LatencyError,
+    LatencyTable,
     Linear,
     SlimmingCallback,
     SurgeryError,
     cutting,
 )
+from lightning_prune.correction import Correction
 from lightning_prune.criteria import ActivationMean, TaylorGate, TaylorWeight
 from lightning_prune.distillation import Distillation, DistillationMixin
+from lightning_prune.measurements import Measurements
 from lightning_prune.teacher import checksum
 
 Found = dict[str, Any]
@@ -340,6 +346,34 @@ def apart() -> Found:
     return {"error": ""}
 
 
+class Rank(LatencyTable):
+    """Measures, and then makes up times that would be others on each rank."""
+
+    builds = 0
+
+    def build(self, *args: Any) -> Measurements:
+        """The times are twice as long on the second rank, and rise with the channels."""
+        self.builds += 1
+        found = steadily_rising(super().build(*args))
+        self.measured = replace(found, correction=Correction(1e6 * rank(), 1.0 + rank(), 1.0 + rank()))
+        return self.measured
+
+
+def timed() -> Found:
+    """To a share of the latency; then with a table that the first rank finds damaged."""
+    table, damaged = Rank(threads=1, cuts=0), Path(sys.argv[1]) / f"damaged {rank_before()}.json"
+    pruning = prune(budget={"latency": 0.6}, amount={"latency": 0.2}, resources={"latency": table})
+    found = fit(Net(), pruning)
+    if rank() == 0:
+        damaged.write_text("{")
+    refused = ""
+    try:
+        fit(Net(), prune(budget={"latency": 0.6}, amount=None, resources={"latency": LatencyTable(damaged)}))
+    except LatencyError as error:
+        refused = str(error)
+    return {**found, "builds": table.builds, "table": table.measured, "error": refused}
+
+
 def rank_before() -> int:
     """The rank, before Lightning has set up the processes."""
     return int(os.environ["LOCAL_RANK"])
@@ -361,6 +395,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "slimmed": slimmed,
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
+    "timed": timed,
     "steps": steps,
     "accumulated steps": partial(steps, accumulate_grad_batches=2),
     **{name: partial(scored, name) for name in LOOKING},

@@ -161,6 +161,18 @@ def test_every_rank_has_the_same_teacher_to_the_end(found, name):
     assert found[name][0]["weights"] != found["carry"][0]["weights"]
 
 
+def test_one_rank_measures_latency_for_all(found):
+    first, second = found["timed"]
+    assert [first["builds"], second["builds"]] == [1, 0]
+    assert first["table"] == second["table"]
+    assert first["table"].entries
+
+
+def test_a_latency_table_that_the_first_rank_cannot_read_ends_training_on_all(found):
+    for rank in found["timed"]:
+        assert "damaged 0.json is not JSON" in rank["error"]
+
+
 def test_a_cut_that_only_one_rank_can_make_ends_training_on_all(found):
     for rank in found["apart"]:
         assert "the cut of ranks [1] is not that of rank 0" in rank["error"]
