@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,22 +23,23 @@ from lightning_prune.tracing import trace
 
 __all__ = ["Correction", "corrected", "fitted", "parts", "random_units"]
 
-BLOCK = 8
+BLOCK = 8  # channels; every other random cut leaves multiples of it
 CHOSEN = 10.0  # weight of the cut that one is after, and of the dense network that it is compared with
 ALIKE = 0.02  # how strongly the two factors hold together, against relative errors of networks
 
 
 @dataclass(frozen=True)
 class Correction:
-    """From the parts to the whole: ``constant + even * parts of even width + odd * the others``.
+    """From the parts to the whole: ``constant + even * parts of even width + odd * the others + cold * parameters``.
 
-    Within a network weights are not in the processor's caches, which costs widths that do not fill a block of
-    channels more than those that do, and the dense network is made of the latter.
+    Within a network weights are not in the processor's caches. Reading them takes time for each of them, and costs
+    widths that do not fill a block of channels more than those that do, of which the dense network is made.
 
     Attributes:
         constant: nanoseconds.
         even: factor of parts whose channel counts are all multiples of eight.
         odd: factor of the others.
+        cold: nanoseconds for each number in a parameter.
         cuts: how many random cuts were measured.
         error: median error of the share of the dense latency, each cut predicted without itself.
     """
@@ -46,12 +47,19 @@ class Correction:
     constant: float = 0.0
     even: float = 1.0
     odd: float = 1.0
+    cold: float = 0.0
     cuts: int = 0
     error: float | None = None
 
-    def factor(self, counts: Sequence[int]) -> float:
-        """Of a part with so many channels along each axis."""
-        return self.even if is_even(counts) else self.odd
+    def time(self, piece: Piece, entry: Entry, *counts: int) -> float:
+        """Nanoseconds of a piece within its network, with so many channels along each axis."""
+        factor = self.even if is_even(counts) else self.odd
+        return factor * entry.time(piece, *counts) + self.cold * piece.parameters(counts)
+
+    def whole(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Nanoseconds of networks from what :func:`parts` gives for each, shape (..., 3) -> (...)."""
+        found: NDArray[np.float64] = self.constant + sums @ np.array([self.even, self.odd, self.cold])
+        return found
 
 
 def is_even(counts: Sequence[int]) -> bool:
@@ -60,22 +68,32 @@ def is_even(counts: Sequence[int]) -> bool:
 
 
 def parts(pieces: Sequence[Piece], found: Mapping[str, Entry]) -> NDArray[np.float64]:
-    """Nanoseconds of the pieces of even width, and of the others, shape (2,)."""
-    sums = np.zeros(2)
+    """Nanoseconds of the pieces of even width, and of the others, and how many parameters they read, shape (3,)."""
+    sums = np.zeros(3)
     for piece in pieces:
         if piece.signature in found:
             sums[0 if is_even(piece.most) else 1] += found[piece.signature].time(piece, *piece.most)
+            sums[2] += piece.parameters(piece.most)
     return sums
 
 
-def random_units(graph: ChannelGraph, generator: np.random.Generator, least: float = 0.1) -> list[int]:
-    """Units of a random cut: of each class of units a share stays, around one for the whole network."""
+def random_units(
+    graph: ChannelGraph, generator: np.random.Generator, least: float = 0.1, multiple: int = 1
+) -> list[int]:
+    """Units of a random cut: of each class of units a share stays, around one for the whole network.
+
+    Args:
+        graph: of the network.
+        generator: of random numbers.
+        least: of the network's share.
+        multiple: of units, that each class keeps if it is not smaller.
+    """
     classes = np.array(unit_classes(graph))
     share, gone = generator.uniform(least, 1), []
     for kind in np.unique(classes[graph.prunable]):
         members = graph.prunable[classes[graph.prunable] == kind]
-        keep = round(len(members) * float(np.clip(generator.normal(share, 0.2), 0.05, 1)))
-        gone += generator.permutation(members)[max(keep, 1) :].tolist()
+        keep = len(members) * float(np.clip(generator.normal(share, 0.2), 0.05, 1))
+        gone += generator.permutation(members)[max(round(keep / multiple), 1) * multiple :].tolist()
     return gone
 
 
@@ -116,7 +134,9 @@ def _cut_copies(
     for number in range(cuts + (1 if chosen is None else 2)):
         net = copy.deepcopy(evidence.tracker.model).eval()
         own = trace(net, *args, **kwargs)
-        gone = [] if number == 0 else random_units(own, generator) if number <= cuts else list(chosen or ())
+        multiple = BLOCK if number % 2 else 1
+        random = random_units(own, generator, multiple=multiple)
+        gone = [] if number == 0 else random if number <= cuts else list(chosen or ())
         try:
             prune_(net, own, gone)
         except SurgeryError as refusal:
@@ -131,37 +151,40 @@ def fitted(
     """The correction with the least relative errors, nothing of it negative.
 
     Args:
-        sums: what :func:`parts` gives for each network, the dense one first, shape (networks, 2).
+        sums: what :func:`parts` gives for each network, the dense one first, shape (networks, 3).
         times: nanoseconds of the whole networks, shape (networks,).
         weights: of their errors, shape (networks,); by default all count the same.
 
     Example:
-        >>> sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
-        >>> found = fitted(sums, 1 + sums @ [2.0, 2.0])
+        >>> sums = np.array([[8.0, 0.0, 0.0], [0.0, 4.0, 0.0], [1.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> found = fitted(sums, 1 + sums @ [2.0, 2.0, 0.0])
         >>> found.constant, found.even, found.odd, found.cuts
         (1.0, 2.0, 2.0, 3)
     """
     weights = np.ones(len(sums)) if weights is None else weights
-    constant, even, odd = _least_squares(sums, times, weights)
     errors = []
     for left_out in range(1, len(sums)):
         others = [n for n in range(len(sums)) if n != left_out]
-        guess = np.append(np.ones((len(sums), 1)), sums, 1) @ _least_squares(
-            sums[others], times[others], weights[others]
-        )
+        guess = _least_squares(sums[others], times[others], weights[others]).whole(sums)
         errors.append(abs(guess[left_out] / guess[0] / (times[left_out] / times[0]) - 1))
     error = round(float(np.median(errors)), 4) if len(sums) > 2 else None
-    return Correction(round(constant, 3), round(even, 6), round(odd, 6), len(sums) - 1, error)
+    return replace(_least_squares(sums, times, weights), cuts=len(sums) - 1, error=error)
 
 
 def _least_squares(
     sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64]
-) -> tuple[float, float, float]:
-    """Constant and factors; the factors are alike unless the networks say otherwise."""
+) -> Correction:
+    """Constant and factors; the factors are alike, and parameters cost nothing, unless the networks say otherwise."""
     design = np.append(np.ones((len(sums), 1)), sums, 1) / times[:, None]
     if len(sums) < 3:  # too few to tell a constant from a factor
         design[:, 0] = 0
-    typical = times[0] / sums[0].sum()
-    alike = [0.0, ALIKE / typical, -ALIKE / typical]
-    constant, even, odd = nnls(np.append(design * weights[:, None], [alike], 0), np.append(weights, 0.0))[0]
-    return float(constant), float(even), float(odd)
+    if len(sums) < 5:
+        design[:, 3] = 0
+    typical = times[0] / sums[0, :2].sum()
+    alike = [0.0, ALIKE / typical, -ALIKE / typical, 0.0]
+    free = [0.0, 0.0, 0.0, ALIKE * float(sums[0, 2] / times[0])]
+    wanted = np.append(weights, [0.0, 0.0])
+    constant, even, odd, cold = nnls(np.append(design * weights[:, None], [alike, free], 0), wanted)[
+        0
+    ].tolist()
+    return Correction(round(constant, 3), round(even, 6), round(odd, 6), round(cold, 6))

@@ -43,6 +43,10 @@ class Piece(Protocol):
         """What the count of each axis must be a multiple of."""
 
     @property
+    def multiples(self) -> Sequence[int]:
+        """Of each axis; a count that is a multiple of it, and one that is not, are run in different ways."""
+
+    @property
     def most(self) -> tuple[int, ...]:
         """The count of each axis in the network as it was traced."""
 
@@ -56,6 +60,12 @@ class Piece(Protocol):
 
     def volume(self, counts: Sequence[int]) -> int:
         """How much it has to do, roughly."""
+
+    def parameters(self, counts: Sequence[int]) -> int:
+        """How many entries the parameters have that it reads."""
+
+    def share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Share of a run's time that it also takes within a network."""
 
     def run(self, counts: Sequence[int], device: torch.device) -> Run:
         """What runs it once with ``counts`` channels along each axis."""

@@ -65,6 +65,7 @@ class _Point:
     piece: Piece
     counts: tuple[int, ...]
     times: list[float] = field(default_factory=list)
+    share: float = 1.0
     failed: str = ""
 
     def visit(self, place: Place, now: Callable[[], int]) -> None:
@@ -73,6 +74,8 @@ class _Point:
             return
         try:
             run = self.piece.run(self.counts, place.device)
+            if not self.times:
+                self.share = self.piece.share(self.counts, place.device)
             first = elapsed(run, place.device, now)
             repeats = REPEATS if first < SLOW else 1
             for _ in range(repeats):
@@ -120,7 +123,9 @@ def _points(alike: Sequence[Piece], place: Place, now: Callable[[], int]) -> Ite
     dense = _Point(first, most)
     dense.visit(place, now)
     fine = not dense.times or dense.times[0] < VERY_SLOW
-    axes = [levels(count, step, fine) for count, step in zip(most, first.steps, strict=True)]
+    axes = [
+        levels(*each) for each in zip(most, first.steps, [fine] * len(most), first.multiples, strict=True)
+    ]
     yield from (_Point(first, counts) for counts in itertools.product(*axes))
 
 
@@ -133,8 +138,8 @@ def _idle(place: Place) -> float:
 def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
     """A grid where all of it could be run; else by volume what could."""
 
-    def typical(times: Sequence[float]) -> float:
-        return max(statistics.median(times) - idle, 0.0)
+    def typical(point: _Point) -> float:
+        return point.share * max(statistics.median(point.times) - idle, 0.0)
 
     good = [point for point in points if not point.failed]
     if not good:
@@ -143,9 +148,10 @@ def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
         axes = tuple(
             tuple(sorted(set(axis))) for axis in zip(*(point.counts for point in points), strict=True)
         )
-        return Entry("counts", Lookup(axes, tuple(typical(point.times) for point in points)))
+        values = tuple(typical(point) for point in points)
+        return Entry("counts", Lookup(axes, values, tuple(good[0].piece.multiples)))
     by_volume: dict[int, list[float]] = {}
     for point in good:
-        by_volume.setdefault(point.piece.volume(point.counts), []).extend(point.times)
+        by_volume.setdefault(point.piece.volume(point.counts), []).append(typical(point))
     volumes = sorted(by_volume)
-    return Entry("volume", Lookup((tuple(volumes),), tuple(typical(by_volume[v]) for v in volumes)))
+    return Entry("volume", Lookup((tuple(volumes),), tuple(statistics.median(by_volume[v]) for v in volumes)))

@@ -76,7 +76,7 @@ class LatencyTable:
     execution: ExecutionName = "eager"
     device: str = "cpu"
     threads: int | None = None
-    cuts: int = 6
+    cuts: int = 12
     elsewhere: bool = False
     measured: Measurements | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -116,7 +116,7 @@ class LatencyTable:
         pieces = EXECUTIONS[self.execution].pieces(graph)
         found, alone = entries(pieces, place, track)
         correction = corrected(graph, found, place, self.cuts)
-        whole = correction.constant + float(parts(pieces, found) @ [correction.even, correction.odd])
+        whole = float(correction.whole(parts(pieces, found)))
         info = {
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "seconds": round(time.perf_counter() - start, 1),
@@ -201,7 +201,7 @@ def _term(piece: Piece, measured: Measurements) -> Term:
     assert entry is not None
 
     def nanoseconds(*counts: int) -> float:
-        return correction.factor(counts) * entry.time(piece, *counts)
+        return correction.time(piece, entry, *counts)
 
     if not piece.factors:
         return Term(piece.layer, round(nanoseconds()), ())

@@ -25,7 +25,7 @@ from lightning_prune.resources import evidence_of
 
 __all__ = ["REBUILD", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
 
-VERSION = 1
+VERSION = 2
 UNKNOWN_SHARE = (
     0.25  # of a network's pieces, that a table need not know: one channel left looks like something else
 )
@@ -96,6 +96,7 @@ class Measurements:
             kind: {
                 "by": each.by,
                 "axes": each.lookup.axes,
+                "multiples": each.lookup.multiples,
                 "ns": [round(value) for value in each.lookup.values],
             }
             for kind, each in self.entries.items()
@@ -127,7 +128,7 @@ class Measurements:
             }
             found = {kind: _entry(each) for kind, each in plain["entries"].items()}
             correction = Correction(**plain["correction"])
-            if not min(correction.constant, correction.even, correction.odd) >= 0:
+            if not min(correction.constant, correction.even, correction.odd, correction.cold) >= 0:
                 raise ValueError(f"a correction that is negative: {correction}")
             return cls(**held, entries=found, correction=correction, info=dict(plain["info"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -144,7 +145,8 @@ def _entry(plain: Mapping[str, Any]) -> Entry:
     if plain["by"] not in ("counts", "volume"):
         raise ValueError(f"by={plain['by']!r}")
     axes = tuple(tuple(axis) for axis in plain["axes"])
-    return Entry(plain["by"], Lookup(axes, tuple(float(value) for value in plain["ns"])))
+    values = tuple(float(value) for value in plain["ns"])
+    return Entry(plain["by"], Lookup(axes, values, tuple(plain["multiples"])))
 
 
 def save(measured: Measurements, path: Path) -> None:

@@ -1,15 +1,21 @@
 """A network's operators as ONNX Runtime runs them: one small model each, with any number of channels (level 3).
 
-Norms and activations right after a convolution are no pieces of their own: the runtime folds them into it.
+A convolution and the activation right after it are one piece, and the norm between them is none: the runtime folds
+them into it. On a processor it brings convolutions into a blocked layout, and reorders tensors on the way in and out;
+within a network most of that falls away between one convolution and the next, so it is left out of a piece's time.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import statistics
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +31,7 @@ from lightning_prune.timing import Run
 __all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]
 
 CONVOLUTIONS = ("convolution", "_convolution")
+ALIGNED = 4  # channels, in whole multiples of which ONNX Runtime brings a tensor into blocks
 FOLDED = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 FUSED = (
     "relu",
@@ -36,14 +43,22 @@ FUSED = (
     "leaky_relu",
     "leaky_relu_",
     "sigmoid",
+    "sigmoid_",
     "tanh",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "hardswish",
+    "hardswish_",
+    "silu",
+    "silu_",
 )
+PROFILED = 12  # runs under the runtime's profiler, of which the first few do not count
 
 
 class _Call(nn.Module):
-    """One operator, whose tensors are its inputs."""
+    """One operator, whose tensors are its inputs, and what follows it."""
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: OnnxOperator) -> None:
         super().__init__()
         self.operator = operator
 
@@ -53,7 +68,16 @@ class _Call(nn.Module):
         known = self.operator
         leaves = [next(given) if isinstance(leaf, Slot) else _dense(leaf) for leaf in known.leaves]
         args, kwargs = tree_unflatten(leaves, known.spec)
-        return known.op(*args, **kwargs)
+        found = known.op(*args, **kwargs)
+        for each in known.after:
+            leaves = [found if isinstance(leaf, Slot) else _dense(leaf) for leaf in each.leaves]
+            args, kwargs = tree_unflatten(leaves, each.spec)
+            found = each.op(*args, **kwargs)
+        return found
+
+
+def _plain(leaves: Sequence[Any]) -> list[Any]:
+    return [leaf for leaf in leaves if not isinstance(leaf, (Slot, Size))]
 
 
 def _dense(leaf: Any) -> Any:
@@ -62,10 +86,48 @@ def _dense(leaf: Any) -> Any:
 
 @dataclass(eq=False)
 class OnnxOperator(Operator):
-    """An operator that is run by ONNX Runtime. It is exported once; then its model's shapes are changed."""
+    """An operator that is run by ONNX Runtime. It is exported once; then its model's shapes are changed.
+
+    Attributes:
+        after: activations that are run along with it.
+    """
+
+    after: list[Operator] = field(default_factory=list)
+
+    @cached_property
+    def signature(self) -> str:
+        """What it is and what is run along, without how many channels there are."""
+        own = f"{self.op.name()}({', '.join(map(str, self.leaves))})"
+        return " ".join([own, *(f"{each.op.name()}{_plain(each.leaves)}" for each in self.after)])
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """A convolution whose input channels are no multiple of four is run without the blocked layout.
+
+        A depthwise one takes up to ten times as long then (onnxruntime/core/optimizer/nchwc_transformer.cc,
+        ``channel_alignment``).
+        """
+        read: int | Size = 0
+        if self.op._opname in CONVOLUTIONS and len(self.slots[1].sizes) == 4:
+            args = tree_unflatten(self.leaves, self.spec)[0]
+            read = 0 if args[6] else self.slots[0].sizes[-3]
+        along = read.axes if isinstance(read, Size) else ()
+        return tuple(ALIGNED if axis in along else 1 for axis in range(len(self.factors)))
 
     def run(self, counts: Sequence[int], device: torch.device) -> Run:
         """What runs it once with ``counts`` channels along each axis."""
+        return session(*self._model(counts), device)
+
+    def share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Share of a run's time that is its own, by the runtime's profiler: without the reorders around it."""
+        if device.type != "cpu" or self.op._opname not in CONVOLUTIONS:
+            return 1.0
+        times = profiled(*self._model(counts))
+        own = sum(time for kind, time in times if not kind.startswith("Reorder"))
+        return own / sum(time for _, time in times)
+
+    def _model(self, counts: Sequence[int]) -> tuple[bytes, list[Tensor]]:
+        """It with ``counts`` channels along each axis, and random inputs."""
         import onnx
         from onnx import numpy_helper
 
@@ -93,7 +155,7 @@ class OnnxOperator(Operator):
             torch.rand([dim.dim_value for dim in held.type.tensor_type.shape.dim])
             for held in model.graph.input
         ]
-        return session(model.SerializeToString(), given, device)
+        return model.SerializeToString(), given
 
     def _set_groups(self, model: Any, counts: Sequence[int]) -> None:
         args = tree_unflatten(self.leaves, self.spec)[0]
@@ -127,15 +189,41 @@ def exported(net: nn.Module, args: tuple[Tensor, ...], **given: Any) -> bytes:
     return buffer.getvalue()
 
 
-def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> Run:
-    """What runs a model once, without copies of inputs and outputs."""
+def _options() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 4
+    return options
+
+
+def profiled(model: bytes, given: Sequence[Tensor]) -> list[tuple[str, float]]:
+    """Kind and mean microseconds of each node that ONNX Runtime makes of a model, on a processor."""
+    import onnxruntime
+
+    options = _options()
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        made = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        inputs = {held.name: tensor.numpy() for held, tensor in zip(made.get_inputs(), given, strict=True)}
+        for _ in range(PROFILED):
+            made.run(None, inputs)
+        events = json.loads(Path(made.end_profiling()).read_text())
+    times: dict[tuple[str, str], list[float]] = {}
+    for each in events:
+        if each.get("cat") == "Node" and each["name"].endswith("_kernel_time"):
+            # whole microseconds, rounded down
+            times.setdefault((each["name"], each["args"]["op_name"]), []).append(each["dur"] + 0.5)
+    return [(kind, statistics.fmean(sorted(each)[: PROFILED * 3 // 4])) for (_, kind), each in times.items()]
+
+
+def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> Run:
+    """What runs a model once, without copies of inputs and outputs."""
+    import onnxruntime
+
     kind = "CUDA" if device.type == "cuda" else "CPU"
-    made = onnxruntime.InferenceSession(model, options, providers=[f"{kind}ExecutionProvider"])
+    made = onnxruntime.InferenceSession(model, _options(), providers=[f"{kind}ExecutionProvider"])
     binding = made.io_binding()
     for held, tensor in zip(made.get_inputs(), given, strict=True):
         value = onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy(), device.type, device.index or 0)
@@ -160,15 +248,16 @@ def onnx_idle(device: torch.device) -> Run:
 
 
 def onnx_operators(graph: ChannelGraph) -> list[OnnxOperator]:
-    """The operators of a network that ONNX Runtime does not fold into others."""
-    folded: set[int] = set()
+    """The operators of a network, each with those that ONNX Runtime folds into it."""
+    into: dict[int, OnnxOperator] = {}  # by operator: the convolution that it is a part of
     found = []
     for each in operators(graph):
-        source = each.source
-        name = each.op._opname
-        after = source is not None and (source.op._opname in CONVOLUTIONS or id(source) in folded)
-        if after and (name in FOLDED or name in FUSED):
-            folded.add(id(each))
-        else:
-            found.append(OnnxOperator(**{field.name: getattr(each, field.name) for field in fields(each)}))
+        name, before = each.op._opname, into.get(id(each.source))
+        if before is not None and (name in FOLDED or name in FUSED):
+            before.after += [each] if name in FUSED else []
+            into[id(each)] = before
+            continue
+        found.append(OnnxOperator(**{held.name: getattr(each, held.name) for held in fields(each)}))
+        if name in CONVOLUTIONS:
+            into[id(each)] = found[-1]
     return found

@@ -94,6 +94,11 @@ class Operator:
         """The count of each axis in the network as it was traced."""
         return tuple(len(factor) for factor in self.factors)
 
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Of each axis: none makes a difference."""
+        return (1,) * len(self.factors)
+
     @cached_property
     def slots(self) -> list[Slot]:
         """Its tensor arguments."""
@@ -139,6 +144,15 @@ class Operator:
         """What runs it once with ``counts`` channels along each axis, eagerly."""
         args, kwargs = self.arguments(counts, device)
         return partial(self.op, *args, **kwargs)
+
+    def share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Share of a run's time that it also takes within a network: all of it."""
+        return 1.0
+
+    def parameters(self, counts: Sequence[int]) -> int:
+        """How many entries the parameters have that it reads."""
+        held = (slot for slot in self.slots if slot.held)
+        return sum(prod(self.size(size, counts) for size in slot.sizes) for slot in held)
 
     def _leaf(self, leaf: Any, counts: Sequence[int], device: torch.device) -> Any:
         if isinstance(leaf, Slot):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,19 @@ def test_a_cut_costs_what_was_predicted(
 
 def test_costs_are_those_of_the_table(graph: ChannelGraph, measured: Measurements, tmp_path: Path) -> None:
     """By hand: every operator at its own counts, corrected."""
-    correction = replace(measured.correction, constant=5000.0, even=2.0, odd=3.0)
+    correction = replace(measured.correction, constant=5000.0, even=2.0, odd=3.0, cold=4.0)
     path = tmp_path / "corrected.json"
     path.write_text(json.dumps(replace(measured, correction=correction).to_dict()))
     whole = 5000
     for operator in operators(graph):
         factor = 2.0 if all(count % 8 == 0 for count in operator.most) else 3.0
         entry = load(path).entries[operator.signature]
-        whole += round(factor * entry.time(operator, *operator.most))
+        cold = 4.0 * sum(
+            math.prod(operator.size(s, operator.most) for s in slot.sizes)
+            for slot in operator.slots
+            if slot.held
+        )
+        whole += round(factor * entry.time(operator, *operator.most) + cold)
     assert graph.with_resources({"latency": table(path=path)}).cost("latency") == whole
 
 
@@ -165,7 +171,8 @@ def test_a_grouped_convolution_with_one_channel_left_per_group(net: nn.Module, s
     [
         ("{", "is not JSON"),
         ("[]", "not a latency table"),
-        ('{"version": 1}', "damaged latency table"),
+        ('{"version": 1}', "not a latency table of version 2"),
+        ('{"version": 2}', "damaged latency table"),
         ("entries", "damaged latency table"),
     ],
 )

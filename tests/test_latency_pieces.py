@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import platform
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
@@ -17,7 +19,7 @@ from lightning_prune.compiled import compiled_operators, compiled_whole
 from lightning_prune.correction import fitted, random_units
 from lightning_prune.latency_build import _entry, _Point
 from lightning_prune.lookup import Lookup, levels
-from lightning_prune.onnx_pieces import onnx_operators
+from lightning_prune.onnx_pieces import onnx_operators, profiled
 from lightning_prune.operators import operators
 from lightning_prune.sizes import TracedInt
 
@@ -43,11 +45,32 @@ def test_lookup_refuses_what_is_no_table(axes: Any, values: Any) -> None:
         Lookup(axes, values)
 
 
+@pytest.mark.parametrize("multiples", [(0,), (4, 4), (2.0,)])
+def test_lookup_refuses_multiples_that_make_no_sense(multiples: Any) -> None:
+    with pytest.raises(ValueError, match="not a table"):
+        Lookup(((1, 4),), (1.0, 2.0), multiples)
+
+
+def test_counts_that_are_run_differently_are_not_interpolated_with_one_another() -> None:
+    """Fast at multiples of four, slow between: no count is half fast."""
+    axis = levels(64, multiple=4)
+    steep = Lookup(
+        (axis, (1, 9)), tuple(v for n in axis for v in (n * (1.0 if n % 4 == 0 else 10.0),) * 2), (4, 1)
+    )
+    for count in range(4, 65):
+        assert steep(count, 5) == pytest.approx(count * (1.0 if count % 4 == 0 else 10.0))
+    plain = Lookup(((4, 8),), (1.0, 2.0), (4,))
+    assert plain(6) == 1.5  # where there is nothing but multiples, they must do
+
+
 def test_levels_end_at_the_most_and_keep_to_steps() -> None:
     for most, step in ((1, 1), (5, 1), (64, 8), (96, 32), (1000, 1)):
         found = levels(most, step)
         assert found[-1] == most
         assert all(count % step == 0 for count in found)
+        mixed = levels(most, step, multiple=4)
+        assert mixed[-1] == most
+        assert all(count % step == 0 for count in mixed)
 
 
 def test_operators_run_with_any_number_of_channels_as_in_the_smaller_network() -> None:
@@ -81,21 +104,23 @@ def test_no_traced_number_is_left_in_a_template() -> None:
 
 def test_correction_recovers_what_it_was_made_of() -> None:
     generator = np.random.default_rng(3)
-    sums = generator.uniform(1e6, 9e6, (9, 2))
+    sums = generator.uniform(1e6, 9e6, (12, 3))
     sums[0, 1] = 0.0
-    found = fitted(sums, 5e5 + sums @ [1.5, 1.6])
-    assert (found.constant, found.even, found.odd) == pytest.approx((5e5, 1.5, 1.6), rel=0.02)
+    found = fitted(sums, 5e5 + sums @ [1.5, 1.6, 0.3])
+    assert (found.constant, found.even, found.odd, found.cold) == pytest.approx(
+        (5e5, 1.5, 1.6, 0.3), rel=0.04
+    )
     assert found.error is not None
     assert found.error < 0.01
 
 
 def test_a_fit_holds_most_to_what_weighs_most() -> None:
-    sums = np.array([[8.0, 0.0], [0.0, 4.0], [1.0, 2.0], [0.0, 1.0]])
-    times = 1 + sums @ [2.0, 2.0] + [0.0, 1.0, -1.0, 2.0]
+    sums = np.array([[8.0, 0.0, 0.0], [0.0, 4.0, 0.0], [1.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
+    times = 1 + sums @ [2.0, 2.0, 0.0] + [0.0, 1.0, -1.0, 2.0]
 
     def error(weights: list[float]) -> float:
         found = fitted(sums, times, np.array(weights))
-        return abs(found.constant + float(sums[3] @ [found.even, found.odd]) - float(times[3]))
+        return abs(float(found.whole(sums[3])) - float(times[3]))
 
     assert error([10, 1, 1, 10]) < 0.2 * error([1, 1, 1, 1])
 
@@ -119,6 +144,40 @@ def test_onnx_pieces_compute_what_the_operators_do_with_any_number_of_channels()
             run()
             found = run.args[0].copy_outputs_to_cpu()[0].shape  # type: ignore[attr-defined]
             assert list(found) == [piece.size(size, counts) for size in piece.outputs[0]]
+
+
+def activated() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.Hardswish(inplace=True), nn.Conv2d(16, 16, 3, groups=16),
+        nn.LeakyReLU(0.1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2), nn.Flatten(), nn.Linear(968, 4), nn.ReLU(),
+    ).eval()  # fmt: skip
+
+
+def test_an_activation_runs_along_with_its_convolution_in_onnx_runtime() -> None:
+    first, depthwise, up, head, last = onnx_operators(trace(activated(), IMAGE))
+    assert [each.op._opname for each in first.after] == ["hardswish_"]
+    assert [each.op._opname for each in depthwise.after] == ["leaky_relu", "relu"]
+    assert [piece.op._opname for piece in (up, head, last)] == ["convolution", "addmm", "relu"]
+    assert len({piece.signature for piece in (first, depthwise, up, head, last)}) == 5
+    assert "0.1" in depthwise.signature
+    inputs = torch.rand(1, 16, 12, 12)
+    model, (given,) = depthwise._model((16,))
+    assert given.shape == inputs.shape
+    kinds = [node.op_type for node in onnx.load_model_from_string(model).graph.node]
+    assert kinds == ["Conv", "LeakyRelu", "Relu"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the blocked layout is that of x86")
+@pytest.mark.parametrize(("count", "reordered"), [(16, True), (12, True), (15, False), (14, False)])
+def test_onnx_runtime_blocks_depthwise_convolutions_of_multiples_of_four_channels(
+    count: int, reordered: bool
+) -> None:
+    """What the table's ``multiples`` rest on; and a piece's own time is that without the reorders."""
+    _, depthwise, up, _, _ = onnx_operators(trace(activated(), IMAGE))
+    assert (depthwise.multiples, up.multiples) == ((4,), (1, 1))
+    kinds = [kind for kind, _ in profiled(*depthwise._model((count,)))]
+    assert ("ReorderInput" in kinds) == reordered
+    assert (depthwise.share((count,), torch.device("cpu")) < 1) == reordered
 
 
 def test_latency_in_onnx_runtime() -> None:
@@ -177,3 +236,5 @@ def test_calls_that_a_network_does_not_make_are_taken_off() -> None:
     point = _Point(piece, piece.most, times=[50.0, 70.0, 60.0])
     assert _entry([point], 20.0).lookup.values == (40.0,)  # type: ignore[union-attr]
     assert _entry([point], 80.0).lookup.values == (0.0,)  # type: ignore[union-attr]
+    point.share = 0.5
+    assert _entry([point], 20.0).lookup.values == (20.0,)  # type: ignore[union-attr]
