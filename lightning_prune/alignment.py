@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes, Limits
+from lightning_prune.selection import ranked
 from lightning_prune.stock import Stock
 
 __all__ = ["surplus"]
@@ -46,9 +47,9 @@ def surplus(
     own = {layer: graph.layers[layer] for layer in layers}
     left = {layer: len(units) for layer, units in own.items()}
     units = np.intersect1d(np.concatenate(list(own.values())), graph.prunable)
-    units = units[np.isfinite(importance[units])]
+    units = ranked(units, importance)
     stock, gone = Stock(graph, limits, dense, multiple), list[int]()
-    for unit in units[np.lexsort((units, importance[units]))].tolist():
+    for unit in units.tolist():
         if any(left[layer] % multiple for layer in _holding(own, unit)):
             taken = stock.offer(unit)
             gone += taken

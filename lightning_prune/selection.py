@@ -212,10 +212,19 @@ def select(
     if first_cut:
         check_budget(graph, budget, limits=limits, exclude=exclude, channel_multiple=channel_multiple)
     stock = Stock(graph, limits, dense, channel_multiple)
-    units = units[np.isfinite(scores[units])]
-    ranked = units[np.lexsort((units, scores[units]))].tolist()
-    taken, stopped = take(stock, ranked, targets, steps)
+    taken, stopped = take(stock, ranked(units, scores).tolist(), targets, steps)
     return Plan(np.array(taken, dtype=np.int64), spent(graph, taken, dense, targets), stopped, stock.closed)
+
+
+def ranked(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Those of ``units`` that may go, least important first; ties by number.
+
+    Example:
+        >>> ranked(np.arange(4), np.array([2.0, 1.0, np.inf, 1.0]))
+        array([1, 3, 0])
+    """
+    units = units[np.isfinite(importance[units])]
+    return units[np.lexsort((units, importance[units]))]
 
 
 def take(

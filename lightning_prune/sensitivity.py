@@ -24,7 +24,7 @@ from lightning_prune.blocks import Block, find_blocks
 from lightning_prune.criteria import IPAD, Criterion
 from lightning_prune.graph import ChannelGraph, Units
 from lightning_prune.rollback import snapshot
-from lightning_prune.selection import check_importance
+from lightning_prune.selection import check_importance, ranked
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
 
@@ -118,44 +118,46 @@ def sensitivity(
         raise ValueError(f"shares must lie within (0, 1), got {list(shares)}")
     twin = copy.deepcopy(model).eval()
     graph = trace(twin, *example[0], **example[1])
-    blocks = find_blocks(graph, exclude=exclude)
-    if not blocks:
-        raise ValueError("nothing to prune: every filter is pinned or excluded")
     importance, examples = check_importance(graph, criterion(graph, twin, {})), list(recalibrate)
+    groups = _groups(graph, importance, exclude)
+    if not groups:
+        raise ValueError("nothing to prune: every filter is pinned, excluded, or infinitely important")
     dense, rows = _score(twin, evaluate, []), []
-    for block in blocks:
-        ranked = _ranked(graph, block, importance)
+    for block, units in groups:
         scores = tuple(
-            _cut_score(twin, graph, block.name, ranked, share, evaluate, examples) for share in shares
+            _cut_score(twin, graph, block.name, units, share, evaluate, examples) for share in shares
         )
-        rows.append(Row(block.name, tuple(block.layers), len(ranked), scores))
+        rows.append(Row(block.name, tuple(block.layers), len(units), scores))
         if progress is not None:
-            progress(len(rows), len(blocks), rows[-1])
+            progress(len(rows), len(groups), rows[-1])
     return Sensitivity(dense, tuple(shares), tuple(rows), time.perf_counter() - start)
 
 
-def _ranked(graph: ChannelGraph, block: Block, importance: NDArray[np.float64]) -> Units:
-    """The units of a group that may go, least important first."""
-    units = np.intersect1d(block.units(graph), graph.prunable)
-    return units[np.lexsort((units, importance[units]))]
+def _groups(
+    graph: ChannelGraph, importance: NDArray[np.float64], exclude: Sequence[str]
+) -> list[tuple[Block, Units]]:
+    """Each group that can lose units, with these, least important first."""
+    blocks = find_blocks(graph, exclude=exclude)
+    free = [ranked(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]
+    return [(block, units) for block, units in zip(blocks, free, strict=True) if len(units)]
 
 
 def _cut_score(
     model: nn.Module,
     graph: ChannelGraph,
     name: str,
-    ranked: Units,
+    units: Units,
     share: float,
     evaluate: Callable[[nn.Module], float],
     examples: Sequence[Example],
 ) -> float:
-    number = min(round(share * len(ranked)), len(ranked) - 1)
+    number = min(round(share * len(units)), len(units) - 1)
     with _undone(model, graph):
         try:
-            prune_(model, graph, ranked[:number])
+            prune_(model, graph, units[:number])
         except SurgeryError as error:
             warnings.warn(
-                f"{name} without {number} of {len(ranked)} filters is refused: {error}", stacklevel=3
+                f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=3
             )
             return math.nan
         return _score(model, evaluate, examples)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_one_trace_serves_all_cuts_and_each_starts_from_the_dense_network(
         assert row.scores[0] == row.scores[2] == single.scores[0] != row.scores[1]
     whole, half, most, again = seen[:4]
     assert half == again < most < whole
+
+
+def test_units_that_a_criterion_never_gives_away_stay() -> None:
+    """Infinitely important ones used to go when the share asked for as many."""
+
+    def keeps_half(graph: ChannelGraph, net: nn.Module, statistics: Any = None) -> np.ndarray:
+        importance = np.asarray(L1()(graph, net))
+        importance[graph.layers["inner.weight"][::2]] = np.inf
+        importance[graph.layers["outer.weight"]] = np.inf
+        return importance
+
+    found = sensitivity(
+        model(), EXAMPLE, lambda net: float(net.inner.out_channels), criterion=keeps_half, shares=[0.9]
+    )  # type: ignore[union-attr,arg-type]
+    (row,) = found.rows
+    assert (row.name, row.units, row.scores) == ("inner", 5, (6.0,))
 
 
 def test_what_makes_no_sense_is_refused() -> None:
