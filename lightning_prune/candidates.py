@@ -32,7 +32,7 @@ from lightning_prune.randomness import seeded
 from lightning_prune.surgery import SurgeryError, prune_
 from lightning_prune.tracing import trace
 
-__all__ = ["Candidate", "Outcome", "Training", "Workers", "adam", "packed", "run"]
+__all__ = ["Candidate", "Outcome", "Training", "Workers", "adam", "packed", "rehearse", "run"]
 
 Pack = NDArray[np.uint8]
 
@@ -53,7 +53,7 @@ class Training:
         optimizer: makes the optimizer of a network; the same parameters in the same order each time.
         higher_is_better: of the metric.
         accumulate: batches for each step, whose mean loss counts.
-        before_step: what is done to the gradients before each step; clips them, say.
+        before_step: ``(network, optimizer)``: what is done to the gradients before each step; clips them, say.
     """
 
     batches: Sequence[Any]
@@ -62,7 +62,7 @@ class Training:
     optimizer: Callable[[nn.Module], Optimizer] = adam
     higher_is_better: bool = True
     accumulate: int = 1
-    before_step: Callable[[Optimizer], None] | None = None
+    before_step: Callable[[nn.Module, Optimizer], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,17 @@ def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int
             return Outcome(candidate.index, error=f"{type(error).__name__}: {error}")
 
 
+def rehearse(pack: Pack, device: torch.device) -> float:
+    """One step and one evaluation as candidates have them, of a network that nobody keeps: what fails fails now."""
+    with seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shared: Shared = cloudpickle.loads(pack.data)
+        optimizer = shared.training.optimizer(shared.model)
+        _move(shared.model, optimizer, device)
+        step_(shared.model, optimizer, shared.training, on_device(shared.training.batches, device))
+        return _judged(shared.model, shared.training)
+
+
 def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterator[Outcome]:
     """The outcomes of all candidates, in the order in which they are ready.
 
@@ -241,10 +252,14 @@ def _compute(shared: Shared, candidate: Candidate, device: torch.device) -> Outc
         _tune(model, optimizer, training, shared.steps, device)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return Outcome(candidate.index, error="a few steps of training made its weights NaN or infinite")
-    with torch.no_grad(), switched(model, lambda module: False):
-        metric = float(training.evaluate(model))
+    metric = _judged(model, training)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return Outcome(candidate.index, metric, weights, on_cpu(optimizer.state_dict()))
+
+
+def _judged(model: nn.Module, training: Training) -> float:
+    with torch.no_grad(), switched(model, lambda module: False):
+        return float(training.evaluate(model))
 
 
 def _tune(
@@ -274,7 +289,7 @@ def step_(model: nn.Module, optimizer: Optimizer, training: Training, batches: S
             seen += 1
     if seen:
         if training.before_step is not None:
-            training.before_step(optimizer)
+            training.before_step(model, optimizer)
         optimizer.step()
 
 

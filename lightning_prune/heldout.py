@@ -92,7 +92,7 @@ class Carved(_DataLoaderSource):
 
     def __init__(self, source: _DataLoaderSource, share: float) -> None:
         super().__init__(source.instance, source.name)
-        self.share = share
+        self.source, self.share = source, share
         self.held_out: DataLoader[Any] | None = None
 
     def dataloader(self) -> DataLoader[Any]:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.averages import averages, rebind_swa_
 from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, switched, tracked_norms
+from lightning_prune.feeding import train_batches
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
 from lightning_prune.policy import Rules
@@ -164,12 +165,8 @@ def first_sample(batch: Any, target: nn.Module) -> Example:
 
 def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
     """The inputs of one pass over the training data, on the device, as training sees them."""
-    loader, device = trainer.train_dataloader, next(target.parameters()).device
-    for number, batch in enumerate(loader if loader is not None else ()):
-        if number >= trainer.num_training_batches:
-            break
-        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), device)
-        if (example := inputs_of(moved, target.forward)) is not None:
+    for batch in train_batches(trainer, next(target.parameters()).device):
+        if (example := inputs_of(batch, target.forward)) is not None:
             yield example
 
 

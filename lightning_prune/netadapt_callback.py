@@ -5,30 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lightning_prune.adapting import detached, drawn, rounds_table, training_of
+from lightning_prune.adapting import detached, rehearsed, rounds_table, training_of, workers_of
 from lightning_prune.averages import averages
 from lightning_prune.batches import Example
 from lightning_prune.callback import THREE_QUARTERS, FilterPruningCallback, OptimizerMode
-from lightning_prune.candidates import Workers
+from lightning_prune.candidates import Training, Workers
 from lightning_prune.criteria import L2, Criterion
 from lightning_prune.cutting import Run
 from lightning_prune.facts import Cut
+from lightning_prune.feeding import held_batches, train_batches
 from lightning_prune.graph import Resource
 from lightning_prune.heldout import Carved, check_apart
 from lightning_prune.limits import Limits
-from lightning_prune.loop import check_choice, say
-from lightning_prune.netadapt import check, search
+from lightning_prune.loop import check_choice, is_last_epoch, say
+from lightning_prune.netadapt import check
 from lightning_prune.plans import Stop
+from lightning_prune.randomness import seeded
 from lightning_prune.rounds import Found, Round, Rounds
-from lightning_prune.searching import CALIBRATION, target_share
-from lightning_prune.teacher import checksum
+from lightning_prune.search_state import fingerprint
+from lightning_prune.searching import CALIBRATION, Search, target_share
 
 __all__ = ["NetAdaptCallback"]
 
@@ -46,9 +50,10 @@ class NetAdaptCallback(FilterPruningCallback):
 
     Args:
         budget: what is to remain of one resource, a share of the dense network in (0, 1] or an absolute amount.
-        start_epoch: the rounds run at the end of this epoch (Lightning counts from 0).
+        start_epoch: the rounds run at the end of this epoch (Lightning counts from 0), or the first one after it
+            that is trained.
         rounds: schedule, steps and blocks. By default 3 % in each round, ten blocks, and one step for each candidate.
-        workers: where candidates are computed.
+        workers: where candidates are computed; without ``devices`` on the trainer's GPU, if it has one.
         criterion: which filters of a block go.
         held_out: a share of the training samples, which are taken out of the training loader from the beginning;
             or a loader of other data; or ``"val"``: the validation data, if they serve no other end.
@@ -61,7 +66,7 @@ class NetAdaptCallback(FilterPruningCallback):
         optimizer: ``"carry"``: candidates go on with the optimizer's state, and training with the winner's;
             ``"reset"``: fresh ones for all.
         submodule: qualified name of the part to prune, if it is not the whole module.
-        folder: where the state is kept after each round, in a folder for each network to begin with; by default
+        folder: where the state is kept after each round, in a folder for each search; by default
             ``netadapt`` in the trainer's ``default_root_dir``.
         recalibrate_batches: as for :class:`~lightning_prune.callback.FilterPruningCallback`.
         verbose: print a line per round, and a table in the end.
@@ -71,7 +76,7 @@ class NetAdaptCallback(FilterPruningCallback):
 
     Raises:
         ValueError: an argument is out of range; when fitting starts: as ``search``, or the held-out data overlaps
-            the training data.
+            the training data, or training ends before the rounds.
         NotImplementedError: several processes, or several optimizers.
 
     Example:
@@ -127,16 +132,20 @@ class NetAdaptCallback(FilterPruningCallback):
         self.higher_is_better = not falls
         self.rounds_done: list[Round] = []
         self._carved: Carved | None = None
+        self._rehearsed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hold samples out of the training data before it is asked for."""
         super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
         if trainer.world_size > 1:
             raise NotImplementedError(
                 "a search runs in one process and spreads its candidates itself: train on one device and name the "
                 "others in Workers(devices=[0, 1, ...])"
             )
-        if stage == "fit" and isinstance(self.held_out, float):
+        self._rehearsed = False
+        if isinstance(self.held_out, float):
             self._carved = Carved(trainer.fit_loop._data_source, self.held_out)
             trainer.fit_loop._data_source = self._carved
 
@@ -148,9 +157,33 @@ class NetAdaptCallback(FilterPruningCallback):
                 "candidates are trained with one optimizer, automatically; use lightning_prune.netadapt.search with "
                 "a loss of your own"
             )
+        first = max(self.timing.start, trainer.current_epoch)
+        if not self.rounds_done and is_last_epoch(trainer, first - 1):
+            raise ValueError(
+                f"the rounds run at the end of epoch {first}, counted from 0, but training ends after "
+                f"{trainer.max_epochs} epochs: lower start_epoch, or train for longer"
+            )
         loader, what = self._held_out(trainer)
         check_apart(trainer.train_dataloader, loader)
         rank_zero_info(f"candidates are judged on {what}")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Train and judge a copy on the first batch, so that what candidates cannot do shows before anything."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._run is not None and not self._rehearsed and not self.rounds_done and not self.finished:
+            with seeded(0):  # a resumed run rehearses, too, and draws what it would have drawn
+                rehearsed(
+                    self._run, lambda: self._training(trainer, [batch], 1), workers_of(self.workers, trainer)
+                )
+        self._rehearsed = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave hooks and loaders as they were."""
+        super().teardown(trainer, pl_module, stage)
+        if self._carved is not None and trainer.fit_loop._data_source is self._carved:
+            trainer.fit_loop._data_source = self._carved.source
 
     def state_dict(self) -> dict[str, Any]:
         """What has been done so far, as plain numbers."""
@@ -181,7 +214,10 @@ class NetAdaptCallback(FilterPruningCallback):
             number = len(self._carved.held_out.dataset)  # type: ignore[arg-type]
             return self._carved.held_out, f"{number} training samples that are held out ({self.held_out:.0%})"
         if self.held_out == "val":
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            if not trainer.enable_validation:
+                raise ValueError(
+                    "held_out='val' needs validation data, and there is none: give a share or a loader"
+                )
             return trainer.val_dataloaders, "the validation data; report on other data"
         return self.held_out, "the loader that was given"
 
@@ -211,29 +247,25 @@ class NetAdaptCallback(FilterPruningCallback):
         if self.verbose:
             say(trainer, line)
 
+    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+        """Once: at the first chance from ``start_epoch`` on."""
+        return now >= self.timing.start and not self.rounds_done and self._to_go(trainer, run)
+
     def _searched(self, trainer: L.Trainer, run: Run, network: Any) -> Found:
-        loader, _ = self._held_out(trainer)
-        rounds = self.rounds.rounds or len(self.rounds.reductions(target_share(self.rules.budget, run.dense)))
-        wanted = min(max(self.rounds.steps, 1) * rounds + CALIBRATION, int(trainer.num_training_batches))
-        training = training_of(
-            trainer,
-            trainer.lightning_module,
-            self.submodule,
-            drawn(trainer, trainer.train_dataloader, wanted),
-            drawn(trainer, loader),
-            self.metric,
-            self.higher_is_better,
-        )
+        plan = self.rounds.rounds or len(self.rounds.reductions(target_share(self.rules.budget, run.dense)))
+        wanted = max(self.rounds.steps, 1) * trainer.accumulate_grad_batches * plan + CALIBRATION
+        batches = list(islice(train_batches(trainer, torch.device("cpu")), wanted))
+        training = self._training(trainer, batches)
         state = trainer.optimizers[0].state_dict() if self.retraining.mode == "carry" else None
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / checksum(network)[:12]
-        return search(
-            network,
-            run.example,
-            self.rules,
-            training,
-            self.rounds,
-            self.workers,
-            optimizer=state,
-            folder=folder,
-            report=lambda line: self._tell(trainer, line),
+        job = Search(
+            network, run.example, self.rules, training, self.rounds, workers_of(self.workers, trainer)
         )
+        key = job.key(self.metric, fingerprint(training.evaluate.batches))  # type: ignore[attr-defined]
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
+        return job.run(state, folder, lambda line: self._tell(trainer, line))
+
+    def _training(self, trainer: L.Trainer, batches: Sequence[Any], judged: int | None = None) -> Training:
+        """How candidates are trained on ``batches``; and judged, on the first ``judged`` of each held-out loader."""
+        loader, _ = self._held_out(trainer)
+        held = held_batches(trainer, loader, torch.device("cpu"), judged)
+        return training_of(trainer, self.submodule, batches, held, self.metric, self.higher_is_better)

@@ -22,7 +22,7 @@ LEVELS = [
     "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
     "checkpointed distillation_setup "
-    "retraining tables heldout adapting netadapt_callback still",
+    "retraining tables heldout adapting netadapt_callback still feeding standin",
     "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
     "sensitivity_run __main__",
 ]

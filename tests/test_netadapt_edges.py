@@ -119,7 +119,7 @@ def test_accumulated_batches_make_one_step_like_one_large_batch():
 
 
 def test_gradients_are_clipped_as_told():
-    def none_left(optimizer: Any) -> None:
+    def none_left(net: nn.Module, optimizer: Any) -> None:
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 0.0)
 

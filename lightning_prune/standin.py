@@ -1,0 +1,140 @@
+"""What stands in for the trainer of a module whose candidates are trained apart from it (level 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["Logged", "Nowhere", "Standin"]
+
+#: what a module may ask: as it is in the trainer at that moment
+FACTS = (
+    "current_epoch",
+    "global_step",
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "num_training_batches",
+    "num_val_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "precision",
+    "log_every_n_steps",
+    "fast_dev_run",
+    "overfit_batches",
+)
+
+
+class Nowhere:
+    """A logger for candidates: takes everything, keeps nothing.
+
+    Example:
+        >>> _ = Nowhere().experiment.add_image("input", None)
+    """
+
+    def __getattr__(self, name: str) -> Nowhere:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Nowhere:
+        """Whatever it is."""
+        return self
+
+
+class Standin:
+    """A trainer as a module's steps see it: how far training has come, and no loops, loaders or optimizers.
+
+    Example:
+        >>> trainer = Standin(L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False))
+        >>> trainer.max_epochs, trainer.training
+        (3, True)
+        >>> trainer.optimizers
+        Traceback (most recent call last):
+        AttributeError: candidates of a search are trained apart from the trainer and have no trainer.optimizers
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        for name in FACTS:
+            setattr(self, name, getattr(trainer, name))
+        self.world_size, self.global_rank, self.local_rank, self.is_global_zero = 1, 0, 0, True
+        self.sanity_checking = self.testing = self.predicting = False
+        self.progress_bar_callback = None
+        self.logger, self.loggers = Nowhere(), [Nowhere()]
+        self.precision_plugin = Precision()
+        self.training = True
+
+    @property
+    def validating(self) -> bool:
+        """Whether a candidate is judged."""
+        return not self.training
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"candidates of a search are trained apart from the trainer and have no trainer.{name}"
+        )
+
+
+class Logged:
+    """Takes the place of ``LightningModule.log``: reduced over the calls, means weighted by the size of the batch.
+
+    Attributes:
+        size: of the batch at hand, where the call does not say.
+        loader: number of the batch's loader, if there are several, which then ends the name.
+
+    Example:
+        >>> logged = Logged()
+        >>> logged("loss", 1.0, batch_size=1), logged("loss", torch.tensor(4.0), batch_size=2)
+        (None, None)
+        >>> logged.value("loss")
+        3.0
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[tuple[float, float]]] = {}
+        self.reduce: dict[str, Any] = {}
+        self.metrics: dict[str, Metric] = {}
+        self.size = 1
+        self.loader: int | None = None
+
+    def __call__(
+        self,
+        name: str,
+        value: Any,
+        *args: Any,
+        batch_size: int | None = None,
+        reduce_fx: str | Callable[[Tensor], Tensor] = "mean",
+        add_dataloader_idx: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Remember a value."""
+        if self.loader is not None and add_dataloader_idx:
+            name = f"{name}/dataloader_idx_{self.loader}"
+        if isinstance(value, Metric):
+            self.metrics[name] = value
+            return
+        self.values.setdefault(name, []).append((float(value), float(batch_size or self.size)))
+        self.reduce[name] = getattr(torch, reduce_fx) if isinstance(reduce_fx, str) else reduce_fx
+
+    def value(self, name: str) -> float:
+        """What was logged under a name, reduced as its calls said.
+
+        Raises:
+            ValueError: nothing was.
+        """
+        if name in self.metrics:
+            return float(self.metrics[name].compute())
+        if name not in self.values:
+            known = ", ".join([*self.values, *self.metrics]) or "nothing"
+            raise ValueError(f"validation logs no {name!r}, but {known}: set metric= to one of them")
+        values, sizes = zip(*self.values[name], strict=True)
+        if self.reduce[name] is torch.mean:
+            return sum(v * s for v, s in zip(values, sizes, strict=True)) / sum(sizes)
+        return float(self.reduce[name](torch.tensor(values)))
