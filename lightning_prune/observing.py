@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_prune.batches import Example, switched
 from lightning_prune.candidates import Training, on_device
-from lightning_prune.criteria import Criterion, Gradients
+from lightning_prune.criteria import Criterion, Gatherer, Gradients
 from lightning_prune.cutting import Run
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
@@ -38,16 +38,20 @@ def observed(
         return {}
     watching.watch(True)
     device = next(model.parameters()).device
-    for batch in (on_device(batch, device) for batch in batches):
-        if isinstance(watching.collector, Gradients):
-            model.zero_grad()
-            loss = training.loss(model, batch)
-            if loss is not None:
-                loss.backward()
-                watching.collector.update()
-        else:
-            with torch.no_grad(), switched(model, lambda module: False):
-                training.loss(model, batch)
+    for batch in batches:
+        _show(watching.collector, model, training, on_device(batch, device))
     statistics = watching.collector.compute()
     watching.forget()
     return statistics
+
+
+def _show(collector: Gatherer, model: nn.Module, training: Training, batch: Any) -> None:
+    """Have ``collector`` see what the loss of a batch does to the network."""
+    if not isinstance(collector, Gradients):
+        with torch.no_grad(), switched(model, lambda module: False):
+            training.loss(model, batch)
+        return
+    model.zero_grad()
+    if (loss := training.loss(model, batch)) is not None:
+        loss.backward()
+        collector.update()

@@ -173,10 +173,11 @@ def check_weights(
     cut = record.kept if record else {}
     dims = {id(tensor): cut.get(name, {}) for name, tensor in named_tensors(target).items()}
     for name, tensor in _all_tensors(model):
-        shape = [len(dims.get(id(tensor), {}).get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+        kept = dims.get(id(tensor), {})
+        shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
         found = weights.get(name)
-        if name in there and (not isinstance(found, Tensor) or list(found.shape) != shape):
-            held = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        held = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if name in there and held != shape:
             raise RecordError(
                 f"the file holds {held} for {name!r}, where {shape} should be; build the model dense"
             )

@@ -123,18 +123,16 @@ def check_budget(
     targets = resolve(budget, dense.costs, "budget")
     stock = Stock(graph, limits, dense, channel_multiple)
     least = _least(graph, stock, exclude)
-    for resource, target in targets.items():
-        if least[resource] > target:
-            whole = max(dense.costs[resource], 1)
-            free = reachable(
-                graph, limits=NO_LIMITS, exclude=exclude, channel_multiple=channel_multiple, dense=dense
-            )
-            raise ValueError(
-                f"budget {resource}={budget[resource]} cannot be met: limits, exclusions and pinned filters keep at "
-                f"least {si(least[resource])} ({least[resource] / whole:.3f} of the dense model; without limits "
-                f"{free[resource] / whole:.3f}); raise it, or loosen: "
-                + "; ".join(_in_the_way(graph, stock, limits, exclude, channel_multiple))
-            )
+    forbidden = next((resource for resource, target in targets.items() if least[resource] > target), None)
+    if forbidden is None:
+        return
+    kept, whole = least[forbidden], max(dense.costs[forbidden], 1)
+    free = reachable(graph, limits=NO_LIMITS, exclude=exclude, channel_multiple=channel_multiple, dense=dense)
+    raise ValueError(
+        f"budget {forbidden}={budget[forbidden]} cannot be met: limits, exclusions and pinned filters keep at least "
+        f"{si(kept)} ({kept / whole:.3f} of the dense model; without limits {free[forbidden] / whole:.3f}); raise "
+        f"it, or loosen: {'; '.join(_in_the_way(graph, stock, limits, exclude, channel_multiple))}"
+    )
 
 
 def _in_the_way(
