@@ -6,7 +6,7 @@
 
 Every run is a ``lightning-prune experiment=study prune=...``: a U-Net on BrainSlices from scratch, one thread, 24
 epochs of 21 steps. NetAdapt holds a fifth of the samples out to judge its candidates, whose steps count, too: so it
-trains for 22 epochs of 16 steps, and comes to about as many.
+trains for 27 epochs of 16 steps, and comes to about as many.
 Latency is that of one image on one thread, the dense network and the pruned one measured in turns.
 A run that is in ``runs*.jsonl`` is not repeated, so the command may be stopped and started again.
 """
@@ -33,7 +33,7 @@ DENSE = "dense"
 STEPWISE = ["experiment=study_pruned"]  # a tenth of the MACs after each epoch from the third on
 SLIMMED = ["experiment=study_slimmed"]  # until the end of the sixteenth epoch
 SECONDS = ["+prune/resources=latency", "prune.resources.latency.threads=1"]
-ROUNDS = ["experiment=study", "prune=netadapt", "trainer.max_epochs=22"]  # fewer and shorter: see above
+ROUNDS = ["experiment=study", "prune=netadapt", "trainer.max_epochs=27"]  # fewer and shorter: see above
 VARIANTS = {
     "IPAD, omega 1": [*STEPWISE, "prune/criterion=ipad_weights"],
     "random": [*STEPWISE, "prune/criterion=random"],

@@ -37,7 +37,7 @@ from lightning_prune.searching import CALIBRATION, Search, target_share
 __all__ = ["NetAdaptCallback"]
 
 Mode = Literal["max", "min"]
-BY_NORM, SMALL_STEPS, ALONE = L2(), Rounds(reduction=0.03, decay=1.0, steps=1, blocks=10), Workers()
+BY_NORM, TEN_ROUNDS, ALONE = L2(), Rounds(rounds=10, decay=1.0, steps=1, blocks=10), Workers()
 ONCE = 1_000_000_000
 
 
@@ -52,7 +52,7 @@ class NetAdaptCallback(FilterPruningCallback):
         budget: what is to remain of one resource, a share of the dense network in (0, 1] or an absolute amount.
         start_epoch: the rounds run at the end of this epoch (Lightning counts from 0), or the first one after it
             that is trained.
-        rounds: schedule, steps and blocks. By default 3 % in each round, ten blocks, and one step for each candidate.
+        rounds: schedule, steps and blocks. By default ten equal rounds, ten blocks, and one step for each candidate.
         workers: where candidates are computed; without ``devices`` on the trainer's GPU, if it has one.
         criterion: which filters of a block go.
         held_out: a share of the training samples, which are taken out of the training loader from the beginning;
@@ -90,7 +90,7 @@ class NetAdaptCallback(FilterPruningCallback):
         budget: Mapping[str, float],
         *,
         start_epoch: int = 1,
-        rounds: Rounds = SMALL_STEPS,
+        rounds: Rounds = TEN_ROUNDS,
         workers: Workers = ALONE,
         criterion: Criterion = BY_NORM,
         held_out: float | Literal["val"] | DataLoader[Any] = 0.2,
