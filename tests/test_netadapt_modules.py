@@ -245,6 +245,7 @@ def test_averages_accumulation_half_precision_schedules_and_budget_checkpoints_b
             "precision": "bf16-mixed",
             "accumulate_grad_batches": 2,
             "enable_checkpointing": True,
+            "default_root_dir": tmp_path / folder,
             "epochs": 4,
         }
         done = fitted(module, callback, average, *more, path=path, val=OTHERS, **told)
