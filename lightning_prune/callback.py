@@ -21,10 +21,7 @@ from lightning_prune.facts import Cut, facts, unmet
 from lightning_prune.graph import Resource
 from lightning_prune.limits import DenseSizes, Limits
 from lightning_prune.loop import (
-    check_batches,
     check_choice,
-    check_timing,
-    check_trained,
     dense_sizes,
     first_sample,
     is_compiled,
@@ -35,6 +32,7 @@ from lightning_prune.loop import (
 from lightning_prune.policy import Rules
 from lightning_prune.retraining import OptimizerMode, Retraining
 from lightning_prune.schedules import Schedule, timing_of
+from lightning_prune.trainer_checks import check_batches, check_record, check_timing, check_trained
 
 __all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
@@ -230,6 +228,7 @@ class FilterPruningCallback(Checkpointed):
         """Trace, and check everything that can be checked."""
         target = target_of(pl_module, self.submodule)
         check_target(target)
+        check_record(target, self.record)
         averages(trainer, pl_module)  # what is wrong with them shows before anything is trained
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = self.rules.traced(target, example)

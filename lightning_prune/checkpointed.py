@@ -9,17 +9,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_prune.averages import Average
+from lightning_prune.averages import Average, callbacks_of
 from lightning_prune.cutting import Run
 from lightning_prune.facts import Cut
 from lightning_prune.limits import DenseSizes
-from lightning_prune.loop import before_loading, carry_along, check_strategy, shrink_all_
+from lightning_prune.loop import before_loading, carry_along, shrink_all_
 from lightning_prune.processes import gathered
 from lightning_prune.record import PruningRecord
 from lightning_prune.resume import Resumption
 from lightning_prune.retraining import Retraining
 from lightning_prune.saving import CHECKPOINT_KEY
 from lightning_prune.schedules import Timing
+from lightning_prune.trainer_checks import check_alone, check_strategy
 
 __all__ = ["Checkpointed"]
 
@@ -55,6 +56,7 @@ class Checkpointed(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
         check_strategy(trainer)
+        check_alone([held for held in callbacks_of(trainer) if isinstance(held, Checkpointed)])
         self._resumption, self._taken_up = Resumption(), None
         before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 

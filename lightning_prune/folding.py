@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.batches import Example, switched, tracked_norms
 from lightning_prune.graph import ChannelGraph, Units
@@ -173,8 +173,10 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def _run(model: nn.Module, example: Example) -> Any:
+    device = next(model.parameters()).device  # an average may lie elsewhere
+    args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
     with switched(model, lambda module: False), torch.compiler.set_stance("force_eager"):
-        return model(*example[0], **example[1])
+        return model(*args, **kwargs)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -13,11 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from lightning_prune.averages import averages, rebind_swa_
 from lightning_prune.batches import Example, inputs_of, one_sample, recalibrate_, switched, tracked_norms
@@ -28,7 +26,6 @@ from lightning_prune.policy import Rules
 from lightning_prune.processes import average_, gathered, shared
 from lightning_prune.record import PruningRecord
 from lightning_prune.saving import check_weights, has_shapes_of, part_of, shrink_
-from lightning_prune.schedules import Timing
 
 __all__ = ["before_loading", "first_sample", "forward_context", "rebuild_wrapper_", "target_of"]
 
@@ -37,59 +34,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is among ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_strategy(trainer: L.Trainer) -> None:
-    """Raise NotImplementedError where parameters do not lie whole on every device."""
-    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
-        name = type(trainer.strategy).__name__
-        raise NotImplementedError(
-            f'{name} spreads or wraps parameters in a way that cannot be cut; use Trainer(strategy="ddp")'
-        )
-
-
-def check_batches(trainer: L.Trainer) -> None:
-    """Raise ValueError where processes have different numbers of training batches: Lightning would wait for ever."""
-    numbers = gathered(trainer.num_training_batches)
-    if len(set(numbers)) > 1:
-        raise ValueError(
-            f"the ranks have {', '.join(map(str, numbers))} training batches, and Lightning's ranks wait for each "
-            f"other at every batch; set Trainer(limit_train_batches={min(numbers)})"
-        )
-
-
-def check_timing(trainer: L.Trainer, timing: Timing, in_a_pass: bool) -> None:
-    """Find out before training whether cuts come as they are meant to.
-
-    Raises:
-        ValueError: a pass over the training data would break off the epoch under way.
-    """
-    loaders = tree_leaves(trainer.train_dataloader)
-    if timing.by_steps and in_a_pass and any(getattr(x, "persistent_workers", False) for x in loaders):
-        raise ValueError(
-            "a pass over the training data within an epoch would restart its persistent workers; set "
-            'persistent_workers=False of the loader, or gather statistics="epoch"'
-        )
-    last = _last(trainer, timing)
-    if timing.schedule is not None and last is not None:
-        shares = [timing.share(now) or 0 for now in range(timing.start, last + 1, timing.every)]
-        if 1 not in shares:
-            rank_zero_warn(
-                f"the schedule ends too late: of what has to go, {max(shares, default=0):.0%} is gone after the last "
-                f"cut before training ends, after {last} {timing.unit}; train for longer, cut earlier or more often, "
-                "or in fewer cuts"
-            )
-
-
-def _last(trainer: L.Trainer, timing: Timing) -> int | None:
-    """The last epoch, or number of steps, that training comes to; None if it is not known."""
-    epochs, steps = trainer.max_epochs if trainer.max_epochs is not None else -1, trainer.max_steps
-    if not timing.by_steps:
-        return epochs - 1 if epochs >= 0 else None
-    batches = epochs * trainer.num_training_batches // trainer.accumulate_grad_batches
-    known = [int(number) for number in (steps, batches) if 0 <= number < math.inf]
-    return min(known, default=None)
 
 
 def dense_sizes(rules: Rules, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
@@ -117,12 +61,6 @@ def shrink_all_(
     for copy in copies:
         shrink_(copy.module, copy.part(record, submodule))
     return record
-
-
-def check_trained(trainer: L.Trainer) -> None:
-    """Raise ValueError if there was no batch: Lightning then stops in silence."""
-    if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
-        raise ValueError("the training data loader has no batches: nothing was trained and nothing pruned")
 
 
 @rank_zero_only

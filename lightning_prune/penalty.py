@@ -129,12 +129,12 @@ class Penalty:
     def add_(self, rho: float, parameters: Iterable[Tensor] | None = None) -> None:
         """Add the gradient of ``rho`` times the penalty to ``.grad``, of ``parameters`` only, if given.
 
-        Before the optimizer steps, once the gradients are unscaled. Autograd's own of ``|gamma|`` at 0 is 0, and so
-        is this.
+        Before the optimizer steps, once the gradients are unscaled. What is frozen meanwhile stays. Autograd's own of
+        ``|gamma|`` at 0 is 0, and so is this.
         """
         known = None if parameters is None else {id(parameter) for parameter in parameters}
         for name, scale in self.scales.items():
-            if known is None or id(scale) in known:
+            if scale.requires_grad and (known is None or id(scale) in known):
                 if scale.grad is None:
                     scale.grad = torch.zeros_like(scale)
                 scale.grad += (rho * self.weights[name] * scale.sign()).to(scale.grad)

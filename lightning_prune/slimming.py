@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.averages import Average, averages, counterparts, moving, swa_is_over
@@ -19,12 +19,12 @@ from lightning_prune.callback import FilterPruningCallback, OptimizerMode
 from lightning_prune.criteria.scores import Values
 from lightning_prune.cutting import Run
 from lightning_prune.folding import Folded, Measured
-from lightning_prune.graph import Resource, Units
+from lightning_prune.graph import Resource
 from lightning_prune.limits import Limits
-from lightning_prune.loop import train_inputs
-from lightning_prune.penalty import Penalty
+from lightning_prune.loop import is_last_epoch, train_inputs
 from lightning_prune.processes import gathered, shared
-from lightning_prune.shrinking import Given, ShrinkRules, masked_share, scale_sizes
+from lightning_prune.shrinking import Given, ShrinkRules, masked_share
+from lightning_prune.slimmed import Slimmed, check_arguments, loss_scale
 
 __all__ = ["SlimmingCallback"]
 
@@ -76,7 +76,8 @@ class SlimmingCallback(FilterPruningCallback):
 
     Raises:
         ValueError: an argument is out of range; when fitting starts: a name matches no norm, there is no norm to
-            slim, the resource is unknown, or the budget cannot be met. All before anything changes.
+            slim, the threshold is above all scales, the resource is unknown, or the budget cannot be met. All
+            before anything changes.
 
     Example:
         >>> slimming = SlimmingCallback(budget={"macs": 0.5}, rho=1e-3, norms=["*.bn2"], end_epoch=15)
@@ -108,14 +109,7 @@ class SlimmingCallback(FilterPruningCallback):
         recalibrate_batches: int = RECALIBRATION,
         verbose: bool = True,
     ) -> None:
-        _check("rho", rho, 0, math.inf)
-        _check("threshold", threshold, 0, math.inf)
-        _check("shrink_at", shrink_at, 0, 1)
-        _check("average_decay", average_decay, 0, 1)
-        _check("warmup_epochs", warmup_epochs, 0, math.inf)
-        _check("warmup_steps", warmup_steps, 0, math.inf)
-        if warmup_epochs and warmup_steps:
-            raise ValueError("give warmup_epochs or warmup_steps, not both")
+        check_arguments(rho, threshold, shrink_at, average_decay, end_epoch, warmup_epochs, warmup_steps)
         super().__init__(
             budget or {},
             optimizer=optimizer,
@@ -140,7 +134,8 @@ class SlimmingCallback(FilterPruningCallback):
         self.folded: list[Folded] = []
         self._average: dict[str, Tensor] = {}
         self._closed = False  # the final shrink was made
-        self._slim: _Slim | None = None
+        self._slim: Slimmed | None = None
+        self._warned = False
         self._measured: Measured | None = None
 
     @property
@@ -153,6 +148,13 @@ class SlimmingCallback(FilterPruningCallback):
         """Whether there is no more penalty and no more shrinking."""
         return self._closed or super().finished
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What was frozen, or no longer is, may have changed."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._slim = None
+        if self._run is not None and not self.finished:
+            self._slimmed(self._run)  # now: manual optimization freezes parts while others step
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
@@ -160,22 +162,33 @@ class SlimmingCallback(FilterPruningCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._run is not None and not self.finished:
             held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            penalty = self._slimmed(self._run).penalty
-            self._follow_scales(penalty, held)
-            penalty.add_(self._rho(trainer) * _loss_scale(trainer, optimizer), held)
+            slimmed, scaler = self._slimmed(self._run), getattr(trainer.precision_plugin, "scaler", None)
+            # The average takes in what this step starts from; so no hook's order matters to a checkpoint.
+            slimmed.follow_(self._average, held, self.average_decay)
+            slimmed.penalty.add_(self._rho(trainer) * loss_scale(scaler, optimizer), held)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shrink if it is time, and log."""
+        self._warn_of_idle_scales()
         seen, cuts = self._seen(trainer), len(self.history)
         super().on_train_epoch_end(trainer, pl_module)
         if len(self.history) > cuts:
             seen["prune/change"] = self.changes[-1]
         pl_module.log_dict(seen)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so if the last shrink was not made."""
+        super().on_train_end(trainer, pl_module)
+        if self._run is not None and not self.finished and not self.rules.budget:
+            rank_zero_warn(
+                "training was stopped before the last shrink, and channels that have faded are still there; set "
+                "end_epoch, or stop with BudgetEarlyStopping, which waits for it"
+            )
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         super().teardown(trainer, pl_module, stage)
-        self._slim = None
+        self._slim, self._warned = None, False
 
     def state_dict(self) -> dict[str, Any]:
         """What has been done so far, and the moving average."""
@@ -198,14 +211,24 @@ class SlimmingCallback(FilterPruningCallback):
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
         """Trace, and find what is wrong with norms and resource."""
         run = super()._start(trainer, pl_module, example)
-        self._slimmed(run)
+        slimmed = self._slimmed(run)
+        if self.record is None:
+            slimmed.check_threshold(self.rules.threshold)
         return run
 
-    def _slimmed(self, run: Run) -> _Slim:
+    def _slimmed(self, run: Run) -> Slimmed:
         """Scales and penalty of the network as it is now."""
-        if self._slim is None or self._slim.run is not run or self._slim.graph is not run.graph:
-            self._slim = _Slim(run, self.rules, self.by)
+        if self._slim is None or not self._slim.is_of(run):
+            self._slim = Slimmed(run, self.rules, self.by)
         return self._slim
+
+    def _warn_of_idle_scales(self) -> None:
+        """Say once that scales meet no optimizer, at the end of an epoch that was trained."""
+        if self._run is None or self.finished or self._warned or not self.rho:
+            return
+        if message := self._slimmed(self._run).idle(self._average):
+            self._warned = True
+            rank_zero_warn(message)
 
     def _rho(self, trainer: L.Trainer) -> float:
         """As far as it has risen."""
@@ -217,31 +240,20 @@ class SlimmingCallback(FilterPruningCallback):
         within = min(batch / batches, 1.0) if math.isfinite(batches) else 0.0
         return self.rho * min(1.0, (trainer.current_epoch + within) / self.warmup_epochs)
 
-    @torch.no_grad()
-    def _follow_scales(self, penalty: Penalty, held: Sequence[Tensor]) -> None:
-        """The moving average takes in what this step starts from; so no hook's order matters to a checkpoint."""
-        known = {id(parameter) for parameter in held}
-        for name, scale in penalty.scales.items():
-            if id(scale) in known:
-                before = self._average.get(name, scale.detach()).to(scale)
-                self._average[name] = before.lerp(scale, 1 - self.average_decay)
-
     def _is_last(self, trainer: L.Trainer, epoch: int) -> bool:
         """Whether shrinking ends with ``epoch``."""
         if self.end_epoch is not None and epoch >= self.end_epoch:
             return True
         by_steps = 0 <= trainer.max_steps <= trainer.global_step
-        by_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch + 1
-        return by_steps or by_epochs or trainer.should_stop
+        stops = (
+            trainer.should_stop and trainer.fit_loop._can_stop_early
+        )  # not before min_epochs and min_steps
+        return by_steps or stops or is_last_epoch(trainer, epoch)
 
     def _sizes(self, trainer: L.Trainer, run: Run, final: bool) -> Values:
         """The size of each unit's scales, in the model or in its moving average; at last in the average alone."""
-        scales, module = self._slimmed(run).scales, trainer.lightning_module
-        copies = counterparts(moving(trainer, module), self.submodule)
-        held = [_gammas(network, scales) for network in copies] or [self._average]
-        own = _gammas(run.target, scales)
-        held = [{**own, **found} for found in held]  # what no optimizer has moved yet has no average
-        return scale_sizes(run.graph, scales, held if final else [own, *held])
+        copies = counterparts(moving(trainer, trainer.lightning_module), self.submodule)
+        return self._slimmed(run).sizes(copies, self._average, with_own=not final)
 
     def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
         """Whether the epoch ``now`` ends with a shrink that was not made yet."""
@@ -285,31 +297,3 @@ class SlimmingCallback(FilterPruningCallback):
             self.folded.append(measured.fold_(run.last.remove))
             self.changes.append(sum(changes := gathered(measured.change())) / len(changes))
         super()._follow(trainer, run, copies, epoch)
-
-
-class _Slim:
-    """Scales and penalty of a network as it is between two cuts."""
-
-    def __init__(self, run: Run, rules: ShrinkRules, by: str) -> None:
-        self.run, self.graph = run, run.graph
-        self.scales: dict[str, Units] = rules.scales(run.graph, run.target)
-        self.penalty = Penalty.of(run.graph, run.target, self.scales, by)
-
-
-def _gammas(model: nn.Module, scales: Iterable[str]) -> dict[str, Tensor]:
-    return {name: model.get_parameter(name) for name in scales}
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless ``low <= value <= high`` and finite."""
-    if not (low <= value <= high and math.isfinite(value)):
-        above = f"in [{low}, {high}]" if math.isfinite(high) else f"a number of {low} or more"
-        raise ValueError(f"{name} must be {above}, got {value}")
-
-
-def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> float:
-    """What the gradients are still multiplied by: fused optimizers under fp16 unscale them themselves."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return 1.0
-    return float(scaler.get_scale())

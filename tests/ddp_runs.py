@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
-from slimmers import loader, small_net, written_penalty
+from slimmers import beside_net, loader, small_net, written_penalty
 from timed import steadily_rising
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -124,6 +124,17 @@ class Slimmed(Net):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.05)
+
+
+class Vanishing(Net):
+    """Branches, of which two fade; every rank keeps the norms of its own data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = beside_net(0, 2)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=0.1)
 
 
 class Learner(DistillationMixin, Net):
@@ -313,6 +324,20 @@ def slimmed() -> Found:
     return {**found, "ends": ends, "changes": cutting.changes}
 
 
+def vanished(**wanted: bool) -> Found:
+    """Two branches are gone after the first epoch; whole, and resumed from a checkpoint written after that."""
+    ends, averages = [], []
+    for resume in (None, "6.ckpt"):
+        path = resume and Path(sys.argv[1]) / resume
+        callback = SlimmingCallback(rho=1e-3, threshold=5e-3, shrink_at=0.01, submodule="net", verbose=False)
+        averaging = EMAWeightAveraging(decay=0.5)
+        strategy = DDPStrategy(process_group_backend="gloo", **wanted)
+        more = [averaging] if resume else [averaging, Save()]
+        ends.append(fit(Vanishing(), callback, *more, strategy=strategy, epochs=3, resume=path))
+        averages.append(averaging._average_model.module.state_dict())
+    return {**ends[0], "ends": ends, "averages": averages}
+
+
 def distilled(submodule: str | None, width: int) -> Found:
     """From a network of the same architecture if ``width`` is 8."""
     module, teacher = Learner(), Net()
@@ -393,6 +418,9 @@ RUNS: dict[str, Callable[[], Found]] = {
     "sizes": sizes,
     "averaged": averaged,
     "slimmed": slimmed,
+    "vanished": vanished,
+    "vanished and found unused": partial(vanished, find_unused_parameters=True, gradient_as_bucket_view=True),
+    "vanished in a static graph": partial(vanished, static_graph=True),
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
     "timed": timed,

@@ -90,7 +90,7 @@ def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 1, **op
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    data = options.pop("data", None) or loader()
+    data = options.pop("data") if "data" in options else loader()
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **options}
     )

@@ -79,6 +79,22 @@ def test_slimming_s_penalty_is_the_written_one_on_every_rank(found, rank):
     assert found["slimmed"][0]["changes"] == found["slimmed"][1]["changes"]
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("vanished")])
+def test_branches_vanish_on_both_ranks_and_all_else_goes_on(found, name):
+    first, second = found[name]
+    assert [first["kept"][f"0.branches.{branch}.0.weight"][0] for branch in (0, 2)] == [[], []]
+    for rank in (first, second):
+        whole, resumed = rank["ends"]
+        assert resumed["kept"] == whole["kept"]
+        assert whole["weights"][-len(resumed["weights"]) :] == resumed["weights"]
+        assert sum(not tensor.numel() for tensor in whole["state"].values()) == 12
+        for average in rank["averages"]:
+            shapes = {key: tensor.shape for key, tensor in average.items()}
+            assert shapes == {key: tensor.shape for key, tensor in whole["state"].items()}
+    parameters = {key: t for key, t in second["averages"][0].items() if "running" not in key}
+    assert_equal(first["averages"][0], parameters)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(found, rank):
     whole, *others = found["resumed"][rank]["ends"]

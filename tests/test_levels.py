@@ -19,9 +19,11 @@ LEVELS = [
     "operators timing lookup onnx_pieces compiled executions latency_build latency_table folding "
     "templates correction measurements "
     "rollback shown policy facts contest deviation masks "
+    "slimmed "
     "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
     "checkpointed distillation_setup "
+    "trainer_checks "
     "retraining tables heldout adapting netadapt_callback still feeding standin",
     "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
     "sensitivity_run __main__",

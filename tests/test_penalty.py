@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from segmentation_models_pytorch import Unet
 from slimmers import QUIET, Small, fit, sgd, slimming, small_net
@@ -44,6 +45,23 @@ def test_the_penalty_is_autograd_s_gradient_of_the_written_loss_term(options: di
     )
     fit(plain, **options)
     assert not torch.allclose(plain.net[1].weight, added.net[1].weight, atol=1e-3)
+
+
+def test_param_groups_momentum_and_an_average_see_the_written_penalty() -> None:
+    """In the end the averaged weights are the module's, so that they are compared."""
+
+    def grouped(_: Any) -> torch.optim.Optimizer:
+        first, last = list(module.net[:3].parameters()), list(module.net[3:].parameters())
+        groups = [{"params": first, "lr": 0.02}, {"params": last, "weight_decay": 0.1}]
+        return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+    ends = []
+    for rho, callbacks in ((0.03, []), (0.0, [slimming(rho=0.03, end_epoch=9)])):
+        module = Small(rho, grouped)
+        averaging = EMAWeightAveraging(decay=0.8)
+        fit(module, *callbacks, averaging, epochs=2, accumulate_grad_batches=2, gradient_clip_val=0.5)
+        ends.append(module.net.state_dict())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
 
 
 def test_costs_are_multiples_of_the_mean_as_in_atomnas() -> None:

@@ -173,14 +173,13 @@ def test_a_slimmed_checkpoint_loads_without_a_trainer(tmp_path: Path) -> None:
     assert fresh.net[1].num_features == module.net[1].num_features < 8
 
 
-def test_mobilenet_encoders_of_smp_are_slimmed() -> None:
-    net = Unet(
-        "mobilenet_v2", encoder_weights=None, in_channels=1, classes=2, decoder_channels=(16, 8, 8, 8, 8)
-    )
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-mobilenetv3_small_050"])
+def test_mobilenet_encoders_of_smp_are_slimmed(encoder: str) -> None:
+    net = Unet(encoder, encoder_weights=None, in_channels=1, classes=2, decoder_channels=(16, 8, 8, 8, 8))
     scaled(net, 0.0, every=4)
     example = torch.randn(1, 1, 32, 32)
     scales = norm_scales(trace(net, example), net)
-    inside = [name for name in scales if name.startswith("encoder") and ".conv." in name]
+    inside = [name for name in scales if name.startswith("encoder") and "features.0." not in name]
     graph, scales, plan = faded(net, example, inside)
     measured = Measured([net], graph, scales, plan.remove, ((example,), {}))
     prune_(net, graph, plan)
@@ -188,6 +187,29 @@ def test_mobilenet_encoders_of_smp_are_slimmed() -> None:
     assert plan.costs["macs"].after < 0.95 * plan.costs["macs"].before
     assert folded.exact > 10
     assert np.isfinite(measured.change())
+
+
+class Segmenting(Small):
+    """A U-Net on an encoder of inverted residuals, which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=lambda found: sgd()([p for p in found if p.requires_grad]))
+        self.net = Unet("mobilenet_v2", 3, None, decoder_channels=(16, 8, 8), in_channels=1, classes=4)
+        scaled(self.net, 0.0, every=4).train()
+        self.net.encoder.requires_grad_(False)
+        self.example_input_array = torch.zeros(1, 1, 32, 32)
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        logits = self(nn.functional.interpolate(batch[0], size=(32, 32)))
+        return nn.functional.cross_entropy(logits, batch[1][:, None, None].expand(-1, 32, 32))
+
+
+def test_a_frozen_encoder_stays_and_its_decoder_is_slimmed() -> None:
+    module, callback = Segmenting(), slimming(rho=0.0)
+    before = {name: p.clone() for name, p in module.net.encoder.named_parameters()}
+    fit(module, callback, limit_train_batches=2)
+    assert callback.history[0].filters == 2 * (4 + 2 + 2)  # a quarter of each
+    assert same(dict(module.net.encoder.named_parameters()), before)
 
 
 # -- bad input -----------------------------------------------------------------------------------------------
@@ -203,6 +225,15 @@ def test_mobilenet_encoders_of_smp_are_slimmed() -> None:
         ({"average_decay": 2}, r"average_decay must be in \[0, 1\]"),
         ({"warmup_epochs": 2, "warmup_steps": 3}, r"give warmup_epochs or warmup_steps, not both"),
         ({"warmup_steps": -3}, r"warmup_steps must be"),
+        ({"rho": float("inf")}, r"rho must be a number of 0 or more, got inf"),
+        ({"threshold": float("nan")}, r"threshold must be"),
+        ({"threshold": float("inf")}, r"threshold must be"),
+        ({"average_decay": 1.0}, r"average_decay must be less than 1, or the average never moves"),
+        ({"end_epoch": -1}, r"end_epoch must be a number of 0 or more, got -1"),
+        (
+            {"warmup_epochs": 5, "end_epoch": 3},
+            r"rho would still rise \(warmup_epochs=5\) when end_epoch=3 is over",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -204,8 +204,8 @@ def rows(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def plain(values: torch.Tensor) -> Values:
-    """As float64 on the CPU."""
-    return values.detach().cpu().numpy().astype(np.float64)
+    """As float64 on the CPU; numpy has no bfloat16."""
+    return values.detach().cpu().double().numpy()
 
 
 def filter_norms(graph: ChannelGraph, model: nn.Module, p: int = 1) -> dict[str, Values]:
