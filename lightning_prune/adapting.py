@@ -24,13 +24,14 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from lightning_prune.batches import switched
-from lightning_prune.candidates import Shared, Training, Workers, on_device, packed, rehearse
+from lightning_prune.candidates import Shared, Training, Workers, packed, rehearse
 from lightning_prune.cutting import Run
 from lightning_prune.distillation import task_of
 from lightning_prune.feeding import Indexed
 from lightning_prune.rounds import Round
 from lightning_prune.standin import Logged, Standin
 from lightning_prune.tables import Table
+from lightning_prune.trials import on_device
 
 __all__ = ["Judge", "Like", "Shell", "rehearsed", "rounds_table", "training_of", "workers_of"]
 

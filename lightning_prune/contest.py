@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from lightning_prune.batches import Example
-from lightning_prune.candidates import Candidate, Outcome, Shared, Training, Workers, on_device, packed, run
+from lightning_prune.candidates import Candidate, Outcome, Shared, Training, Workers, packed, run
 from lightning_prune.plans import Plan
 from lightning_prune.rounds import Rounds
+from lightning_prune.trials import on_device
 
 __all__ = ["CALIBRATION", "Contest"]
 

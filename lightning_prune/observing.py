@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lightning_prune.batches import Example, switched
-from lightning_prune.candidates import Training, on_device
 from lightning_prune.criteria import Criterion, Gatherer, Gradients
 from lightning_prune.cutting import Run
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.limits import DenseSizes
 from lightning_prune.statistics import Statistics
+from lightning_prune.trials import Training, on_device
 
 __all__ = ["observed"]
 

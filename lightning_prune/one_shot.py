@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.batches import as_example, inputs_of, recalibrate_
-from lightning_prune.candidates import Training
 from lightning_prune.criteria import L2, Criterion
 from lightning_prune.cutting import cut_
 from lightning_prune.limits import DenseSizes
 from lightning_prune.observing import observed
 from lightning_prune.policy import Rules
 from lightning_prune.record import PruningRecord
+from lightning_prune.trials import Training
 
 __all__ = ["one_shot"]
 

@@ -18,7 +18,7 @@ LEVELS = [
     "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
     "operators timing lookup onnx_pieces compiled executions latency_build latency_table folding "
     "templates correction measurements "
-    "rollback shown policy facts contest deviation masks "
+    "rollback shown policy facts contest trials deviation masks "
     "slimmed "
     "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
     "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
