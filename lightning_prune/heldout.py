@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
 )
 
-from lightning_prune.data.base import Augmented
+from lightning_prune.data.base import Augmented, Distanced
 
 __all__ = ["Carved", "carve", "check_apart", "samples_of"]
 
 SEED = 0
-FILES = ("pairs", "files", "paths", "samples", "imgs", "images")
+FILES = ("pairs", "files", "paths", "samples", "imgs", "images", "data")
+WRAPPED = ("dataset", "subset", "samples")
 
 
 def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """The same loader without a share of its samples, and one of these, in order and without our augmentation.
 
-    Which ones follows from ``seed`` and their number alone.
+    What a data set of one's own does to its samples, it does to these, too. Which ones they are follows from ``seed``
+    and their number alone.
 
     Args:
         loader: of the training data.
@@ -47,11 +50,11 @@ def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any],
     """
     if not 0 < share < 1:
         raise ValueError(f"held_out must be a share in (0, 1), a loader or 'val', got {share}")
-    plain = isinstance(loader, DataLoader) and type(loader.sampler) in (RandomSampler, SequentialSampler)
+    plain = type(loader) is DataLoader and type(loader.sampler) in (RandomSampler, SequentialSampler)
     if not plain or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise ValueError(
-            "samples cannot be held out of this training loader, which is no DataLoader or draws them by a sampler "
-            "of its own: hold them out yourself and pass held_out=loader"
+            "samples cannot be held out of this training loader, which is no plain DataLoader or draws them by a "
+            "sampler of its own: hold them out yourself and pass held_out=loader"
         )
     number = len(loader.dataset)
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -59,9 +62,22 @@ def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any],
     if not 0 < held < number:
         raise ValueError(f"held_out={share} of {number} training samples leaves nothing on one side")
     rest = _like(loader, Subset(loader.dataset, sorted(order[held:])))
-    plainly = loader.dataset.samples if isinstance(loader.dataset, Augmented) else loader.dataset
-    apart = Subset(plainly, sorted(order[:held]))  # type: ignore[arg-type]
+    apart = Subset(_plainly(loader.dataset), sorted(order[:held]))
     return rest, DataLoader(apart, loader.batch_size, collate_fn=loader.collate_fn)
+
+
+def _plainly(dataset: Any) -> Any:
+    """The same samples without our augmentation."""
+    if isinstance(dataset, Distanced):
+        return Distanced(_plainly(dataset.samples), dataset.num_classes)
+    return dataset.samples if isinstance(dataset, Augmented) else dataset
+
+
+def _sampler(like: Any, dataset: Subset[Any]) -> RandomSampler | None:
+    """One that draws from ``dataset`` as ``like`` does; None: in order."""
+    if not isinstance(like, RandomSampler):
+        return None
+    return RandomSampler(dataset, like.replacement, like._num_samples, like.generator)
 
 
 def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
@@ -69,7 +85,7 @@ def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        sampler=_sampler(loader.sampler, dataset),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -80,6 +96,7 @@ def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
+        in_order=loader.in_order,
     )
 
 
@@ -102,7 +119,7 @@ class Carved(_DataLoaderSource):
 
 
 def check_apart(train: Any, held_out: Any) -> None:
-    """Raise ValueError where it can be seen that the two loaders share samples.
+    """Raise ValueError where it can be seen that the two share samples. Each is a loader, or several.
 
     They do if they draw the same indices of the same data set, views of the same tensors, or the same files.
 
@@ -111,54 +128,68 @@ def check_apart(train: Any, held_out: Any) -> None:
         >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(Subset(data, range(8, 10))))
         >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(data))
         Traceback (most recent call last):
-        ValueError: the held-out data holds 8 samples of the training data: candidates must be judged on others
+        ValueError: the held-out data holds 8 samples of the training data: pass held_out=loader of others
     """
     ours, theirs = (set().union(*map(samples_of, _loaders(each))) for each in (train, held_out))
-    both = len(ours & theirs)
+    both = ours & theirs
     if both:
+        file = next((f" ({name}, say)" for name in sorted(map(str, both)) if "/" in name), "")
         raise ValueError(
-            f"the held-out data holds {both} samples of the training data: candidates must be judged on others"
+            f"the held-out data holds {len(both)} samples of the training data{file}: pass held_out=loader of others"
         )
 
 
 def samples_of(loader: DataLoader[Any]) -> set[Any]:
-    """A name for every sample that a loader draws: the same sample has the same one, wherever it is drawn."""
-    dataset, sampler = loader.dataset, loader.sampler
+    """A name for every sample that a loader draws: the same sample has the same one, wherever it is drawn.
+
+    Empty where a sampler does not tell what it draws.
+    """
+    dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return {id(dataset)}
-    indices: Iterable[int] = (
-        sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))
-    )
+    told = loader.batch_size is not None or loader.batch_sampler is None
+    sampler = loader.sampler if told else getattr(loader.batch_sampler, "sampler", None)
+    whole = isinstance(sampler, RandomSampler | SequentialSampler)
+    indices: Iterable[int] = range(len(dataset)) if whole else getattr(sampler, "indices", ())
     return {_name(dataset, int(index)) for index in indices}
 
 
 def _loaders(held: Any) -> Iterator[DataLoader[Any]]:
-    if isinstance(held, DataLoader):
-        yield held
-    elif hasattr(held, "flattened"):  # Lightning's CombinedLoader
-        yield from (loader for loader in held.flattened if isinstance(loader, DataLoader))
+    yield from (
+        loader for loader in tree_leaves(getattr(held, "flattened", held)) if isinstance(loader, DataLoader)
+    )
 
 
 def _name(dataset: Any, index: int) -> Any:
     """Of one sample, through views of the data set, to its file if it has one."""
     if isinstance(dataset, Subset):
         return _name(dataset.dataset, int(dataset.indices[index]))
-    if isinstance(dataset, Augmented):
-        return _name(dataset.samples, index)
     if isinstance(dataset, ConcatDataset):
         part = next(i for i, end in enumerate(dataset.cumulative_sizes) if index < end)
         return _name(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[0][index].data_ptr()
+    inner = dataset.samples if isinstance(dataset, Augmented | Distanced) else _inner(dataset)
+    if inner is not None:
+        return _name(inner, index)
     return _file(dataset, index) or (id(dataset), index)
 
 
+def _inner(dataset: Any) -> Any:
+    """The data set whose samples this one passes on, changed or not, if there is one of the same length."""
+    held = (getattr(dataset, name, None) for name in WRAPPED)
+    sized = (each for each in held if isinstance(each, Dataset) and hasattr(each, "__len__"))
+    return next((each for each in sized if len(each) == len(dataset)), None)
+
+
 def _file(dataset: Any, index: int) -> str | None:
-    """Where a data set keeps a list with one file, or a tuple that begins with it, per sample."""
+    """Where a data set keeps a list with one file per sample, or what begins with it: a tuple, a dictionary."""
     for name in FILES:
         held = getattr(dataset, name, None)
         if isinstance(held, Sequence) and len(held) == len(dataset):
             entry = held[index]
+            if isinstance(entry, Mapping):
+                entry = tuple(entry.values())
             first = entry[0] if isinstance(entry, tuple) and entry else entry
             if isinstance(first, str | Path):
                 return str(Path(first).absolute())
