@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_prune.adapting import detached, rehearsed, rounds_table, training_of, workers_of
@@ -165,7 +164,8 @@ class NetAdaptCallback(FilterPruningCallback):
             )
         loader, what = self._held_out(trainer)
         check_apart(trainer.train_dataloader, loader)
-        rank_zero_info(f"candidates are judged on {what}")
+        if not self.rounds_done:
+            self._tell(trainer, f"candidates are judged on {what}")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

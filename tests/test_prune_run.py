@@ -93,3 +93,47 @@ def test_one_shot_without_what_its_criterion_needs():
     with pytest.raises(ValueError, match="pass loss="):
         one_shot(net, EXAMPLE, RULES, TaylorWeight(), TRAINING.batches)
     assert net[0].out_channels == 8
+
+
+def test_the_run_that_is_pruned_stays_as_it_is_and_logs_go_into_the_new_one(dense_run, tmp_path):
+    config = OmegaConf.load(dense_run / "config.yaml")
+    config.logger = {
+        "csv": {"save_dir": "/moved/dense"},
+        "tensorboard": {"save_dir": "/moved/dense", "name": "a"},
+    }
+    config.callbacks = {"best": {"dirpath": f"{dense_run}/checkpoints"}, "early": {"monitor": "val/loss"}}
+    run_ = tmp_path / "dense"
+    run_.mkdir()
+    OmegaConf.save(config, run_ / "config.yaml")
+    pruned = pruned_config(run_, tmp_path / "out", "oneshot", 0)
+    assert {str(each.save_dir) for each in pruned.logger.values()} == {str(tmp_path / "out")}
+    assert pruned.logger.tensorboard.name == "a"
+    assert pruned.callbacks.best.dirpath == str(tmp_path / "out" / "checkpoints")
+    assert pruned.callbacks.early.monitor == "val/loss"
+
+
+@pytest.mark.parametrize("override", ["trainer.max_epochs=9", "prune=ipad", "data.size=64"])
+def test_overrides_that_would_be_ignored_are_refused(dense_run, tmp_path, override):
+    with pytest.raises(SystemExit, match=r"is none of prune\.KEY=VALUE and prune/GROUP=OPTION"):
+        main("netadapt", [str(dense_run), str(tmp_path), override])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_pruned_twice_nor_into_itself(dense_run, tmp_path):
+    before = (dense_run / "net.pt").read_bytes()
+    with pytest.raises(SystemExit, match="is the run itself: give another folder"):
+        main("oneshot", [str(dense_run), str(dense_run / ".." / dense_run.name)])
+    prune_run(dense_run, tmp_path / "once", "oneshot", 0, ["prune.budget.macs=0.6"])
+    with pytest.raises(SystemExit, match="is pruned already: give the run of the dense network"):
+        main("oneshot", [str(tmp_path / "once"), str(tmp_path / "twice")])
+    assert (dense_run / "net.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["netadapt", "oneshot"])
+def test_help_says_what_the_command_does(method, capsys):
+    with pytest.raises(SystemExit):
+        main(method, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Prune the trained network of a run" in said
+    assert "prune.budget.macs=0.3" in said
+    assert f"conf/prune/{method}.yaml" in said
