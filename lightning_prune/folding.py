@@ -95,8 +95,10 @@ def _listen(
     last: list[tuple[str, Tensor]] = []
     follows: dict[str, str] = {}
 
-    def after(name: str, masks: tuple[Tensor, Tensor], layer: nn.Module, args: Any, out: Tensor) -> None:
-        found.setdefault(name, []).append(_contribution(layer, args[0], *masks))
+    def after(
+        name: str, masks: tuple[Tensor, Tensor], layer: nn.Module, args: Any, named: Any, out: Tensor
+    ) -> None:
+        found.setdefault(name, []).append(_contribution(layer, args[0] if args else named["input"], *masks))
         last[:] = [(name, out)]
 
     def before(norm: nn.Module, args: Any) -> None:
@@ -105,7 +107,8 @@ def _listen(
 
     with ExitStack() as hooks:
         for name, masks in _readers(model, graph, gone):
-            hook = model.get_submodule(name).register_forward_hook(partial(after, name, masks))
+            listener = partial(after, name, masks)
+            hook = model.get_submodule(name).register_forward_hook(listener, with_kwargs=True)
             hooks.callback(hook.remove)
         for norm in tracked_norms(model):
             hooks.callback(norm.register_forward_pre_hook(before).remove)
@@ -158,12 +161,14 @@ def outputs(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
-    """``||after - before|| / ||before||`` over all outputs together.
+    """``||after - before|| / ||before||`` over all outputs together; NaN if there are none.
 
     Example:
         >>> relative_change([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 3.0])])
         0.2
     """
+    if not before:
+        return math.nan
     squares = [
         ((a - b).double().square().sum(), b.double().square().sum())
         for b, a in zip(before, after, strict=True)

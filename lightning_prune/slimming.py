@@ -212,7 +212,7 @@ class SlimmingCallback(FilterPruningCallback):
         """Trace, and find what is wrong with norms and resource."""
         run = super()._start(trainer, pl_module, example)
         slimmed = self._slimmed(run)
-        if self.record is None:
+        if self.record is None and not self._average:  # a resumed run is past its beginning
             slimmed.check_threshold(self.rules.threshold)
         return run
 

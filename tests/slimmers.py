@@ -90,11 +90,11 @@ def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 1, **op
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    data = options.pop("data") if "data" in options else loader()
+    data, resume = options.pop("data", None), options.pop("ckpt_path", None)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **options}
     )
-    trainer.fit(module, data)
+    trainer.fit(module, loader() if data is None else data, ckpt_path=resume)
     return trainer
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -219,6 +221,44 @@ def test_a_loader_with_workers_that_stay_goes_on_after_a_cut() -> None:
     trainer = fit(module, callback, epochs=3, data=data)
     assert callback.folded == [Folded(nearly=1)]
     assert trainer.global_step == 24
+
+
+class Deciding(Small):
+    """Its forward gives classes, and calls layers by keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x).argmax(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        features = self.net[2](self.net[1](self.net[0](input=x)))
+        return self.net[4:](self.net[3](input=features))
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return nn.functional.cross_entropy(self.logits(batch[0]), batch[1])
+
+
+def test_without_outputs_to_compare_the_change_is_not_a_number_and_shifts_are_folded() -> None:
+    module, callback = dead(Deciding(optimizer=sgd())), slimming(rho=0.0, submodule=None)
+    fit(module, callback)
+    assert callback.folded == [Folded(nearly=1)]
+    assert math.isnan(callback.changes[0])
+
+
+def test_a_resumed_run_may_have_faded_wholly(tmp_path: Path) -> None:
+    """Only at the beginning is a threshold above all scales a mistake."""
+    options = {"rho": 0.3, "threshold": 0.98, "budget": {"macs": 0.6}, "shrink_at": 1.0, "end_epoch": 2}
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 12:
+                trainer.save_checkpoint(tmp_path / "faded.ckpt")
+
+    whole, resumed = Small(optimizer=sgd(0.05)), Small(optimizer=sgd(0.05))
+    fit(whole, slimming(**options), Save(), epochs=4)
+    assert whole.net[1].num_features + whole.net[4].num_features < 20
+    fit(resumed, slimming(**options), epochs=4, ckpt_path=tmp_path / "faded.ckpt")
+    for name, tensor in whole.net.state_dict().items():
+        assert torch.equal(resumed.net.state_dict()[name], tensor), name
 
 
 # -- other norms -----------------------------------------------------------------------------------------------
