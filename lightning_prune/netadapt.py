@@ -54,7 +54,7 @@ def search(
         optimizer: state of the optimizer that ``model`` was trained with; candidates go on with it, cut along.
         folder: where the state is kept after each round. A search of the same network and rules that finds a
             state there goes on from it.
-        report: gets one line per round.
+        report: gets one line per round; with ``print``, candidates are counted on a terminal meanwhile.
 
     Returns:
         What was removed, and the facts of each round.
@@ -78,7 +78,7 @@ def search(
     """
     given = example if _is_example(example) else as_example(example)
     job = Search(model, given, rules, training, rounds, workers)
-    return job.run(optimizer, None if folder is None else Path(folder), report)
+    return job.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
 
 
 def _is_example(given: Any) -> bool:

@@ -68,7 +68,7 @@ class NetAdaptCallback(FilterPruningCallback):
         folder: where the state is kept after each round, in a folder for each search; by default
             ``netadapt`` in the trainer's ``default_root_dir``.
         recalibrate_batches: as for :class:`~lightning_prune.callback.FilterPruningCallback`.
-        verbose: print a line per round, and a table in the end.
+        verbose: print a line per round, and a table in the end; on a terminal, count candidates meanwhile.
 
     Attributes:
         rounds_done: the facts of each round.
@@ -262,7 +262,7 @@ class NetAdaptCallback(FilterPruningCallback):
         )
         key = job.key(self.metric, fingerprint(training.evaluate.batches))  # type: ignore[attr-defined]
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
-        return job.run(state, folder, lambda line: self._tell(trainer, line))
+        return job.run(state, folder, lambda line: self._tell(trainer, line), self.verbose)
 
     def _training(self, trainer: L.Trainer, batches: Sequence[Any], judged: int | None = None) -> Training:
         """How candidates are trained on ``batches``; and judged, on the first ``judged`` of each held-out loader."""

@@ -123,7 +123,7 @@ class Round:
     def line(self, resource: str, rounds: int) -> str:
         """The round in one line."""
         left = f"{resource} {si(self.cost[resource])} ({self.share[resource]:.1%} of dense)"
-        tried = f"{len(self.metrics)} candidates"
+        tried = f"{len(self.metrics)} candidate{'s' * (len(self.metrics) != 1)}"
         return (
             f"round {self.number}/{max(rounds, self.number)}: {self.block} · metric {self.before:.4f} → "
             f"{self.after:.4f} · {left} · {tried} · {self.seconds:.1f} s"

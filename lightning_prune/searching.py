@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from lightning_prune.alignment import surplus
 from lightning_prune.batches import Example
@@ -54,6 +55,7 @@ class Search:
         self.model, self.example, self.training = model, example, training
         self.rounds, self.resource = rounds, only(rules.budget)
         self.rules = replace(rules, amount=None)
+        self.bar = False
         self.contest = Contest(model, example, training, rounds, workers, self.resource)
         graph = self._traced()
         self.dense = DenseSizes.of(graph)
@@ -65,9 +67,14 @@ class Search:
         self._check_first(graph)
 
     def run(
-        self, optimizer: dict[str, Any] | None, folder: Path | None, report: Callable[[str], None]
+        self,
+        optimizer: dict[str, Any] | None,
+        folder: Path | None,
+        report: Callable[[str], None],
+        bar: bool = False,
     ) -> Found:
-        """All rounds, from the state in ``folder`` on if there is one."""
+        """All rounds, from the state in ``folder`` on if there is one; ``bar`` shows candidates on a terminal."""
+        self.bar = bar
         progress = Progress.begin(folder, self.model, self._settings(), optimizer)
         if progress.restore_(self.model, lambda: self.contest.judged(progress.optimizer)):
             report(f"going on after round {len(progress.rounds)}, from {folder}")
@@ -86,7 +93,18 @@ class Search:
 
     def _keep(self, progress: Progress, report: Callable[[str], None]) -> None:
         progress.save(self.model)
-        report(progress.rounds[-1].line(self.resource, len(self.reductions)))
+        left = max(len(self.reductions) - len(progress.rounds), 0)
+        report(
+            progress.rounds[-1].line(self.resource, len(self.reductions))
+            + to_go(left * sum(each.seconds for each in progress.rounds) / len(progress.rounds))
+        )
+
+    def _shown(self, outcomes: Iterator[Outcome], number: int, candidates: int) -> Iterator[Outcome]:
+        """The same; on a terminal with a bar that goes away with the round."""
+        disable = None if self.bar else True  # None: where nobody looks
+        yield from tqdm(
+            outcomes, f"round {number}", candidates, leave=False, disable=disable, unit="candidate"
+        )
 
     def _round_(self, graph: ChannelGraph, progress: Progress) -> bool:
         """One round; False if there is nothing left to remove."""
@@ -97,7 +115,9 @@ class Search:
             return False
         before = self._metric(progress)
         several = [self._candidate(i, name, plan, number) for i, (name, plan) in enumerate(plans.items())]
-        outcomes = self.contest.outcomes(several, batches, progress.optimizer)
+        outcomes = self._shown(
+            self.contest.outcomes(several, batches, progress.optimizer), number, len(several)
+        )
         best, metrics = self.contest.best(plans, before, outcomes)
         won = list(plans)[best.index]
         plan, steps = plans[won], self.rounds.steps * len(plans)
@@ -228,6 +248,18 @@ def only(budget: Mapping[str, float]) -> str:
             f"a search reduces one resource, step by step; the budget names {sorted(budget) or 'none'}"
         )
     return next(iter(budget))
+
+
+def to_go(seconds: float) -> str:
+    """How long it will take, for the end of a line.
+
+    Example:
+        >>> to_go(0), to_go(42.3), to_go(1500)
+        ('', ' · about 42 s to go', ' · about 25 min to go')
+    """
+    if not seconds:
+        return ""
+    return f" · about {seconds:.0f} s to go" if seconds < 100 else f" · about {seconds / 60:.0f} min to go"
 
 
 def target_share(budget: Mapping[str, float], dense: DenseSizes) -> float:

@@ -196,3 +196,16 @@ def test_the_traceback_of_a_worker_reaches_the_user():
 
 def _broken(net: nn.Module, batch: Any, why: str) -> Tensor:
     raise IndexError(why)
+
+
+def test_a_terminal_counts_candidates_and_lines_say_how_long_it_will_take(monkeypatch, capsys):
+    lines: list[str] = []
+    searched(report=lines.append)
+    assert [line.rpartition(" · ")[2].startswith("about") for line in lines] == [True, True, False]
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    searched(report=print, rounds=ONE, rules=MILD)
+    said = capsys.readouterr()
+    assert said.out.startswith("round 1/1: ")
+    assert "3/3" in said.err
+    assert said.err.endswith("\r")
