@@ -13,7 +13,7 @@ import torch
 
 from lightning_prune.executions import EXECUTIONS, ExecutionName, Piece
 from lightning_prune.lookup import Lookup, levels
-from lightning_prune.timing import clock, elapsed, medians, rounds
+from lightning_prune.timing import clock, elapsed, quick, rounds, timed
 
 __all__ = ["Entry", "Place", "Track", "entries"]
 
@@ -132,14 +132,14 @@ def _points(alike: Sequence[Piece], place: Place, now: Callable[[], int]) -> Ite
 def _idle(place: Place) -> float:
     """Nanoseconds of every call that are not the piece's own."""
     idle = EXECUTIONS[place.execution].idle
-    return medians([idle(place.device)], place.device, place.threads)[0] if idle else 0.0
+    return timed([idle(place.device)], place.device, place.threads)[0] if idle else 0.0
 
 
 def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
     """A grid where all of it could be run; else by volume what could."""
 
     def typical(point: _Point) -> float:
-        return point.share * max(statistics.median(point.times) - idle, 0.0)
+        return point.share * max(quick(point.times) - idle, 0.0)
 
     good = [point for point in points if not point.failed]
     if not good:

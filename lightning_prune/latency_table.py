@@ -76,7 +76,7 @@ class LatencyTable:
     execution: ExecutionName = "eager"
     device: str = "cpu"
     threads: int | None = None
-    cuts: int = 12
+    cuts: int = 8
     elsewhere: bool = False
     measured: Measurements | None = field(default=None, init=False, repr=False, compare=False)
 
