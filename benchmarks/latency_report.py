@@ -33,8 +33,8 @@ def page(rows: Sequence[dict[str, Any]], head: dict[str, Any], multiple: int, ro
         "",
         "Random cuts, measured in turns with the dense network; the error is that of the ratio to the dense network. "
         "Times are processor time of the one thread, tenth percentiles. *By MACs*: the error of taking the share of "
-        f"the MACs for that of the time. *By {multiple}*: the median error of {rounded} more cuts, in which every layer "
-        f"keeps a multiple of {multiple} channels. Tables are built as in [budgets.md](budgets.md#time).",
+        f"the MACs for that of the time. *By {multiple}*: the median error of {rounded} more cuts, in which every "
+        f"layer keeps a multiple of {multiple} channels. Tables are built as in [budgets.md](budgets.md#time).",
         "",
         *_errors(rows, multiple),
         "",
