@@ -25,6 +25,7 @@ from lightning_prune.graph import ChannelGraph, Term
 from lightning_prune.latency_build import Place, Track, entries
 from lightning_prune.measurements import (
     REBUILD,
+    VERSION,
     LatencyError,
     Measurements,
     check_fits,
@@ -160,7 +161,7 @@ class LatencyTable:
             return None if self.path is None else Path(self.path)
         evidence, place = evidence_of(graph), self.place
         made_by = [
-            self.execution, device_name(place.device), place.threads, versions_of(self.execution),
+            VERSION, self.execution, device_name(place.device), place.threads, versions_of(self.execution),
             shapes_of((evidence.inputs, evidence.kwargs)),
             sorted({piece.signature for piece in EXECUTIONS[self.execution].pieces(graph)}),
         ]  # fmt: skip

@@ -23,7 +23,7 @@ from lightning_prune.lookup import Lookup
 from lightning_prune.record import LARGEST
 from lightning_prune.resources import evidence_of
 
-__all__ = ["REBUILD", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
+__all__ = ["REBUILD", "VERSION", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
 
 VERSION = 2
 UNKNOWN_SHARE = (

@@ -17,7 +17,15 @@ from timed import IMAGE, Mixed, steadily_rising, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import FilterPruningCallback, LatencyError, LatencyTable, prune_, select, trace
+from lightning_prune import (
+    FilterPruningCallback,
+    LatencyError,
+    LatencyTable,
+    latency_table,
+    prune_,
+    select,
+    trace,
+)
 from lightning_prune.cli import main
 from lightning_prune.correction import random_units
 from lightning_prune.criteria import L2, CostAware
@@ -122,6 +130,15 @@ def test_a_table_is_built_once_and_reused(graph: ChannelGraph, tmp_path: Path) -
     again = graph.with_resources({"latency": table(path=tmp_path / "folder")})
     assert first.cost("latency") == again.cost("latency")
     assert file.stat().st_mtime_ns == written
+
+
+def test_a_folder_may_hold_tables_of_an_older_version(
+    graph: ChannelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left where they are: a user need not delete anything when the format changes."""
+    own = table(path=tmp_path).file(graph)
+    monkeypatch.setattr(latency_table, "VERSION", 1)
+    assert table(path=tmp_path).file(graph) != own
 
 
 @pytest.mark.parametrize(
