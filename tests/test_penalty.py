@@ -47,6 +47,29 @@ def test_the_penalty_is_autograd_s_gradient_of_the_written_loss_term(options: di
     assert not torch.allclose(plain.net[1].weight, added.net[1].weight, atol=1e-3)
 
 
+def test_what_is_logged_is_the_penalty_with_rho_and_the_masked_share() -> None:
+    class Seen(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    seen: list[dict[str, float]] = []
+    module = Small(optimizer=sgd())
+    module.net[1].weight.data[:4] = torch.tensor([0.0, 0.0, -0.5, -0.5])
+    graph = trace(module.net, torch.zeros(1, 1, 12, 12))
+    p = channel_costs(graph, slimmable(graph, module.net))
+    whole = 5 * float(p["1.weight"][0]) + 12 * float(p["4.weight"][0])  # of 8 scales in the first, 5 remain
+    two = graph.layers["0.weight"][:2]
+    callback = slimming(rho=0.2, warmup_epochs=2, shrink_at=1.0, end_epoch=2)
+    fit(module, callback, Seen(), epochs=4)
+    expected = [(0.1, 0.1 * whole), (0.2, 0.2 * whole), (0.2, 0.2 * whole)]
+    found = [(each["prune/rho"], each["prune/penalty"]) for each in seen[1:]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert [each["prune/masked"] for each in seen[1:]] == pytest.approx(
+        [1 - graph.cost("macs", two) / graph.cost("macs")] * 3
+    )
+    assert ["prune/change" in each for each in seen[1:]] == [False, False, True]
+
+
 def test_param_groups_momentum_and_an_average_see_the_written_penalty() -> None:
     """In the end the averaged weights are the module's, so that they are compared."""
 

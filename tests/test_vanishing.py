@@ -26,6 +26,7 @@ from lightning_prune import (
 )
 from lightning_prune.export import export, exported_record
 from lightning_prune.folding import Folded, Measured
+from lightning_prune.networks import AtomMobile
 
 pytestmark = QUIET
 
@@ -106,6 +107,19 @@ def test_what_is_left_is_copied_pickled_cast_and_cut_again() -> None:
     again = trace(net, x)
     prune_(net, again, again.layers["0.branches.1.0.weight"][:3])
     assert net[0].join.in_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernels": (3, 4)}, r"kernels must be odd numbers, at least one, .* got \(3, 4\)"),
+        ({"kernels": ()}, "kernels must be odd numbers"),
+        ({"width": 0.01}, "width=0.01 leaves no channels"),
+    ],
+)
+def test_branches_that_would_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AtomMobile(**options)
 
 
 def test_elsewhere_a_record_may_not_empty_a_layer() -> None:

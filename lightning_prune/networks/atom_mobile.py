@@ -75,6 +75,9 @@ class AtomMobile(nn.Module):
         kernels: of the branches.
         decoder: channels of the decoder.
 
+    Raises:
+        ValueError: kernels are not odd, or there are none; the width leaves no channels.
+
     Example:
         >>> net = AtomMobile(width=0.5)
         >>> net(torch.zeros(1, 1, 32, 48)).shape
@@ -92,6 +95,12 @@ class AtomMobile(nn.Module):
     ) -> None:
         super().__init__()
         inputs = round(16 * width)
+        if not kernels or not all(kernel % 2 for kernel in kernels):
+            raise ValueError(
+                f"kernels must be odd numbers, at least one, so that branches fit; got {kernels}"
+            )
+        if inputs < 1:
+            raise ValueError(f"width={width} leaves no channels; the stem has 16 times as many")
         self.stem = layer(in_channels, inputs, 3, 2)
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
         for channels, number, stride in STAGES:
