@@ -29,8 +29,8 @@ class Rounds:
         rounds: how many, in place of ``reduction``, which is then what they need to reach the budget.
         steps: of training that each candidate gets.
         blocks: see :func:`~lightning_prune.blocks.find_blocks`.
-        by: ``"ratio"`` keeps the candidate that lost least of the metric per resource gained, as in the paper,
-            ``"metric"`` the one with the best metric.
+        by: ``"ratio"`` keeps the candidate that lost least of the metric per resource gained, as the authors' code
+            does, ``"metric"`` the one with the best metric, as their paper has it.
         criterion: which filters of a block go.
         align: after the last round, widths are rounded down to a multiple of this, group by group of coupled layers;
             1: they are not.
