@@ -82,7 +82,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     shown = budgets(pruned)
     names = sorted({row["variant"] for row in pruned})
     figure, axes = plt.subplots(
-        1, max(len(shown), 1), figsize=(12, 4), sharex=True, sharey=True, squeeze=False
+        1, max(len(shown), 1), figsize=(13, 4), sharex=True, sharey=True, squeeze=False
     )
     dense = [row["miou"] for row in rows if row["budget"] == 1]
     for axis, budget in zip(axes[0], shown, strict=False):
@@ -94,7 +94,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.set_title(name_of(budget))
         axis.set_xlabel("measured latency, % of dense")
     axes[0][0].set_ylabel("test mIoU")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
