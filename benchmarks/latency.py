@@ -8,7 +8,8 @@ more, in which every layer keeps a multiple of 16 channels. The cuts on which th
 another seed. Then the network is pruned, L2, to half of its latency and to half of its MACs, with and without
 ``channel_multiple=16``, and all are measured. Times are processor time of the one thread, the tenth percentile,
 since the machine may do other things; its load is written down. At last one network is compiled with a few of its
-cuts, half a minute or more each (``--compiled 0`` leaves that out). Writes ``latency.json`` and ``latency.md``.
+cuts, half a minute or more each (``--compiled 0`` leaves that out). Writes ``latency.json`` and ``latency.md``; what
+the former holds and is not asked for (``--executions``, ``--networks``) stays.
 """
 
 from __future__ import annotations
@@ -180,10 +181,10 @@ def widths(execution: Any) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write both files."""
     parser = argparse.ArgumentParser("python -m benchmarks.latency", description=__doc__.splitlines()[0])
-    parser.add_argument("--executions", nargs="+", default=["eager", "onnx"], choices=["eager", "onnx"])
+    parser.add_argument("--executions", nargs="*", default=["eager", "onnx"], choices=["eager", "onnx"])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--cuts", type=int, default=30)
-    parser.add_argument("--times", type=int, default=24, help="runs of each network that count")
+    parser.add_argument("--times", type=int, default=15, help="runs of each network that count")
     parser.add_argument(
         "--compiled", type=int, default=5, help="cuts of the network that is compiled; 0: none"
     )
@@ -191,34 +192,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    start, loads = time.perf_counter(), [os.getloadavg()[0]]
-    rows: list[dict[str, Any]] = []
+    rows = earlier(asked.docs)
     failed: list[str] = []
     tasks = [(name, execution, asked.cuts) for execution in asked.executions for name in asked.networks]
     tasks += [(COMPILED, "compiled", asked.compiled)] if asked.compiled else []
     for name, execution, cuts in tasks:
+        start, load = time.perf_counter(), os.getloadavg()[0]
         try:
-            rows.append(examine(name, execution, cuts, asked.times))
+            found = examine(name, execution, cuts, asked.times)
         except (RuntimeError, ValueError) as error:  # the others count all the same
             failed.append(f"{name}, {execution}: {error}")
-        loads.append(os.getloadavg()[0])
-        text = write(rows, loads, time.perf_counter() - start, asked.docs)
-    print(text)
+            continue
+        took = {"minutes": (time.perf_counter() - start) / 60, "loads": [load, os.getloadavg()[0]]}
+        rows[name, execution] = {**found, **took}
+        write([rows[key] for key in sorted(rows, key=_place)], asked.docs)
+    print((asked.docs / "latency.md").read_text())
     if failed:
         raise SystemExit("\n".join(["not measured:", *failed]))
 
 
-def write(rows: Sequence[dict[str, Any]], loads: Sequence[float], seconds: float, docs: Path) -> str:
-    """Both files; the text of the page."""
+def earlier(docs: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What was measured before; it stays unless it is measured again."""
+    file = docs / "latency.json"
+    results = json.loads(file.read_text())["results"] if file.exists() else []
+    return {(row["network"], row["execution"]): row for row in results}
+
+
+def _place(key: tuple[str, str]) -> tuple[int, int]:
+    return list(EXECUTIONS).index(key[1]), list(NETWORKS).index(key[0])  # type: ignore[arg-type]
+
+
+def write(rows: Sequence[dict[str, Any]], docs: Path) -> None:
+    """Both files."""
+    loads = [load for row in rows for load in row["loads"]]
     head = {
         "date": time.strftime("%Y-%m-%d %H:%M"), "versions": versions(), "machine": machine(),
-        "cores": os.cpu_count(), "load": f"{min(loads):.1f} to {max(loads):.1f}", "minutes": round(seconds / 60, 1),
+        "cores": os.cpu_count(), "load": f"{min(loads):.1f} to {max(loads):.1f}",
+        "minutes": round(sum(row["minutes"] for row in rows), 1),
         "widths": {name: widths(name) for name in ("eager", "onnx")},
     }  # fmt: skip
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "latency.json").write_text(json.dumps({**head, "results": list(rows)}, indent=1) + "\n")
-    (docs / "latency.md").write_text(text := page(rows, head, MULTIPLE, ROUNDED))
-    return text
+    (docs / "latency.md").write_text(page(rows, head, MULTIPLE, ROUNDED))
 
 
 if __name__ == "__main__":
