@@ -18,12 +18,13 @@ from lightning_prune.graph import ChannelGraph
 from lightning_prune.latency_build import Entry, Place
 from lightning_prune.ledger import unit_classes
 from lightning_prune.surgery import SurgeryError, prune_
-from lightning_prune.timing import Run, timed
+from lightning_prune.timing import Run, beside
 from lightning_prune.tracing import trace
 
 __all__ = ["Correction", "corrected", "fitted", "parts", "random_units"]
 
 BLOCK = 8  # channels; every other random cut leaves multiples of it
+TIMES = 30  # runs of each network
 CHOSEN = 10.0  # weight of the cut that one is after, and of the dense network then
 DENSE = 3.0  # weight of the dense network: what is predicted of others are shares of it
 ALIKE = 0.02  # how strongly the two factors hold together, against relative errors of networks
@@ -118,7 +119,7 @@ def corrected(
     nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
     with place.settled():
         runs: list[Run] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
-        times = timed(runs, place.device, place.threads)
+        times = beside(runs[0], runs[1:], place.device, place.threads, TIMES)
     sums = np.stack([parts(execution.pieces(each), found) for _, each in nets])
     weights = np.ones(len(nets))
     weights[0] = DENSE

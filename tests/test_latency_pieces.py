@@ -22,7 +22,7 @@ from lightning_prune.lookup import Lookup, levels
 from lightning_prune.onnx_pieces import onnx_operators, profiled
 from lightning_prune.operators import operators
 from lightning_prune.sizes import TracedInt
-from lightning_prune.timing import timed
+from lightning_prune.timing import beside, timed
 
 
 def test_timed_runs_follow_one_for_nothing_of_the_same_network() -> None:
@@ -31,6 +31,14 @@ def test_timed_runs_follow_one_for_nothing_of_the_same_network() -> None:
     runs = [lambda: ran.append("a"), lambda: ran.append("b")]
     timed(runs, torch.device("cpu"), 1, times=6)
     assert ran == [*"aaaa", *"bbbb", *"bbbb", *"aaaa"]
+
+
+def test_the_network_that_others_are_held_against_has_more_turns() -> None:
+    ran: list[str] = []
+    runs = [lambda name=name: ran.append(name) for name in "dabc"]
+    found = beside(runs[0], runs[1:], torch.device("cpu"), 1, times=3)
+    assert ran == [*"dddd", *"aaaa", *"dddd", *"bbbb", *"cccc", *"dddd"]
+    assert len(found) == 4
 
 
 def test_lookup_is_multilinear() -> None:
