@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--executions", nargs="*", default=["eager", "onnx"], choices=["eager", "onnx"])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--cuts", type=int, default=30)
-    parser.add_argument("--times", type=int, default=30, help="runs of each network that count")
+    parser.add_argument("--times", type=int, default=15, help="runs of each network that count")
     parser.add_argument(
         "--compiled", type=int, default=5, help="cuts of the network that is compiled; 0: none"
     )

@@ -41,7 +41,8 @@ def page(rows: Sequence[dict[str, Any]], head: dict[str, Any], multiple: int, ro
         "Pruned by L2 (random weights) to half of the latency (where that is out of reach, to half of what can go), "
         "and to the same share of the MACs, also with widths in multiples of "
         f"{multiple} (`channel_multiple={multiple}`). For the latency, what goes is chosen twice: in between, the "
-        "table is fitted to the first choice (`LatencyTable.refit`).",
+        "table is fitted to the first choice (`LatencyTable.refit`). Where the prediction is below the budget, the "
+        "last step was a large one: sixteen channels, or a layer that changed its layout.",
         "",
         *_budgets(rows),
         *_widths(head["widths"]),
