@@ -44,7 +44,7 @@ from lightning_prune.networks import RITnet
 from lightning_prune.selection import reachable
 from lightning_prune.timing import beside, timed
 
-SEED = 1000  # the table's own random cuts begin at 0
+SEED = 2000  # not that of the cuts by which the tables' model was found; the tables' own begin at 0
 LIMITS = Limits(0.95)
 MULTIPLE = 16
 ROUNDED = 10  # random cuts that leave multiples

@@ -58,9 +58,8 @@ def rounds(number: int, times: int) -> Iterator[int]:
 def quick(times: Sequence[float]) -> float:
     """What a call takes when nothing disturbs it: the tenth percentile.
 
-    Others on the machine take its caches away, now and then, which processor time shows too. On two cores with
-    a load of 8, the ratio of two networks' medians came out between 0.37 and 0.56, that of tenth percentiles
-    between 0.42 and 0.46.
+    Others on the machine take its caches away, now and then, which processor time shows too: a median would count
+    that, and the ratio of two networks' medians scatters the more.
 
     Example:
         >>> quick([float(n) for n in range(11)])
