@@ -37,7 +37,7 @@ from benchmarks.zoo_report import machine, versions
 from lightning_prune import LatencyTable, Limits, prune_, select, trace
 from lightning_prune.correction import random_units
 from lightning_prune.criteria import L2
-from lightning_prune.executions import EXECUTIONS, on_device
+from lightning_prune.executions import EXECUTIONS, random_on
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.latency_build import Place
 from lightning_prune.networks import RITnet
@@ -121,7 +121,7 @@ def measured(
 ) -> float:
     """Cut and time what is in ``rows``, write MACs and latency into them, and return the dense nanoseconds."""
     assert graph.evidence is not None
-    (example,) = on_device(graph.evidence.inputs, torch.device("cpu"))
+    (example,) = random_on(graph.evidence.inputs, torch.device("cpu"))
     nets = [net, *(cut(net, example, row["units"]) for row in rows)]
     with table.place.settled():
         whole = EXECUTIONS[table.execution].whole

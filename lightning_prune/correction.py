@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import nn
 
-from lightning_prune.executions import EXECUTIONS, Piece, on_device
+from lightning_prune.executions import EXECUTIONS, Piece, random_on
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.latency_build import Entry, Place
 from lightning_prune.ledger import unit_classes
@@ -115,7 +115,7 @@ def corrected(
     evidence, execution = graph.evidence, EXECUTIONS[place.execution]
     if not cuts or evidence is None:
         return Correction()
-    args, kwargs = on_device((evidence.inputs, evidence.kwargs), place.device)
+    args, kwargs = random_on((evidence.inputs, evidence.kwargs), place.device)
     nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
     with place.settled():
         runs: list[Run] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]

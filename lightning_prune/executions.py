@@ -18,7 +18,7 @@ from lightning_prune.onnx_pieces import onnx_idle, onnx_operators, onnx_whole
 from lightning_prune.operators import operators
 from lightning_prune.timing import Run
 
-__all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "on_device", "versions_of"]
+__all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "random_on", "versions_of"]
 
 ExecutionName = Literal["eager", "compiled", "onnx"]
 
@@ -88,7 +88,7 @@ class Execution:
     idle: Callable[[torch.device], Run] | None = None
 
 
-def on_device(value: Any, device: torch.device) -> Any:
+def random_on(value: Any, device: torch.device) -> Any:
     """Inputs on another device; random numbers in the place of floats, also of those that have no data."""
 
     def moved(tensor: Tensor) -> Tensor:
