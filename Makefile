@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m lightning_prune.demo
+	$(BIN)/python -m lightning_prune.cli.demo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,39 +1,50 @@
 """Make a network physically smaller while it trains.
 
-The whole story::
+The engine, step by step::
 
-    graph = trace(model, example)                     # what depends on what
-    scores = IPAD(omega=1)(graph, model)              # which filters matter
+    graph = trace(model, example)                     # which channels depend on which
+    scores = IPAD(omega=1)(graph, model)              # importance of each unit
     plan = select(graph, scores, budget={"macs": 0.5})
-    record = prune_(model, graph, plan.remove)        # proven, or rolled back
+    record = prune_(model, graph, plan.remove)        # verified, or rolled back
+
+In training, :class:`FilterPruningCallback` does all of it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.criteria import IPAD, L1, L2, Random
-from lightning_prune.graph import ChannelGraph
-from lightning_prune.latency_table import LatencyTable
-from lightning_prune.limits import Limits
-from lightning_prune.measurements import LatencyError
-from lightning_prune.pins import pin, unpin
-from lightning_prune.record import PruningRecord, RecordError
-from lightning_prune.resources import LayerCost
-from lightning_prune.rules import rule
-from lightning_prune.saving import load_pruned, save_pruned
-from lightning_prune.schedules import Cubic, Curve, Linear, OneShot
-from lightning_prune.selection import Plan, select
-from lightning_prune.surgery import SurgeryError, prune_
-from lightning_prune.tracing import TraceError, trace
+from lightning_prune.criteria.ipad import IPAD
+from lightning_prune.criteria.weights import L1, L2, Random
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.layer_costs import LayerCost
+from lightning_prune.graph.pins import pin, unpin
+from lightning_prune.graph.trace import TraceError, trace
+from lightning_prune.latency.store import LatencyError
+from lightning_prune.latency.table import LatencyTable
+from lightning_prune.pruning.one_shot import one_shot
+from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot
+from lightning_prune.pruning.sensitivity import sensitivity
+from lightning_prune.selection.limits import Limits
+from lightning_prune.selection.plan import Plan
+from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.select import select
+from lightning_prune.serialization.export import export
+from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.saving import load_pruned, save_pruned
+from lightning_prune.surgery.prune import SurgeryError, prune_
+from lightning_prune.tracing.rules.registry import rule
 
 if TYPE_CHECKING:
-    from lightning_prune.best import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
-    from lightning_prune.callback import FilterPruningCallback
-    from lightning_prune.checkpoint_io import AtomicCheckpointIO, last_checkpoint
-    from lightning_prune.distillation import Distillation, DistillationMixin
-    from lightning_prune.netadapt_callback import NetAdaptCallback
-    from lightning_prune.retraining import FinalPhase
-    from lightning_prune.slimming import SlimmingCallback
+    from lightning_prune.callbacks.checkpoints import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
+    from lightning_prune.callbacks.netadapt import NetAdaptCallback
+    from lightning_prune.callbacks.pruning import FilterPruningCallback
+    from lightning_prune.callbacks.slimming import SlimmingCallback
+    from lightning_prune.cli.sweep import SweepTable
+    from lightning_prune.distillation.config import Distillation
+    from lightning_prune.distillation.mixin import DistillationMixin
+    from lightning_prune.reporting.visdom import VisdomLogger
+    from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
+    from lightning_prune.trainer.retraining import FinalPhase
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,38 +73,45 @@ __all__ = [
     "PruningRecord",
     "Random",
     "RecordError",
+    "Rules",
     "SlimmingCallback",
     "SurgeryError",
+    "SweepTable",
     "TraceError",
+    "VisdomLogger",
+    "export",
     "last_checkpoint",
     "load_pruned",
+    "one_shot",
     "pin",
     "prune_",
     "rule",
     "save_pruned",
     "select",
+    "sensitivity",
     "trace",
     "unpin",
 ]
 
-
-# The engine does not need Lightning, which takes its time to import.
-_LATE = {
-    "AtomicCheckpointIO": "checkpoint_io",
-    "BestOfLast": "best",
-    "BudgetCheckpoint": "best",
-    "BudgetEarlyStopping": "best",
-    "Distillation": "distillation",
-    "DistillationMixin": "distillation",
-    "FilterPruningCallback": "callback",
-    "FinalPhase": "retraining",
-    "NetAdaptCallback": "netadapt_callback",
-    "SlimmingCallback": "slimming",
-    "last_checkpoint": "checkpoint_io",
+# Imported on first use: the engine does not need Lightning or Hydra, which take seconds to import.
+_MODULE_OF = {
+    "AtomicCheckpointIO": "trainer.checkpoint_io",
+    "BestOfLast": "callbacks.checkpoints",
+    "BudgetCheckpoint": "callbacks.checkpoints",
+    "BudgetEarlyStopping": "callbacks.checkpoints",
+    "Distillation": "distillation.config",
+    "DistillationMixin": "distillation.mixin",
+    "FilterPruningCallback": "callbacks.pruning",
+    "FinalPhase": "trainer.retraining",
+    "NetAdaptCallback": "callbacks.netadapt",
+    "SlimmingCallback": "callbacks.slimming",
+    "SweepTable": "cli.sweep",
+    "VisdomLogger": "reporting.visdom",
+    "last_checkpoint": "trainer.checkpoint_io",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return getattr(import_module(f"lightning_prune.{_LATE[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"lightning_prune.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """``python -m lightning_prune`` is ``lightning-prune``."""
 
-from lightning_prune.cli import main
+from lightning_prune.cli.main import main
 
 main()

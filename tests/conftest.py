@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-collect_ignore = ["on_ray.py"]  # a program that a test starts; Ray need not be installed
+collect_ignore = ["support/ray_search.py"]  # a program that a test starts; Ray need not be installed
 
 
 @pytest.fixture(autouse=True)

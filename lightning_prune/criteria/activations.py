@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.criteria.scores import NOTHING, Importance, Normalise, Reduction, per_unit
-from lightning_prune.graph import ChannelGraph
-from lightning_prune.statistics import Statistics
+from lightning_prune.criteria.base import NOTHING, Importance, Statistics
+from lightning_prune.criteria.reduction import Normalise, Reduction, per_unit
+from lightning_prune.graph.channel_graph import ChannelGraph
 
 __all__ = ["ActivationMean", "MeanActivation"]
 

@@ -13,22 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.criteria.scores import (
-    NOTHING,
-    Importance,
+from lightning_prune.criteria.base import NOTHING, Importance, Statistics, Values
+from lightning_prune.criteria.reduction import (
     Normalise,
     Reduction,
     Scope,
-    Values,
-    check_option,
     in_scope,
     norm_scales,
     plain,
     reduced,
     rows,
 )
-from lightning_prune.graph import ChannelGraph, Units
-from lightning_prune.statistics import Statistics
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.arguments import check_option
 
 __all__ = ["Gradients", "TaylorGate", "TaylorWeight"]
 

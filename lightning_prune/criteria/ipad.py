@@ -12,18 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torchmetrics import Metric
 
-from lightning_prune.criteria.scores import (
-    NOTHING,
-    Importance,
-    Normalise,
-    PerFilter,
-    Reduction,
-    filter_norms,
-    per_unit,
-)
-from lightning_prune.deviation import ActivationDeviation, Form, check_form
-from lightning_prune.graph import ChannelGraph
-from lightning_prune.statistics import Statistics
+from lightning_prune.criteria.activation_deviation import ActivationDeviation, Form, check_form
+from lightning_prune.criteria.base import NOTHING, Importance, Statistics
+from lightning_prune.criteria.reduction import Normalise, PerFilter, Reduction, filter_norms, per_unit
+from lightning_prune.graph.channel_graph import ChannelGraph
 
 __all__ = ["IPAD", "Deviation", "ipad"]
 

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_prune.criteria.scores import (
-    NOTHING,
-    Importance,
+from lightning_prune.criteria.base import NOTHING, Importance, Statistics, Values
+from lightning_prune.criteria.reduction import (
     Normalise,
     Reduction,
     Scope,
-    Values,
     in_scope,
     norm_scales,
     norms,
@@ -22,8 +20,7 @@ from lightning_prune.criteria.scores import (
     reduced,
     rows,
 )
-from lightning_prune.graph import ChannelGraph
-from lightning_prune.statistics import Statistics
+from lightning_prune.graph.channel_graph import ChannelGraph
 
 __all__ = ["FPGM", "L1", "L2", "LAMP", "Norm", "NormScale", "Random", "distances", "lamp"]
 

@@ -2,7 +2,7 @@
 
 from lightning_prune.data.base import SegmentationData
 from lightning_prune.data.brain import BrainSlices
-from lightning_prune.data.distances import signed_distances
+from lightning_prune.data.distance_maps import signed_distances
 from lightning_prune.data.eye import MOBIUS, SBVPI
 from lightning_prune.data.folder import FolderDataModule
 from lightning_prune.data.transforms import augment, default_augmentation

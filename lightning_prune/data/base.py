@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lightning_prune.data.distances import signed_distances
+from lightning_prune.data.distance_maps import signed_distances
 from lightning_prune.data.transforms import Transform, augment, default_augmentation
 
 Sample = tuple[Tensor, Tensor]

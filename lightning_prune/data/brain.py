@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_prune.data.base import Sample, Samples, SegmentationData
-from lightning_prune.data.template import FIELD, extent, load_template
+from lightning_prune.data.icbm152 import FIELD, extent, load_template
 from lightning_prune.data.transforms import Transform
 
 CLASS_NAMES = ("other", "grey", "white")

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_prune.data.files import Pair, Palette, files_by_key, find_pairs
 from lightning_prune.data.folder import FileSamples, FolderDataModule, split
+from lightning_prune.data.image_files import Pair, Palette, files_by_key, find_pairs
 from lightning_prune.data.transforms import Transform
 
 __all__ = ["MOBIUS", "SBVPI"]

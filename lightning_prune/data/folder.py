@@ -8,7 +8,7 @@ Three layouts are understood (the folder names are arguments)::
 
 An image belongs to the mask with the same path below its folder, without extension and suffixes, so that
 ``images/berlin/01_photo.jpg`` meets ``masks/berlin/01_label.png`` given the two suffixes.
-See `lightning_prune.data.files` for what may be in them.
+See `lightning_prune.data.image_files` for what may be in them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lightning_prune.data.base import Sample, Samples, SegmentationData
-from lightning_prune.data.files import Pair, Palette, find_pairs, read_image, read_mask
+from lightning_prune.data.image_files import Pair, Palette, find_pairs, read_image, read_mask
+from lightning_prune.data.masks import check_mask
 from lightning_prune.data.transforms import Transform, default_augmentation
-from lightning_prune.segmentation import check_mask
 
 STAGES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 

@@ -1,0 +1,119 @@
+"""What a teacher costs: steps with it against steps without, in turns, and memory over ten epochs.
+
+    python -m benchmarks.distillation.cost                     # U-Net, 64 x 64, batch of 8; a minute or two
+    python -m benchmarks.distillation.cost --size 256 --accelerator gpu
+
+Every other batch of one training is distilled (all three losses, taps found by themselves), so that both kinds of
+step see the same machine. Processor seconds on a CPU, the wall clock on anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune.distillation.config import Distillation
+from lightning_prune.segmentation.module import SegmentationModule
+
+BATCH, BATCHES, EPOCHS = 8, 8, 10
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Turns(L.Callback):
+    """Distils every other batch, and keeps the times of either kind, of the teacher's forward, and the memory."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {"without": [], "with": [], "teacher": []}
+        self.megabytes: list[float] = []
+        self.start = 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Switch the teacher on or off."""
+        pl_module.distillation.teaching.started = batch_idx % 2 == 1
+        self.start = now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the time."""
+        kind = "with" if batch_idx % 2 else "without"
+        self.times[kind].append(now(pl_module.device) - self.start)
+        start = now(pl_module.device)
+        pl_module.distillation.teaching.teacher.run(((batch[0],), {}))
+        self.times["teacher"].append(now(pl_module.device) - start)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Count the bytes of all tensors that are alive."""
+        gc.collect()
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors()}
+        self.megabytes.append(round(sum(held.values()) / 2**20, 2))
+
+
+def tensors() -> list[Tensor]:
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and not thing.is_meta]
+
+
+def net() -> torch.nn.Module:
+    return smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)
+
+
+def measure(size: int, accelerator: str, losses: dict[str, float]) -> dict[str, Any]:
+    images = torch.rand(BATCH * BATCHES, 1, size, size)
+    data = DataLoader(TensorDataset(images, (3 * images[:, 0]).long().clamp(max=2)), BATCH)
+    module = SegmentationModule(net(), 3, example_input_shape=(1, 1, size, size))
+    module.distillation = Distillation(net(), submodule="net", **losses)
+    turns = Turns()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(
+        max_epochs=EPOCHS,
+        accelerator=accelerator,
+        devices=1,
+        callbacks=[turns],
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, data)
+    found = {
+        name: statistics.median(taken[BATCHES:]) for name, taken in turns.times.items()
+    }  # one epoch to warm up
+    ratio = found["with"] / (found["without"] + found["teacher"])
+    rounded = {f"ms {name}": round(1000 * taken, 1) for name, taken in found.items()}
+    return {**rounded, "with / (without + teacher)": round(ratio, 3), "MB after each epoch": turns.megabytes}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.distillation.cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--accelerator", default="cpu")
+    asked = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    every = {"alpha": 1.0, "beta": 10.0, "lambda_": 0.1}
+    for name, losses in {"hinton": {"alpha": 1.0}, "all": every}.items():
+        print(
+            json.dumps({"losses": name, "size": asked.size, **measure(asked.size, asked.accelerator, losses)})
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""NEW."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import nn
+
+from lightning_prune.criteria.base import NOTHING, Criterion, Importance, Statistics, Values
+from lightning_prune.criteria.wrappers import Wrapper, blind_to
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.costs import Term
+
+
+@dataclass(frozen=True)
+class CostAware(Wrapper):
+    """Importance per cost: ``importance / marginal cost ** gamma``.
+
+    The marginal cost of a unit is what goes if it alone goes, as a share of the network as it is, summed over
+    resources. Where that is nothing, as much as the cheapest other unit's. Importance must not be negative, else
+    dividing would turn the ranking round.
+
+    While training, a resource whose budget is met counts no more from the next cut on (else its weight would drive
+    the ranking to where nothing needs to go); one that has no budget always counts.
+
+    Args:
+        criterion: any.
+        gamma: 0 ignores costs, 1 ranks by importance per cost.
+        resources: resource -> its weight; any that the graph counts, so also those of ``with_resources``.
+
+    Raises:
+        ValueError: a negative gamma or weight; when called: negative importance, or an unknown resource.
+
+    Example:
+        >>> terms = {"macs": [Term("a", 1, (np.array([0]),)), Term("b", 3, (np.array([1]),))]}
+        >>> graph = ChannelGraph(2, {}, {"a": np.array([0]), "b": np.array([1])}, {"a": 0, "b": 0}, {}, terms)
+        >>> CostAware(lambda graph, model, statistics: np.array([1.0, 2.0]))(graph, nn.Identity())
+        array([4.        , 2.66666667])
+    """
+
+    gamma: float = 1.0
+    resources: Mapping[str, float] = field(default_factory=lambda: {"macs": 1.0})
+
+    def __post_init__(self) -> None:
+        weights = [self.gamma, *self.resources.values()]
+        if not all(weight >= 0 for weight in weights) or not any(self.resources.values()):
+            raise ValueError(
+                f"gamma and weights of resources must be 0 or more, one weight above it; got gamma={self.gamma}, "
+                f"resources={dict(self.resources)}"
+            )
+
+    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
+        """Importance per unit, shape (num_units,)."""
+        scores = self.base(graph, model, statistics)
+        if (scores[graph.prunable] < 0).any():
+            raise ValueError("CostAware divides importance by cost, which needs importance of 0 or more")
+        shares = [w * marginal_costs(graph, r) / max(graph.cost(r), 1) for r, w in self.resources.items()]
+        costs = np.sum(shares, axis=0)
+        cheapest = min(costs[graph.prunable][costs[graph.prunable] > 0], default=1.0)
+        return scores / np.where(costs > 0, costs, cheapest) ** self.gamma
+
+    def without(self, resources: Collection[str]) -> Criterion:
+        """The same, blind to what ``resources`` cost; the inner criterion alone if nothing else has a weight."""
+        inner = blind_to(self.criterion, resources)
+        left = {name: weight for name, weight in self.resources.items() if name not in resources}
+        return replace(self, criterion=inner, resources=left) if any(left.values()) else inner
+
+
+def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
+    """What each unit costs if it alone goes; exact. Shape (num_units,).
+
+    Raises:
+        ValueError: the resource is unknown.
+    """
+    graph.cost(resource)  # knows what to say about a resource that there is not
+    saved = np.zeros(graph.num_units)
+    for term in graph.terms[resource]:
+        saved += _saved(term, graph.num_units)
+    return saved
+
+
+def _saved(term: Term, num_units: int) -> Values:
+    if term.function is not None:
+        return _saved_of_function(term, num_units)
+    left, whole = np.ones(num_units), 1
+    for factor in term.factors:
+        left *= len(factor) - np.bincount(factor, minlength=num_units)
+        whole *= len(factor)
+    return term.scale * (whole - left)
+
+
+def _saved_of_function(term: Term, num_units: int) -> Values:
+    """One call for each way in which a unit takes part in the term."""
+    saved = np.zeros(num_units)
+    taking_part = np.unique(np.concatenate([*term.factors, np.empty(0, np.int64)]))
+    sizes = np.array([len(factor) for factor in term.factors], dtype=np.int64)
+    uses = [np.bincount(factor, minlength=num_units)[taking_part] for factor in term.factors]
+    if uses:
+        kinds, inverse = np.unique(np.stack(uses), axis=1, return_inverse=True)
+        costs = np.array([term.cost((sizes - kind).tolist()) for kind in kinds.T])
+        saved[taking_part] = term.cost(sizes.tolist()) - costs[inverse.ravel()]
+    return saved

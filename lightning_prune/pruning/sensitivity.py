@@ -1,0 +1,184 @@
+"""Which layers can lose filters: the score against the share removed, layer by layer (level 3).
+
+After Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), figure 2; there by L1, each layer by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lightning_prune.criteria.base import Criterion, check_importance
+from lightning_prune.criteria.ipad import IPAD
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.trace import trace
+from lightning_prune.selection.coupled_blocks import Block, find_blocks
+from lightning_prune.selection.select import ranked
+from lightning_prune.surgery.prune import SurgeryError, prune_
+from lightning_prune.surgery.rollback import snapshot
+from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.batch_norm import recalibrate_
+from lightning_prune.utils.example_inputs import Example
+
+__all__ = ["Row", "Sensitivity", "sensitivity"]
+
+SHARES = tuple(number / 10 for number in range(1, 10))
+BY_WEIGHT = IPAD(omega=1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of coupled layers; most groups are a single layer.
+
+    Attributes:
+        name: of the group.
+        layers: names of the weights that lose filters together.
+        units: how many may go.
+        scores: for each share what ``evaluate`` said; NaN where surgery refused that cut, with a warning.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What :func:`sensitivity` found.
+
+    Attributes:
+        dense: the score of the network as it is.
+        shares: that were removed.
+        rows: in the order of the forward.
+        seconds: that it took.
+    """
+
+    dense: float
+    shares: tuple[float, ...]
+    rows: tuple[Row, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, NaN as None."""
+        plain = asdict(self)
+        for row in plain["rows"]:
+            row["scores"] = [None if math.isnan(score) else score for score in row["scores"]]
+        return plain
+
+
+def sensitivity(
+    model: nn.Module,
+    example: Example,
+    evaluate: Callable[[nn.Module], float],
+    *,
+    criterion: Criterion = BY_WEIGHT,
+    shares: Sequence[float] = SHARES,
+    exclude: Sequence[str] = (),
+    recalibrate: Iterable[Example] = (),
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> Sensitivity:
+    """Remove the least important filters of one group of layers at a time, and score what is left.
+
+    Filters that can only go together (residual connections, say) make one row. Cuts are made on one copy, one by one,
+    by the same proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays.
+    A cut that surgery refuses scores NaN, and a warning says of which layer and why.
+
+    Args:
+        model: the network; scored in eval mode.
+        example: positional and keyword inputs of its forward.
+        evaluate: scores a network; must not change it.
+        criterion: which filters go first. It gets no statistics.
+        shares: of a group's filters to remove, in (0, 1).
+        exclude: names or globs of layers that are left out.
+        recalibrate: inputs on which batch norms are estimated anew before a cut is scored; the score of the dense
+            network is that without. None by default: the raw damage.
+        progress: called with the number of rows done, their total, and the last one.
+
+    Raises:
+        ValueError: a share is out of range, or nothing can be pruned.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> count = lambda net: sum(p.numel() for p in net.parameters())
+        >>> found = sensitivity(net, ((torch.zeros(1, 1, 8, 8),), {}), count, shares=[0.5])
+        >>> found.dense, [(row.name, row.scores) for row in found.rows]
+        (50, [('0', (26,))])
+    """
+    start = time.perf_counter()
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie within (0, 1), got {list(shares)}")
+    twin = copy.deepcopy(model).eval()
+    graph = trace(twin, *example[0], **example[1])
+    importance, examples = check_importance(graph, criterion(graph, twin, {})), list(recalibrate)
+    groups = _groups(graph, importance, exclude)
+    if not groups:
+        raise ValueError("nothing to prune: every filter is pinned, excluded, or infinitely important")
+    dense, rows = _score(twin, evaluate, []), []
+    for block, units in groups:
+        scores = tuple(
+            _cut_score(twin, graph, block.name, units, share, evaluate, examples) for share in shares
+        )
+        rows.append(Row(block.name, tuple(block.layers), len(units), scores))
+        if progress is not None:
+            progress(len(rows), len(groups), rows[-1])
+    return Sensitivity(dense, tuple(shares), tuple(rows), time.perf_counter() - start)
+
+
+def _groups(
+    graph: ChannelGraph, importance: NDArray[np.float64], exclude: Sequence[str]
+) -> list[tuple[Block, Units]]:
+    """Each group that can lose units, with these, least important first."""
+    blocks = find_blocks(graph, exclude=exclude)
+    free = [ranked(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]
+    return [(block, units) for block, units in zip(blocks, free, strict=True) if len(units)]
+
+
+def _cut_score(
+    model: nn.Module,
+    graph: ChannelGraph,
+    name: str,
+    units: Units,
+    share: float,
+    evaluate: Callable[[nn.Module], float],
+    examples: Sequence[Example],
+) -> float:
+    number = min(round(share * len(units)), len(units) - 1)
+    with _undone(model, graph):
+        try:
+            prune_(model, graph, units[:number])
+        except SurgeryError as error:
+            warnings.warn(
+                f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=3
+            )
+            return math.nan
+        return _score(model, evaluate, examples)
+
+
+@contextmanager
+def _undone(model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
+    """A cut within the block is taken back after it, so that one trace serves for all of them."""
+    put_back, buffers = snapshot(model, graph.bindings), [(each, each.clone()) for each in model.buffers()]
+    try:
+        yield
+    finally:
+        put_back()
+        for buffer, value in buffers:  # norms of whole layers are estimated anew in place
+            buffer.copy_(value)
+
+
+def _score(model: nn.Module, evaluate: Callable[[nn.Module], float], examples: Sequence[Example]) -> float:
+    recalibrate_(model, examples)
+    with torch.no_grad():
+        return evaluate(model.eval())

@@ -1,0 +1,227 @@
+"""What surgery removed, as plain integers: enough to redo it on a fresh model (level 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.graph.pins import optional_parts
+from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
+
+__all__ = ["PruningRecord", "RecordError"]
+
+
+def rerooted(record: PruningRecord, at: str, to: str) -> PruningRecord:
+    """A record whose names start at module ``at``, as one whose names start at module ``to``.
+
+    Example:
+        >>> record = PruningRecord({"conv.weight": {0: [1]}}, {"conv.weight": [2, 3]}, {"conv.out_channels": 1})
+        >>> rerooted(record, "net", "net.conv")
+        PruningRecord(kept={'weight': {0: [1]}}, shapes={'weight': [2, 3]}, attributes={'out_channels': 1}, info={})
+    """
+    before, after = f"{at}." if at else "", f"{to}." if to else ""
+
+    def moved(named: dict[str, object]) -> dict[str, object]:
+        full = {before + name: value for name, value in named.items()}
+        return {name.removeprefix(after): value for name, value in full.items() if name.startswith(after)}
+
+    return PruningRecord(moved(record.kept), moved(record.shapes), moved(record.attributes), record.info)  # type: ignore[arg-type]
+
+
+VERSION = 1
+LARGEST = 100_000_000  # bytes of a file; a safetensors header may have as many
+
+
+class RecordError(ValueError):
+    """A record is damaged, or belongs to another model. Nothing was changed."""
+
+
+@dataclass
+class PruningRecord:
+    """Which indices of which parameters and buffers survive, and which attributes were set.
+
+    Attributes:
+        kept: parameter or buffer -> dimension -> surviving original indices, ascending. Dimensions that lost
+            nothing are absent.
+        shapes: parameter or buffer in ``kept`` -> its shape in the dense model.
+        attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to.
+        info: facts for people: costs before and after, and the like.
+
+    Example:
+        >>> record = PruningRecord({"weight": {0: [0, 2]}, "bias": {0: [0, 2]}},
+        ...                        {"weight": [3, 4], "bias": [3]}, {"out_features": 2})
+        >>> small = record.apply_(nn.Linear(4, 3))
+        >>> small
+        Linear(in_features=4, out_features=2, bias=True)
+        >>> PruningRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        True
+    """
+
+    kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    attributes: dict[str, int | list[int]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.kept)
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Cut a dense ``model`` in place to what survives, and return it.
+
+        Raises:
+            RecordError: the record does not fit the model; the model is as it was.
+        """
+        self.check(model)
+        tensors = named_tensors(model)
+        for name, dims in self.kept.items():
+            set_data(tensors[name], cut(tensors[name], dims))
+        for path, value in self.attributes.items():
+            owner, attribute = _owner(model, path)
+            setattr(owner, attribute, _like(getattr(owner, attribute), value))
+        freeze_empty_(tensors.values())
+        return model
+
+    def check(self, model: nn.Module) -> None:
+        """Raise RecordError unless this record fits the dense ``model``, which is left as it is."""
+        tensors, optional = named_tensors(model), _optional(model)
+        for name, dims in self.kept.items():
+            if name not in tensors:
+                raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
+            shape = list(tensors[name].shape)
+            if shape != self.shapes.get(name):
+                raise RecordError(
+                    f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}"
+                )
+            for dim, indices in dims.items():
+                _check_indices(name, dim, indices, shape, least=0 if name.startswith(optional) else 1)
+        for path, value in self.attributes.items():
+            owner, attribute = _owner(model, path)
+            held = vars(owner).get(attribute)
+            if not _alike(held, value, least=0 if path.startswith(optional) else 1):
+                raise RecordError(
+                    f"the record sets {path!r} to {value}, but {type(model).__name__} has {held!r} there"
+                )
+
+    def then(self, later: PruningRecord) -> PruningRecord:
+        """This cut followed by a ``later`` one of the model that it left, as one record of the dense model.
+
+        Example:
+            >>> first = PruningRecord({"w": {0: [0, 2, 3]}}, {"w": [4]})
+            >>> first.then(PruningRecord({"w": {0: [0, 2]}}, {"w": [3]})).kept
+            {'w': {0: [0, 3]}}
+        """
+        kept = {
+            name: {dim: list(indices) for dim, indices in dims.items()} for name, dims in self.kept.items()
+        }
+        for name, dims in later.kept.items():
+            for dim, indices in dims.items():
+                before = kept.setdefault(name, {}).get(dim)
+                kept[name][dim] = [before[i] for i in indices] if before is not None else list(indices)
+        attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
+        return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers."""
+        plain = asdict(self)
+        plain["kept"] = {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}
+        return {"version": VERSION, **plain}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> PruningRecord:
+        """The record that :meth:`to_dict` described.
+
+        Raises:
+            RecordError: something is missing or of the wrong kind.
+        """
+        if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
+            raise RecordError(f"not a pruning record of version {VERSION}")
+        try:
+            kept = {
+                str(n): {_dimension(d): _integers(i) for d, i in dims.items()}
+                for n, dims in plain["kept"].items()
+            }
+            shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
+            attributes = {
+                str(p): v if type(v) is int else _integers(v) for p, v in plain["attributes"].items()
+            }
+            return cls(kept, shapes, attributes, dict(plain.get("info", {})))
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise RecordError(f"damaged pruning record: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; an interrupted write leaves what was there before."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(json.dumps(self.to_dict()))
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningRecord:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            RecordError: the file is not a pruning record.
+        """
+        size = Path(path).stat().st_size
+        if size > LARGEST:
+            raise RecordError(f"{path} has {size} bytes; a pruning record has at most {LARGEST}")
+        try:
+            plain = json.loads(Path(path).read_text())
+        except (ValueError, RecursionError) as error:  # also numbers too long for an int
+            raise RecordError(f"{path} is not JSON: {error}") from error
+        return cls.from_dict(plain)
+
+
+def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        return model.get_submodule(module), attribute
+    except AttributeError as error:
+        raise RecordError(f"the record sets {path!r}: {error}") from error
+
+
+def _optional(model: nn.Module) -> tuple[str, ...]:
+    """How the names begin of what may vanish."""
+    return tuple(f"{part}." for parts in optional_parts(model) for part in parts)
+
+
+def _alike(held: Any, value: int | list[int], least: int) -> bool:
+    """Whether ``value`` can take the place of ``held``: sizes are whole numbers, alone or in a row."""
+    sizes = value if isinstance(value, list) else [value]
+    before = list(held) if isinstance(held, (tuple, list)) else [held]
+    same = isinstance(value, list) == isinstance(held, (tuple, list)) and len(sizes) == len(before)
+    return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
+
+
+def _like(held: Any, value: int | list[int]) -> Any:
+    return type(held)(value) if isinstance(held, (tuple, list)) and isinstance(value, list) else value
+
+
+def _dimension(key: Any) -> int:
+    if type(key) is not int and not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key):
+        raise ValueError(f"expected the number of a dimension, found {key!r}")
+    return int(key)
+
+
+def _integers(values: Any) -> list[int]:
+    found = list(values)
+    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in found):
+        raise ValueError(f"expected a list of integers, found {str(values)[:40]}")
+    return found
+
+
+def _check_indices(name: str, dim: int, indices: list[int], shape: list[int], least: int) -> None:
+    if not 0 <= dim < len(shape):
+        raise RecordError(f"{name!r} has no dimension {dim}")
+    ascending = all(a < b for a, b in pairwise(indices))
+    if len(indices) < least or not ascending or min(indices, default=0) < 0 or indices[-1:] >= [shape[dim]]:
+        raise RecordError(
+            f"the indices of {name!r}, dimension {dim}, are not ascending within 0..{shape[dim] - 1}"
+        )

@@ -1,0 +1,129 @@
+"""Operators that keep or reorder dimensions: the ids take the same way (level 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.rules.registry import rule, same_labels
+from lightning_prune.tracing.tracker import Tracker
+
+aten = torch.ops.aten
+
+rule(
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten._to_copy,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten.contiguous,
+    aten.native_dropout,
+    aten.dropout,
+    aten.feature_dropout,
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.bernoulli,
+    aten.bernoulli_,
+    aten.zero_,
+    aten.fill_,
+    aten.uniform_,
+    aten.normal_,
+    aten._conj,
+    aten.resolve_conj,
+    aten.resolve_neg,
+    aten.tril,
+    aten.triu,
+    aten.lift,
+    aten.detach_,
+    aten.requires_grad_,
+)(same_labels)
+
+
+def _dims(dims: int | Sequence[int], rank: int) -> list[int]:
+    return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+@rule(aten.as_strided, aten.as_strided_)
+def as_strided(call: Call, tracker: Tracker) -> None:
+    """Torch changes strides in place where it pools to one pixel; any other use could go anywhere."""
+    if call.out.shape != call.args[0].shape:
+        tracker.pin_all(call.tensors, "is viewed with strides of its own")
+    same_labels(call, tracker)
+
+
+@rule(aten.permute, aten.permute_copy)
+def permute(call: Call, tracker: Tracker) -> None:
+    """Reorder the dimensions."""
+    labels = tracker.labels(call.args[0])
+    tracker.label(call.out, [labels[dim] for dim in call.args[1]])
+
+
+@rule(aten.transpose, aten.transpose_)
+def transpose(call: Call, tracker: Tracker) -> None:
+    """Swap two dimensions."""
+    labels = list(tracker.labels(call.args[0]))
+    if labels:
+        first, second = call.arg("dim0"), call.arg("dim1")
+        labels[first], labels[second] = labels[second], labels[first]
+    tracker.label(call.out, labels)
+
+
+@rule(aten.t, aten.numpy_T)
+def t(call: Call, tracker: Tracker) -> None:
+    """Reverse the dimensions."""
+    tracker.label(call.out, tracker.labels(call.args[0])[::-1])
+
+
+@rule(aten.unsqueeze, aten.unsqueeze_)
+def unsqueeze(call: Call, tracker: Tracker) -> None:
+    """A new dimension carries no ids."""
+    labels = list(tracker.labels(call.args[0]))
+    labels.insert(call.arg("dim") % (len(labels) + 1), ())
+    tracker.label(call.out, labels)
+
+
+@rule(aten.squeeze, aten.squeeze_)
+def squeeze(call: Call, tracker: Tracker) -> None:
+    """Drop dimensions of one element; a channel among them may not be the only one that is dropped."""
+    source = call.args[0]
+    rank = source.dim()
+    dims = _dims(call.args[1], rank) if len(call.args) > 1 else list(range(rank))
+    gone = [dim for dim in dims if source.shape[dim] == 1]
+    labels = tracker.labels(source)
+    tracker.label(call.out, [ids for dim, ids in enumerate(labels) if dim not in gone])
+
+
+@rule(aten.flip)
+def flip(call: Call, tracker: Tracker) -> None:
+    """Ids in reverse."""
+    labels = list(tracker.labels(call.args[0]))
+    for dim in _dims(call.args[1], len(labels)):
+        labels[dim] = tuple(ids.flip(0) for ids in labels[dim])
+    tracker.label(call.out, labels)
+
+
+@rule(aten.roll)
+def roll(call: Call, tracker: Tracker) -> None:
+    """A shift by a constant is only the same shift for the channels that stay if all of them do."""
+    source = call.args[0]
+    for dim in _dims(call.arg("dims") or list(range(source.dim())), source.dim()):
+        tracker.pin(tracker.along(source, dim), "is rolled along its channels")
+    same_labels(call, tracker)
+
+
+@rule(aten.rot90)
+def rot90(call: Call, tracker: Tracker) -> None:
+    """A turn of two dimensions; channels may not be among them."""
+    source, times, dims = call.args[0], call.arg("k", 1), _dims(call.arg("dims", [0, 1]), call.args[0].dim())
+    labels = list(tracker.labels(source))
+    for dim in dims if times % 4 else []:
+        tracker.pin(tracker.along(source, dim), "is turned together with another dimension")
+        labels[dim] = ()
+    tracker.label(call.out, labels)

@@ -1,0 +1,63 @@
+"""NEW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.modules import switched
+
+
+def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms that keep running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
+def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
+    """Estimate the running statistics of batch norms anew, as plain averages over ``examples``.
+
+    After a cut the activations further down have changed, and the running statistics have not. Everything but
+    the norms is in eval mode meanwhile. Without norms or examples, nothing happens.
+
+    Returns:
+        The number of examples used.
+
+    Example:
+        >>> norm = nn.Sequential(nn.BatchNorm1d(1))
+        >>> recalibrate_(norm, [((torch.tensor([[1.0], [5.0]]),), {})]), norm[0].running_mean.item()
+        (1, 3.0)
+    """
+    return recalibrate_by_(
+        model, (partial(model, *args, **kwargs) for args, kwargs in examples), tracked_norms(model)
+    )
+
+
+def recalibrate_by_(
+    model: nn.Module,
+    forwards: Iterable[Callable[[], Any]],
+    norms: Sequence[nn.modules.batchnorm._BatchNorm],
+) -> int:
+    """:func:`recalibrate_` for ``norms`` of ``model``, by whatever runs it."""
+    stream = iter(forwards)
+    first = next(stream, None) if norms else None
+    if first is None:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    number = 0
+    with torch.no_grad(), switched(model, lambda module: module in norms):
+        for forward in chain([first], stream):
+            forward()
+            number += 1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return number

@@ -1,0 +1,110 @@
+"""From batches to example inputs, and passes over them (level 3)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+__all__ = [
+    "Example",
+    "as_example",
+    "inputs_of",
+    "one_sample",
+    "same_shapes",
+    "shapes_of",
+]
+
+#: positional and keyword inputs of a forward
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_example(array: Any) -> Example:
+    """What Lightning's ``example_input_array`` means: a tuple is spread, a dictionary names its inputs."""
+    if isinstance(array, Mapping):
+        return (), dict(array)
+    return (array if isinstance(array, tuple) else (array,)), {}
+
+
+def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
+    """The part of a batch that ``forward`` takes, or None if there is no tensor in it.
+
+    A tensor is the input; of a sequence, the first entry is, or as many as the forward cannot do without; of a
+    mapping, the entries that the forward has arguments for, else the first entry.
+
+    Example:
+        >>> image, mask = torch.zeros(2, 3), torch.ones(2)
+        >>> inputs_of([image, mask], lambda x: x)[0][0] is image
+        True
+        >>> list(inputs_of({"mask": mask, "image": image}, lambda image: image)[1])
+        ['image']
+        >>> len(inputs_of([image, image, mask], lambda left, right: left)[0])
+        2
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        named = {name: batch[name] for name in inspect.signature(forward).parameters if name in batch}
+        return ((), named) if named else inputs_of(list(batch.values()), forward)
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
+        number = _needed(forward)
+        several = 1 < number <= len(batch) and all(isinstance(x, Tensor) for x in batch[:number])
+        return (tuple(batch[:number]), {}) if several else inputs_of(batch[0], forward)
+    return None
+
+
+def _needed(forward: Callable[..., Any]) -> int:
+    """How many positional arguments it has no default for."""
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return sum(
+        x.kind in positional and x.default is x.empty for x in inspect.signature(forward).parameters.values()
+    )
+
+
+def one_sample(example: Example) -> Example:
+    """A copy of the first sample of every tensor."""
+    return tree_map(lambda x: x[:1].detach().clone() if isinstance(x, Tensor) and x.dim() else x, example)
+
+
+def shapes_of(example: Example) -> list[Any]:
+    """An example as plain values, for a checkpoint: of each tensor, shape and dtype, not the data.
+
+    Example:
+        >>> shapes_of(((torch.zeros(1, 3),), {"scale": 2}))
+        [[{'shape': [1, 3], 'dtype': 'float32'}], {'scale': 2}]
+    """
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+        return x if isinstance(x, (int, float, str, type(None))) else str(x)
+
+    args, kwargs = tree_map(plain, example)
+    return [list(args), dict(kwargs)]
+
+
+def same_shapes(shapes: Sequence[Any]) -> Example:
+    """An example of the shapes that :func:`shapes_of` wrote down: random numbers, zeros where they are whole.
+
+    Example:
+        >>> same_shapes([[{"shape": [1, 3], "dtype": "int64"}], {"scale": 2}])
+        ((tensor([[0, 0, 0]]),), {'scale': 2})
+    """
+
+    def is_tensor(x: Any) -> bool:
+        return isinstance(x, Mapping) and x.keys() == {"shape", "dtype"}
+
+    def tensor(x: Any) -> Any:
+        if not is_tensor(x):
+            return x
+        dtype, generator = getattr(torch, x["dtype"]), torch.Generator().manual_seed(0)
+        if dtype.is_floating_point:
+            return torch.rand(x["shape"], generator=generator).to(dtype)
+        return torch.zeros(x["shape"], dtype=dtype)
+
+    args, kwargs = tree_map(tensor, list(shapes), is_leaf=is_tensor)
+    return tuple(args), kwargs

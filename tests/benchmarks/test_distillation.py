@@ -1,0 +1,76 @@
+"""The study's command: what is to be run, what is not run again, and the arithmetic of its table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.common.studies import finished, jobs
+from benchmarks.distillation.__main__ import BUDGETS, VARIANTS, configuration
+from benchmarks.distillation.report import difference, table, won_back, write
+
+
+def found(seed: int, budget: float, variant: str, miou: float) -> dict:
+    return {"seed": seed, "budget": budget, "variant": variant, "test_miou": miou}
+
+
+ROWS = [
+    found(0, 1.0, "dense", 0.90),
+    found(1, 1.0, "dense", 0.88),
+    found(0, 0.26, "none", 0.80),
+    found(1, 0.26, "none", 0.84),
+    found(0, 0.26, "hinton", 0.85),
+    found(1, 0.26, "hinton", 0.86),
+    found(0, 0.26, "fsp", 0.78),
+]
+
+
+def test_parts_share_the_runs_between_them_seed_by_seed():
+    whole = jobs((0, 1, 2), BUDGETS, VARIANTS)
+    assert len(set(whole)) == 30
+    assert [job[0] for job in whole] == sorted(job[0] for job in whole)
+    assert [job[1] for job in whole[:10]] == [0.26] * 5 + [0.1] * 5
+    parts = [jobs((0, 1, 2), BUDGETS, VARIANTS, part=f"{n}/3") for n in (1, 2, 3)]
+    assert sorted(job for part in parts for job in part) == sorted(whole)
+
+
+def test_runs_of_one_budget_differ_in_the_losses_only(tmp_path):
+    configs = {variant: configuration(1, 0.1, variant, tmp_path) for variant in VARIANTS}
+    losses = {name: {k for k in ("alpha", "beta", "lambda_") if c.distill[k]} for name, c in configs.items()}
+    assert losses["none"] == set()
+    assert losses["all"] == losses["hinton"] | losses["attention"] | losses["fsp"]
+    assert all(configs["all"].distill[k] == configs[name].distill[k] for name in losses for k in losses[name])
+    assert (
+        len({(c.prune.budget.macs, c.prune.limits.layers, c.trainer.max_epochs) for c in configs.values()})
+        == 1
+    )
+    assert configs["none"].threads == 1
+
+
+def test_what_was_won_back_is_of_the_seeds_that_have_all_runs():
+    assert won_back(ROWS, 0.26, "hinton") == pytest.approx((0.05 + 0.02) / (0.10 + 0.04))
+    assert won_back(ROWS, 0.26, "fsp") == pytest.approx(-0.02 / 0.10)
+    assert won_back(ROWS, 0.26, "all") is None
+    assert difference(ROWS, 0.26, "hinton") == pytest.approx([0.05, 0.02])
+    lines = table(ROWS)
+    assert lines[0] == "Dense: test mIoU 0.890 ± 0.014 (2)."
+    assert "| 26% | Hinton | 0.855 ± 0.007 (2) | 0.035 ± 0.021 (2) | 50 % |" in lines
+
+
+def test_the_page_around_the_table_stays(tmp_path):
+    page = tmp_path / "distillation.md"
+    page.write_text("# Before\n\n<!-- study -->\nold\n<!-- /study -->\n\nafter\n")
+    write(ROWS, tmp_path)
+    text = page.read_text()
+    assert text.startswith("# Before\n\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert json.loads((tmp_path / "distillation.json").read_text())["runs"] == ROWS
+    assert (tmp_path / "distillation.png").stat().st_size > 5000
+
+
+def test_finished_runs_of_all_parts_are_found(tmp_path):
+    for part, rows in (("1-of-2", ROWS[:3]), ("2-of-2", ROWS[3:])):
+        (tmp_path / f"runs-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(finished(tmp_path)) == ROWS

@@ -1,0 +1,295 @@
+"""The application: what a run and a sweep leave behind, and what bad input is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import nn
+
+from lightning_prune import PruningRecord, trace
+from lightning_prune.cli import demo as demo_module
+from lightning_prune.cli.main import main
+from lightning_prune.cli.sweep import main as sweep_main
+from lightning_prune.reporting.run_folder import Summary, load_net
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:budget .* not met"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+]
+RUN_FILES = {"config.yaml", "summary.json", "record.json", "net.pt", "report.png", "csv/metrics.csv"}
+
+
+def write_squares(folder: Path, count: int = 14, size: int = 32) -> Path:
+    """Bright squares on noise, and where they are."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(count):
+        mask = np.zeros((size, size), np.uint8)
+        top, left = rng.integers(0, size // 2, 2)
+        mask[top : top + size // 2, left : left + size // 2] = 1
+        image = (120 * mask + rng.integers(0, 80, mask.shape)).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a run of seconds."""
+    root = write_squares(tmp_path_factory.mktemp("squares"))
+    data = ["data=folder", f"data.root={root}", "task.num_classes=2", "task.in_channels=1"]
+    size = ["task.height=32", "task.width=32", "net.encoder_depth=3", "net.decoder_channels=[32,16,8]"]
+    return [*data, *size, "trainer=fast_dev", "threads=1", "prune.start_epoch=0", "latency_runs=2"]
+
+
+def lightning_prune(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning-prune", *arguments])
+        main()
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good runs and two that fail; the command fails, the table is there."""
+    folder = tmp_path_factory.mktemp("sweep")
+    varied = ["prune.criterion.omega=0.5,2", "seed=1,2"]
+    with pytest.raises(SystemExit) as ended:
+        lightning_prune("-m", *tiny, *varied, f"hydra.sweep.dir={folder}")
+    assert ended.value.code == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(sweep: Path) -> Path:
+    """A run that came to its end."""
+    return sweep / "0"
+
+
+def dense_net(run: Path) -> nn.Module:
+    config = OmegaConf.load(run / "config.yaml")
+    assert isinstance(config, DictConfig)
+    net: nn.Module = instantiate(config.net, _convert_="all")
+    return net
+
+
+def test_a_run_leaves_its_files(one: Path) -> None:
+    found = {path.relative_to(one).as_posix() for path in one.rglob("*") if path.is_file()}
+    assert found >= RUN_FILES
+    assert any(name.startswith("tensorboard/events") for name in found)
+    assert "${" not in (one / "config.yaml").read_text()
+
+
+def test_metrics_are_logged_for_every_epoch(one: Path) -> None:
+    with (one / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for metric in ("val/miou", "prune/macs"):
+        assert [row["epoch"] for row in rows if row[metric]] == ["0", "1"]
+    logged = [float(row["prune/macs"]) for row in rows if row["prune/macs"]]
+    assert logged == [row["prune/macs"] for row in Summary.load(one).curves]
+
+
+def test_the_checkpoint_is_the_pruned_network_and_scores_as_reported(one: Path) -> None:
+    summary, net = Summary.load(one), load_net(one, dense_net(one)).eval()
+    graph = trace(net, torch.zeros(1, 1, 32, 32))
+    assert summary.final is not None
+    assert summary.dense is not None
+    assert graph.cost("macs") == summary.final.macs < summary.dense.macs
+    data = instantiate(OmegaConf.load(one / "config.yaml").data, _convert_="all")
+    images, masks = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        guess = net(images).argmax(1)
+    ious = [((guess == c) & (masks == c)).sum() / ((guess == c) | (masks == c)).sum() for c in (0, 1)]
+    assert len(images) == len(data.samples("test"))
+    assert summary.test["miou"] == pytest.approx(float(sum(ious)) / 2, abs=1e-5)
+
+
+def test_record_widths_and_cuts_tell_the_same_story(one: Path) -> None:
+    summary, record = Summary.load(one), PruningRecord.load(one / "record.json")
+    assert record == PruningRecord.from_dict(torch.load(one / "net.pt", weights_only=True)["record"])
+    for layer, (before, after) in summary.widths.items():
+        dims = record.kept.get(f"{layer}.weight", {})
+        assert after == len(dims.get(0, range(before)))
+    removed = sum(before - after for before, after in summary.widths.values())
+    assert removed == sum(cut["filters"] for cut in summary.cuts) > 0
+
+
+def test_a_failed_run_says_why_and_stops_no_other(sweep: Path) -> None:
+    statuses = {run.name: Summary.load(run).status for run in sweep.iterdir() if run.is_dir()}
+    assert statuses == {"0": "completed", "1": "completed", "2": "failed", "3": "failed"}
+    assert Summary.load(sweep / "2").error == "prune.criterion: ValueError: omega must lie in [0, 1], got 2"
+    assert "Traceback" in (sweep / "2" / "error.txt").read_text()
+
+
+def test_the_table_is_mean_and_spread_over_seeds(sweep: Path) -> None:
+    good, bad = json.loads((sweep / "sweep.json").read_text())
+    scores = [Summary.load(sweep / run).test["miou"] for run in "01"]
+    assert good["settings"] == {"prune.criterion.omega": "0.5"}
+    assert good["mean"]["miou"] == pytest.approx(statistics.mean(scores))
+    assert good["spread"]["miou"] == pytest.approx(statistics.stdev(scores))
+    assert (good["completed"], bad["completed"], bad["mean"]) == (2, 0, {})
+    text = (sweep / "sweep.md").read_text()
+    assert f"{statistics.mean(scores):.4f} ± {statistics.stdev(scores):.4f}" in text
+    assert "prune.criterion.omega=0.5,2 seed=1,2" in text
+    with (sweep / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["1", "2", "1", "2"]
+
+
+def test_a_table_from_several_folders(
+    sweep: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = [key for key in tiny if not key.startswith("prune.")]
+    lightning_prune(*dense, "prune=none", "seed=1", f"hydra.run.dir={tmp_path / 'dense'}")
+    shown = capsys.readouterr().out
+    assert "epoch 2/2" in shown
+    assert "| MACs " in shown
+    sweep_main([str(sweep / "0"), str(sweep / "1"), str(tmp_path / "dense"), "--out", str(tmp_path)])
+    pruned, baseline = json.loads((tmp_path / "sweep.json").read_text())
+    assert pruned["settings"] == {"prune.criterion.omega": "0.5", "prune.start_epoch": "0", "prune": "ipad"}
+    assert baseline["settings"] == {"prune.criterion.omega": "-", "prune.start_epoch": "-", "prune": "none"}
+    assert baseline["mean"]["macs"] == 100
+    assert not PruningRecord.load(tmp_path / "dense" / "record.json")
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_and_ends_with_the_same_weights(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    more = ["prune.every_n_epochs=2", "scheduler=plateau", "checkpoint=last", "trainer.max_epochs=4"]
+    whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
+    lightning_prune(*tiny, *more, f"hydra.run.dir={whole}")
+    lightning_prune(*tiny, *more, "trainer.max_epochs=2", f"hydra.run.dir={half}")
+    lightning_prune(
+        *tiny, *more, f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "seed=7", f"hydra.run.dir={rest}"
+    )
+    expected, found = (torch.load(run / "net.pt", weights_only=True) for run in (whole, rest))
+    assert found["record"] == expected["record"]
+    assert len(Summary.load(rest).cuts) == 2
+    assert all(torch.equal(found["state_dict"][name], w) for name, w in expected["state_dict"].items())
+
+
+def test_a_run_with_checkpoint_best_tests_and_writes_the_best(tiny: list[str], tmp_path: Path) -> None:
+    lightning_prune(
+        *tiny,
+        "checkpoint=best",
+        "callbacks.best.monitor=val/loss",
+        "prune.amount={macs:1}",
+        "trainer.max_epochs=4",
+        f"hydra.run.dir={tmp_path}",
+    )
+    (best,) = (tmp_path / "checkpoints").glob("best-epoch=*.ckpt")
+    inside = torch.load(best, weights_only=True)["state_dict"]
+    written = torch.load(tmp_path / "net.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(inside[f"net.{name}"], w) for name, w in written.items())
+
+
+@pytest.mark.filterwarnings("ignore:the teacher is worse than its student")  # after two epochs of two batches
+def test_the_teacher_is_trained_once_and_reused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        more = ["distill=all", f"teachers={tmp_path / 'teachers'}", f"hydra.run.dir={tmp_path / name}"]
+        lightning_prune(*tiny, *more)
+        summary = Summary.load(tmp_path / name)
+        assert {"distill/hinton", "distill/attention", "distill/fsp"} <= set(summary.curves[-1])
+        assert summary.cuts
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    dense = Summary.load(teacher)
+    assert not dense.cuts
+    assert summary.curves[0]["teacher/miou"] == pytest.approx(dense.curves[-1]["val/miou"])
+    assert capsys.readouterr().out.count("training the teacher") == 1
+    assert json.loads((tmp_path / "one" / "record.json").read_text())["kept"]
+
+
+def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweep_main([str(tmp_path)])
+    assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("traner=cpu", "Could not override 'traner'"),
+        ("prune.criterion.omegga=1", "Key 'omegga' is not in struct"),
+        ("prune=ipadd", "Could not find 'prune/ipadd'"),
+        ("seed", "missing EQUAL"),
+    ],
+)
+def test_a_misspelt_override_is_named_without_a_traceback(
+    override: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        lightning_prune(override)
+    text = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert told in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data=folder", "data.root=nowhere", "task.num_classes=2"], "there is no folder nowhere/images"),
+        (["data=folder", "task.num_classes=2"], "Missing mandatory value: data.root"),
+        (["prune.limits.layers=2"], "prune.limits: ValueError: the limit layers=2 must be a share"),
+        (["net.encoder_name=resnet17"], "resnet17"),
+    ],
+)
+def test_a_wrong_value_is_named_without_a_traceback(
+    overrides: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit, match=told) as ended:
+        lightning_prune(*overrides, "trainer=fast_dev", f"hydra.run.dir={tmp_path}")
+    assert str(tmp_path / "error.txt") in str(ended.value)
+    assert ended.value.__suppress_context__
+    assert Summary.load(tmp_path).status == "failed"
+
+
+def test_the_command_in_a_sweep_s_table_can_be_typed_again(sweep: Path) -> None:
+    words = shlex.split((sweep / "sweep.md").read_text().splitlines()[0].strip("`"))
+    assert words[:2] == ["lightning-prune", "-m"]
+    assert "net.decoder_channels=[32,16,8]" in words
+
+
+def test_the_demo_compares_dense_and_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["data.size=32", "data.slices_per_axis=8", "data.gap=0", "net.encoder_depth=3"]
+    demo_module.main([*small, "net.decoder_channels=[32,16,8]", "trainer.max_epochs=2"])
+    (folder,) = (tmp_path / "outputs" / "demo").iterdir()
+    dense, pruned = Summary.load(folder / "dense"), Summary.load(folder / "pruned")
+    assert dense.final is not None
+    assert pruned.dense is not None
+    assert dense.final.macs == pruned.dense.macs
+    assert (dense.epochs, dense.pruned, pruned.epochs, pruned.pruned) == (2, False, 2, True)
+    text = capfd.readouterr().out
+    assert " dense │ epoch 2/2" in text
+    assert "pruned │ epoch 2/2" in text
+    assert f"| {dense.test['miou']:.4f} | {pruned.test['miou']:.4f} |" in text.replace("  ", " ").replace(
+        "  ", " "
+    )
+    assert (folder / "report.png").is_file()
+
+
+def test_a_failing_demo_stops_both_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = [sys.executable, "-c", "raise SystemExit(3)"]
+    endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(demo_module, "command", lambda kind, *_: wrong if kind == "pruned" else endless)
+    with pytest.raises(SystemExit, match="the pruned run failed"):
+        demo_module.main()

@@ -1,0 +1,162 @@
+"""Criteria: IPAD against its formula, norms against an independent library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.criteria import IPAD, L1, L2, Random, ipad, per_unit
+from lightning_prune.criteria.collector import Collector
+from lightning_prune.graph.channel_graph import ChannelGraph
+
+
+class Net(nn.Module):
+    """Two convolutions that are tied by a sum, then one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 1)
+        self.c = nn.Conv2d(4, 5, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(x + self.b(x))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def graph() -> ChannelGraph:
+    layers = {"a.weight": np.arange(4), "b.weight": np.arange(4), "c.weight": np.arange(4, 9)}
+    return ChannelGraph(10, {}, layers, dict.fromkeys(layers, 0), {9: "no filter"}, {})
+
+
+def transcribed(
+    net: Net, batches: list[Tensor], omega: float, p: int, published: bool
+) -> dict[str, list[float]]:
+    """I = omega / n_l * ||W_k||_p + (1 - omega) * 10 * ADC_k, filter by filter, over all data at once."""
+    outputs: dict[str, list[Tensor]] = {"a": [], "b": [], "c": []}
+    for batch in batches:
+        a = net.a(batch)
+        b = net.b(a)
+        for name, out in zip(outputs, (a, b, net.c(a + b)), strict=True):
+            outputs[name].append(out)
+    scores: dict[str, list[float]] = {}
+    for name, outs in outputs.items():
+        layer, mean_map = getattr(net, name), torch.cat(outs).mean(0)
+        c_in, (kh, kw) = layer.in_channels, layer.kernel_size
+        _, h, w = mean_map.shape
+        scores[name] = []
+        for k in range(layer.out_channels):
+            d = mean_map[k] - mean_map.mean(0)
+            if p == 1:
+                norm, adc = layer.weight[k].abs().sum(), d.abs().sum() / (h * w)
+            else:
+                norm = (layer.weight[k] ** 2).sum().sqrt()
+                adc = (d**2).sum().sqrt() / (h * w) if published else ((d**2).sum() / (h * w)).sqrt()
+            scores[name].append((omega / (c_in * kh * kw) * norm + (1 - omega) * 10 * adc).item())
+    return scores
+
+
+@pytest.mark.parametrize("omega", [0, 0.1, 0.5, 0.9, 1])
+@pytest.mark.parametrize(("p", "deviation"), [(1, "fair"), (2, "fair"), (2, "published")])
+def test_ipad_equals_the_formula_filter_by_filter(net, graph, omega, p, deviation):
+    batches = [torch.randn(n, 3, 11, 9) for n in (4, 4, 2)]
+    criterion = IPAD(omega=omega, p=p, deviation=deviation)
+    statistics = {}
+    if criterion.statistic is not None:
+        with Collector(graph, net, criterion.statistic) as collector:
+            for batch in batches:
+                net(batch)
+        statistics = collector.compute()
+    found = criterion(graph, net, statistics)
+    scores = transcribed(net, batches, omega, p, deviation == "published")
+    tied = [(a + b) / 2 for a, b in zip(scores["a"], scores["b"], strict=True)]
+    np.testing.assert_allclose(found[:9], tied + scores["c"], rtol=1e-4)
+    assert found[9] == np.inf
+
+
+def test_global_scale_makes_each_term_sum_to_its_weight(net, graph):
+    statistics = {name: np.random.default_rng(0).random(len(units)) for name, units in graph.layers.items()}
+    scores = ipad(graph, net, statistics, omega=0.3, scale="global", reduction="sum")
+    assert scores[:9].sum() == pytest.approx(1)
+    only_weights = ipad(graph, net, statistics, omega=1, reduction="sum")[:9]
+    only_maps = ipad(graph, net, statistics, omega=0, scale="global", reduction="sum")[:9]
+    expected = 0.3 * only_weights / only_weights.sum() + 0.7 * only_maps
+    np.testing.assert_allclose(scores[:9], expected)
+
+
+def test_a_layer_that_was_not_observed_is_neither_high_nor_low(net, graph):
+    statistics = {"a.weight": np.array([1.0, 2, 3, 4]), "c.weight": np.full(5, 10.0)}
+    scores = ipad(graph, net, statistics, omega=0, scale=1.0)
+    neutral = (1 + 2 + 3 + 4 + 50) / 9
+    np.testing.assert_allclose(scores[:4], (np.array([1.0, 2, 3, 4]) + neutral) / 2)
+
+
+def test_ipad_without_any_statistics_says_so(net, graph):
+    with pytest.raises(ValueError, match="needs activation statistics"):
+        IPAD(omega=0.5)(graph, net, {})
+
+
+def test_omega_one_gathers_nothing():
+    assert IPAD(omega=1).statistic is None
+    assert IPAD(omega=0.99).statistic is not None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"omega": -0.1}, {"omega": 1.1}, {"omega": float("nan")}, {"p": 3}, {"deviation": "x"}, {"scale": "x"}],
+)
+def test_bad_arguments_of_ipad(bad):
+    with pytest.raises(ValueError, match=r"must"):
+        IPAD(**bad)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"), [("mean", [2.5, 2, np.inf]), ("sum", [5, 4, np.inf]), ("max", [4, 3, np.inf])]
+)
+def test_reduction_over_coupled_filters(reduction, expected):
+    layers = {"a": np.array([0, 1]), "b": np.array([1, 0])}
+    graph = ChannelGraph(3, {}, layers, {"a": 0, "b": 0}, {}, {})
+    scores = per_unit(graph, {"a": np.array([1.0, 3.0]), "b": np.array([1.0, 4.0])}, reduction)
+    assert scores.tolist() == expected
+
+
+def test_unknown_reduction():
+    with pytest.raises(ValueError, match="mean, sum, max"):
+        per_unit(ChannelGraph(0, {}, {}, {}, {}, {}), {}, "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("criterion", "p"), [(L1(), 1), (L2(), 2)])
+def test_norms_equal_torch_prunings(net, graph, criterion, p):
+    """Torch-Pruning sums ``|w|^p`` without the root, and offers the filters alone as ``"first"``."""
+    tp = pytest.importorskip("torch_pruning")
+    dependency = tp.DependencyGraph().build_dependency(net, example_inputs=torch.randn(1, 3, 8, 8))
+    importance = tp.importance.MagnitudeImportance(p=p, group_reduction="first", normalizer=None)
+    alone = {name: graph.layers[name] for name in ("a.weight", "c.weight")}
+    ours = criterion(ChannelGraph(10, {}, alone, graph.filter_dims, {}, {}), net, {})
+    for layer, units in ((net.a, alone["a.weight"]), (net.c, alone["c.weight"])):
+        every = list(range(layer.out_channels))
+        group = dependency.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=every)
+        np.testing.assert_allclose(ours[units], importance(group).numpy() ** (1 / p), rtol=1e-5)
+
+
+def test_transposed_filters_lie_along_the_second_dimension():
+    layer = nn.Sequential(nn.ConvTranspose2d(2, 3, 2))
+    graph = ChannelGraph(3, {}, {"0.weight": np.arange(3)}, {"0.weight": 1}, {}, {})
+    expected = layer[0].weight.detach().abs().sum((0, 2, 3))
+    np.testing.assert_allclose(L1()(graph, layer, {}), expected, rtol=1e-5)
+    per_weight = expected / (2 * 2 * 2)
+    np.testing.assert_allclose(IPAD(omega=1)(graph, layer, {}), per_weight, rtol=1e-5)
+
+
+def test_random_is_reproducible_and_differs_by_seed(net, graph):
+    assert np.array_equal(Random(3)(graph, net, {}), Random(3)(graph, net, {}))
+    assert not np.array_equal(Random(3)(graph, net, {}), Random(4)(graph, net, {}))

@@ -1,0 +1,285 @@
+"""Rounds of candidates: what stays, that workers do not matter, and that nothing is lost when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import load_pruned, trace
+from lightning_prune.criteria import IPAD, TaylorGate, TaylorWeight
+from lightning_prune.netadapt.rounds import Rounds
+from lightning_prune.netadapt.workers import Workers
+from lightning_prune.selection.limits import Limits
+from lightning_prune.selection.policy import Rules
+from lightning_prune.utils.seeding import random_state
+from tests.support.netadapt_search import RULES, THREE, TRAINING, build, error, loss, searched
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
+TWO = Workers(n_jobs=2)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states hold the same bits."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list) else a == b
+
+
+def facts(found: Any) -> list[dict[str, Any]]:
+    return [{**vars(each), "seconds": 0} for each in found.rounds]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    torch.set_num_threads(1)
+    return searched()
+
+
+def test_every_round_gives_what_it_should_and_the_record_tells_all(alone):
+    net, found = alone
+    graph = trace(net, torch.zeros(1, 1, 8, 8))
+    assert found.reached
+    assert [each.number for each in found.rounds] == [1, 2, 3]
+    shares = [1.0] + [each.share["macs"] for each in found.rounds]
+    for (before, after), reduction in zip(pairwise(shares), THREE.reductions(0.5), strict=True):
+        assert after <= before - reduction + 1e-9 or after <= 0.5
+    dense = trace(build(), torch.zeros(1, 1, 8, 8)).cost("macs")
+    assert (
+        graph.cost("macs") == found.rounds[-1].cost["macs"] == round(found.rounds[-1].share["macs"] * dense)
+    )
+    again = found.record.apply_(build())
+    again.load_state_dict(net.state_dict())
+    assert error(again.eval(), TRAINING.batches) == error(net.eval(), TRAINING.batches)
+
+
+def test_the_least_loss_per_resource_stays(alone):
+    _, found = alone
+    dense = trace(build(), torch.zeros(1, 1, 8, 8)).cost("macs")
+    first = found.rounds[0]
+    assert len(first.metrics) > 1
+    best = min(first.metrics, key=lambda name: first.metrics[name])
+    gained = dense - first.cost["macs"]
+    lost = first.after - first.before
+    if lost <= 0:
+        assert first.block == best
+    else:  # whoever has a better metric must have gained less
+        assert all(m >= first.after or gained > 0 for m in first.metrics.values())
+    _, by_metric = searched(rounds=replace(THREE, by="metric"))
+    for each in by_metric.rounds:
+        assert each.after == min(each.metrics.values()) == each.metrics[each.block]
+
+
+def test_two_workers_find_the_same_bits_as_one(alone):
+    net, found = searched(workers=TWO)
+    assert same(net.state_dict(), alone[0].state_dict())
+    assert same(found.optimizer, alone[1].optimizer)
+    assert facts(found) == facts(alone[1])
+
+
+def test_a_search_leaves_random_numbers_threads_and_modes_as_they_were():
+    torch.manual_seed(3)
+    net = build()
+    before, threads = random_state(), torch.get_num_threads()
+    _, found = searched()
+    torch.manual_seed(0)
+    assert torch.get_num_threads() == threads
+    assert found.reached
+    net, _ = searched()
+    assert all(module.training for module in net.modules())
+    assert same(random_state()["numpy"], before["numpy"])
+
+
+DENSE = 8, 12, 8
+
+
+def dies(net: nn.Module, batch: Any, always: int, once: int, flag: str) -> Tensor:
+    """A loss that kills its process: for the block of one layer always, for that of another the first time."""
+    cut = [i for i, width in enumerate(DENSE) if net[3 * i].out_channels < width]
+    if cut == [always] or (cut == [once] and not Path(flag).exists()):
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(net, batch)
+
+
+def test_who_kills_its_worker_is_tried_again_and_then_dropped_and_nobody_else_notices(tmp_path):
+    rules, one = replace(RULES, budget={"macs": 0.8}), Rounds(rounds=1, steps=2)
+    _, undisturbed = searched(rules=rules, rounds=one)
+    training = replace(TRAINING, loss=partial(dies, always=1, once=0, flag=str(tmp_path / "flag")))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, found = searched(training, TWO, one, rules)
+    messages = [str(each.message) for each in said]
+    assert "a worker died (TerminatedWorkerError); without a result: " in messages[0]
+    assert "the candidate of block '3' is dropped: its process died twice" in messages
+    assert sum("is dropped" in message for message in messages) == 1
+    metrics = found.rounds[0].metrics
+    assert np.isnan(metrics.pop("3"))
+    assert metrics == {name: m for name, m in undisturbed.rounds[0].metrics.items() if name != "3"}
+    assert found.rounds[0].block != "3"
+
+
+def test_an_error_of_the_user_s_loss_is_the_user_s():
+    def broken(net: nn.Module, batch: Any) -> Tensor:
+        raise KeyError("no such batch")
+
+    with pytest.raises(KeyError, match="no such batch"):
+        searched(replace(TRAINING, loss=broken), TWO)
+
+
+def test_a_killed_search_goes_on_at_its_round_and_ends_with_the_same_bits(alone, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, str(SUPPORT / "netadapt_search.py"), str(tmp_path)],
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [each["number"] for each in json.loads((tmp_path / "history.json").read_text())] == [1, 2]
+    lines: list[str] = []
+    net, found = searched(folder=tmp_path, report=lines.append)
+    assert lines[0].startswith("going on after round 2")
+    assert [line.split(":")[0] for line in lines[1:]] == ["round 3/3"]
+    assert same(net.state_dict(), alone[0].state_dict())
+    assert facts(found) == facts(alone[1])
+    assert same(load_pruned(build(), tmp_path / "state.pt").state_dict(), net.state_dict())
+
+
+def test_another_search_s_folder_is_refused(tmp_path):
+    searched(folder=tmp_path, rounds=replace(THREE, rounds=1))
+    net = build()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"holds another search \(its rounds differ\)"):
+        searched(folder=tmp_path)
+    assert same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "criterion", [IPAD(omega=0.5), TaylorWeight(), TaylorGate()], ids=lambda c: type(c).__name__
+)
+def test_criteria_that_look_at_activations_and_gradients(criterion):
+    _, found = searched(rounds=Rounds(rounds=2, steps=1, criterion=criterion))
+    assert found.reached
+
+
+def test_a_budget_in_a_resource_of_one_s_own():
+    from lightning_prune.graph.layer_costs import LayerCost
+
+    area = LayerCost(lambda layer, inside, outside: inside * outside, scale=1)
+    net, found = searched(rules=Rules({"area": 0.6}, limits=Limits(0.9), resources={"area": area}))
+    graph = trace(net, torch.zeros(1, 1, 8, 8)).with_resources({"area": area})
+    assert graph.cost("area") == found.rounds[-1].cost["area"] <= 0.6 * (8 + 96 + 96 + 8)
+
+
+@pytest.mark.parametrize(
+    ("rules", "rounds", "message"),
+    [
+        (Rules({"macs": 1.5e9}), THREE, "is within the budget as it is"),
+        (Rules({"macs": 0.0}), THREE, "budget"),
+        (Rules({"macs": 0.5, "params": 0.5}), THREE, "one resource"),
+        (Rules({"seconds": 0.5}), THREE, "unknown resource|seconds"),
+        (RULES, Rounds(reduction=0.01, decay=0.9), "sum up to 0.1 of the dense network"),
+        (
+            replace(RULES, budget={"macs": 0.2}),
+            Rounds(rounds=1),
+            "no block can give 80.0% of the macs alone; the most",
+        ),
+        (RULES, replace(THREE, blocks=["0", "nothing"]), "block 'nothing' matches no layer"),
+        (RULES, replace(THREE, blocks=["10"]), "holds nothing of its own to prune"),
+        (replace(RULES, exclude=["*"]), THREE, "exclude"),
+        (replace(RULES, limits=Limits(0.1)), THREE, "cannot be met"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_changes(rules, rounds, message, monkeypatch):
+    made = build()
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    monkeypatch.setattr("searches.build", lambda: made)
+    with pytest.raises(ValueError, match=message):
+        searched(rules=rules, rounds=rounds)
+    assert same(made.state_dict(), before)
+
+
+@pytest.mark.parametrize("wrong", [{"n_jobs": 0}, {"threads": 0}, {"devices": []}, {"devices": [99]}])
+def test_workers_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="device"):
+        Workers(**wrong)
+
+
+def test_where_no_block_can_give_the_rest_the_search_ends_with_a_warning():
+    rules = Rules({"macs": 0.45}, limits=Limits(overrides={"0": 0.5, "3": 0.4, "6": 0.4}))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, found = searched(rules=rules, rounds=Rounds(reduction=0.1, decay=1.0, steps=0))
+    assert found.reached or any("the search ends above the budget" in str(each.message) for each in said)
+
+
+def test_candidates_go_on_with_the_optimizer_of_the_training(alone):
+    net = build()
+    optimizer = TRAINING.optimizer(net)
+    loss(net, TRAINING.batches[0]).backward()
+    optimizer.step()
+    _, found = searched(optimizer=optimizer.state_dict())
+    steps = {float(state["step"]) for state in found.optimizer["state"].values()}
+    assert steps == {1.0 + 2 * len(found.rounds)}
+    fresh = {float(state["step"]) for state in alone[1].optimizer["state"].values()}
+    assert fresh == {2.0 * len(found.rounds)}
+
+
+def widths(net: nn.Module) -> list[int]:
+    return [net[i].out_channels for i in (0, 3, 6)]
+
+
+def test_widths_are_rounded_down_in_the_end_where_that_is_tolerated(alone, tmp_path):
+    plain, before = alone
+    assert any(width % 4 for width in widths(plain))
+    lines: list[str] = []
+    net, found = searched(
+        rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path, report=lines.append
+    )
+    assert all(width % 4 == 0 and width <= was for width, was in zip(widths(net), widths(plain), strict=True))
+    assert [each.block for each in found.rounds[:3]] == [each.block for each in before.rounds]
+    last = found.rounds[3]
+    assert (last.block, last.steps) == ("(alignment)", 2 * len(last.metrics))
+    assert lines[3].startswith("round 4/4: (alignment)")
+    again = found.record.apply_(build())
+    assert widths(again) == widths(net)
+    resumed, same_found = searched(rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path)
+    assert same(resumed.state_dict(), net.state_dict())
+    assert facts(same_found) == facts(found)
+
+
+@pytest.mark.parametrize(("tolerance", "most"), [(0.0, 0), (2.0, 2), (None, 99)])
+def test_widths_stay_where_rounding_them_costs_more_than_tolerated(tolerance, most):
+    counted = replace(TRAINING, evaluate=lambda net: float(sum(widths(net))), higher_is_better=True)
+    _, found = searched(counted, rounds=Rounds(rounds=2, steps=0, align=5, tolerance=tolerance))
+    last = found.rounds[-1]
+    assert last.block == "(alignment)"
+    assert last.metrics
+    assert last.before - last.after == last.removed <= most
+    assert all(lost > most for lost in (last.before - m for m in last.metrics.values()) if not last.removed)
+
+
+@pytest.mark.slow
+def test_candidates_on_a_local_ray_find_the_same_bits():
+    pytest.importorskip("ray")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SUPPORT / "ray_search.py")]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "same bits True" in out.stdout, out.stderr

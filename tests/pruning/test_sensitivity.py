@@ -1,0 +1,196 @@
+"""Which layers can lose filters: as cutting by hand says, on copies, and drawn so that it can be read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from lightning_prune import ChannelGraph, PruningRecord, SurgeryError, prune_, trace
+from lightning_prune.cli.config import conf_dir
+from lightning_prune.cli.sensitivity import by_weights, figure, main, table
+from lightning_prune.criteria import L1
+from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
+from lightning_prune.reporting import run_folder as runs
+from lightning_prune.testing import randomise_
+
+EXAMPLE = ((torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)),), {})
+
+
+class Residual(nn.Module):
+    """Two layers that are coupled by an addition, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = nn.Conv2d(8, 10, 3, padding=1)
+        self.outer = nn.Conv2d(10, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.outer(self.inner(x).relu()))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_(Residual())
+
+
+@torch.no_grad()
+def loudness(net: nn.Module) -> float:
+    return float(net(*EXAMPLE[0]).abs().mean())
+
+
+def test_scores_are_those_of_cutting_by_hand_and_the_model_stays_as_it_was() -> None:
+    net = model().train()
+    before = copy.deepcopy(net.state_dict())
+    found = sensitivity(net, EXAMPLE, loudness, criterion=L1(), shares=[0.25, 0.5])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    coupled, single = found.rows
+    assert (len(coupled.layers), coupled.units, single.layers, single.units) == (2, 8, ("inner.weight",), 10)
+    for row in found.rows:
+        for share, score in zip(found.shares, row.scores, strict=True):
+            twin = copy.deepcopy(net).eval()
+            graph = trace(twin, *EXAMPLE[0])
+            units, importance = graph.layers[row.layers[0]], L1()(graph, twin)
+            gone = sorted(units.tolist(), key=lambda unit: importance[unit])[: round(share * len(units))]
+            prune_(twin, graph, gone)
+            assert score == loudness(twin) != found.dense
+    assert found.dense == loudness(net.eval())
+
+
+def test_norms_are_renewed_if_asked_for_and_one_filter_always_stays() -> None:
+    raw, renewed = (
+        sensitivity(model(), EXAMPLE, loudness, shares=[0.99], recalibrate=examples)
+        for examples in ([], [EXAMPLE])
+    )
+    assert raw.dense == renewed.dense
+    assert raw.rows[0].scores == pytest.approx(renewed.rows[0].scores, rel=0.9)
+    stay = sensitivity(model(), EXAMPLE, lambda net: float(net.inner.out_channels), shares=[0.99])  # type: ignore[union-attr,arg-type]
+    assert stay.rows[1].scores == (1.0,)
+
+
+def test_one_trace_serves_all_cuts_and_each_starts_from_the_dense_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each cut used to be made on a copy that was traced anew."""
+    traced, seen = Mock(side_effect=trace), []
+
+    def score(net: nn.Module) -> float:
+        seen.append(sum(p.numel() for p in net.parameters()))
+        return loudness(net)
+
+    monkeypatch.setattr("lightning_prune.pruning.sensitivity.trace", traced)
+    many = sensitivity(model(), EXAMPLE, score, shares=[0.5, 0.25, 0.5], recalibrate=[EXAMPLE])
+    assert traced.call_count == 1
+    alone = sensitivity(model(), EXAMPLE, loudness, shares=[0.5], recalibrate=[EXAMPLE])
+    for row, single in zip(many.rows, alone.rows, strict=True):
+        assert row.scores[0] == row.scores[2] == single.scores[0] != row.scores[1]
+    whole, half, most, again = seen[:4]
+    assert half == again < most < whole
+
+
+def test_units_that_a_criterion_never_gives_away_stay() -> None:
+    """Infinitely important ones used to go when the share asked for as many."""
+
+    def keeps_half(graph: ChannelGraph, net: nn.Module, statistics: Any = None) -> np.ndarray:
+        importance = np.asarray(L1()(graph, net))
+        importance[graph.layers["inner.weight"][::2]] = np.inf
+        importance[graph.layers["outer.weight"]] = np.inf
+        return importance
+
+    found = sensitivity(
+        model(), EXAMPLE, lambda net: float(net.inner.out_channels), criterion=keeps_half, shares=[0.9]
+    )  # type: ignore[union-attr,arg-type]
+    (row,) = found.rows
+    assert (row.name, row.units, row.scores) == ("inner", 5, (6.0,))
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for shares in ([], [0.0], [1.0]):
+        with pytest.raises(ValueError, match="within"):
+            sensitivity(model(), EXAMPLE, loudness, shares=shares)
+    with pytest.raises(ValueError, match="nothing to prune"):
+        sensitivity(model(), EXAMPLE, loudness, exclude=["*"])
+    for option in ("taylor_weight", "activation_mean", "ipad_activations"):
+        with pytest.raises(ValueError, match=f"{option} looks at training"):
+            by_weights(option)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 60])
+def test_the_picture_grows_with_the_layers(rows: int) -> None:
+    shares = tuple(n / 10 for n in range(1, 10))
+    held = tuple(Row(f"encoder.layer{n}.conv1", ("a",) * (1 + n % 3), 64, shares) for n in range(rows))
+    found = Sensitivity(0.9, shares, held, 1.0)
+    drawn = figure(found)
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    heights = [label.get_window_extent().height for label in axes.get_yticklabels()]
+    assert len(heights) == rows
+    assert axes.get_window_extent().height / rows > max(heights)  # labels do not overlap
+    assert len(table(found).rows) == rows
+
+
+def test_a_refused_cut_is_a_gap_with_a_warning_that_names_layer_and_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(net: nn.Module, graph: ChannelGraph, remove: np.ndarray) -> PruningRecord:
+        if len(remove) == 5:
+            raise SurgeryError("nothing for five")
+        return prune_(net, graph, remove)
+
+    monkeypatch.setattr("lightning_prune.pruning.sensitivity.prune_", refuse)
+    with pytest.warns(UserWarning, match="inner without 5 of 10 filters is refused: nothing for five"):
+        found = sensitivity(model(), EXAMPLE, loudness, shares=[0.25, 0.5])
+    assert [[math.isnan(score) for score in row.scores] for row in found.rows] == [[False] * 2, [False, True]]
+    assert found.to_dict()["rows"][1]["scores"][1] is None
+    assert table(found).rows[1][-1] == "-"
+    texts = [text.get_text() for text in figure(found).axes[0].texts]
+    assert texts[-1] == "\N{EN DASH}"
+    assert "nan" not in texts
+
+
+SMALL = {
+    "_target_": "torch.nn.Sequential",
+    "_args_": [
+        {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 6, "kernel_size": 3, "padding": 1},
+        {"_target_": "torch.nn.ReLU"},
+        {"_target_": "torch.nn.Conv2d", "in_channels": 6, "out_channels": 3, "kernel_size": 1},
+    ],
+}
+
+
+def test_the_command_writes_table_numbers_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=["data.size=48", "data.slices_per_axis=6"])
+    node = OmegaConf.create({"net": SMALL, "data": OmegaConf.to_container(config.data)})
+    node.module = {"num_classes": 3, "ignore_index": None, "example_input_shape": [1, 1, 48, 48]}
+    OmegaConf.save(node, tmp_path / runs.CONFIG)
+    runs.save_net(tmp_path / runs.NET, instantiate(node.net), PruningRecord())
+    main([str(tmp_path), "--criterion", "l2", "--batches", "1", "--device", "cpu"])
+    found = json.loads((tmp_path / "sensitivity.json").read_text())
+    shown = capsys.readouterr()
+    (row,) = found["rows"]
+    assert (row["name"], row["units"], len(row["scores"])) == ("0", 6, 9)
+    assert min(row["scores"]) >= 0
+    assert shown.err.startswith("1/1 0: ")
+    assert all(f"{share:.0%}" in shown.out for share in found["shares"])
+    assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
+    for wrong, told in (["--criterion", "taylor_gate"], "looks at training"), (["--device", "gpus"], "gpus"):
+        with pytest.raises(SystemExit, match=told):
+            main([str(tmp_path), *wrong])

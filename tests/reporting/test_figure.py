@@ -1,0 +1,151 @@
+"""The picture shows the numbers of its summary; tables say what they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from lightning_prune.cli.sweep import group_runs, table
+from lightning_prune.reporting.comparison import comparison
+from lightning_prune.reporting.figure import draw_report, figure, headline, main
+from lightning_prune.reporting.model_size import Sizes
+from lightning_prune.reporting.run_folder import Summary, find_runs
+
+WIDTHS = {"encoder.conv1": (64, 24), "encoder.layer1.0.conv1": (128, 128), "head": (3, 3)}
+
+
+def summary(**changes: object) -> Summary:
+    shares = [1.0, 0.8, 0.5, 0.5]
+    rows = [{"epoch": e, "val/miou": 0.1 * e + 0.3, "prune/macs_share": s} for e, s in enumerate(shares)]
+    facts = {
+        "status": "completed",
+        "seed": 1,
+        "epochs": 4,
+        "device": "cpu",
+        "threads": 2,
+        "dense": Sizes(1000, 100, 4000, 10.0),
+        "final": Sizes(500, 25, 1000, 8.0),
+        "test": {"loss": 0.1, "miou": 0.75, "iou_grey": 0.7},
+        "curves": rows,
+        "widths": WIDTHS,
+        "cuts": [{"epoch": 1, "filters": 30}, {"epoch": 2, "filters": 10}],
+    }
+    return Summary(**(facts | changes))  # type: ignore[arg-type]
+
+
+def panels(found: Summary, baseline: Summary | None = None) -> tuple[Axes, Axes, Axes]:
+    left, top, bottom = figure(found, baseline).axes
+    return left, top, bottom
+
+
+def test_bars_are_the_widths_in_the_order_of_the_layers() -> None:
+    left, _, _ = panels(summary())
+    dense, pruned = ([bar.get_width() for bar in bars] for bars in left.containers)  # type: ignore[union-attr]
+    assert dense == [64, 128, 3]
+    assert pruned == [24, 128, 3]
+    assert [label.get_text() for label in left.get_yticklabels()] == list(WIDTHS)
+    assert left.yaxis_inverted()
+    assert [text.get_text() for text in left.texts] == ["24/64", "128/128", "3/3"]
+
+
+def test_macs_fall_after_the_epochs_with_cuts() -> None:
+    _, _, bottom = panels(summary())
+    cuts, steps = bottom.lines[:-1], bottom.lines[-1]
+    assert steps.get_drawstyle() == "steps-post"
+    assert list(steps.get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(steps.get_ydata()) == [1.0, 1.0, 0.8, 0.5, 0.5]
+    assert [line.get_xdata()[0] for line in cuts] == [2, 3]  # type: ignore[index]
+
+
+def test_miou_of_run_and_baseline() -> None:
+    dense = summary(curves=[{"epoch": 0, "val/miou": 0.9}], cuts=[])
+    _, top, _ = panels(summary(), dense)
+    curves = {str(line.get_label()): line for line in top.lines}
+    assert list(curves["dense"].get_ydata()) == [0.9]
+    assert np.allclose(np.asarray(curves["pruned"].get_ydata()), [0.3, 0.4, 0.5, 0.6])
+    assert list(curves["pruned"].get_xdata()) == [1, 2, 3, 4]
+
+
+def test_a_dense_run_has_a_flat_line_of_macs() -> None:
+    rows = [{"epoch": e, "val/miou": 0.5} for e in range(4)]
+    _, _, bottom = panels(summary(curves=rows, cuts=[]))
+    (steps,) = bottom.lines
+    assert list(steps.get_ydata()) == [1.0, 1.0]
+
+
+def test_many_layers_keep_readable_labels() -> None:
+    left, _, _ = panels(summary(widths={f"layer{i}": (8, 4) for i in range(200)}))
+    assert len(left.containers[0]) == 200  # type: ignore[arg-type]
+    assert len(left.get_yticklabels()) <= 70
+
+
+def test_headline_is_the_result() -> None:
+    text = headline(summary(), summary(test={"miou": 0.8}))
+    assert text == "50.0 % of the MACs and 25.0 % of the parameters left · test mIoU 0.750 (dense 0.800)"
+
+
+def test_the_picture_is_written_and_not_blank(tmp_path: Path) -> None:
+    draw_report(summary(), tmp_path / "report.png")
+    pixels = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
+    assert min(pixels.shape) > 500
+    assert 0.02 < (pixels < 250).mean() < 0.6
+
+
+def test_a_picture_is_drawn_again_from_the_summary(tmp_path: Path) -> None:
+    summary(test={"miou": float("nan")}).save(tmp_path)
+    main([str(tmp_path)])
+    assert (tmp_path / "report.png").is_file()
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+
+
+def test_a_summary_survives_its_file(tmp_path: Path) -> None:
+    summary().save(tmp_path)
+    assert Summary.load(tmp_path) == summary()
+    (tmp_path / "summary.json").write_text('{"status": "completed", "shape": 1}')
+    with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+        Summary.load(tmp_path)
+
+
+def test_comparison_of_dense_and_pruned() -> None:
+    found = summary()
+    assert found.dense is not None
+    assert found.final is not None
+    rows = comparison(found.dense, found.final, {"miou": 0.8}, found.test, "2 threads").rows
+    assert rows == [
+        ("MACs", "1.00 k", "500", "50.0 %"),
+        ("parameters", "100", "25", "25.0 %"),
+        ("file size", "4.0 kB", "1.0 kB", "25.0 %"),
+        ("latency, 1 image, 2 threads", "10.00 ms", "8.00 ms", "80.0 %"),
+        ("test mIoU", "0.8000", "0.7500", "-0.0500"),
+        ("test IoU, grey", "-", "0.7000", "-"),
+    ]
+
+
+def test_groups_are_what_differs_but_the_seed(tmp_path: Path) -> None:
+    for number, (criterion, seed) in enumerate([("l2", 1), ("l2", 2), ("random", 1), ("random", 2)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        overrides = {"prune/criterion": criterion, "net": "unet", "seed": str(seed)}
+        scores = {"miou": 0.5 + 0.1 * number}
+        summary(overrides=overrides, seed=seed, test=scores).save(folder)
+    (tmp_path / "10" / ".hydra").mkdir(parents=True)
+    groups = group_runs(find_runs([tmp_path]))
+    assert [dict(group.settings)["prune/criterion"] for group in groups] == ["l2", "random", "-"]
+    found = table(groups)
+    assert list(found.header) == [
+        "prune/criterion",
+        "net",
+        "seeds",
+        "MACs %",
+        "params %",
+        "file %",
+        "latency %",
+        "test mIoU",
+    ]
+    assert found.rows[0][-1] == "0.5500 ± 0.0707"
+    assert found.rows[1][-1] == "0.7500 ± 0.0707"
+    assert found.rows[2][2:] == ["0 of 1", "-", "-", "-", "-", "-"]

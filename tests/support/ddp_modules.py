@@ -1,0 +1,208 @@
+"""What distributed runs train, what watches them, and how they are fitted; see ``ddp_runs.py``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from lightning_prune import IPAD, FilterPruningCallback
+from lightning_prune.distillation.mixin import DistillationMixin
+from tests.support.slimming_runs import beside_net, loader, small_net, written_penalty
+
+Found = dict[str, Any]
+
+
+def rank_before() -> int:
+    """The rank, before Lightning has set up the processes."""
+    return int(os.environ["LOCAL_RANK"])
+
+
+class Net(L.LightningModule):
+    """A small classifier that remembers what the ranks must agree about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+class Normless(Net):
+    """Without batch norms two processes with batches of four do what one does with batches of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[1], self.net[4] = nn.Identity(), nn.Identity()
+
+
+class Branching(Net):
+    """A branch that only the first rank takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(1, 1, 3, padding=1)
+        self.side = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        traced = x.is_meta or type(x) is not Tensor or not torch.is_grad_enabled()
+        return self.net(x + self.side(x) if rank() == 0 or traced or not self.training else x)
+
+
+class Checkpointed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[3:](checkpoint(self.net[:3], x, use_reentrant=False))
+
+
+class Noisy(Net):
+    """Draws random numbers, on every rank its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(nn.functional.dropout(x, 0.3, self.training))
+
+
+class Save(L.Callback):
+    """One checkpoint within the epoch that ends with the first cut, one within the next."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step in (6, 11):
+            trainer.save_checkpoint(Path(sys.argv[1]) / f"{trainer.global_step}.ckpt")
+
+
+class Manual(Net):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
+class Slimmed(Net):
+    """With SGD, and with the penalty in its own loss if ``rho`` is not 0."""
+
+    rho = 0.0
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        return loss + self.rho * written_penalty(self.net) if self.rho else loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+class Vanishing(Net):
+    """Branches, of which two fade; every rank keeps the norms of its own data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = beside_net(0, 2)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=0.1)
+
+
+class Learner(DistillationMixin, Net):
+    """Learns from a teacher, too."""
+
+
+class Watch(L.Callback):
+    """After every batch: what the weights are, and how the wrapper is set."""
+
+    def __init__(self) -> None:
+        self.weights: list[float] = []
+        self.settings: list[tuple[bool, ...]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self.weights.append(sum(p.detach().double().square().sum().item() for p in pl_module.parameters()))
+        wrapper: Any = trainer.strategy.model
+        if not isinstance(wrapper, DistributedDataParallel):
+            return
+        self.settings.append(
+            (wrapper.find_unused_parameters, wrapper.static_graph, wrapper.gradient_as_bucket_view)
+        )
+
+
+BOTH = IPAD(omega=0.5)
+
+
+class Spy:
+    """A criterion, and what it was told of activations or gradients."""
+
+    def __init__(self, criterion: Any = BOTH) -> None:
+        self.seen: list[dict[str, list[float]]] = []
+        self.criterion, self.statistic = criterion, criterion.statistic
+        if hasattr(criterion, "gather"):
+            self.gather = criterion.gather
+
+    def __call__(self, graph: Any, model: nn.Module, statistics: Any) -> Any:
+        self.seen.append({name: np.asarray(values).tolist() for name, values in statistics.items()})
+        return self.criterion(graph, model, statistics)
+
+
+def rank() -> int:
+    return torch.distributed.get_rank()
+
+
+def fit(
+    module: Net,
+    pruning: FilterPruningCallback,
+    *callbacks: L.Callback,
+    strategy: DDPStrategy | None = None,
+    data: DataLoader | None = None,
+    epochs: int = 4,
+    resume: Path | None = None,
+    devices: int = 2,
+    **options: Any,
+) -> Found:
+    """Train, and say what the ranks must agree about, and what they need not."""
+    watch = Watch()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy or (DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"),
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[pruning, *callbacks, watch],
+        **options,
+    )
+    trainer.fit(module, data or loader(), ckpt_path=resume)
+    return {
+        "kept": pruning.record.kept if pruning.record else {},
+        "epochs": [cut.epoch for cut in pruning.history],
+        "state": {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        "weights": watch.weights,
+        "settings": watch.settings,
+    }
+
+
+def prune(**options: Any) -> FilterPruningCallback:
+    given = {
+        "budget": {"macs": 0.5},
+        "amount": {"macs": 0.3},
+        "optimizer": "carry",
+        "verbose": False,
+        **options,
+    }
+    return FilterPruningCallback(**given)

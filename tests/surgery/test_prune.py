@@ -1,0 +1,479 @@
+"""Surgery is a transaction, keeps every reference valid, and leaves training as if nothing had happened."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import SurgeryError, prune_, trace
+from lightning_prune.testing import error, randomise_, with_dead_filters
+from lightning_prune.tracing.rules.registry import RULES
+from tests.support.nets import Attention, Net, Small, assert_same, filters, some, state
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    optimizer.zero_grad()
+    loss = model.train()(X).square().mean()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomise_(Small())
+
+
+@pytest.fixture
+def graph(model):
+    return trace(model, X)
+
+
+# -- the transaction -------------------------------------------------------------------------------------------
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "model": state(model),
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "held": {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()},
+        "python": random.getstate(),
+    }
+
+
+def raising_when_smaller(model: nn.Module) -> None:
+    """From now on the model refuses to run with fewer than eight filters in its stem."""
+
+    def check(module: nn.Module, args: Any) -> None:
+        if len(module.stem.weight) < 8:
+            raise RuntimeError("my stem wants eight filters")
+
+    model.register_forward_pre_hook(check)
+
+
+def wrong_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for concatenation that, from now on, takes the parts in the wrong order."""
+    right = RULES[torch.ops.aten.cat.default]
+
+    def wrong(call: Any, tracker: Any) -> None:
+        right(call, tracker)
+        tracker.label(call.out, [tuple(ids.flip(0) for ids in arrays) for arrays in tracker.labels(call.out)])
+
+    monkeypatch.setitem(RULES, torch.ops.aten.cat.default, wrong)
+
+
+@pytest.mark.parametrize("cause", ["raises", "wrong_rule", "interrupted"])
+def test_a_cut_that_fails_its_proof_leaves_everything_as_it_was(model, monkeypatch, cause):
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    step(model, optimizer)
+    if cause == "raises":
+        raising_when_smaller(model)
+    graph = trace(model, X)
+    expected: type[BaseException] = SurgeryError
+    if cause == "wrong_rule":
+        wrong_rule(monkeypatch)
+    elif cause == "interrupted":
+        expected = KeyboardInterrupt
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("lightning_prune.surgery.prune.prove", interrupt)
+    before = everything(model, optimizer)
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    with pytest.raises(expected) as caught:
+        prune_(model, graph, some(graph), [optimizer])
+    if cause == "raises":
+        assert "my stem wants eight filters" in str(caught.value)
+    if cause == "wrong_rule":
+        assert "aten::convolution in mix" in str(caught.value)  # which reads what was concatenated
+        assert len(caught.value.units)
+        assert set(caught.value.units.tolist()) <= set(graph.prunable.tolist())
+    if cause != "interrupted":
+        assert "rolled back" in str(caught.value)
+    assert_same(everything(model, optimizer), before)
+    assert [tuple(p.shape) for p in model.parameters()] == shapes
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    assert step(model, optimizer) >= 0
+
+
+def test_attributes_set_by_a_cut_are_put_back_by_its_rollback(monkeypatch):
+    net = Net(
+        lambda m, x: m.head(m.attention(m.embed(x))),
+        embed=nn.Linear(7, 12), attention=Attention(), head=nn.Linear(12, 2), split=(3, 5),
+    )  # fmt: skip
+    graph = trace(net, torch.randn(2, 5, 7))
+    heads = np.unique(graph.layers["attention.qkv.weight"])
+    before = state(net)
+
+    def failing(*args: Any) -> None:
+        assert net.attention.num_heads == 3  # the cut had been made
+        assert net.attention.qkv.out_features == 27
+        raise RuntimeError("no proof today")
+
+    monkeypatch.setattr("lightning_prune.surgery.prune.prove", failing)
+    with pytest.raises(RuntimeError, match="no proof today"):
+        prune_(net, graph, heads[:1])
+    assert_same(state(net), before)
+    monkeypatch.undo()
+    prune_(net, graph, heads[:1])
+    assert net.attention.num_heads == 3
+    assert net.attention.head_dim == 3
+
+
+def test_after_a_rollback_the_same_graph_can_still_be_cut_elsewhere(model, monkeypatch):
+    dense = copy.deepcopy(model)
+    graph = trace(model, X)
+    with monkeypatch.context() as patched:
+        wrong_rule(patched)
+        with pytest.raises(SurgeryError):
+            prune_(model, graph, some(graph))
+    remove = graph.layers["inner.weight"][:3]
+    prune_(model, graph, remove)
+    assert error(with_dead_filters(dense, graph, remove), model, X) < 1e-5
+    assert model.inner.out_channels == 3
+
+
+# -- refusals before anything is touched -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda g: [int(g.layers["head.weight"][0])], "unit .* must stay: is the network's output"),
+        (lambda g: g.layers["inner.weight"], "nothing would be left of 'inner"),
+        (lambda g: [10_000], "no such unit"),
+        (lambda g: [-1], "unit -1"),
+    ],
+    ids=["pinned", "all_of_a_layer", "no_such_unit", "negative"],
+)
+def test_what_may_not_go_is_refused_and_nothing_changes(model, graph, choose, message):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer)
+    before = everything(model, optimizer)
+    with pytest.raises(SurgeryError, match=message):
+        prune_(model, graph, choose(graph), [optimizer])
+    assert_same(everything(model, optimizer), before)
+
+
+def test_a_graph_from_before_another_cut_is_refused(model, graph):
+    prune_(model, graph, graph.layers["inner.weight"][:2])
+    before = state(model)
+    with pytest.raises(
+        SurgeryError, match=r"inner.*has changed its shape since the trace; trace the model again"
+    ):
+        prune_(model, graph, graph.layers["mix.weight"][:2])
+    assert_same(state(model), before)
+
+
+def test_a_graph_of_another_model_is_refused(model, graph):
+    other = Small()
+    before = state(other)
+    with pytest.raises(SurgeryError, match="traced from another model"):
+        prune_(other, graph, graph.layers["inner.weight"][:2])
+    assert_same(state(other), before)
+
+
+def test_removing_nothing_changes_nothing(model, graph):
+    before = state(model)
+    record = prune_(model, graph, [])
+    assert not record
+    assert_same(state(model), before)
+
+
+def test_the_same_unit_named_twice_goes_once(model, graph):
+    unit = int(graph.layers["inner.weight"][1])
+    record = prune_(model, graph, [unit, unit])
+    assert record.kept["inner.weight"][0] == [0, 2, 3, 4, 5]
+
+
+# -- references stay valid -------------------------------------------------------------------------------------
+
+
+def test_parameter_objects_stay_and_their_gradients_are_none(model, graph):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    before = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+    buffers = {name: id(b) for name, b in model.named_buffers()}
+    record = prune_(model, graph, some(graph))
+    assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == before
+    assert {name: id(b) for name, b in model.named_buffers()} == buffers
+    parameters = dict(model.named_parameters())
+    cut = [name for name in record.kept if name in parameters]
+    assert len(cut) > 10
+    assert all(parameters[name].grad is None for name in cut)
+    assert all(p.is_leaf and p.is_contiguous() for p in parameters.values())
+
+
+def test_what_stays_has_the_values_that_it_had(model, graph):
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    record = prune_(model, graph, some(graph))
+    for name, tensor in model.state_dict().items():
+        expected = dense[name]
+        for dim, indices in record.kept.get(name, {}).items():
+            expected = expected.index_select(dim, torch.tensor(indices))
+        assert torch.equal(tensor, expected), name
+    assert record.kept["stem.weight"].keys() == {0}
+    assert record.kept["mix.weight"].keys() == {0, 1}
+
+
+def test_the_printed_model_tells_the_truth(model, graph):
+    prune_(model, graph, some(graph))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert (module.out_channels, module.in_channels // module.groups) == module.weight.shape[:2]
+        elif isinstance(module, nn.Linear):
+            assert (module.out_features, module.in_features) == module.weight.shape
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == len(module.weight) == len(module.running_mean)
+    assert model.depthwise.groups == model.depthwise.in_channels == len(model.stem.weight)
+    assert all(type(value) is int for m in model.modules() for value in vars(m).values() if isinstance(value, int)
+               and not isinstance(value, bool))  # fmt: skip
+
+
+def test_shared_weights_stay_shared():
+    shared = nn.Conv2d(8, 8, 1)
+    net = Net(
+        lambda m, x: m.head(m.second(F.relu(m.first(m.stem(x))))),
+        stem=nn.Conv2d(3, 8, 1), first=shared, second=nn.Conv2d(8, 8, 1), head=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    net.second.weight = shared.weight
+    net = randomise_(net)
+    dense = copy.deepcopy(net)
+    graph = trace(net, X)
+    remove = some(graph)
+    prune_(net, graph, remove)
+    assert net.second.weight is net.first.weight
+    assert net.first.weight.shape[0] < 8
+    assert error(with_dead_filters(dense, graph, remove), net, X) < 1e-5
+
+
+def test_channels_last_weights_stay_channels_last(model):
+    model = model.to(memory_format=torch.channels_last)
+    graph = trace(model, X)
+    prune_(model, graph, some(graph))
+    assert model.back.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model.back.weight.is_contiguous()
+    assert model.hidden.weight.is_contiguous()
+
+
+def test_half_precision_and_integer_buffers_keep_their_types(model):
+    model = model.bfloat16()
+    model.register_buffer("count", torch.arange(8, dtype=torch.int16))
+    graph = trace(model, X.bfloat16())
+    prune_(model, graph, some(graph))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.norm.num_batches_tracked.dtype == torch.int64
+    assert model.count.tolist() == list(range(8))
+
+
+# -- optimizers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_carried_optimizer_goes_on_as_one_whose_state_is_sliced_by_hand(model, name):
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for _ in range(3):
+        step(model, optimizer)
+    graph = trace(model, X)
+    dense, held = copy.deepcopy((model, optimizer.state_dict()))
+    record = prune_(model, graph, some(graph), [optimizer])
+
+    by_hand = record.apply_(dense)
+    names = [name for name, _ in by_hand.named_parameters()]
+    shapes = [record.shapes.get(n, list(p.shape)) for n, p in by_hand.named_parameters()]
+    for index, entries in held["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and list(value.shape) == shapes[index] and value.dim():
+                for dim, kept in record.kept.get(names[index], {}).items():
+                    value = value.index_select(dim, torch.tensor(kept))
+                entries[key] = value
+    other = OPTIMIZERS[name](by_hand.parameters())
+    other.load_state_dict(held)
+    for p, entries in optimizer.state.items():
+        assert all(v.shape in (p.shape, ()) for v in entries.values() if isinstance(v, Tensor))
+    for _ in range(3):
+        assert step(model, optimizer) == step(by_hand, other)
+    assert_same(dict(model.state_dict()), dict(by_hand.state_dict()))
+
+
+def test_two_optimizers_and_parameter_groups_are_carried_along(model):
+    convolutions = [p for n, p in model.named_parameters() if "norm" not in n]
+    norms = [p for n, p in model.named_parameters() if "norm" in n]
+    first = torch.optim.Adam([{"params": convolutions[:4], "lr": 0.1}, {"params": convolutions[4:]}])
+    second = torch.optim.SGD(norms, lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(first, 1, 0.5)
+    step(model, first)
+    second.step()
+    graph = trace(model, X)
+    prune_(model, graph, some(graph), [first, second])
+    for optimizer in (first, second):
+        assert optimizer.state
+        assert all(v.shape in (p.shape, ()) for p, s in optimizer.state.items() for v in s.values())
+    before = copy.deepcopy(dict(model.named_parameters()))
+    step(model, first)
+    second.step()
+    schedule.step()
+    assert [group["lr"] for group in first.param_groups] == [0.05, 0.0005]
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad.any())
+
+
+def test_state_that_cannot_be_cut_starts_afresh_with_a_warning(model, graph):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer)
+    optimizer.state[model.inner.weight]["factored"] = torch.zeros(6)
+    with pytest.warns(
+        UserWarning, match=r"SGD state of 'inner.weight' starts afresh: factored cannot be cut"
+    ):
+        prune_(model, graph, graph.layers["inner.weight"][:2], [optimizer])
+    assert model.inner.weight not in optimizer.state
+    assert model.back.weight in optimizer.state
+    step(model, optimizer)
+    assert optimizer.state[model.inner.weight]["momentum_buffer"].shape == model.inner.weight.shape
+
+
+def test_an_optimizer_that_has_not_stepped_yet_needs_nothing(model, graph):
+    optimizer = torch.optim.Adam(model.parameters())
+    prune_(model, graph, some(graph), [optimizer])
+    first = step(model, optimizer)
+    assert step(model, optimizer) < first
+
+
+# -- again and again -------------------------------------------------------------------------------------------
+
+
+def test_several_rounds_of_trace_and_cut_stay_exact(model):
+    model = model.double().eval()
+    dense, twin, macs = copy.deepcopy(model), copy.deepcopy(model), []
+    for seed in range(4):
+        graph = trace(model, X.double())
+        remove = some(graph, seed, 0.25)
+        twin = with_dead_filters(copy.deepcopy(model), graph, remove)
+        prune_(model, graph, remove)
+        assert error(twin, model, X.double()) < 1e-12
+        macs.append(graph.cost("macs", remove))
+    assert sorted(macs, reverse=True) == macs
+    assert macs[-1] < 0.3 * trace(dense, X.double()).cost("macs")
+
+
+def test_down_to_one_filter_in_every_layer(model):
+    dense = copy.deepcopy(model)
+    graph = trace(model, X)
+    remove = some(graph, 0, 1.0)
+    prune_(model, graph, remove)
+    assert {model.stem.out_channels, model.inner.out_channels, model.mix.out_channels} == {1}
+    assert model.hidden.out_features == 1
+    assert error(with_dead_filters(dense, graph, remove), model, X) < 1e-5
+    again = trace(model, X)
+    assert some(again, 0, 1.0).size == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_unit_at_a_time_is_the_same_as_all_at_once(seed):
+    torch.manual_seed(seed)
+    at_once = randomise_(Small()).eval()
+    one_by_one = copy.deepcopy(at_once)
+    graph = trace(at_once, X)
+    remove = some(graph, seed, 0.3)
+    names = {unit: (name, i) for name, units in graph.layers.items() for i, unit in enumerate(units)}
+    kept = {name: list(range(len(units))) for name, units in graph.layers.items()}
+    prune_(at_once, graph, remove)
+    for unit in remove.tolist():
+        name, position = names[unit]
+        now = trace(one_by_one, X)
+        record = prune_(one_by_one, now, [int(now.layers[name][kept[name].index(position)])])
+        for layer in kept:
+            dims = record.kept.get(layer, {})
+            if now.filter_dims[layer] in dims:
+                kept[layer] = [kept[layer][i] for i in dims[now.filter_dims[layer]]]
+    assert_same(dict(one_by_one.state_dict()), dict(at_once.state_dict()))
+
+
+# -- tracing touches nothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trace_leaves_the_model_as_it_was(training):
+    net = nn.Sequential(Small(), nn.Dropout(0.5))
+    net.train(training)
+    net[0].norm.eval()
+    net[0].widths = [1, (2, 3)]
+    net(X)
+    before, python = state(net), random.getstate()
+    trace(net, X)
+    assert_same(state(net), before)
+    assert random.getstate() == python
+    assert type(net[0].stem.groups) is int
+    assert net[0].norm.training is False
+
+
+def test_a_trace_that_must_run_the_model_for_real_leaves_it_as_it_was_too():
+    net = Net(
+        lambda m, x: m.head(m.norm(m.stem(x)).relu() if x.sum() > 0 else m.stem(x)),
+        stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), head=nn.Conv2d(8, 2, 1),
+    ).train()  # fmt: skip
+    net(X)
+    before, inputs = state(net), X.clone()
+    graph = trace(net, X)
+    assert any("values" in note for note in graph.notes)
+    assert_same(state(net), before)
+    assert torch.equal(X, inputs)
+
+
+def test_a_trace_that_fails_leaves_the_model_as_it_was(model):
+    model.hidden = nn.Linear(41, 7)
+    model.train()
+    model.norm.eval()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="41"):
+        trace(model, X)
+    assert_same(state(model), before)
+
+
+def test_a_cut_leaves_training_flags_hooks_and_random_state_as_they_were(model, graph):
+    calls = []
+    model.stem.register_forward_hook(lambda *_: calls.append(1))
+    model.train()
+    model.norm.eval()
+    graph = trace(model, X)
+    before = state(model)
+    prune_(model, graph, some(graph))
+    after = state(model)
+    for what in ("modes", "hooks", "random", "objects", "needs"):
+        assert_same(after[what], before[what])
+    calls.clear()
+    model(X)
+    assert calls == [1]
+
+
+def test_no_unit_of_a_trace_depends_on_the_values_or_the_mode_of_the_model(model):
+    first = trace(model.train(), X)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    second = trace(model.eval(), X * 0)
+    assert_same(
+        {n: u.tolist() for n, u in second.layers.items()}, {n: u.tolist() for n, u in first.layers.items()}
+    )
+    assert filters(second).tolist() == filters(first).tolist()

@@ -1,0 +1,152 @@
+"""Branches that lose their last channel are gone, and everything else goes on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+
+from lightning_prune import PruningRecord, RecordError, SurgeryError, load_pruned, prune_, save_pruned, trace
+from lightning_prune.segmentation.networks.atom_mobile import AtomMobile
+from lightning_prune.serialization.export import export, exported_record
+from lightning_prune.slimming.bias_folding import Folded, Measured
+from tests.support.slimming_runs import QUIET, Small, alive, atoms, beside_net, faded, fit, slimming
+
+pytestmark = QUIET
+
+
+def test_branches_that_lose_their_last_channel_vanish_and_come_back_from_the_record() -> None:
+    dead = [(1, 0, 1), (2, 1, 0), (2, 1, 2)]
+    net, example = atoms(dead), torch.randn(2, 1, 32, 32)
+    dense, everything = copy.deepcopy(net), alive(net)
+    graph, scales, plan = faded(net, example, ["*.depthwise"])
+    measured = Measured([net], graph, scales, plan.remove, ((example,), {}))
+    record = prune_(net, graph, plan)
+    assert measured.fold_(plan.remove) == Folded(exact=2)
+    assert measured.change() < 1e-5
+    assert sorted({*everything} - {*alive(net)}) == dead
+    again = trace(net, example)
+    assert again.cost("macs") == plan.costs["macs"].after
+    more = prune_(net, again, again.layers["stages.2.1.branches.1.expand.0.weight"][:5])
+    small = PruningRecord.from_dict(record.then(more).to_dict()).apply_(dense).eval()
+    small.load_state_dict(net.state_dict())
+    assert torch.equal(small(example), net(example))
+
+
+def test_one_branch_stays_whatever_the_scales_say() -> None:
+    net, example = atoms([(1, 1, 0), (1, 1, 1), (1, 1, 2)]), torch.randn(1, 1, 32, 32)
+    graph, _, plan = faded(net, example, ["*.depthwise"])
+    inside = [f"stages.1.1.branches.{branch}.expand.0.weight" for branch in range(3)]
+    units = np.concatenate([graph.layers[name] for name in inside])
+    with pytest.raises(
+        SurgeryError, match=r"nothing would be left of 'stages\.1\.1\.project\.weight', dimension 1"
+    ):
+        prune_(net, graph, units)
+    prune_(net, graph, plan)
+    assert [where for where in alive(net) if where[:2] == (1, 1)] == [(1, 1, 2)]
+    assert net.stages[1][1].project.in_channels == 1
+
+
+def without_branches() -> tuple[nn.Module, PruningRecord, Tensor]:
+    """Two of three branches are gone; the network, what was cut, and an input."""
+    net, x = beside_net(0, 2).eval(), torch.randn(5, 1, 12, 12)
+    graph, _, plan = faded(net, x[:1])
+    record = prune_(net, graph, plan)
+    assert [branch[1].num_features for branch in net[0].branches] == [0, 4, 0]
+    return net, record, x
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_what_is_left_is_exported_and_comes_back_from_the_file_s_record(ending: str, tmp_path: Path) -> None:
+    net, record, x = without_branches()
+    path = tmp_path / f"net.{ending}"
+    assert export(net, x[:1], path, record) < 1e-5
+    if ending == "onnx":
+        session = onnxruntime.InferenceSession(path)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    else:
+        found = torch.export.load(path).module()(x).detach().numpy()
+    np.testing.assert_allclose(found, net(x).detach(), rtol=1e-4, atol=1e-5)
+    fresh = exported_record(path).apply_(beside_net()).eval()
+    assert fresh.load_state_dict(net.state_dict(), strict=True)
+    assert torch.equal(fresh(x), net(x))
+
+
+def test_what_is_left_is_compiled_in_one_graph_and_trains_so() -> None:
+    net, _, x = without_branches()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), net(x))
+    compiled.train()(x).sum().backward()
+    with_gradient = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, p in net.named_parameters() if p.numel()}
+
+
+def test_what_is_left_is_copied_pickled_cast_and_cut_again() -> None:
+    net, _, x = without_branches()
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        other.load_state_dict(net.state_dict(), strict=True)
+        assert torch.equal(other(x), net(x))
+    net.double().float().to(memory_format=torch.channels_last)
+    torch.testing.assert_close(net(x), other(x))
+    again = trace(net, x)
+    prune_(net, again, again.layers["0.branches.1.0.weight"][:3])
+    assert net[0].join.in_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernels": (3, 4)}, r"kernels must be odd numbers, at least one, .* got \(3, 4\)"),
+        ({"kernels": ()}, "kernels must be odd numbers"),
+        ({"width": 0.01}, "width=0.01 leaves no channels"),
+    ],
+)
+def test_branches_that_would_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AtomMobile(**options)
+
+
+def test_elsewhere_a_record_may_not_empty_a_layer() -> None:
+    net = atoms([])
+    record = PruningRecord({"head.weight": {1: []}}, {"head.weight": list(net.head.weight.shape)})
+    with pytest.raises(RecordError, match="not ascending within"):
+        record.apply_(net)
+
+
+class Segmenting(Small):
+    """A network of atoms, whose every pixel has the class of its image."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=lambda p: torch.optim.AdamW(p, 1e-3))
+        self.net = atoms([(2, 0, 1), (3, 1, 2)]).train()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        logits = self(nn.functional.interpolate(batch[0], size=(32, 32)))
+        return nn.functional.cross_entropy(logits, (batch[1] % 3)[:, None, None].expand(-1, 32, 32))
+
+
+def test_vanished_branches_survive_training_a_checkpoint_and_an_average(tmp_path: Path) -> None:
+    module, averaging = Segmenting(), EMAWeightAveraging(decay=0.5)
+    module.example_input_array = torch.zeros(1, 1, 32, 32)
+    callback = slimming(rho=0.01, threshold=5e-3, shrink_at=0.01, norms=["*.depthwise"])
+    trainer = fit(module, callback, averaging, epochs=2, limit_train_batches=2)
+    gone = {(2, 0, 1), (3, 1, 2)}
+    assert gone.isdisjoint(alive(module.net))
+    assert [cut.epoch for cut in callback.history] == [0]  # and went on
+    empty = [p for p in module.net.parameters() if not p.numel()]
+    assert len(empty) == 12
+    assert not any(p.requires_grad for p in empty)
+    trainer.save_checkpoint(tmp_path / "atoms.ckpt")
+    fresh = load_pruned(Segmenting(), tmp_path / "atoms.ckpt")
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(fresh.eval()(x), module.eval()(x))
+    save_pruned(module.net, callback.record, tmp_path / "atoms.safetensors")
+    assert torch.equal(load_pruned(atoms([]), tmp_path / "atoms.safetensors")(x), module(x))

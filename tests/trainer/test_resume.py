@@ -1,0 +1,212 @@
+"""A run that was interrupted ends like one that was not, whichever hook its checkpoint came from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from benchmarks.robustness import kill, kill_run
+from benchmarks.robustness.kill_run import Classifier, Stripes, same, shuffled
+from lightning_prune.criteria import L2
+from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
+from lightning_prune.utils.example_inputs import same_shapes, shapes_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(many workers|GPU available|resuming from a checkpoint that ended)"),
+    pytest.mark.filterwarnings("ignore:.*(not met|exists and is not empty)"),
+]
+EPOCHS = 4
+
+
+class Save(L.Callback):
+    """Saves a checkpoint in every hook that Lightning's own callbacks save in."""
+
+    def __init__(self, folder: Path, epoch_end: str = "end") -> None:
+        self.folder, self.epoch_end = folder, epoch_end
+
+    def save(self, trainer: L.Trainer, hook: str) -> None:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batches}-{hook}.ckpt")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.save(trainer, "batch")
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.save(trainer, self.epoch_end)
+
+
+class Early(Save):
+    """Comes before the pruning callback: at the end of an epoch the cut is still to be made."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        return
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        return
+
+
+class Stream(IterableDataset):
+    """Has no length; Lightning fetches a batch ahead, so that its samples must not draw random numbers."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        images = torch.randn(20, 1, 12, 12)
+        for index in torch.randperm(20).tolist():
+            yield images[index], index % 4
+
+
+def seeded() -> tuple[DataLoader, DataLoader]:
+    """With generators of their own, which move on from epoch to epoch."""
+    return shuffled(generator=torch.Generator().manual_seed(1))
+
+
+class Averaging(Classifier):
+    """A scheduler that steps with every batch, and SGD."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "carry": {},
+    "reset": {"pruning": {"optimizer": "reset"}},
+    "statistics in a pass": {"pruning": {"statistics": "pass", "every_n_epochs": 2}},
+    "by weights": {"pruning": {"criterion": L2()}},
+    "a generator of its own": {"loaders": seeded},
+    "workers": {"loaders": lambda: shuffled(num_workers=1)},
+    "no length": {"loaders": lambda: (DataLoader(Stream(), 4), DataLoader(Stripes(), 4))},
+    "no validation": {"module": Averaging, "trainer": {"limit_val_batches": 0}},
+    "validation within the epoch": {"module": Averaging, "trainer": {"val_check_interval": 2}},
+    "validation now and then": {"module": Averaging, "trainer": {"check_val_every_n_epoch": 3}},
+    "accumulation": {"module": Averaging, "trainer": {"accumulate_grad_batches": 2}},
+    "limited by steps": {"module": Averaging, "trainer": {"max_steps": 5 * EPOCHS, "max_epochs": -1}},
+    "early stopping": {"more": lambda: [EarlyStopping("val_loss", patience=2)]},
+    "moving average": {"more": lambda: [EMAWeightAveraging(decay=0.8)]},
+}
+EVERYWHERE = [f"{epoch}-{batch}-" for epoch in (0, 1, 3) for batch in (2, 5)]
+#: of the others a few suffice; gradients in the middle of an accumulation are not in a checkpoint
+CHOSEN = {
+    "carry": EVERYWHERE,
+    "a generator of its own": ["0-2-", "1-5-"],
+    "workers": ["1-3-batch", "2-5-validation"],
+    "accumulation": ["1-4-batch", "1-5-validation", "2-5-end"],
+}
+
+
+def run(
+    name: str, resume: Path | None, *first: L.Callback, last: tuple[L.Callback, ...] = ()
+) -> dict[str, Any]:
+    """Train as ``RUNS`` says; everything that there is at the end."""
+    settings = RUNS[name]
+    kind, loaders = settings.get("module", Classifier), settings.get("loaders", shuffled)
+    more = settings.get("more", list)()
+    arguments = {"max_epochs": EPOCHS, **settings.get("trainer", {})}
+    callbacks = [*first, kill_run.pruning(**settings.get("pruning", {})), *more, *last]
+    return kill_run.fit(kind(), loaders(), callbacks, resume, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("ERROR", "lightning.pytorch")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_from_anywhere_it_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = run(name, None, Early(tmp_path, "early"), last=(Save(tmp_path),))
+    assert same(run(name, None), whole)
+    assert len(whole["cuts"]) >= (1 if "every_n_epochs" in RUNS[name].get("pruning", {}) else 2)
+    chosen = tuple(CHOSEN.get(name, ["1-2-", "1-5-"]))
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        if path.name.startswith(chosen) and path.name != f"{EPOCHS - 1}-5-early.ckpt":  # nothing follows it
+            found = run(name, path)
+            assert [key for key in whole if not same(found[key], whole[key])] == [], path.name
+
+
+def test_a_checkpoint_holds_no_sample_and_loads_as_weights_only(tmp_path: Path) -> None:
+    run("carry", None, last=(Save(tmp_path),))
+    saved = torch.load(tmp_path / "1-3-batch.ckpt", weights_only=True)["lightning_prune"]
+    (state,) = saved["runs"]
+    assert state["example"] == [[{"shape": [1, 1, 12, 12], "dtype": "float32"}], {}]
+    assert state["statistics"]["net.0.weight"]["updates"] == 3
+    assert saved["record"] is None
+
+
+def test_examples_come_back_by_their_shapes() -> None:
+    example = (torch.randn(1, 3, 4), [torch.zeros(1, 2, dtype=torch.int64), None]), {"scale": 2.5}
+    args, kwargs = same_shapes(shapes_of(example))
+    assert (args[0].shape, args[0].dtype, kwargs) == (example[0][0].shape, torch.float32, {"scale": 2.5})
+    assert torch.equal(args[1][0], example[0][1][0])
+    assert args[1][1] is None
+
+
+def test_other_numbers_of_processes_are_told_that_random_numbers_differ(tmp_path: Path) -> None:
+    run("carry", None, last=(Save(tmp_path),))
+    path = tmp_path / "1-5-end.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    saved = checkpoint["lightning_prune"]
+    saved["runs"], saved["resume"]["ranks"] = saved["runs"] * 2, saved["resume"]["ranks"] * 2
+    torch.save(checkpoint, path)
+    with pytest.warns(UserWarning, match="written by 2 processes, now there are 1"):
+        found = run("carry", path)
+    assert [cut[0] for cut in found["cuts"]] == [1, 2, 3]
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_write_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
+    writer.save_checkpoint({"epoch": 1}, path)
+    monkeypatch.setattr(kill, "die", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(torch, "save", kill.write_half)
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"epoch": 2, "weights": torch.zeros(999)}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert last_checkpoint(tmp_path) == path
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    torch.save({"epoch": 1}, tmp_path / "b.ckpt")
+    whole = (tmp_path / "b.ckpt").read_bytes()
+    (tmp_path / "c.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "d.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"[cd]\.ckpt cannot be read and is passed over"):
+        assert last_checkpoint(tmp_path) == tmp_path / "b.ckpt"
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("prune", "point"),
+    [*(("filters", point) for point in kill.POINTS[:3]), ("averaged", "surgery"), ("rounds", "surgery")],
+)
+def test_killed_by_signal_nine_and_resumed_in_another_process(prune: str, point: str, tmp_path: Path) -> None:
+    """Some like those of `python -m benchmarks.robustness.kill`."""
+    where, source = kill.killed(tmp_path / "run", point, random.Random(1), prune=prune)
+    assert "ended" not in where
+    assert source != "the beginning"
+    found, whole = kill.checkpointed(tmp_path / "run", prune), kill.undisturbed(tmp_path / "whole", prune)
+    assert same(found, whole)
+    assert found["cuts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", kill.KILLS)
+def test_many_kills(prune: str) -> None:
+    table, good = kill.report(kill.KILLS[prune], 1, prune)
+    assert good, table
