@@ -26,7 +26,7 @@ from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot
 from lightning_prune.pruning.sensitivity import sensitivity
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.select import select
 from lightning_prune.serialization.export import export
 from lightning_prune.serialization.record import PruningRecord, RecordError
@@ -70,10 +70,10 @@ __all__ = [
     "NetAdaptCallback",
     "OneShot",
     "Plan",
+    "PruningPolicy",
     "PruningRecord",
     "Random",
     "RecordError",
-    "Rules",
     "SlimmingCallback",
     "SurgeryError",
     "SweepTable",

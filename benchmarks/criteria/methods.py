@@ -29,9 +29,9 @@ from lightning_prune.criteria import (
     TaylorGate,
     TaylorWeight,
 )
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.example_inputs import as_example
 
 __all__ = ["METHODS", "Method"]
@@ -65,7 +65,7 @@ class Dense:
 class Look(L.Callback):
     """Lets the criterion see the last epoch of a fit, as ``FilterPruningCallback`` does."""
 
-    def __init__(self, run: Run, criterion: Criterion) -> None:
+    def __init__(self, run: PruningSession, criterion: Criterion) -> None:
         self.run, self.criterion = run, criterion
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,13 +88,13 @@ class Ours:
         example = as_example(task.module.example_input_array)
         graph = trace(task.net, *example[0], **example[1])
         self.criterion = criterion
-        self.run = Run(task.net, example, graph, DenseSizes.of(graph))
+        self.run = PruningSession(task.net, example, graph, DenseSizes.of(graph))
 
     def callbacks(self) -> list[L.Callback]:
         return [Look(self.run, self.criterion)]
 
     def cut(self, share: float) -> float:
-        self.run.cut_(Rules({"macs": share}, limits=Limits(MOST, of="channels")), self.criterion)
+        self.run.cut_(PruningPolicy({"macs": share}, limits=Limits(MOST, of="channels")), self.criterion)
         return self.run.graph.cost("macs") / self.run.dense.costs["macs"]
 
 

@@ -39,7 +39,7 @@ from lightning_prune.criteria import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.backends import EXECUTIONS, random_on
 from lightning_prune.latency.calibration import random_units
-from lightning_prune.latency.profiler import Place
+from lightning_prune.latency.profiler import BackendSettings
 from lightning_prune.latency.timing import beside, timed
 from lightning_prune.segmentation.networks.ritnet import RITnet
 from lightning_prune.selection.budget import reachable
@@ -169,7 +169,7 @@ def widths(execution: Any) -> dict[str, float]:
     most = max(WIDTHS)
     middle = nn.Conv2d(most, most, 5, padding=2, groups=most)
     net = nn.Sequential(nn.Conv2d(3, most, 1), middle, nn.Conv2d(most, 3, 1)).eval()
-    place = Place(execution, torch.device("cpu"), 1)
+    place = BackendSettings(execution, torch.device("cpu"), 1)
     _, depthwise, _ = EXECUTIONS[place.execution].pieces(trace(net, torch.zeros(1, 3, 14, 14)))
     with place.settled():
         runs = [depthwise.run((width,), place.device) for width in WIDTHS]

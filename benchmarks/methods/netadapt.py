@@ -19,12 +19,12 @@ from segmentation_models_pytorch import Unet
 from torch import Tensor, nn
 
 from lightning_prune.data import BrainSlices
-from lightning_prune.netadapt.rounds import Found, Rounds
+from lightning_prune.netadapt.rounds import Rounds, SearchResult
 from lightning_prune.netadapt.run import search
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 
 STEPS, BLOCKS, PER_ROUND = 10, 10, 0.05
 
@@ -37,7 +37,7 @@ def judged(net: nn.Module, batches: list[Any]) -> float:
     return sum(loss(net, batch).item() for batch in batches)
 
 
-def found(workers: int, rounds: int) -> tuple[nn.Module, Found, float]:
+def found(workers: int, rounds: int) -> tuple[nn.Module, SearchResult, float]:
     """The network and the facts of a search, and its seconds."""
     torch.manual_seed(0)
     net = Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)
@@ -47,7 +47,7 @@ def found(workers: int, rounds: int) -> tuple[nn.Module, Found, float]:
         list(data.train_dataloader()), loss, partial(judged, batches=held_out), higher_is_better=False
     )
     plan = Rounds(rounds=rounds, decay=1.0, steps=STEPS, blocks=BLOCKS)
-    rules = Rules({"macs": 1 - PER_ROUND * rounds}, limits=Limits(0.85))
+    rules = PruningPolicy({"macs": 1 - PER_ROUND * rounds}, limits=Limits(0.85))
     start = time.perf_counter()
     result = search(net, torch.zeros(1, 1, 64, 64), rules, training, plan, Workers(workers))
     return net, result, time.perf_counter() - start

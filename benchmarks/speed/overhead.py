@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
 from lightning_prune import IPAD, trace
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 
 GOALS = {"statistics": 0.05, "cut": 2.0}
 MEMORY_EPOCHS = 2
@@ -91,7 +91,7 @@ class Segmenter(L.LightningModule):
 class Epochs(L.Callback):
     """Gathers statistics in the epochs it is told to, as the pruning callback does, and measures every epoch."""
 
-    run: Run
+    run: PruningSession
     gathers: Sequence[bool]
     measured_memory: int
     times: list[Time] = field(default_factory=list)
@@ -125,11 +125,11 @@ class Epochs(L.Callback):
             self.peaks.append(self.peak.megabytes)
 
 
-def prepared(module: nn.Module, size: int) -> Run:
+def prepared(module: nn.Module, size: int) -> PruningSession:
     """The traced network."""
     example = ((torch.zeros(1, 1, size, size),), {})
     graph = trace(module, *example[0])
-    return Run(module, example, graph, DenseSizes.of(graph))
+    return PruningSession(module, example, graph, DenseSizes.of(graph))
 
 
 def epochs(setting: Setting) -> Epochs:
@@ -158,7 +158,7 @@ def cuts(setting: Setting) -> tuple[list[Time], float]:
         module(torch.zeros(2, 1, setting.size, setting.size)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        run, rules = prepared(module, setting.size), Rules({"macs": 0.9})
+        run, rules = prepared(module, setting.size), PruningPolicy({"macs": 0.9})
         with peak_memory() if number == setting.cuts else timed() as found:
             assert run.cut_(rules, IPAD(omega=1.0), [optimizer])
         times.append(found)

@@ -1,1 +1,1 @@
-"""Package."""
+"""Lightning callbacks that prune during training."""

@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_prune.pruning.cut_summary import Cut
+from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.pruning.schedules import Timing
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import CHECKPOINT_KEY
@@ -23,10 +23,10 @@ from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.trainer.weight_averaging import Average
 from lightning_prune.utils.distributed import gathered
 
-__all__ = ["Checkpointed"]
+__all__ = ["PruningCallbackBase"]
 
 
-class Checkpointed(L.Callback):
+class PruningCallbackBase(L.Callback):
     """Knows what was removed so far, and has checkpoints know it; a subclass says when to prune.
 
     Args:
@@ -42,11 +42,11 @@ class Checkpointed(L.Callback):
     def __init__(self, timing: Timing, retraining: Retraining, submodule: str | None) -> None:
         self.timing, self.retraining, self.submodule = timing, retraining, submodule
         self.record: PruningRecord | None = None
-        self.history: list[Cut] = []
+        self.history: list[CutSummary] = []
         self._dense: DenseSizes | None = None
         self._ended = -1  # the last epoch whose end was dealt with, or step
         self._scored = True  # a validation began after the last cut
-        self._run: Run | None = None
+        self._run: PruningSession | None = None
         self._resumption = Resumption()
         self._taken_up: Mapping[str, Any] | None = None
 
@@ -57,7 +57,7 @@ class Checkpointed(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Arrange that a pruned checkpoint finds a network of its shape."""
         check_strategy(trainer)
-        check_alone([held for held in callbacks_of(trainer) if isinstance(held, Checkpointed)])
+        check_alone([held for held in callbacks_of(trainer) if isinstance(held, PruningCallbackBase)])
         self._resumption, self._taken_up = Resumption(), None
         before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
@@ -91,7 +91,7 @@ class Checkpointed(L.Callback):
         self.record = PruningRecord.from_dict(record) if record else None
         if dense:  # Lightning's tuners put back the state from before the first trace
             self._dense = DenseSizes.from_dict(dense)
-        self.history = [Cut(**cut) for cut in state_dict["history"]]
+        self.history = [CutSummary(**cut) for cut in state_dict["history"]]
         self.retraining.load(state_dict["retraining"])
         ended, self._scored = state_dict["ended"], state_dict["scored"]
         self._ended = ended["last"] if ended["unit"] == self.timing.unit else -1

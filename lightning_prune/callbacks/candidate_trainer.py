@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["Logged", "Nowhere", "Standin"]
+__all__ = ["CandidateTrainer", "LoggedValues", "NullLogger"]
 
 #: what a module may ask: as it is in the trainer at that moment
 FACTS = (
@@ -32,24 +32,24 @@ FACTS = (
 )
 
 
-class Nowhere:
+class NullLogger:
     """A logger for candidates: takes everything, keeps nothing.
 
     Example:
         >>> _ = Nowhere().experiment.add_image("input", None)
     """
 
-    def __getattr__(self, name: str) -> Nowhere:
+    def __getattr__(self, name: str) -> NullLogger:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Nowhere:
+    def __call__(self, *args: Any, **kwargs: Any) -> NullLogger:
         """Whatever it is."""
         return self
 
 
-class Standin:
+class CandidateTrainer:
     """A trainer as a module's steps see it: how far training has come, and no loops, loaders or optimizers.
 
     Example:
@@ -67,7 +67,7 @@ class Standin:
         self.world_size, self.global_rank, self.local_rank, self.is_global_zero = 1, 0, 0, True
         self.sanity_checking = self.testing = self.predicting = False
         self.progress_bar_callback = None
-        self.logger, self.loggers = Nowhere(), [Nowhere()]
+        self.logger, self.loggers = NullLogger(), [NullLogger()]
         self.precision_plugin = Precision()
         self.training = True
 
@@ -82,7 +82,7 @@ class Standin:
         )
 
 
-class Logged:
+class LoggedValues:
     """Takes the place of ``LightningModule.log``: reduced over the calls, means weighted by the size of the batch.
 
     Attributes:

@@ -23,16 +23,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
-from lightning_prune.callbacks.candidate_trainer import Logged, Standin
-from lightning_prune.netadapt.candidate import Shared
+from lightning_prune.callbacks.candidate_trainer import CandidateTrainer, LoggedValues
+from lightning_prune.netadapt.candidate import CandidateContext
 from lightning_prune.netadapt.workers import Workers, packed, rehearse
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.trainer.batches import Indexed
 from lightning_prune.trainer.step_outputs import task_of
 from lightning_prune.utils.modules import switched
 
-__all__ = ["Judge", "Like", "Shell", "rehearsed", "training_of", "workers_of"]
+__all__ = ["ModuleHost", "OptimizerFactory", "ValidationMetric", "rehearsed", "training_of", "workers_of"]
 
 PATCHED = ("on_load_checkpoint", "on_save_checkpoint", "log")
 
@@ -56,7 +56,7 @@ def _cut_off(module: nn.Module) -> dict[int, Any]:
     return {id(x): x.detach().clone() for x in kept if isinstance(x, Tensor) and x.grad_fn is not None}
 
 
-class Shell:
+class ModuleHost:
     """A LightningModule with an empty place, which takes candidates.
 
     Args:
@@ -65,7 +65,9 @@ class Shell:
         trainer: what stands in for it.
     """
 
-    def __init__(self, pl_module: L.LightningModule, submodule: str | None, trainer: Standin) -> None:
+    def __init__(
+        self, pl_module: L.LightningModule, submodule: str | None, trainer: CandidateTrainer
+    ) -> None:
         self.submodule, self.trainer = submodule, trainer
         self.rest = detached(pl_module, pl_module.get_submodule(submodule)) if submodule else None
 
@@ -85,10 +87,10 @@ class Shell:
 
 
 @dataclass(frozen=True)
-class Loss:
+class CandidateLoss:
     """The loss of a training step."""
 
-    shell: Shell
+    shell: ModuleHost
     autocast: torch.dtype | None = None
 
     def __call__(self, net: nn.Module, batch: Any) -> Tensor | None:
@@ -106,10 +108,10 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Clip:
+class GradientClipper:
     """What the module does to gradients before a step."""
 
-    shell: Shell
+    shell: ModuleHost
 
     def __call__(self, net: nn.Module, optimizer: Optimizer) -> None:
         """Clip them as the trainer was told to, or as the module does."""
@@ -120,16 +122,16 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ValidationMetric:
     """One of the metrics that ``validation_step`` and ``on_validation_epoch_end`` log, over given batches."""
 
-    shell: Shell
+    shell: ModuleHost
     batches: Sequence[Indexed]
     metric: str
 
     def __call__(self, net: nn.Module) -> float:
         """The metric of a network."""
-        module, logged = self.shell.holding(net, training=False), Logged()
+        module, logged = self.shell.holding(net, training=False), LoggedValues()
         module.log = logged
         device = next(net.parameters()).device
         for metric in module.modules():
@@ -161,10 +163,10 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """What candidates log is nobody's business."""
 
 
-class Like:
+class OptimizerFactory:
     """Makes optimizers of candidates like one of the whole LightningModule: same class, groups and options."""
 
-    def __init__(self, optimizer: Optimizer, pl_module: L.LightningModule, shell: Shell) -> None:
+    def __init__(self, optimizer: Optimizer, pl_module: L.LightningModule, shell: ModuleHost) -> None:
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         if not all(id(p) in names for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(
@@ -194,19 +196,19 @@ def training_of(
 ) -> Training:
     """How candidates of the trainer's network are trained, with an optimizer like the trainer's, and judged."""
     pl_module = trainer.lightning_module
-    shell = Shell(pl_module, submodule, Standin(trainer))
+    shell = ModuleHost(pl_module, submodule, CandidateTrainer(trainer))
     autocast = torch.bfloat16 if str(trainer.precision) == "bf16-mixed" else None
     if str(trainer.precision) == "16-mixed":
         rank_zero_warn("candidates are trained in 32 bits: 16-mixed would need a scaler of its own for each")
     clips = trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", pl_module)
     return Training(
         batches,
-        Loss(shell, autocast),
-        Judge(shell, held_out, metric),
-        Like(trainer.optimizers[0], pl_module, shell),
+        CandidateLoss(shell, autocast),
+        ValidationMetric(shell, held_out, metric),
+        OptimizerFactory(trainer.optimizers[0], pl_module, shell),
         higher_is_better,
         trainer.accumulate_grad_batches,
-        Clip(shell) if clips else None,
+        GradientClipper(shell) if clips else None,
     )
 
 
@@ -218,7 +220,7 @@ def workers_of(given: Workers, trainer: L.Trainer) -> Workers:
     return replace(given, n_jobs=given.number, devices=[str(device)])
 
 
-def rehearsed(run: Run, training: Callable[[], Training], workers: Workers) -> None:
+def rehearsed(run: PruningSession, training: Callable[[], Training], workers: Workers) -> None:
     """Train and judge one copy of the network, which nobody keeps; random states stay as they were.
 
     Raises:
@@ -227,7 +229,9 @@ def rehearsed(run: Run, training: Callable[[], Training], workers: Workers) -> N
     """
     cpu = torch.device("cpu")
     try:
-        shared = Shared(detached(run.target).to(cpu), on_device(run.example, cpu), training(), None, 1)
+        shared = CandidateContext(
+            detached(run.target).to(cpu), on_device(run.example, cpu), training(), None, 1
+        )
         rehearse(packed(shared), workers.device(0))
     except (ValueError, torch.OutOfMemoryError):
         raise

@@ -7,18 +7,18 @@ from typing import Any
 
 import lightning as L
 
-__all__ = ["StillEpoch"]
+__all__ = ["FrozenEpoch"]
 
 
-class StillEpoch(L.Callback):
+class FrozenEpoch(L.Callback):
     """Takes back all that the first epoch changes, before it is validated and before its end prunes.
 
     Its batches pass as in training, at a learning rate of 0, so that criteria see activations and gradients of the
     network as it is; then weights, running statistics, optimizer state and learning rates are put back.
 
     Example:
-        >>> StillEpoch().state_key
-        'StillEpoch'
+        >>> FrozenEpoch().state_key
+        'FrozenEpoch'
     """
 
     def __init__(self) -> None:

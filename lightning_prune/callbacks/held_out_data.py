@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from lightning_prune.data.base import Augmented, Distanced
 
-__all__ = ["Carved", "carve", "check_apart", "samples_of"]
+__all__ = ["HeldOutSource", "carve", "check_apart", "samples_of"]
 
 SEED = 0
 FILES = ("pairs", "files", "paths", "samples", "imgs", "images", "data")
@@ -100,7 +100,7 @@ def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
     )
 
 
-class Carved(_DataLoaderSource):
+class HeldOutSource(_DataLoaderSource):
     """Where Lightning gets its training loader from, less what is held out.
 
     Attributes:

@@ -14,18 +14,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_prune.callbacks.candidate_training import detached, rehearsed, training_of, workers_of
-from lightning_prune.callbacks.held_out_data import Carved, check_apart
+from lightning_prune.callbacks.held_out_data import HeldOutSource, check_apart
 from lightning_prune.callbacks.pruning import THREE_QUARTERS, FilterPruningCallback
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import Resource
 from lightning_prune.netadapt.ranking import CALIBRATION
-from lightning_prune.netadapt.rounds import Found, Round, Rounds, rounds_table
+from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table
 from lightning_prune.netadapt.run import check
 from lightning_prune.netadapt.searcher import Search, target_share
 from lightning_prune.netadapt.workers import Workers
-from lightning_prune.pruning.cut_summary import Cut
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Stop
@@ -135,7 +135,7 @@ class NetAdaptCallback(FilterPruningCallback):
         falls = mode == "min" or (mode is None and ("loss" in metric or "error" in metric))
         self.higher_is_better = not falls
         self.rounds_done: list[Round] = []
-        self._carved: Carved | None = None
+        self._carved: HeldOutSource | None = None
         self._rehearsed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -150,7 +150,7 @@ class NetAdaptCallback(FilterPruningCallback):
             )
         self._rehearsed = False
         if isinstance(self.held_out, float):
-            self._carved = Carved(trainer.fit_loop._data_source, self.held_out)
+            self._carved = HeldOutSource(trainer.fit_loop._data_source, self.held_out)
             trainer.fit_loop._data_source = self._carved
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -204,7 +204,7 @@ class NetAdaptCallback(FilterPruningCallback):
         """Optimizer steps of all candidates."""
         return sum(each.steps for each in self.rounds_done)
 
-    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> PruningSession:
         run = super()._start(trainer, pl_module, example)
         if self.record is None:
             check(run.target, run.example, self.rules, self.rounds)
@@ -226,7 +226,7 @@ class NetAdaptCallback(FilterPruningCallback):
             return trainer.val_dataloaders, "the validation data; report on other data"
         return self.held_out, "the loader that was given"
 
-    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
+    def _prune(self, trainer: L.Trainer, run: PruningSession, now: int) -> None:
         """All rounds, and what has to follow them."""
         start, before, copies = time.perf_counter(), run.graph, averages(trainer, trainer.lightning_module)
         network = detached(run.target)
@@ -244,7 +244,7 @@ class NetAdaptCallback(FilterPruningCallback):
         self._follow(trainer, run, copies, now)
         stopped: Stop = "limits" if run.exhausted else "budget"
         seconds = time.perf_counter() - start
-        self.history.append(Cut.between(before, run.graph, run.dense, stopped, now, seconds))
+        self.history.append(CutSummary.between(before, run.graph, run.dense, stopped, now, seconds))
         resource = next(iter(self.rules.budget))
         self._tell(trainer, f"{rounds_table(found.rounds, resource).markdown()}\n{self.history[-1]}")
 
@@ -252,11 +252,11 @@ class NetAdaptCallback(FilterPruningCallback):
         if self.verbose:
             say(trainer, line)
 
-    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+    def _due(self, trainer: L.Trainer, now: int, run: PruningSession) -> bool:
         """Once: at the first chance from ``start_epoch`` on."""
         return now >= self.timing.start and not self.rounds_done and self._to_go(trainer, run)
 
-    def _searched(self, trainer: L.Trainer, run: Run, network: Any) -> Found:
+    def _searched(self, trainer: L.Trainer, run: PruningSession, network: Any) -> SearchResult:
         plan = self.rounds.rounds or len(self.rounds.reductions(target_share(self.rules.budget, run.dense)))
         wanted = max(self.rounds.steps, 1) * trainer.accumulate_grad_batches * plan + CALIBRATION
         batches = list(islice(train_batches(trainer, torch.device("cpu")), wanted))

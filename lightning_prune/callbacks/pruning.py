@@ -13,16 +13,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.base import Checkpointed
+from lightning_prune.callbacks.base import PruningCallbackBase
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.ipad import IPAD
 from lightning_prune.graph.channel_graph import ChannelGraph, Resource
-from lightning_prune.pruning.cut_summary import Cut, facts, unmet
+from lightning_prune.pruning.cut_summary import CutSummary, facts, unmet
 from lightning_prune.pruning.schedules import Schedule, timing_of
-from lightning_prune.pruning.session import Run, gathers
+from lightning_prune.pruning.session import PruningSession, gathers
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.trainer.batches import first_sample, observe
 from lightning_prune.trainer.checks import check_batches, check_record, check_timing, check_trained
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
@@ -40,7 +40,7 @@ from lightning_prune.utils.example_inputs import Example, as_example, same_shape
 __all__ = ["FilterPruningCallback", "pruning_callbacks"]
 
 
-def dense_sizes(rules: Rules, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
+def dense_sizes(rules: PruningPolicy, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
     """The sizes of a network that was not cut yet; warn if limits may stop pruning before its budget is met.
 
     Raises:
@@ -59,7 +59,7 @@ BY_WEIGHT = IPAD(omega=1.0)  # what the application varies over omega; docs/crit
 THREE_QUARTERS = Limits()
 
 
-class FilterPruningCallback(Checkpointed):
+class FilterPruningCallback(PruningCallbackBase):
     """Removes filters at the end of chosen epochs or steps, for good, and lets training go on.
 
     Each cut traces dependencies, scores units by ``criterion``, selects the least important ones until the
@@ -145,7 +145,9 @@ class FilterPruningCallback(Checkpointed):
                 "a schedule says how much goes in each cut, an amount does too: leave one of them out"
             )
         amount = dict.fromkeys(budget, STEP) if amount is None else dict(amount)
-        self.rules = Rules(dict(budget), amount, limits, exclude, channel_multiple, dict(resources or {}))
+        self.rules = PruningPolicy(
+            dict(budget), amount, limits, exclude, channel_multiple, dict(resources or {})
+        )
         super().__init__(timing, Retraining(optimizer, final_phase, recalibrate_batches), submodule)
         self.criterion, self.statistics, self.verbose = criterion, statistics, verbose
 
@@ -241,7 +243,7 @@ class FilterPruningCallback(Checkpointed):
         self._resumption.on_fit_end(trainer)
         check_trained(trainer)
 
-    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> PruningSession:
         """Trace, and check everything that can be checked."""
         target = target_of(pl_module, self.submodule)
         check_target(target)
@@ -253,20 +255,20 @@ class FilterPruningCallback(Checkpointed):
             self._dense = dense_sizes(self.rules, graph, target)
         shapes = self.record.shapes if self.record else {}
         dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
-        self._run = Run(target, example, graph, dense, is_compiled(pl_module))
+        self._run = PruningSession(target, example, graph, dense, is_compiled(pl_module))
         return self._run
 
-    def _to_go(self, trainer: L.Trainer, run: Run) -> bool:
+    def _to_go(self, trainer: L.Trainer, run: PruningSession) -> bool:
         """Whether there is something to cut, if it is time."""
         return not (swa_is_over(trainer) or run.exhausted or self.rules.met(run.graph, run.dense))
 
-    def _gathering(self, trainer: L.Trainer, run: Run) -> bool:
+    def _gathering(self, trainer: L.Trainer, run: PruningSession) -> bool:
         """Whether the batch that begins is looked at for the next cut."""
         now = trainer.global_step if self.timing.by_steps else trainer.current_epoch
         looking = self.timing.gathering(now) and not self._in_a_pass(run.compiled)
         return looking and self._to_go(trainer, run)
 
-    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+    def _due(self, trainer: L.Trainer, now: int, run: PruningSession) -> bool:
         """Whether there is a cut at ``now`` that was not made yet."""
         before = self._ended if self.timing.by_steps else max(self._ended, now - 1)
         return self.timing.due(before, now) and self._to_go(trainer, run)
@@ -278,7 +280,7 @@ class FilterPruningCallback(Checkpointed):
         if self._run:
             self._ended = now
 
-    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
+    def _prune(self, trainer: L.Trainer, run: PruningSession, now: int) -> None:
         """One cut, and what has to follow it."""
         start = time.perf_counter()
         if self._in_a_pass(run.compiled) and run.collect(self.criterion):
@@ -291,12 +293,12 @@ class FilterPruningCallback(Checkpointed):
         self._take(trainer, record, copies)
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
         self._follow(trainer, run, copies, epoch)
-        cut = Cut.of(before, run.last, epoch, time.perf_counter() - start, step)
+        cut = CutSummary.of(before, run.last, epoch, time.perf_counter() - start, step)
         self.history.append(cut)
         if self.verbose:
             say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
 
-    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average], epoch: int) -> None:
+    def _follow(self, trainer: L.Trainer, run: PruningSession, copies: Sequence[Average], epoch: int) -> None:
         """Optimizers, wrapper and norms follow the smaller network."""
         if self.finished:
             self.retraining.over(trainer, epoch + 1)

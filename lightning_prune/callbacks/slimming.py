@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.criteria.base import Values
 from lightning_prune.graph.channel_graph import Resource
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.limits import Limits
-from lightning_prune.slimming.bias_folding import Folded, Measured
-from lightning_prune.slimming.policy import Given, ShrinkRules, masked_share
-from lightning_prune.slimming.scales import Slimmed, check_arguments, loss_scale
+from lightning_prune.slimming.bias_folding import Folded, MeasuredShifts
+from lightning_prune.slimming.policy import FixedScores, SlimmingPolicy, masked_share
+from lightning_prune.slimming.scales import NormScales, check_arguments, loss_scale
 from lightning_prune.trainer.batches import train_inputs
 from lightning_prune.trainer.retraining import OptimizerMode
 from lightning_prune.trainer.training_state import is_last_epoch
@@ -87,7 +87,7 @@ class SlimmingCallback(FilterPruningCallback):
         0.001
     """
 
-    rules: ShrinkRules
+    rules: SlimmingPolicy
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class SlimmingCallback(FilterPruningCallback):
             recalibrate_batches=recalibrate_batches,
             verbose=verbose,
         )
-        self.rules = ShrinkRules(
+        self.rules = SlimmingPolicy(
             dict(budget or {}),
             None,
             limits,
@@ -136,9 +136,9 @@ class SlimmingCallback(FilterPruningCallback):
         self.folded: list[Folded] = []
         self._average: dict[str, Tensor] = {}
         self._closed = False  # the final shrink was made
-        self._slim: Slimmed | None = None
+        self._slim: NormScales | None = None
         self._warned = False
-        self._measured: Measured | None = None
+        self._measured: MeasuredShifts | None = None
 
     @property
     def within_budget(self) -> bool:
@@ -210,7 +210,7 @@ class SlimmingCallback(FilterPruningCallback):
         self.changes = list(state_dict["changes"])
         self.folded = [Folded(*counts) for counts in state_dict["folded"]]
 
-    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Run:
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> PruningSession:
         """Trace, and find what is wrong with norms and resource."""
         run = super()._start(trainer, pl_module, example)
         slimmed = self._slimmed(run)
@@ -218,10 +218,10 @@ class SlimmingCallback(FilterPruningCallback):
             slimmed.check_threshold(self.rules.threshold)
         return run
 
-    def _slimmed(self, run: Run) -> Slimmed:
+    def _slimmed(self, run: PruningSession) -> NormScales:
         """Scales and penalty of the network as it is now."""
         if self._slim is None or not self._slim.is_of(run):
-            self._slim = Slimmed(run, self.rules, self.by)
+            self._slim = NormScales(run, self.rules, self.by)
         return self._slim
 
     def _warn_of_idle_scales(self) -> None:
@@ -252,12 +252,12 @@ class SlimmingCallback(FilterPruningCallback):
         )  # not before min_epochs and min_steps
         return by_steps or stops or is_last_epoch(trainer, epoch)
 
-    def _sizes(self, trainer: L.Trainer, run: Run, final: bool) -> Values:
+    def _sizes(self, trainer: L.Trainer, run: PruningSession, final: bool) -> Values:
         """The size of each unit's scales, in the model or in its moving average; at last in the average alone."""
         copies = counterparts(moving(trainer, trainer.lightning_module), self.submodule)
         return self._slimmed(run).sizes(copies, self._average, with_own=not final)
 
-    def _due(self, trainer: L.Trainer, now: int, run: Run) -> bool:
+    def _due(self, trainer: L.Trainer, now: int, run: PruningSession) -> bool:
         """Whether the epoch ``now`` ends with a shrink that was not made yet."""
         if now <= self._ended or self.finished or swa_is_over(trainer):
             return False
@@ -276,20 +276,23 @@ class SlimmingCallback(FilterPruningCallback):
         plan = rules.plan(self._run.graph, self._sizes(trainer, self._run, final=False), self._run.dense)
         return {"prune/rho": rho, "prune/penalty": penalty, "prune/masked": masked_share(plan)}
 
-    def _prune(self, trainer: L.Trainer, run: Run, now: int) -> None:
+    def _prune(self, trainer: L.Trainer, run: PruningSession, now: int) -> None:
         """Measure what will be lost, cut, and put it into what follows."""
         final = self._is_last(trainer, now)
-        self.rules, self.criterion = replace(self.rules, final=final), Given(self._sizes(trainer, run, final))
+        self.rules, self.criterion = (
+            replace(self.rules, final=final),
+            FixedScores(self._sizes(trainer, run, final)),
+        )
         copies = counterparts(averages(trainer, trainer.lightning_module), self.submodule)
         plan = shared(self.rules.plan(run.graph, self.criterion.values, run.dense))
         if len(plan):
             example = next(islice(train_inputs(trainer, run.target), 1), None)
             networks, scales = [run.target, *copies], self._slimmed(run).scales
-            self._measured = Measured(networks, run.graph, scales, plan.remove, example)
+            self._measured = MeasuredShifts(networks, run.graph, scales, plan.remove, example)
         super()._prune(trainer, run, now)
         self._measured, self._closed = None, self._closed or final or self.within_budget
 
-    def _follow(self, trainer: L.Trainer, run: Run, copies: Sequence[Average], epoch: int) -> None:
+    def _follow(self, trainer: L.Trainer, run: PruningSession, copies: Sequence[Average], epoch: int) -> None:
         """Fold, then as after any cut."""
         measured = self._measured
         if measured is not None and run.last is not None:

@@ -1,1 +1,1 @@
-"""Package."""
+"""The command line: a Hydra application with its subcommands."""

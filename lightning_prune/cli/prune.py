@@ -24,7 +24,7 @@ ABOUT = {
     "oneshot": "Prune the trained network of a run to its budget in one cut, test it, and train on if asked to.",
 }
 EXAMPLE = "overrides, for example: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
-STILL = {"_target_": "lightning_prune.callbacks.frozen_epoch.StillEpoch"}
+STILL = {"_target_": "lightning_prune.callbacks.frozen_epoch.FrozenEpoch"}
 
 
 def pruned_config(

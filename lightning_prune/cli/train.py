@@ -28,7 +28,7 @@ from lightning_prune.segmentation.module import SegmentationModule
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_pruned
 
-__all__ = ["Parts", "build", "run"]
+__all__ = ["Components", "build", "run"]
 
 EXPECTED_WARNINGS = (  # none of them is news to somebody who chose the configuration
     r".*does not have many workers",
@@ -43,7 +43,7 @@ MADE_BY = ("module", "data", "trainer")  # what a teacher depends on, with the s
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a configuration builds."""
 
     module: SegmentationModule
@@ -53,7 +53,7 @@ class Parts:
     pruning: FilterPruningCallback | None
 
 
-def build(config: DictConfig, prefix: str = "") -> Parts:
+def build(config: DictConfig, prefix: str = "") -> Components:
     """Instantiate every group of a composed configuration; ``prefix`` comes before the line of each epoch."""
     module = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
@@ -64,7 +64,7 @@ def build(config: DictConfig, prefix: str = "") -> Parts:
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
     callbacks = [*([pruning] if pruning else []), *extra, EpochLines(prefix)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
-    return Parts(module, data, trainer, history, pruning)
+    return Components(module, data, trainer, history, pruning)
 
 
 def run(
@@ -105,7 +105,7 @@ def run(
 
 def _summary(
     config: DictConfig,
-    parts: Parts,
+    parts: Components,
     seconds: float,
     test: Mapping[str, float],
     overrides: Mapping[str, str],
@@ -171,7 +171,7 @@ def _prepare(config: DictConfig) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
 
 
-def _measured(config: DictConfig, parts: Parts) -> dict[str, Any]:
+def _measured(config: DictConfig, parts: Components) -> dict[str, Any]:
     """What the network cost before and after. The dense one is built anew: its weights do not matter."""
     device = parts.trainer.strategy.root_device
     dense: nn.Module = instantiate(config.net, _convert_="all").to(device).eval()
@@ -198,7 +198,7 @@ def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
     return {name: (width, after.get(name, 0)) for name, width in before.items()}
 
 
-def _write(folder: Path, parts: Parts, summary: Summary) -> None:
+def _write(folder: Path, parts: Components, summary: Summary) -> None:
     record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
     record.save(folder / runs.RECORD)
     runs.save_net(folder / runs.NET, parts.module.net.cpu(), record)

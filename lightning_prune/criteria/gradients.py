@@ -38,7 +38,7 @@ MISSING = (
 
 
 @dataclass(frozen=True)
-class Source:
+class GradientSource:
     """What one entry of the statistics is made from.
 
     Attributes:
@@ -72,7 +72,7 @@ class Gradients:
         True
     """
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(self, sources: Mapping[str, GradientSource]) -> None:
         self.active = True
         self.sources = dict(sources)
         self.sums: dict[str, Tensor] = {}
@@ -170,7 +170,7 @@ class TaylorWeight:
         """What sums up the scores, while training goes on."""
         return Gradients(
             {
-                f"{name}:{dim}": Source(
+                f"{name}:{dim}": GradientSource(
                     units, (weight := model.get_parameter(name),), self._score(weight, dim)
                 )
                 for name, dim, units in in_scope(graph, model, self.scope)
@@ -216,7 +216,7 @@ class TaylorGate:
         return _scored(graph, units, statistics, self.reduction, self.normalise)
 
 
-def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, Source]:
+def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, GradientSource]:
     """The gates of all units: after norms, and on the outputs of layers whose units meet no norm."""
     after = norm_scales(graph, model)
     behind = {int(unit) for units in after.values() for unit in units}
@@ -225,7 +225,7 @@ def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, Source]:
     return {name: _gate(model, name, dims[name], units) for name, units in {**after, **alone}.items()}
 
 
-def _gate(model: nn.Module, name: str, dim: int, units: Units) -> Source:
+def _gate(model: nn.Module, name: str, dim: int, units: Units) -> GradientSource:
     weight = model.get_parameter(name)
     owner = model.get_submodule(name.rpartition(".")[0])
     bias = getattr(owner, "bias", None)
@@ -238,4 +238,4 @@ def _gate(model: nn.Module, name: str, dim: int, units: Units) -> Source:
             gate = gate + bias * bias.grad
         return gate.square()
 
-    return Source(units, held, score)
+    return GradientSource(units, held, score)

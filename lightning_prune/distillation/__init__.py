@@ -1,7 +1,20 @@
 """Distillation of a frozen dense teacher into the network that is pruned."""
 
+from lightning_prune.distillation.callback import DistillationCallback
 from lightning_prune.distillation.config import Distillation, Ramp
-from lightning_prune.distillation.losses import attention_loss, fsp_loss, hinton_loss
+from lightning_prune.distillation.losses import attention, attention_map, flow, fsp, hinton
 from lightning_prune.distillation.mixin import DistillationMixin
+from lightning_prune.distillation.teacher import TeacherError
 
-__all__ = ["Distillation", "DistillationMixin"]
+__all__ = [
+    "Distillation",
+    "DistillationCallback",
+    "DistillationMixin",
+    "Ramp",
+    "TeacherError",
+    "attention",
+    "attention_map",
+    "flow",
+    "fsp",
+    "hinton",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_prune.callbacks.pruning import pruning_callbacks
 from lightning_prune.distillation.config import COPY, Distillation
-from lightning_prune.distillation.distiller import Call, Lessons, Projections
+from lightning_prune.distillation.distiller import Distiller, Projections, TapCall
 from lightning_prune.distillation.setup import check_module, made, prepared
 from lightning_prune.distillation.teacher import Teacher, TeacherError, found_again, load_weights_
 from lightning_prune.distillation.teacher_scores import Scores, measure, swapped
@@ -25,10 +25,10 @@ from lightning_prune.trainer.training_state import target_of
 from lightning_prune.utils.distributed import agreed
 from lightning_prune.utils.example_inputs import Example, as_example
 
-__all__ = ["Teaching"]
+__all__ = ["DistillationCallback"]
 
 
-class Teaching(L.Callback):
+class DistillationCallback(L.Callback):
     """Looks after the teacher of one module; made by :class:`~lightning_prune.distillation.DistillationMixin`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Teaching(L.Callback):
         self.teacher: Teacher | None = None
         self.scores = Scores(distillation.metric, distillation.mode)
         self.started = False
-        self._lessons: Lessons | None = None
+        self._lessons: Distiller | None = None
         self._projections: Projections | None = None
         self._saved: dict[str, Any] = {}
         self._seen: tuple[PruningRecord, PruningRecord] | None = None
@@ -165,7 +165,7 @@ class Teaching(L.Callback):
         return replaced(outputs, total)
 
     @torch.compiler.disable
-    def _total(self, module: L.LightningModule, task: Tensor, calls: list[Call], batch: Any) -> Tensor:
+    def _total(self, module: L.LightningModule, task: Tensor, calls: list[TapCall], batch: Any) -> Tensor:
         assert self._lessons is not None
         self._check_calls(calls)
         told, labels = self.distillation, self.distillation.labels_of(batch)
@@ -175,7 +175,7 @@ class Teaching(L.Callback):
         self._log(module, {**parts, "total": total}, calls[0].output)
         return total
 
-    def _check_calls(self, calls: list[Call]) -> None:
+    def _check_calls(self, calls: list[TapCall]) -> None:
         if not calls:
             raise RuntimeError(
                 "training_step ran, but the network that is distilled was not called: name the one that is by "
@@ -189,7 +189,7 @@ class Teaching(L.Callback):
 
     # -- the teacher: made, copied, saved, found again -----------------------------------------------------------
 
-    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Lessons:
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Distiller:
         """Find the taps and what surely goes wrong."""
         assert self.teacher is not None
         told, record = self.distillation, self._record(trainer)

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.distillation.losses import Kind, attention_map, common_size, flow, hinton, mean_square
-from lightning_prune.distillation.taps import Survey, Tap
+from lightning_prune.distillation.taps import Tap, TapCandidates
 from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["Call", "Lessons", "Pair", "Projections", "logits_of", "pairs"]
+__all__ = ["Distiller", "Projections", "TapCall", "TapPair", "logits_of", "pairs"]
 
 PARTS = ("hinton", "attention", "fsp")
 
 
 @dataclass(frozen=True)
-class Pair:
+class TapPair:
     """A tap of the student and the one of the teacher that it is compared with."""
 
     student: Tap
@@ -31,7 +31,7 @@ class Pair:
 
 
 @dataclass
-class Call:
+class TapCall:
     """One forward of the student: what went in, what came out, what was heard."""
 
     example: Example
@@ -90,8 +90,8 @@ def logits_of(output: Any) -> Tensor:
 
 
 def pairs(
-    student: Survey, teacher: Survey, taps: Sequence[str] | str, others: Sequence[str] | None
-) -> list[Pair]:
+    student: TapCandidates, teacher: TapCandidates, taps: Sequence[str] | str, others: Sequence[str] | None
+) -> list[TapPair]:
     """The taps of both, position by position.
 
     Args:
@@ -109,14 +109,14 @@ def pairs(
         raise ValueError(
             f"student and teacher need as many taps: taps={ours}, teacher_taps={theirs}; name both"
         )
-    found = [Pair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
+    found = [TapPair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
     for pair in found:
         _check_sizes(pair.student, pair.teacher)
     return found
 
 
 @dataclass
-class Lessons:
+class Distiller:
     """The student listens; :meth:`parts` is what it has to learn.
 
     Args:
@@ -133,7 +133,7 @@ class Lessons:
 
     target: nn.Module
     teacher: Teacher
-    pairs: list[Pair]
+    pairs: list[TapPair]
     flows: list[tuple[int, int]]
     projections: Projections | None = None
     temperature: float = 4.0
@@ -141,7 +141,7 @@ class Lessons:
     ignore_index: int | None = None
     logits: Callable[[Any], Tensor] = logits_of
     active: bool = False
-    calls: list[Call] = field(default_factory=list)
+    calls: list[TapCall] = field(default_factory=list)
     heard: dict[str, Tensor] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Lessons:
         self.handles, self.calls, self.heard = [], [], {}
 
     @contextmanager
-    def listening(self) -> Iterator[list[Call]]:
+    def listening(self) -> Iterator[list[TapCall]]:
         """The student's forwards inside the block."""
         self.active, self.calls, self.heard = True, [], {}
         try:
@@ -182,7 +182,7 @@ class Lessons:
             self.active, self.calls, self.heard = False, [], {}
 
     def parts(
-        self, calls: Sequence[Call], labels: Tensor | None, wanted: Collection[str]
+        self, calls: Sequence[TapCall], labels: Tensor | None, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         """Each wanted loss, the mean over the student's forwards.
 
@@ -202,10 +202,10 @@ class Lessons:
 
     def _heard_all(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if self.active:
-            self.calls.append(Call((args, kwargs), out, self.heard))
+            self.calls.append(TapCall((args, kwargs), out, self.heard))
             self.heard = {}
 
-    def _of(self, call: Call, labels: Tensor | None, wanted: Collection[str]) -> dict[str, Tensor]:
+    def _of(self, call: TapCall, labels: Tensor | None, wanted: Collection[str]) -> dict[str, Tensor]:
         """What is kept of the teacher is small: its logits, one map per tap, one matrix per pair of taps."""
         names = [pair.teacher.name for pair in self.pairs] if {"attention", "fsp"} & set(wanted) else []
         student = [pair.student.channels_first(call.heard[pair.student.name]) for pair in self.pairs if names]
@@ -272,7 +272,7 @@ def _check_sizes(one: Tap, other: Tap) -> None:
         )
 
 
-def check_flows(found: Sequence[Pair], flows: Sequence[tuple[int, int]]) -> None:
+def check_flows(found: Sequence[TapPair], flows: Sequence[tuple[int, int]]) -> None:
     """Raise ValueError unless both networks can be pooled between the two taps of every flow."""
     for one, other in flows:
         _check_sizes(found[one].student, found[other].student)

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_prune.distillation.callback import Teaching
+from lightning_prune.distillation.callback import DistillationCallback
 from lightning_prune.distillation.config import Distillation
 
 __all__ = [
@@ -63,7 +63,7 @@ class DistillationMixin(L.LightningModule):
         if self.distillation is None or not self.distillation.wanted:
             return own
         if self.distillation.callback is None:
-            self.distillation.callback = Teaching(self.distillation)
+            self.distillation.callback = DistillationCallback(self.distillation)
         return [*own, self.distillation.callback]
 
 
@@ -86,5 +86,5 @@ def _taught(module: DistillationMixin, step: Callable[..., Any], args: Any, kwar
         return step(module, *args, **kwargs)
     if distillation.callback is None:
         raise RuntimeError("distillation was not set up: configure_callbacks must call super()")
-    assert isinstance(distillation.callback, Teaching)
+    assert isinstance(distillation.callback, DistillationCallback)
     return distillation.callback.step(module, step, args, kwargs)

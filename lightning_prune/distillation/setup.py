@@ -8,8 +8,8 @@ import lightning as L
 from torch import nn
 
 from lightning_prune.distillation.config import COPY, Distillation
-from lightning_prune.distillation.distiller import Lessons, Pair, Projections, check_flows, pairs
-from lightning_prune.distillation.taps import Survey, survey
+from lightning_prune.distillation.distiller import Distiller, Projections, TapPair, check_flows, pairs
+from lightning_prune.distillation.taps import TapCandidates, survey
 from lightning_prune.distillation.teacher import (
     Teacher,
     TeacherError,
@@ -43,7 +43,7 @@ def prepared(
     record: PruningRecord | None,
     example: Example,
     projections: Projections | None,
-) -> Lessons:
+) -> Distiller:
     """Lessons for the student in ``pl_module``.
 
     Args:
@@ -70,10 +70,10 @@ def prepared(
         if found and not like and projections is None:
             projections = _project(pl_module, found)
     losses = told.temperature, told.kind, told.ignore_index, told.logits
-    return Lessons(target, teacher, found, flows, projections, *losses)
+    return Distiller(target, teacher, found, flows, projections, *losses)
 
 
-def _check_classes(told: Distillation, student: Survey, teacher: Survey) -> None:
+def _check_classes(told: Distillation, student: TapCandidates, teacher: TapCandidates) -> None:
     ours, theirs = (tuple(told.logits(s.output).shape[1:]) for s in (student, teacher))
     if "hinton" in told.wanted and ours != theirs:
         raise TeacherError(
@@ -82,7 +82,7 @@ def _check_classes(told: Distillation, student: Survey, teacher: Survey) -> None
         )
 
 
-def _project(pl_module: L.LightningModule, found: Sequence[Pair]) -> Projections:
+def _project(pl_module: L.LightningModule, found: Sequence[TapPair]) -> Projections:
     """Learned projections, made before the optimizer is."""
     if pl_module.example_input_array is None:
         raise TeacherError(

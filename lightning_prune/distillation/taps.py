@@ -24,14 +24,14 @@ from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["Survey", "Tap", "Witness", "listening", "survey"]
+__all__ = ["ChannelIndex", "Tap", "TapCandidates", "listening", "survey"]
 
 MOST_STAGES = 12  # of networks that go back and forth between resolutions, only the last of each is taken
 BLOCKS = 4  # of a network with one resolution
 
 
 @dataclass(frozen=True)
-class Witness:
+class ChannelIndex:
     """One index of a parameter that lives and dies with a channel."""
 
     name: str
@@ -53,7 +53,7 @@ class Tap:
     name: str
     shape: tuple[int, ...]
     dim: int
-    witnesses: tuple[Witness | None, ...]
+    witnesses: tuple[ChannelIndex | None, ...]
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class Tap:
             (name, dim): set(indices) for name, dims in record.kept.items() for dim, indices in dims.items()
         }
 
-        def lives(witness: Witness | None) -> bool:
+        def lives(witness: ChannelIndex | None) -> bool:
             survivors = alive.get((witness.name, witness.dim)) if witness else None
             return survivors is None or witness is None or witness.index in survivors
 
@@ -84,7 +84,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _TapOutput:
     """One module's output while the network was traced."""
 
     name: str
@@ -96,7 +96,7 @@ class _Heard:
         return tuple(size for dim, size in enumerate(self.tensor.shape) if dim not in (0, self.dim))
 
 
-class Survey:
+class TapCandidates:
     """Every module's output in one traced forward.
 
     Attributes:
@@ -112,7 +112,7 @@ class Survey:
         self._filters = self._components_of(filters)
         self._outputs = self._components_of(self._ids(tensors_in(self.output)))
         single = [(name, out) for name, out in heard if isinstance(out, Tensor) and out.dim() >= 2 and name]
-        self._heard = [_Heard(name, out, self._channel_dim(out)) for name, out in single]
+        self._heard = [_TapOutput(name, out, self._channel_dim(out)) for name, out in single]
 
     def tap(self, name: str) -> Tap:
         """The tap of that name.
@@ -149,7 +149,7 @@ class Survey:
             runs = [run for run in runs if last[_resolution(run[-1])] is run]
         return [_outermost(run) for run in runs]
 
-    def _is_stage(self, heard: _Heard) -> bool:
+    def _is_stage(self, heard: _TapOutput) -> bool:
         """Several positions of each sample (not of windows, say), and not what the network returns."""
         samples = {len(tensor) for tensor in tensors_in(self.output) if tensor.dim()}
         whole = not samples or len(heard.tensor) in samples
@@ -177,17 +177,17 @@ class Survey:
         }
         return max(filters, key=lambda dim: (filters[dim], dim == usual))
 
-    def _witnesses(self, tensor: Tensor, dim: int) -> tuple[Witness | None, ...]:
+    def _witnesses(self, tensor: Tensor, dim: int) -> tuple[ChannelIndex | None, ...]:
         arrays = self._tracker.labels(tensor)[dim]
         if not arrays:
             return (None,) * tensor.shape[dim]
         wanted = self._components[arrays[0].numpy()]
-        known: dict[int, Witness] = {}
+        known: dict[int, ChannelIndex] = {}
         for name, dims in self._tracker.sources.items():
             for axis, ids in dims.items():
                 own = self._components[ids.numpy()]
                 for index in np.flatnonzero(np.isin(own, wanted)).tolist():
-                    known.setdefault(int(own[index]), Witness(name, axis, index))
+                    known.setdefault(int(own[index]), ChannelIndex(name, axis, index))
         return tuple(known.get(component) for component in wanted.tolist())
 
     def _no_tap(self, name: str) -> str:
@@ -197,7 +197,7 @@ class Survey:
         return f"no module {name!r} to tap; did you mean {' or '.join(map(repr, near))}?"
 
 
-def survey(model: nn.Module, example: Example) -> Survey:
+def survey(model: nn.Module, example: Example) -> TapCandidates:
     """Trace a network and listen to all of its modules. Nothing about it changes.
 
     Args:
@@ -231,7 +231,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     finally:
         for handle in handles:
             handle.remove()
-    return Survey(model, tracker, heard)
+    return TapCandidates(model, tracker, heard)
 
 
 @contextmanager
@@ -253,17 +253,17 @@ def listening(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
             handle.remove()
 
 
-def _resolution(heard: _Heard) -> int:
+def _resolution(heard: _TapOutput) -> int:
     """How many positions: 56 x 56 pixels and 3136 tokens are one stage."""
     return int(np.prod(heard.positions))
 
 
-def _outermost(run: Sequence[_Heard]) -> str:
+def _outermost(run: Sequence[_TapOutput]) -> str:
     """Of the modules that returned the run's last tensor, the one that ended last."""
     return [heard for heard in run if heard.tensor is run[-1].tensor][-1].name
 
 
-def _blocks(heard: Sequence[_Heard], modules: dict[str, nn.Module]) -> list[str]:
+def _blocks(heard: Sequence[_TapOutput], modules: dict[str, nn.Module]) -> list[str]:
     """Of a transformer: up to four of the shallowest, then longest, row of siblings of one composed class."""
     rows: dict[tuple[str, type], list[str]] = defaultdict(list)
     sizes = {one.name: (one.tensor.dim(), _resolution(one)) for one in heard}

@@ -1,1 +1,1 @@
-"""Package."""
+"""The channel graph: which channels depend on which, what they cost, which are pinned."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_costs import evidence_of
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Labels
 
@@ -61,7 +61,7 @@ def activations(graph: ChannelGraph) -> list[Term]:
     return terms
 
 
-def written(call: Call) -> Sequence[Tensor]:
+def written(call: OperatorCall) -> Sequence[Tensor]:
     """The results of an operator that have memory of their own."""
     shares = any(returned.alias_info is not None for returned in call.op._schema.returns)
     if shares or call.op == aten._unsafe_view.default:
@@ -70,7 +70,7 @@ def written(call: Call) -> Sequence[Tensor]:
 
 
 def _terms(
-    module: str, shape: Sequence[int], labels: Labels, evidence: Evidence, pinned: Units
+    module: str, shape: Sequence[int], labels: Labels, evidence: DenseTrace, pinned: Units
 ) -> Iterator[Term]:
     """The elements of a tensor: a product over its dimensions of what stays for good and what may go."""
     sides = [_side(size, arrays, evidence, pinned) for size, arrays in zip(shape, labels, strict=True)]
@@ -79,7 +79,7 @@ def _terms(
         yield Term(module, scale, tuple(units for _, units in chosen if units is not None))
 
 
-def _side(size: int, arrays: Sequence[Ids], evidence: Evidence, pinned: Units) -> list[Side]:
+def _side(size: int, arrays: Sequence[Ids], evidence: DenseTrace, pinned: Units) -> list[Side]:
     """One dimension: indices that always stay, and those of units.
 
     Of two dimensions merged into one, the trace pins all but one.

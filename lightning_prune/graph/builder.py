@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.costs import Term
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.tracing.ids import Ids, Units
@@ -57,7 +57,7 @@ def graph_of(
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
         optional=_optional(tracker.model, layers),
-        evidence=Evidence(inputs, kwargs, tracker, modes, components, unit_of, mask),
+        evidence=DenseTrace(inputs, kwargs, tracker, modes, components, unit_of, mask),
     )
 
 

@@ -16,7 +16,7 @@ from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 
-__all__ = ["ChannelGraph", "CostModel", "Evidence", "Resource", "Term", "Units"]
+__all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Resource", "Term", "Units"]
 
 
 def module_of(weight: str) -> str:
@@ -40,7 +40,7 @@ class Resource(Protocol):
 
 
 @dataclass(eq=False)
-class Evidence:
+class DenseTrace:
     """What the trace met, kept so that the trace of the smaller network can be held against it."""
 
     inputs: tuple[Any, ...]
@@ -85,7 +85,7 @@ class ChannelGraph:
     statistics_units: Units = field(default_factory=lambda: np.empty(0, np.int64))
     notes: list[str] = field(default_factory=list)
     types: dict[str, type] = field(default_factory=dict)
-    evidence: Evidence | None = None
+    evidence: DenseTrace | None = None
     optional: list[Units] = field(default_factory=list)
 
     @cached_property

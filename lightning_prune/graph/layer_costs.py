@@ -15,11 +15,11 @@ from typing import SupportsFloat
 import numpy as np
 import torch
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence, Resource, module_of
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace, Resource, module_of
 from lightning_prune.graph.costs import Term
 from lightning_prune.tracing.einsum import letters
 from lightning_prune.tracing.ids import Ids, Units
-from lightning_prune.tracing.tracker import Followed, Labels
+from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["LayerCall", "LayerCost", "Resource", "evidence_of", "layer_calls", "units_along"]
 
@@ -77,21 +77,21 @@ def layer_calls(graph: ChannelGraph) -> list[LayerCall]:
     return [call for call in found if call is not None]
 
 
-def evidence_of(graph: ChannelGraph) -> Evidence:
+def evidence_of(graph: ChannelGraph) -> DenseTrace:
     """What the trace met, of which resources are made."""
     if graph.evidence is None:
         raise ValueError("this resource needs a graph made by trace(model, *inputs), not by hand")
     return graph.evidence
 
 
-def units_along(evidence: Evidence, labels: Labels, dim: int, size: int) -> Units:
+def units_along(evidence: DenseTrace, labels: Labels, dim: int, size: int) -> Units:
     """The unit of each index along a dimension of a tensor, -1 where it cannot go."""
     if not labels[dim]:
         return np.full(size, -1, dtype=np.int64)
     return evidence.unit_of[evidence.components[labels[dim][0].numpy()]]
 
 
-def _call(followed: Followed, evidence: Evidence) -> LayerCall | None:
+def _call(followed: TracedOperator, evidence: DenseTrace) -> LayerCall | None:
     """What the operator reads and makes, if it applies a weight."""
     call = followed.call
     if call.op in _CONVOLUTIONS:
@@ -107,7 +107,7 @@ def _call(followed: Followed, evidence: Evidence) -> LayerCall | None:
     return None
 
 
-def _einsum(followed: Followed, evidence: Evidence) -> LayerCall | None:
+def _einsum(followed: TracedOperator, evidence: DenseTrace) -> LayerCall | None:
     equation = letters(followed.call.args[0])
     if equation is None:
         return None
@@ -123,7 +123,7 @@ def _einsum(followed: Followed, evidence: Evidence) -> LayerCall | None:
 
 
 def _of(
-    followed: Followed, evidence: Evidence, weight: int, source: int, reads: int, makes: int
+    followed: TracedOperator, evidence: DenseTrace, weight: int, source: int, reads: int, makes: int
 ) -> LayerCall | None:
     """The call of the tensor number ``weight``, if that is a parameter or computed from one."""
     name = _parameter(followed.labels[weight], evidence)
@@ -141,7 +141,7 @@ def _of(
     )
 
 
-def _parameter(labels: Labels, evidence: Evidence) -> str:
+def _parameter(labels: Labels, evidence: DenseTrace) -> str:
     """The parameter that two dimensions of a tensor come from."""
     tracker = evidence.tracker
     owners = [source for ids in _first(labels) if (source := tracker.owner(ids)) is not None]

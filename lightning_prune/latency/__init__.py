@@ -1,1 +1,1 @@
-"""Package."""
+"""Measure and predict latency: tables per operator, eager, compiled or in ONNX Runtime."""

@@ -16,7 +16,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.inductor import compiled_operators, compiled_whole
 from lightning_prune.latency.onnxruntime import onnx_idle, onnx_operators, onnx_whole
 from lightning_prune.latency.operators import operators
-from lightning_prune.latency.timing import Run
+from lightning_prune.latency.timing import TimedCall
 from lightning_prune.tracing.ids import Units
 
 __all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "random_on", "versions_of"]
@@ -68,7 +68,7 @@ class Piece(Protocol):
     def share(self, counts: Sequence[int], device: torch.device) -> float:
         """Share of a run's time that it also takes within a network."""
 
-    def run(self, counts: Sequence[int], device: torch.device) -> Run:
+    def run(self, counts: Sequence[int], device: torch.device) -> TimedCall:
         """What runs it once with ``counts`` channels along each axis."""
 
 
@@ -84,9 +84,9 @@ class Execution:
     """
 
     pieces: Callable[[ChannelGraph], Sequence[Piece]]
-    whole: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Run]
+    whole: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], TimedCall]
     packages: tuple[str, ...] = ("torch",)
-    idle: Callable[[torch.device], Run] | None = None
+    idle: Callable[[torch.device], TimedCall] | None = None
 
 
 def random_on(value: Any, device: torch.device) -> Any:
@@ -100,7 +100,7 @@ def random_on(value: Any, device: torch.device) -> Any:
     return tree_map_only(Tensor, moved, value)
 
 
-def _eager(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Run:
+def _eager(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> TimedCall:
     return partial(net, *args, **kwargs)
 
 

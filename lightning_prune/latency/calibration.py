@@ -16,8 +16,8 @@ from torch import nn
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
 from lightning_prune.latency.backends import EXECUTIONS, Piece, random_on
-from lightning_prune.latency.profiler import Entry, Place
-from lightning_prune.latency.timing import Run, beside
+from lightning_prune.latency.profiler import BackendSettings, TimingCurve
+from lightning_prune.latency.timing import TimedCall, beside
 from lightning_prune.selection.incremental_cost import unit_classes
 from lightning_prune.surgery.prune import SurgeryError, prune_
 
@@ -53,7 +53,7 @@ class Correction:
     cuts: int = 0
     error: float | None = None
 
-    def time(self, piece: Piece, entry: Entry, *counts: int) -> float:
+    def time(self, piece: Piece, entry: TimingCurve, *counts: int) -> float:
         """Nanoseconds of a piece within its network, with so many channels along each axis."""
         factor = self.even if is_even(counts) else self.odd
         return factor * entry.time(piece, *counts) + self.cold * piece.parameters(counts)
@@ -69,7 +69,7 @@ def is_even(counts: Sequence[int]) -> bool:
     return all(count % BLOCK == 0 for count in counts)
 
 
-def parts(pieces: Sequence[Piece], found: Mapping[str, Entry]) -> NDArray[np.float64]:
+def parts(pieces: Sequence[Piece], found: Mapping[str, TimingCurve]) -> NDArray[np.float64]:
     """Nanoseconds of the pieces of even width, and of the others, and how many parameters they read, shape (3,)."""
     sums = np.zeros(3)
     for piece in pieces:
@@ -101,8 +101,8 @@ def random_units(
 
 def corrected(
     graph: ChannelGraph,
-    found: Mapping[str, Entry],
-    place: Place,
+    found: Mapping[str, TimingCurve],
+    place: BackendSettings,
     cuts: int,
     seed: int = 0,
     chosen: Sequence[int] | None = None,
@@ -118,7 +118,7 @@ def corrected(
     args, kwargs = random_on((evidence.inputs, evidence.kwargs), place.device)
     nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
     with place.settled():
-        runs: list[Run] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
+        runs: list[TimedCall] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
         times = beside(runs[0], runs[1:], place.device, place.threads, TIMES)
     sums = np.stack([parts(execution.pieces(each), found) for _, each in nets])
     weights = np.ones(len(nets))

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.operator_template import Operator
 from lightning_prune.latency.operators import operators
-from lightning_prune.latency.timing import Run
+from lightning_prune.latency.timing import TimedCall
 
 __all__ = ["compiled_operators", "compiled_whole"]
 
@@ -45,7 +45,9 @@ def _pointwise(operator: Operator) -> bool:
     return torch.Tag.pointwise in operator.op.tags or operator.op._opname in (*NORMS, *UNTAGGED)
 
 
-def compiled_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Run:
+def compiled_whole(
+    net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+) -> TimedCall:
     """What runs a whole network once; it is compiled here.
 
     Raises:

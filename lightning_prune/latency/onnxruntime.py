@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.operator_template import Operator, Size, Slot
 from lightning_prune.latency.operators import operators
-from lightning_prune.latency.timing import Run
+from lightning_prune.latency.timing import TimedCall
 
 __all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]
 
@@ -114,7 +114,7 @@ class OnnxOperator(Operator):
         along = read.axes if isinstance(read, Size) else ()
         return tuple(ALIGNED if axis in along else 1 for axis in range(len(self.factors)))
 
-    def run(self, counts: Sequence[int], device: torch.device) -> Run:
+    def run(self, counts: Sequence[int], device: torch.device) -> TimedCall:
         """What runs it once with ``counts`` channels along each axis."""
         return session(*self._model(counts), device)
 
@@ -218,7 +218,7 @@ def profiled(model: bytes, given: Sequence[Tensor]) -> list[tuple[str, float]]:
     return [(kind, statistics.fmean(sorted(each)[: PROFILED * 3 // 4])) for (_, kind), each in times.items()]
 
 
-def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> Run:
+def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> TimedCall:
     """What runs a model once, without copies of inputs and outputs."""
     import onnxruntime
 
@@ -233,7 +233,7 @@ def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> Run:
     return partial(made.run_with_iobinding, binding)
 
 
-def onnx_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Run:
+def onnx_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> TimedCall:
     """What runs a whole network once."""
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     device = tensors[0].device
@@ -241,7 +241,7 @@ def onnx_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     return session(model, [tensor.cpu() for tensor in tensors], device)
 
 
-def onnx_idle(device: torch.device) -> Run:
+def onnx_idle(device: torch.device) -> TimedCall:
     """What calls a session that has nothing to do: a network is called once, its pieces once each."""
     one = torch.zeros(1)
     return session(exported(nn.ReLU(), (one,)), [one], device)

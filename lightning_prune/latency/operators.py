@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.latency.operator_template import Operator, Size, Slot, contracts
 from lightning_prune.tracing.ids import Ids, Units
-from lightning_prune.tracing.tracker import Followed, Labels
+from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["operators"]
 
@@ -47,7 +47,7 @@ def operators(graph: ChannelGraph) -> list[Operator]:
     return [templates.operator(each) for each in followed if _computes(each)]
 
 
-def _computes(followed: Followed) -> bool:
+def _computes(followed: TracedOperator) -> bool:
     call = followed.call
     views = any(r.alias_info is not None and not r.alias_info.is_write for r in call.op._schema.returns)
     return (
@@ -59,7 +59,7 @@ def _computes(followed: Followed) -> bool:
 class _Templates:
     """Makes templates of recorded operators."""
 
-    evidence: Evidence
+    evidence: DenseTrace
 
     def __post_init__(self) -> None:
         # By identity: the same ids run through many operators.
@@ -68,7 +68,7 @@ class _Templates:
         model = self.evidence.tracker.model
         self._tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
-    def operator(self, followed: Followed) -> Operator:
+    def operator(self, followed: TracedOperator) -> Operator:
         call, count = followed.call, len(followed.shapes)
         factors: list[Units] = []
         slots = iter(
@@ -114,7 +114,7 @@ class _Templates:
             self._units[id(ids)] = ids, None if stays else units
         return self._units[id(ids)][1]
 
-    def _layer(self, followed: Followed) -> str:
+    def _layer(self, followed: TracedOperator) -> str:
         """The weight that an operator contracts with; otherwise the module that called it."""
         tracker = self.evidence.tracker
         for labels in followed.labels[1 : len(followed.shapes)] if contracts(followed.call.op) else ():

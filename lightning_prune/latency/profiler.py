@@ -15,7 +15,7 @@ from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece
 from lightning_prune.latency.interpolation import Lookup, levels
 from lightning_prune.latency.timing import clock, elapsed, quick, rounds, timed
 
-__all__ = ["Entry", "Place", "Track", "entries"]
+__all__ = ["BackendSettings", "TimingCurve", "Track", "entries"]
 
 #: shows how far something is: iterates over what it is given
 Track = Callable[[Sequence[int]], Iterable[int]]
@@ -25,7 +25,7 @@ SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the channels, for what h
 
 
 @dataclass(frozen=True)
-class Place:
+class BackendSettings:
     """Where and how something runs."""
 
     execution: ExecutionName
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TimingCurve:
     """Nanoseconds of one kind of piece, by its channel counts or by its volume."""
 
     by: Literal["counts", "volume"]
@@ -68,7 +68,7 @@ class _Point:
     share: float = 1.0
     failed: str = ""
 
-    def visit(self, place: Place, now: Callable[[], int]) -> None:
+    def visit(self, place: BackendSettings, now: Callable[[], int]) -> None:
         """Run it a few times, once for nothing."""
         if self.failed or (self.times and self.times[0] > VERY_SLOW):
             return
@@ -85,8 +85,8 @@ class _Point:
 
 
 def entries(
-    pieces: Sequence[Piece], place: Place, track: Track = lambda indices: indices
-) -> tuple[dict[str, Entry], list[str]]:
+    pieces: Sequence[Piece], place: BackendSettings, track: Track = lambda indices: indices
+) -> tuple[dict[str, TimingCurve], list[str]]:
     """Time every kind of piece over a grid of channel counts, in turns.
 
     Args:
@@ -111,7 +111,7 @@ def entries(
     return {k: e for k, e in found.items() if e is not None}, [k for k, e in found.items() if e is None]
 
 
-def _points(alike: Sequence[Piece], place: Place, now: Callable[[], int]) -> Iterator[_Point]:
+def _points(alike: Sequence[Piece], place: BackendSettings, now: Callable[[], int]) -> Iterator[_Point]:
     """What to measure of pieces of one kind."""
     first = alike[0]
     if not first.on_grid:
@@ -129,13 +129,13 @@ def _points(alike: Sequence[Piece], place: Place, now: Callable[[], int]) -> Ite
     yield from (_Point(first, counts) for counts in itertools.product(*axes))
 
 
-def _idle(place: Place) -> float:
+def _idle(place: BackendSettings) -> float:
     """Nanoseconds of every call that are not the piece's own."""
     idle = EXECUTIONS[place.execution].idle
     return timed([idle(place.device)], place.device, place.threads)[0] if idle else 0.0
 
 
-def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
+def _entry(points: Sequence[_Point], idle: float) -> TimingCurve | None:
     """A grid where all of it could be run; else by volume what could."""
 
     def typical(point: _Point) -> float:
@@ -149,9 +149,11 @@ def _entry(points: Sequence[_Point], idle: float) -> Entry | None:
             tuple(sorted(set(axis))) for axis in zip(*(point.counts for point in points), strict=True)
         )
         values = tuple(typical(point) for point in points)
-        return Entry("counts", Lookup(axes, values, tuple(good[0].piece.multiples)))
+        return TimingCurve("counts", Lookup(axes, values, tuple(good[0].piece.multiples)))
     by_volume: dict[int, list[float]] = {}
     for point in good:
         by_volume.setdefault(point.piece.volume(point.counts), []).append(typical(point))
     volumes = sorted(by_volume)
-    return Entry("volume", Lookup((tuple(volumes),), tuple(statistics.median(by_volume[v]) for v in volumes)))
+    return TimingCurve(
+        "volume", Lookup((tuple(volumes),), tuple(statistics.median(by_volume[v]) for v in volumes))
+    )

@@ -19,7 +19,7 @@ from lightning_prune.graph.layer_costs import evidence_of
 from lightning_prune.latency.backends import ExecutionName, Piece
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.interpolation import Lookup
-from lightning_prune.latency.profiler import Entry
+from lightning_prune.latency.profiler import TimingCurve
 from lightning_prune.serialization.record import LARGEST
 from lightning_prune.utils.example_inputs import shapes_of
 
@@ -72,12 +72,12 @@ class Measurements:
     threads: int
     versions: dict[str, str]
     inputs: list[Any]
-    entries: dict[str, Entry]
+    entries: dict[str, TimingCurve]
     correction: Correction = field(default_factory=Correction)
     alone: list[str] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
-    def entry(self, piece: Piece) -> Entry | None:
+    def entry(self, piece: Piece) -> TimingCurve | None:
         """The times of a piece; None if it has none."""
         return self.entries.get(piece.signature) or self._by_kind.get(_without_strides(piece.signature))
 
@@ -86,7 +86,7 @@ class Measurements:
         return self.entry(piece) is not None or piece.signature in self.alone
 
     @cached_property
-    def _by_kind(self) -> dict[str, Entry]:
+    def _by_kind(self) -> dict[str, TimingCurve]:
         """Entries by signature without the order of memory, which means nothing where one channel is left."""
         return {_without_strides(signature): each for signature, each in self.entries.items()}
 
@@ -141,12 +141,12 @@ def _without_strides(signature: str) -> str:
     return re.sub(r"@\[[^]]*\]", "", signature)
 
 
-def _entry(plain: Mapping[str, Any]) -> Entry:
+def _entry(plain: Mapping[str, Any]) -> TimingCurve:
     if plain["by"] not in ("counts", "volume"):
         raise ValueError(f"by={plain['by']!r}")
     axes = tuple(tuple(axis) for axis in plain["axes"])
     values = tuple(float(value) for value in plain["ns"])
-    return Entry(plain["by"], Lookup(axes, values, tuple(plain["multiples"])))
+    return TimingCurve(plain["by"], Lookup(axes, values, tuple(plain["multiples"])))
 
 
 def save(measured: Measurements, path: Path) -> None:

@@ -23,7 +23,7 @@ from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_costs import evidence_of
 from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece, versions_of
 from lightning_prune.latency.calibration import Correction, corrected, parts
-from lightning_prune.latency.profiler import Place, Track, entries
+from lightning_prune.latency.profiler import BackendSettings, Track, entries
 from lightning_prune.latency.store import (
     REBUILD,
     VERSION,
@@ -94,9 +94,11 @@ class LatencyTable:
             )
 
     @property
-    def place(self) -> Place:
+    def place(self) -> BackendSettings:
         """Where it is measured."""
-        return Place(self.execution, torch.device(self.device), self.threads or torch.get_num_threads())
+        return BackendSettings(
+            self.execution, torch.device(self.device), self.threads or torch.get_num_threads()
+        )
 
     def __call__(self, graph: ChannelGraph) -> list[Term]:
         """One term for every operator, and one for what the whole takes beyond them."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-__all__ = ["Run", "beside", "clock", "elapsed", "quick", "rounds", "timed"]
+__all__ = ["TimedCall", "beside", "clock", "elapsed", "quick", "rounds", "timed"]
 
 #: does once what is to be timed
-Run = Callable[[], object]
+TimedCall = Callable[[], object]
 IN_A_ROW = 3  # timed calls in one turn
 QUICK = 0.1
 ON_GPU = 20  # calls between two waits, so that the launches of one overlap with the work of the other
@@ -28,7 +28,7 @@ def clock(device: torch.device, threads: int) -> Callable[[], int]:
     return time.thread_time_ns if device.type == "cpu" and threads == 1 else time.perf_counter_ns
 
 
-def elapsed(run: Run, device: torch.device, now: Callable[[], int]) -> float:
+def elapsed(run: TimedCall, device: torch.device, now: Callable[[], int]) -> float:
     """Nanoseconds of one call; on a GPU, of one of many that are queued."""
     times = ON_GPU if device.type == "cuda" else 1
     _wait(device)
@@ -69,7 +69,7 @@ def quick(times: Sequence[float]) -> float:
 
 
 def beside(
-    first: Run, others: Sequence[Run], device: torch.device, threads: int, times: int = 15
+    first: TimedCall, others: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15
 ) -> list[float]:
     """As :func:`timed`, where all others are held against the first: it has more turns, spread among theirs.
 
@@ -87,7 +87,7 @@ def beside(
 
 
 def timed(
-    runs: Sequence[Run], device: torch.device, threads: int, times: int = 15, warm_up: int = 1
+    runs: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15, warm_up: int = 1
 ) -> list[float]:
     """Nanoseconds of one call of each of ``runs``, which take turns so that all see the same machine.
 

@@ -11,7 +11,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.select import ranked
-from lightning_prune.selection.unit_pool import Stock
+from lightning_prune.selection.unit_pool import UnitPool
 
 __all__ = ["surplus"]
 
@@ -49,7 +49,7 @@ def surplus(
     left = {layer: len(units) for layer, units in own.items()}
     units = np.intersect1d(np.concatenate(list(own.values())), graph.prunable)
     units = ranked(units, importance)
-    stock, gone = Stock(graph, limits, dense, multiple), list[int]()
+    stock, gone = UnitPool(graph, limits, dense, multiple), list[int]()
     for unit in units.tolist():
         if any(left[layer] % multiple for layer in _holding(own, unit)):
             taken = stock.offer(unit)

@@ -20,11 +20,20 @@ from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.modules import switched
 
-__all__ = ["Candidate", "Outcome", "Shared", "Training", "on_device", "rehearsed", "step_", "tried"]
+__all__ = [
+    "Candidate",
+    "CandidateContext",
+    "CandidateResult",
+    "Training",
+    "on_device",
+    "rehearsed",
+    "step_",
+    "tried",
+]
 
 
 @dataclass(frozen=True)
-class Shared:
+class CandidateContext:
     """What all candidates of a round start from."""
 
     model: nn.Module
@@ -53,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CandidateResult:
     """What became of a candidate.
 
     Attributes:
@@ -71,7 +80,7 @@ class Outcome:
     error: str = ""
 
 
-def tried(shared: Shared, candidate: Candidate, device: torch.device) -> Outcome:
+def tried(shared: CandidateContext, candidate: Candidate, device: torch.device) -> CandidateResult:
     """Cut, train and judge one candidate; what it was made from is used up.
 
     Raises:
@@ -88,13 +97,15 @@ def tried(shared: Shared, candidate: Candidate, device: torch.device) -> Outcome
     if candidate.remove:
         _tune(model, optimizer, training, shared.steps, device)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            return Outcome(candidate.index, error="a few steps of training made its weights NaN or infinite")
+            return CandidateResult(
+                candidate.index, error="a few steps of training made its weights NaN or infinite"
+            )
     metric = _judged(model, training)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return Outcome(candidate.index, metric, weights, on_cpu(optimizer.state_dict()))
+    return CandidateResult(candidate.index, metric, weights, on_cpu(optimizer.state_dict()))
 
 
-def rehearsed(shared: Shared, device: torch.device) -> float:
+def rehearsed(shared: CandidateContext, device: torch.device) -> float:
     """One step and one evaluation as candidates have them, of a network that nobody keeps: what fails fails now."""
     model, training = shared.model, shared.training
     optimizer = training.optimizer(model)

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.netadapt.candidate import Candidate, Outcome, Shared
+from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers, packed, run
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.selection.plan import Plan
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["CALIBRATION", "Contest"]
+__all__ = ["CALIBRATION", "CandidateRanking"]
 
 #: batches that batch norms are estimated on, at least
 CALIBRATION = 4
 
 
 @dataclass(frozen=True)
-class Contest:
+class CandidateRanking:
     """Computes candidates of ``model`` as it is at the moment, and compares them.
 
     Attributes:
@@ -51,8 +51,8 @@ class Contest:
         return [held[((number - 1) * each + i) % len(held)] for i in range(max(each, CALIBRATION))]
 
     def best(
-        self, plans: Mapping[str, Plan], before: float, outcomes: Iterator[Outcome]
-    ) -> tuple[Outcome, dict[str, float]]:
+        self, plans: Mapping[str, Plan], before: float, outcomes: Iterator[CandidateResult]
+    ) -> tuple[CandidateResult, dict[str, float]]:
         """The outcome that stays, and the metric of each; only the best one's weights are kept meanwhile.
 
         Args:
@@ -83,11 +83,13 @@ class Contest:
 
     def outcomes(
         self, several: Sequence[Candidate], batches: Sequence[Any], state: dict[str, Any] | None
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[CandidateResult]:
         """All candidates, trained on ``batches`` with an optimizer that goes on from ``state``."""
         return run(self._packed(batches, state), several, self.workers)
 
-    def outcome(self, one: Candidate, batches: Sequence[Any], state: dict[str, Any] | None) -> Outcome:
+    def outcome(
+        self, one: Candidate, batches: Sequence[Any], state: dict[str, Any] | None
+    ) -> CandidateResult:
         """A candidate that has no rivals, on the first worker."""
         (found,) = run(self._packed(batches, state), [one], replace(self.workers, n_jobs=1))
         return found
@@ -103,7 +105,7 @@ class Contest:
             raise ValueError(f"the metric of the network is {metric} before anything was pruned")
         return metric
 
-    def bears(self, before: float, outcome: Outcome) -> bool:
+    def bears(self, before: float, outcome: CandidateResult) -> bool:
         """Whether a network is still as good as ``before``, but for what is tolerated."""
         if not math.isfinite(outcome.metric):
             warnings.warn(f"an alignment is dropped: {outcome.error or outcome.metric}", stacklevel=4)
@@ -124,4 +126,4 @@ class Contest:
     def _packed(self, batches: Sequence[Any], state: dict[str, Any] | None) -> Any:
         model, training = copy.deepcopy(self.model).cpu(), replace(self.training, batches=batches)
         example = on_device(self.example, torch.device("cpu"))
-        return packed(Shared(model, example, training, state, self.rounds.steps))
+        return packed(CandidateContext(model, example, training, state, self.rounds.steps))

@@ -13,7 +13,7 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.tables import Table
 
-__all__ = ["Found", "Round", "Rounds"]
+__all__ = ["Round", "Rounds", "SearchResult"]
 
 
 def rounds_table(rounds: Sequence[Round], resource: str) -> Table:
@@ -161,7 +161,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to.
 
     Attributes:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.netadapt.rounds import Found, Round, Rounds
+from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult
 from lightning_prune.netadapt.searcher import ALONE, Search
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.training import Training
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.example_inputs import Example, as_example
 
-__all__ = ["Found", "Round", "Rounds", "check", "search"]
+__all__ = ["Round", "Rounds", "SearchResult", "check", "search"]
 
 STANDARD = Rounds()
 
@@ -29,7 +29,7 @@ STANDARD = Rounds()
 def search(
     model: nn.Module,
     example: Any,
-    rules: Rules,
+    rules: PruningPolicy,
     training: Training,
     rounds: Rounds = STANDARD,
     workers: Workers = ALONE,
@@ -37,7 +37,7 @@ def search(
     optimizer: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     report: Callable[[str], None] = print,
-) -> Found:
+) -> SearchResult:
     """Prune ``model`` in place, round by round, to its budget.
 
     In each round every block is pruned alone until the round's reduction is met, by the criterion, within the
@@ -92,7 +92,7 @@ def _is_example(given: Any) -> bool:
     )
 
 
-def check(model: nn.Module, example: Example, rules: Rules, rounds: Rounds) -> None:
+def check(model: nn.Module, example: Example, rules: PruningPolicy, rounds: Rounds) -> None:
     """Raise ValueError for what :func:`search` would refuse, before there is any data."""
     nothing = Training([None], lambda net, batch: torch.zeros(()), lambda net: 0.0)
     Search(model, example, rules, nothing, rounds, ALONE)

@@ -19,18 +19,18 @@ from tqdm import tqdm
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.netadapt.alignment import surplus
-from lightning_prune.netadapt.candidate import Candidate, Outcome
-from lightning_prune.netadapt.ranking import CALIBRATION, Contest
-from lightning_prune.netadapt.rounds import ALIGNED, Found, Round, Rounds
-from lightning_prune.netadapt.state import Progress, plainly
+from lightning_prune.netadapt.candidate import Candidate, CandidateResult
+from lightning_prune.netadapt.ranking import CALIBRATION, CandidateRanking
+from lightning_prune.netadapt.rounds import ALIGNED, Round, Rounds, SearchResult
+from lightning_prune.netadapt.state import SearchState, plainly
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.statistics_pass import observed
 from lightning_prune.pruning.step import scored
 from lightning_prune.pruning.training import Training
-from lightning_prune.selection.coupled_blocks import Block, find_blocks
+from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.prunable import candidates
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.example_inputs import Example
@@ -49,7 +49,7 @@ class Search:
         self,
         model: nn.Module,
         example: Example,
-        rules: Rules,
+        rules: PruningPolicy,
         training: Training,
         rounds: Rounds,
         workers: Workers,
@@ -58,7 +58,7 @@ class Search:
         self.rounds, self.resource = rounds, only(rules.budget)
         self.rules = replace(rules, amount=None)
         self.bar = False
-        self.contest = Contest(model, example, training, rounds, workers, self.resource)
+        self.contest = CandidateRanking(model, example, training, rounds, workers, self.resource)
         graph = self._traced()
         self.dense = DenseSizes.of(graph)
         self.blocks = find_blocks(graph, rounds.blocks, rules.exclude)
@@ -74,10 +74,10 @@ class Search:
         folder: Path | None,
         report: Callable[[str], None],
         bar: bool = False,
-    ) -> Found:
+    ) -> SearchResult:
         """All rounds, from the state in ``folder`` on if there is one; ``bar`` shows candidates on a terminal."""
         self.bar = bar
-        progress = Progress.begin(folder, self.model, self._settings(), optimizer)
+        progress = SearchState.begin(folder, self.model, self._settings(), optimizer)
         if progress.restore_(self.model, lambda: self.contest.judged(progress.optimizer)):
             report(f"going on after round {len(progress.rounds)}, from {folder}")
         while not self.rules.met(graph := self._traced(), self.dense):
@@ -88,12 +88,12 @@ class Search:
         if self.rounds.align > 1 and not progress.is_over and self._align_(progress):
             self._keep(progress, report)
         reached = self.rules.met(self._traced(), self.dense)
-        return Found(progress.record, progress.rounds, reached, progress.optimizer)
+        return SearchResult(progress.record, progress.rounds, reached, progress.optimizer)
 
     def _traced(self) -> ChannelGraph:
         return self.rules.traced(self.model, self.example)
 
-    def _keep(self, progress: Progress, report: Callable[[str], None]) -> None:
+    def _keep(self, progress: SearchState, report: Callable[[str], None]) -> None:
         progress.save(self.model)
         left = max(len(self.reductions) - len(progress.rounds), 0)
         report(
@@ -101,14 +101,16 @@ class Search:
             + to_go(left * sum(each.seconds for each in progress.rounds) / len(progress.rounds))
         )
 
-    def _shown(self, outcomes: Iterator[Outcome], number: int, candidates: int) -> Iterator[Outcome]:
+    def _shown(
+        self, outcomes: Iterator[CandidateResult], number: int, candidates: int
+    ) -> Iterator[CandidateResult]:
         """The same; on a terminal with a bar that goes away with the round."""
         disable = None if self.bar else True  # None: where nobody looks
         yield from tqdm(
             outcomes, f"round {number}", candidates, leave=False, disable=disable, unit="candidate"
         )
 
-    def _round_(self, graph: ChannelGraph, progress: Progress) -> bool:
+    def _round_(self, graph: ChannelGraph, progress: SearchState) -> bool:
         """One round; False if there is nothing left to remove."""
         start, number = time.perf_counter(), len(progress.rounds) + 1
         batches = self.contest.batches(number)
@@ -130,7 +132,7 @@ class Search:
         progress.add(Round(number, won, before, best.metric, metrics, *facts))
         return True
 
-    def _metric(self, progress: Progress) -> float:
+    def _metric(self, progress: SearchState) -> float:
         """Of the network as it is."""
         return progress.rounds[-1].after if progress.rounds else self.contest.judged(progress.optimizer)
 
@@ -151,7 +153,7 @@ class Search:
             )
         return scored(self.rounds.criterion, graph, self.model, statistics)
 
-    def _align_(self, progress: Progress) -> bool:
+    def _align_(self, progress: SearchState) -> bool:
         """Round widths down, one group of coupled layers after the other; False if all are multiples."""
         start, number = time.perf_counter(), len(progress.rounds) + 1
         before = now = self._metric(progress)
@@ -176,12 +178,16 @@ class Search:
             progress.add(Round(number, ALIGNED, before, now, metrics, *facts))
         return bool(metrics)
 
-    def _surplus(self, graph: ChannelGraph, block: Block, number: int, batches: Sequence[Any]) -> list[int]:
+    def _surplus(
+        self, graph: ChannelGraph, block: CoupledBlock, number: int, batches: Sequence[Any]
+    ) -> list[int]:
         """What ``block`` loses so that the widths of its layers are multiples."""
         free = within(self._importance(graph, number, batches), candidates(graph, self.rules.exclude))
         return surplus(graph, free, block.layers, self.rounds.align, self.rules.limits, self.dense)
 
-    def _cut_(self, graph: ChannelGraph, remove: Iterable[int], best: Outcome, progress: Progress) -> None:
+    def _cut_(
+        self, graph: ChannelGraph, remove: Iterable[int], best: CandidateResult, progress: SearchState
+    ) -> None:
         """The network becomes that of a candidate."""
         progress.take(prune_(self.model, graph, remove), best.optimizer)
         self.model.load_state_dict(best.weights)

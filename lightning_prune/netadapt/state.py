@@ -23,13 +23,13 @@ from lightning_prune.netadapt.rounds import ALIGNED, Round
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.hashing import checksum
 
-__all__ = ["Progress", "plainly"]
+__all__ = ["SearchState", "plainly"]
 
 STATE, HISTORY = "state.pt", "history.json"
 
 
 @dataclass
-class Progress:
+class SearchState:
     """How far a search has come.
 
     Attributes:
@@ -55,7 +55,7 @@ class Progress:
         model: nn.Module,
         settings: dict[str, Any],
         optimizer: dict[str, Any] | None,
-    ) -> Progress:
+    ) -> SearchState:
         """A search of ``model`` that has not begun yet."""
         plain = json.loads(json.dumps(settings))
         return cls(folder, checksum(model), plain, optimizer=optimizer)

@@ -21,12 +21,22 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 
-from lightning_prune.netadapt.candidate import Candidate, Outcome, Shared, rehearsed, tried
+from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult, rehearsed, tried
 from lightning_prune.pruning.training import Training, adam
 from lightning_prune.surgery.prune import SurgeryError
 from lightning_prune.utils.seeding import seeded
 
-__all__ = ["Candidate", "Outcome", "Shared", "Training", "Workers", "adam", "packed", "rehearse", "run"]
+__all__ = [
+    "Candidate",
+    "CandidateContext",
+    "CandidateResult",
+    "Training",
+    "Workers",
+    "adam",
+    "packed",
+    "rehearse",
+    "run",
+]
 
 Pack = NDArray[np.uint8]
 
@@ -78,19 +88,19 @@ class Workers:
         return torch.device(self.devices[index % len(self.devices)] if self.devices else "cpu")
 
 
-def packed(shared: Shared) -> Pack:
+def packed(shared: CandidateContext) -> Pack:
     """As bytes in an array, which joblib keeps in shared memory; a candidate never touches the original."""
     return np.frombuffer(cloudpickle.dumps(shared), np.uint8)
 
 
-def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int) -> Outcome:
+def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int) -> CandidateResult:
     """Cut, train and judge one candidate."""
     with _threads(threads), seeded(candidate.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the user's loss, said in every training step anyhow
         try:
             return tried(cloudpickle.loads(pack.data), candidate, device)
         except (SurgeryError, torch.OutOfMemoryError) as error:
-            return Outcome(candidate.index, error=f"{type(error).__name__}: {error}")
+            return CandidateResult(candidate.index, error=f"{type(error).__name__}: {error}")
 
 
 def rehearse(pack: Pack, device: torch.device) -> float:
@@ -100,7 +110,7 @@ def rehearse(pack: Pack, device: torch.device) -> float:
         return rehearsed(cloudpickle.loads(pack.data), device)
 
 
-def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterator[Outcome]:
+def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterator[CandidateResult]:
     """The outcomes of all candidates, in the order in which they are ready.
 
     A process that dies takes the others of its pool along. Whatever has no outcome then is tried once more, alone;
@@ -111,12 +121,12 @@ def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterat
     for candidate in list(waiting.values()):
         yield from _wave(pack, [candidate], waiting, workers)
         if candidate.index in waiting:
-            yield Outcome(candidate.index, error="its process died twice")
+            yield CandidateResult(candidate.index, error="its process died twice")
 
 
 def _wave(
     pack: Pack, candidates: Sequence[Candidate], waiting: dict[int, Candidate], workers: Workers
-) -> Iterator[Outcome]:
+) -> Iterator[CandidateResult]:
     """Those that come to an end; ``waiting`` keeps the others."""
     jobs = [(pack, each, workers.device(each.index), workers.threads) for each in candidates]
     try:
@@ -128,7 +138,7 @@ def _wave(
         warnings.warn(f"a worker died ({type(error).__name__}); without a result: {names}", stacklevel=3)
 
 
-def _outcomes(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[Outcome]:
+def _outcomes(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[CandidateResult]:
     """In this process if there is but one; else in joblib's, which must be processes: generators are global."""
     backend, _ = get_active_backend(prefer="processes")
     if number == 1 or getattr(backend, "supports_sharedmem", False):

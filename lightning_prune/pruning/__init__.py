@@ -1,1 +1,1 @@
-"""Package."""
+"""Prune step by step: sessions, schedules, one shot, sensitivity."""

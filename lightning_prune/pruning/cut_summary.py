@@ -9,14 +9,14 @@ import numpy as np
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.formatting import si
 
-__all__ = ["Cut", "facts", "unmet"]
+__all__ = ["CutSummary", "facts", "unmet"]
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutSummary:
     """The facts of one cut, as plain numbers.
 
     Attributes:
@@ -42,7 +42,9 @@ class Cut:
     step: int | None = None
 
     @classmethod
-    def of(cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float, step: int | None = None) -> Cut:
+    def of(
+        cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float, step: int | None = None
+    ) -> CutSummary:
         """The facts of carrying out ``plan`` on the network of ``graph``."""
         gone = [int(np.isin(units, plan.remove).sum()) for units in graph.layers.values()]
         before = {resource: spent.before for resource, spent in plan.costs.items()}
@@ -60,7 +62,7 @@ class Cut:
         stopped: Stop,
         epoch: int,
         seconds: float,
-    ) -> Cut:
+    ) -> CutSummary:
         """The facts of all that was cut from one network to get the other."""
         left = narrow.widths()
         gone = [width - left[name] for name, width in wide.widths().items()]
@@ -85,7 +87,7 @@ def facts(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
     return {**found, "prune/units": float(len(graph.prunable))}
 
 
-def unmet(rules: Rules, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
+def unmet(rules: PruningPolicy, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
     """Why pruning ended above the budget, and what can be done about it."""
     shares = dense.shares(graph)
     reached = ", ".join(f"{resource} {shares[resource]:.3f}" for resource in rules.budget)

@@ -14,7 +14,7 @@ from lightning_prune.pruning.statistics_pass import observed
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.batch_norm import recalibrate_
 from lightning_prune.utils.example_inputs import as_example, inputs_of
@@ -27,7 +27,7 @@ BY_NORM = L2()
 def one_shot(
     model: nn.Module,
     example: Any,
-    rules: Rules,
+    rules: PruningPolicy,
     criterion: Criterion = BY_NORM,
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,

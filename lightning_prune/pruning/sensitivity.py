@@ -23,7 +23,7 @@ from lightning_prune.criteria.base import Criterion, check_importance
 from lightning_prune.criteria.ipad import IPAD
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
-from lightning_prune.selection.coupled_blocks import Block, find_blocks
+from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
 from lightning_prune.selection.select import ranked
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.surgery.rollback import snapshot
@@ -138,7 +138,7 @@ def sensitivity(
 
 def _groups(
     graph: ChannelGraph, importance: NDArray[np.float64], exclude: Sequence[str]
-) -> list[tuple[Block, Units]]:
+) -> list[tuple[CoupledBlock, Units]]:
     """Each group that can lose units, with these, least important first."""
     blocks = find_blocks(graph, exclude=exclude)
     free = [ranked(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]

@@ -18,7 +18,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.step import cut_
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError
 from lightning_prune.utils.example_inputs import Example, shapes_of
@@ -30,7 +30,7 @@ def gathers(criterion: Criterion) -> Callable[..., Gatherer] | None:
 
 
 @dataclass
-class Run:
+class PruningSession:
     """A network on its way from dense to small: what is known of it between two cuts.
 
     Attributes:
@@ -97,7 +97,7 @@ class Run:
 
     def cut_(
         self,
-        rules: Rules,
+        rules: PruningPolicy,
         criterion: Criterion,
         optimizers: Sequence[Optimizer] = (),
     ) -> PruningRecord:

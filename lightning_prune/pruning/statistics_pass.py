@@ -12,7 +12,7 @@ from torch import nn
 from lightning_prune.criteria.base import Criterion, Gatherer, Statistics
 from lightning_prune.criteria.gradients import Gradients
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.utils.example_inputs import Example
@@ -34,7 +34,7 @@ def observed(
     Both come from calling the loss, which knows what of a batch the network takes.
     """
     model = copy.deepcopy(model)
-    watching = Run(model, example, graph, DenseSizes.of(graph))
+    watching = PruningSession(model, example, graph, DenseSizes.of(graph))
     if not watching.collect(criterion) or watching.collector is None:
         return {}
     watching.watch(True)

@@ -14,13 +14,13 @@ from lightning_prune.criteria.wrappers import blind_to
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.utils.distributed import agreed, shared
 
 __all__ = [
-    "Rules",
+    "PruningPolicy",
     "cut_",
 ]
 
@@ -49,7 +49,7 @@ def scored(
 def cut_(
     model: nn.Module,
     graph: ChannelGraph,
-    rules: Rules,
+    rules: PruningPolicy,
     criterion: Criterion,
     statistics: Statistics,
     dense: DenseSizes,

@@ -1,1 +1,1 @@
-"""Package."""
+"""Reports: run folders, figures, tables, sizes, live curves."""

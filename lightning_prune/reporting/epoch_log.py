@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.callbacks.pruning import pruning_callbacks
-from lightning_prune.pruning.cut_summary import Cut
+from lightning_prune.pruning.cut_summary import CutSummary
 
 __all__ = ["EpochHistory", "EpochLines"]
 
@@ -103,7 +103,7 @@ def _cut(trainer: L.Trainer) -> str:
     return "".join(f" · {cut_line(cut)}" for cut in cuts if cut.epoch == trainer.current_epoch)
 
 
-def cut_line(cut: Cut) -> str:
+def cut_line(cut: CutSummary) -> str:
     """What one cut removed, and what is left.
 
     Example:

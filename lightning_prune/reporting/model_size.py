@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
 
-__all__ = ["Measured", "Sizes", "compare", "file_size", "latency", "layer_widths", "sizes"]
+__all__ = ["MeasuredSize", "Sizes", "compare", "file_size", "latency", "layer_widths", "sizes"]
 
 WARM_UP = 5
 
@@ -98,19 +98,21 @@ def _wait(image: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSize:
     """What :func:`compare` finds out about one network."""
 
     sizes: Sizes
     widths: dict[str, int]
 
 
-def compare(dense: nn.Module, pruned: nn.Module, image: Tensor, runs: int = 30) -> tuple[Measured, Measured]:
+def compare(
+    dense: nn.Module, pruned: nn.Module, image: Tensor, runs: int = 30
+) -> tuple[MeasuredSize, MeasuredSize]:
     """Sizes and widths of both networks; latencies measured in turns, unless ``runs`` is 0."""
     times = latency({"dense": dense, "pruned": pruned}, image, runs) if runs else {}
     return _measured(dense, image, times.get("dense")), _measured(pruned, image, times.get("pruned"))
 
 
-def _measured(net: nn.Module, image: Tensor, latency_ms: float | None) -> Measured:
+def _measured(net: nn.Module, image: Tensor, latency_ms: float | None) -> MeasuredSize:
     graph = trace(net, image)
-    return Measured(sizes(graph, net, latency_ms), layer_widths(graph))
+    return MeasuredSize(sizes(graph, net, latency_ms), layer_widths(graph))

@@ -1,1 +1,1 @@
-"""Package."""
+"""Choose the units to remove: budgets, limits, exclusions, channel multiples."""

@@ -10,7 +10,7 @@ from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.layer_patterns import excluded_layers
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.prunable import _reasons, candidates
-from lightning_prune.selection.unit_pool import Stock
+from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.utils.formatting import si
 
 NO_LIMITS_GIVEN = Limits()
@@ -54,10 +54,10 @@ def reachable(
     when others are cut too, so what a ranking reaches lies above. (A resource with functions that rise when channels
     go may come out lower.)
     """
-    return _least(graph, Stock(graph, limits, dense or DenseSizes.of(graph), channel_multiple), exclude)
+    return _least(graph, UnitPool(graph, limits, dense or DenseSizes.of(graph), channel_multiple), exclude)
 
 
-def _least(graph: ChannelGraph, stock: Stock, exclude: Sequence[str]) -> dict[str, int]:
+def _least(graph: ChannelGraph, stock: UnitPool, exclude: Sequence[str]) -> dict[str, int]:
     gone = stock.most(candidates(graph, exclude).tolist())
     return {resource: graph.cost(resource, gone) for resource in graph.cost_models}
 
@@ -74,7 +74,7 @@ def check_budget(
     """Raise ValueError for a budget that is malformed, or forbidden: by which limits, and what is reachable."""
     dense = dense or DenseSizes.of(graph)
     targets = resolve(budget, dense.costs, "budget")
-    stock = Stock(graph, limits, dense, channel_multiple)
+    stock = UnitPool(graph, limits, dense, channel_multiple)
     least = _least(graph, stock, exclude)
     forbidden = next((resource for resource, target in targets.items() if least[resource] > target), None)
     if forbidden is None:
@@ -89,7 +89,7 @@ def check_budget(
 
 
 def _in_the_way(
-    graph: ChannelGraph, stock: Stock, limits: Limits, exclude: Sequence[str], channel_multiple: int
+    graph: ChannelGraph, stock: UnitPool, limits: Limits, exclude: Sequence[str], channel_multiple: int
 ) -> Iterator[str]:
     """What keeps filters that could go otherwise, the limit that closes most first."""
     for source, closed in sorted(stock.sources.items(), key=lambda item: -len(item[1])):

@@ -14,11 +14,11 @@ from lightning_prune.selection.incremental_cost import layer_incidence
 from lightning_prune.selection.layer_patterns import check_patterns, excluded_layers, means, names
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Block", "find_blocks"]
+__all__ = ["CoupledBlock", "find_blocks"]
 
 
 @dataclass(frozen=True)
-class Block:
+class CoupledBlock:
     """Layers whose filters are pruned together, while the rest of the network keeps its filters.
 
     Attributes:
@@ -37,7 +37,7 @@ class Block:
 
 def find_blocks(
     graph: ChannelGraph, blocks: int | Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> list[Block]:
+) -> list[CoupledBlock]:
     """Split a network into blocks. A layer is in one block, together with all that it is coupled with.
 
     Args:
@@ -93,7 +93,7 @@ def _joined(graph: ChannelGraph, groups: list[list[str]], number: int) -> list[l
     return joined
 
 
-def _as_told(graph: ChannelGraph, groups: list[list[str]], patterns: list[str]) -> list[Block]:
+def _as_told(graph: ChannelGraph, groups: list[list[str]], patterns: list[str]) -> list[CoupledBlock]:
     """The blocks that the user named."""
     if not patterns:
         raise ValueError("blocks names no block: name some, or give None for each group of coupled layers")
@@ -107,16 +107,16 @@ def _as_told(graph: ChannelGraph, groups: list[list[str]], patterns: list[str]) 
                 "block that was named before it"
             )
         left = [group for group in left if group not in own]
-        found.append(Block(pattern, tuple(_flat(own))))
+        found.append(CoupledBlock(pattern, tuple(_flat(own))))
     return found
 
 
-def _named(blocks: Iterable[list[list[str]]]) -> list[Block]:
+def _named(blocks: Iterable[list[list[str]]]) -> list[CoupledBlock]:
     """Each block by the module that holds it; by its first layer where that is not only its own."""
     layers = [tuple(_flat(block)) for block in blocks]
     holding = [".".join(_common(held)) for held in layers]
     return [
-        Block(name if name and holding.count(name) == 1 else module_of(held[0]), held)
+        CoupledBlock(name if name and holding.count(name) == 1 else module_of(held[0]), held)
         for name, held in zip(holding, layers, strict=True)
     ]
 
@@ -132,6 +132,6 @@ def _common(layers: Sequence[str]) -> list[str]:
 
 
 def _size(graph: ChannelGraph, group: Sequence[str]) -> int:
-    units = Block("", tuple(group)).units(graph)
+    units = CoupledBlock("", tuple(group)).units(graph)
     resource = next(iter(graph.cost_models))
     return graph.cost(resource) - graph.cost(resource, units)

@@ -10,14 +10,14 @@ from scipy.sparse import csc_matrix, csr_matrix
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import CostModel, Term
 
-__all__ = ["Ledger", "unit_classes"]
+__all__ = ["IncrementalCost", "unit_classes"]
 
 #: what one unit takes from each factor, as (factor, number of indices)
 Uses = tuple[tuple[int, int], ...]
 Numbers = tuple[int, ...]
 
 
-class Ledger:
+class IncrementalCost:
     """One resource of a network, updated unit by unit; :class:`CostModel` for when order matters.
 
     Removing a unit recomputes only the terms in which it occurs. Exact: integers throughout.

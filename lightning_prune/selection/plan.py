@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from lightning_prune.utils.formatting import si
 
-__all__ = ["Plan", "Spent", "Stop", "si"]
+__all__ = ["Plan", "ResourceChange", "Stop", "si"]
 
 Stop = Literal["budget", "amount", "limits"]
 
 
 @dataclass(frozen=True)
-class Spent:
+class ResourceChange:
     """What a plan does to one resource.
 
     Attributes:
@@ -61,7 +61,7 @@ class Plan:
     """
 
     remove: NDArray[np.int64]
-    costs: Mapping[str, Spent]
+    costs: Mapping[str, ResourceChange]
     stopped: Stop
     closed: Mapping[str, str] = field(default_factory=dict)
 

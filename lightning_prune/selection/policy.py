@@ -19,14 +19,14 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["Rules"]
+__all__ = ["PruningPolicy"]
 
 #: counted where a budget names them, without being given
 BUILT_IN: Mapping[str, Resource] = {"activations": activations}
 
 
 @dataclass(frozen=True)
-class Rules:
+class PruningPolicy:
     """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select.select`.
 
     And the ``resources`` that are counted beside MACs and parameters, and beside ``BUILT_IN`` ones.

@@ -13,12 +13,12 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.budget import NO_LIMITS_GIVEN, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.plan import Plan, Spent, Stop
+from lightning_prune.selection.plan import Plan, ResourceChange, Stop
 from lightning_prune.selection.prunable import candidates
-from lightning_prune.selection.unit_pool import Stock
+from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.utils.formatting import si
 
-__all__ = ["Plan", "Spent", "check_budget", "select", "si"]
+__all__ = ["Plan", "ResourceChange", "check_budget", "select", "si"]
 
 
 def select(
@@ -73,7 +73,7 @@ def select(
     units = candidates(graph, exclude)
     if first_cut:
         check_budget(graph, budget, limits=limits, exclude=exclude, channel_multiple=channel_multiple)
-    stock = Stock(graph, limits, dense, channel_multiple)
+    stock = UnitPool(graph, limits, dense, channel_multiple)
     taken, stopped = take(stock, ranked(units, scores).tolist(), targets, steps)
     return Plan(np.array(taken, dtype=np.int64), spent(graph, taken, dense, targets), stopped, stock.closed)
 
@@ -90,7 +90,7 @@ def ranked(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray
 
 
 def take(
-    stock: Stock, ranked: Sequence[int], targets: Mapping[str, float], steps: Mapping[str, float]
+    stock: UnitPool, ranked: Sequence[int], targets: Mapping[str, float], steps: Mapping[str, float]
 ) -> tuple[list[int], Stop]:
     """Take units from ``stock`` in order; return them and what ended it."""
     taken: list[int] = []
@@ -108,10 +108,10 @@ def take(
 
 def spent(
     graph: ChannelGraph, remove: Sequence[int], dense: DenseSizes, targets: Mapping[str, float]
-) -> dict[str, Spent]:
+) -> dict[str, ResourceChange]:
     """What removing units does to every resource."""
     return {
-        resource: Spent(
+        resource: ResourceChange(
             graph.cost(resource), graph.cost(resource, remove), dense.costs[resource], targets.get(resource)
         )
         for resource in graph.cost_models

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping
 from lightning_prune.graph.channel_graph import ChannelGraph, module_of
 from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import Ledger, entries, layer_incidence, unit_classes
+from lightning_prune.selection.incremental_cost import IncrementalCost, entries, layer_incidence, unit_classes
 from lightning_prune.selection.layer_patterns import containers, holders
 from lightning_prune.selection.limits import Limits, Of, limited
 
-__all__ = ["Stock"]
+__all__ = ["UnitPool"]
 
 #: what is counted, the number of the account, and the fewest of it that may stay
 Gate = tuple[Of, int, int]
 
 
-class Stock:
+class UnitPool:
     """The units of a network, taken one by one as far as limits and multiples allow.
 
     Units that take part in the same dimensions equally often form a *class*. Costs only fall, so what is once
@@ -97,7 +97,7 @@ class Stock:
             gone += taken
         return gone
 
-    def _open(self, graph: ChannelGraph) -> tuple[dict[str, Ledger], dict[Of, Ledger]]:
+    def _open(self, graph: ChannelGraph) -> tuple[dict[str, IncrementalCost], dict[Of, IncrementalCost]]:
         """A ledger per resource, and those that keep an account for each limited layer and block."""
         number = {name: account for account, (name, _) in enumerate(self._limits)}
         layers, blocks = {module_of(name) for name in graph.layers}, containers(graph.layers)
@@ -106,15 +106,17 @@ class Stock:
             return [number[name] for name in holders(term_layer, layers, blocks) if name in number]
 
         booked = {"params": (accounts, len(number))}
-        ledgers = {name: Ledger(model, *booked.get(name, ())) for name, model in graph.cost_models.items()}
+        ledgers = {
+            name: IncrementalCost(model, *booked.get(name, ())) for name, model in graph.cost_models.items()
+        }
         self._spare(graph, ledgers)
-        counted: dict[Of, Ledger] = {"params": ledgers["params"]} if "params" in ledgers else {}
+        counted: dict[Of, IncrementalCost] = {"params": ledgers["params"]} if "params" in ledgers else {}
         if any(limit.of == "channels" for _, limit in self._limits):
             filters = [Term(name, 1, (units,)) for name, units in graph.layers.items()]
-            counted["channels"] = Ledger(CostModel(filters, graph.num_units), accounts, len(number))
+            counted["channels"] = IncrementalCost(CostModel(filters, graph.num_units), accounts, len(number))
         return ledgers, counted
 
-    def _spare(self, graph: ChannelGraph, ledgers: Mapping[str, Ledger]) -> None:
+    def _spare(self, graph: ChannelGraph, ledgers: Mapping[str, IncrementalCost]) -> None:
         """Dimensions of parts that may vanish may lose their last channel."""
         for name, model in graph.cost_models.items() if graph.optional else ():
             members = [model.incidence[factor].indices for factor in range(model.incidence.shape[0])]

@@ -1,1 +1,1 @@
-"""Package."""
+"""Files: pruning records, pruned weights, exported networks."""

@@ -30,7 +30,7 @@ from lightning_prune.utils.distributed import shared
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.modules import switched
 
-__all__ = ["Folded", "Measured", "Shift", "fold_", "outputs", "relative_change", "shifts"]
+__all__ = ["Folded", "MeasuredShifts", "Shift", "fold_", "outputs", "relative_change", "shifts"]
 
 EXACT = 16  # rounding of so many units in the last place
 
@@ -234,7 +234,7 @@ def _contribution(layer: nn.Module, x: Tensor, inputs: Tensor, filters: Tensor) 
     return rows[:, filters.to(rows.device)]
 
 
-class Measured:
+class MeasuredShifts:
     """What a cut is about to take away from a network and its averages, on one batch.
 
     Args:

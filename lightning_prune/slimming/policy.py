@@ -14,17 +14,17 @@ from lightning_prune.criteria.reduction import plain, reduced
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.select import spent
-from lightning_prune.selection.unit_pool import Stock
+from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.slimming.penalty import slimmable
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Given", "ShrinkRules", "scale_sizes"]
+__all__ = ["FixedScores", "SlimmingPolicy", "scale_sizes"]
 
 
 @dataclass(frozen=True)
-class Given:
+class FixedScores:
     """A criterion whose importance is known already, shape (num_units,)."""
 
     values: Importance
@@ -59,7 +59,7 @@ def scale_sizes(
 
 
 @dataclass(frozen=True)
-class ShrinkRules(Rules):
+class SlimmingPolicy(PruningPolicy):
     """Units go whose scales are all at or below ``threshold``; in the ``final`` shrink also what the budget asks.
 
     Importance is the size of a unit's scales, see :func:`scale_sizes`.
@@ -95,7 +95,7 @@ class ShrinkRules(Rules):
 
     def _all(self, graph: ChannelGraph, sizes: Values, dense: DenseSizes) -> Plan:
         """Everything finite, as far as limits allow."""
-        stock = Stock(graph, self.limits, dense, self.channel_multiple)
+        stock = UnitPool(graph, self.limits, dense, self.channel_multiple)
         ranked = [
             unit for unit in np.lexsort((np.arange(len(sizes)), sizes)).tolist() if np.isfinite(sizes[unit])
         ]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.criteria.base import Values
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.slimming.penalty import Penalty
-from lightning_prune.slimming.policy import ShrinkRules, scale_sizes
+from lightning_prune.slimming.policy import SlimmingPolicy, scale_sizes
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Slimmed", "check_arguments", "loss_scale"]
+__all__ = ["NormScales", "check_arguments", "loss_scale"]
 
 
-class Slimmed:
+class NormScales:
     """Scales and penalty of a network as it is between two cuts.
 
     Args:
@@ -35,12 +35,12 @@ class Slimmed:
         ValueError: a name matches no norm, there is no norm to slim, or the resource is unknown.
     """
 
-    def __init__(self, run: Run, rules: ShrinkRules, by: str) -> None:
+    def __init__(self, run: PruningSession, rules: SlimmingPolicy, by: str) -> None:
         self.run, self.graph = run, run.graph
         self.scales: dict[str, Units] = rules.scales(run.graph, run.target)
         self.penalty = Penalty.of(run.graph, run.target, self.scales, by)
 
-    def is_of(self, run: Run) -> bool:
+    def is_of(self, run: PruningSession) -> bool:
         """Whether the network is the same still."""
         return self.run is run and self.graph is run.graph
 

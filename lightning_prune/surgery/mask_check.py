@@ -16,18 +16,18 @@ import torch
 from torch._ops import OpOverload
 
 from lightning_prune.surgery.masks import Mask, Masks, alike, flat, runs, same, surviving_shape, whole
-from lightning_prune.tracing.calls import Call, tensors_among
-from lightning_prune.tracing.tracker import Followed
+from lightning_prune.tracing.calls import OperatorCall, tensors_among
+from lightning_prune.tracing.tracker import TracedOperator
 
 __all__ = ["fits"]
 
-Known = Callable[[Followed, Followed, Masks, Masks], bool]
+Known = Callable[[TracedOperator, TracedOperator, Masks, Masks], bool]
 
 aten = torch.ops.aten
 KNOWN: dict[OpOverload, tuple[Known, tuple[int, ...]]] = {}
 
 
-def fits(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def fits(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     """Whether the smaller call plainly gives the dense one's result, restricted to what survives.
 
     Args:
@@ -60,14 +60,14 @@ def _knows(*operators: OpOverload, besides: tuple[int, ...] = ()) -> Callable[[K
     return register
 
 
-def _settings(call: Call, besides: Sequence[int]) -> dict[int | str, Any]:
+def _settings(call: OperatorCall, besides: Sequence[int]) -> dict[int | str, Any]:
     """Arguments that are no tensors; those at the positions ``besides`` are left out."""
     given: dict[int | str, Any] = dict(enumerate(call.args))
     given.update(call.kwargs)
     return {at: value for at, value in given.items() if at not in besides and not tensors_among([value])}
 
 
-def _pointwise(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _pointwise(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     """Every operand and the result lost the same along each dimension, unless one element is repeated there."""
     if len(results) != 1:
         return False
@@ -95,7 +95,7 @@ KNOWN.update(dict.fromkeys(_ALSO_POINTWISE, (_pointwise, ())))
 
 
 @_knows(aten.convolution.default, besides=(8,))
-def _convolution(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _convolution(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source, weight, *bias = operands
     out = results[0]
     if len(source) != len(weight) or not whole([source[0], *source[2:], *weight[2:], out[0], *out[2:]]):
@@ -108,7 +108,7 @@ def _convolution(dense: Followed, small: Followed, operands: Masks, results: Mas
     return not dense.call.args[6] and _grouped(dense, small, source[1], weight)
 
 
-def _grouped(dense: Followed, small: Followed, source: Mask, weight: Sequence[Mask]) -> bool:
+def _grouped(dense: TracedOperator, small: TracedOperator, source: Mask, weight: Sequence[Mask]) -> bool:
     """Whole groups went, or the same channels of each; every group that stays has as many filters as the others."""
     (_, channels, *_), (filters, width, *_) = dense.shapes[:2]
     groups = int(dense.call.args[8])
@@ -124,7 +124,7 @@ def _grouped(dense: Followed, small: Followed, source: Mask, weight: Sequence[Ma
 
 
 @_knows(aten.native_batch_norm.default)
-def _batch_norm(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _batch_norm(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source, *parameters = operands
     out = results[0]
     return whole([source[0], *source[2:], out[0], *out[2:]]) and same(
@@ -133,7 +133,7 @@ def _batch_norm(dense: Followed, small: Followed, operands: Masks, results: Mask
 
 
 @_knows(aten.mm.default, aten.bmm.default)
-def _product(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _product(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     left, right = operands
     out = results[0]
     return (
@@ -145,13 +145,13 @@ def _product(dense: Followed, small: Followed, operands: Masks, results: Masks) 
 
 
 @_knows(aten.addmm.default)
-def _addmm(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _addmm(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     bias, *factors = operands
     return len(bias) == 1 and same(bias[0], results[0][1]) and _product(dense, small, factors, results)
 
 
 @_knows(aten.t.default, aten.transpose.int, aten.permute.default)
-def _permuted(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _permuted(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source = operands[0]
     if dense.call.op is aten.permute.default:
         places = [int(dim) % len(source) for dim in dense.call.args[1]]
@@ -170,7 +170,7 @@ def _permuted(dense: Followed, small: Followed, operands: Masks, results: Masks)
     aten.upsample_bilinear2d.default,
     aten.upsample_nearest2d.default,
 )
-def _map_by_map(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _map_by_map(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source = operands[0]
     return (
         whole(source[-2:])
@@ -180,7 +180,7 @@ def _map_by_map(dense: Followed, small: Followed, operands: Masks, results: Mask
 
 
 @_knows(aten.mean.dim, aten.sum.dim_IntList)
-def _reduced(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _reduced(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source, count = operands[0], len(operands[0])
     dims = {
         int(dim) % count
@@ -194,7 +194,7 @@ def _reduced(dense: Followed, small: Followed, operands: Masks, results: Masks) 
 
 
 @_knows(aten.view.default, aten._unsafe_view.default, aten.reshape.default, besides=(1,))
-def _reshaped(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _reshaped(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     """Elements keep their order: the same ones must survive, group by group of merged or split dimensions."""
     before, after = dense.shapes[0], dense.call.outputs[0].shape
     groups = runs(before, after)
@@ -204,7 +204,7 @@ def _reshaped(dense: Followed, small: Followed, operands: Masks, results: Masks)
 
 
 @_knows(aten.expand.default, besides=(1,))
-def _expanded(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _expanded(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source, out = operands[0], results[0]
     new = len(out) - len(source)
     sizes = dense.shapes[0], dense.call.outputs[0].shape[new:]
@@ -215,7 +215,7 @@ def _expanded(dense: Followed, small: Followed, operands: Masks, results: Masks)
 
 
 @_knows(aten.unbind.int, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.slice.Tensor)
-def _taken(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _taken(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     """Parts along a dimension that loses nothing."""
     source = list(operands[0])
     dim = int(dense.call.arg("dim")) % len(source)
@@ -224,7 +224,7 @@ def _taken(dense: Followed, small: Followed, operands: Masks, results: Masks) ->
 
 
 @_knows(aten.cat.default)
-def _joined(dense: Followed, small: Followed, operands: Masks, results: Masks) -> bool:
+def _joined(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     out, count = results[0], len(results[0])
     dim = int(dense.call.arg("dim")) % count
     if any(len(masks) != count for masks in operands):

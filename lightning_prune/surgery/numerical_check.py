@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.surgery.mask_check import fits
 from lightning_prune.surgery.masks import Mask
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.tracker import Followed, Labels
+from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["mismatches"]
 
@@ -89,14 +89,14 @@ class _Survival:
                 values.index_fill_(dim, gone.nonzero().flatten(), 0)
         return values
 
-    def touches(self, followed: Followed) -> bool:
+    def touches(self, followed: TracedOperator) -> bool:
         """Whether anything that the operator reads or writes was removed."""
         return any(self.mask(arrays) is not None for labels in followed.labels for arrays in labels)
 
 
 def mismatches(
-    dense: Sequence[Followed], small: Sequence[Followed], alive: NDArray[np.bool_]
-) -> Iterator[tuple[Followed, str]]:
+    dense: Sequence[TracedOperator], small: Sequence[TracedOperator], alive: NDArray[np.bool_]
+) -> Iterator[tuple[TracedOperator, str]]:
     """Every operator whose result is not the dense one's, restricted to what survives, and what is wrong.
 
     Args:
@@ -113,7 +113,9 @@ def mismatches(
             yield before, what
 
 
-def _pairs(dense: Sequence[Followed], small: Sequence[Followed]) -> Iterator[tuple[Followed, Followed]]:
+def _pairs(
+    dense: Sequence[TracedOperator], small: Sequence[TracedOperator]
+) -> Iterator[tuple[TracedOperator, TracedOperator]]:
     """Operators of both networks that belong together, in order.
 
     Where torch takes another way inside one line of the network's code, because a dimension has one element
@@ -126,24 +128,24 @@ def _pairs(dense: Sequence[Followed], small: Sequence[Followed]) -> Iterator[tup
             yield from zip(before, after, strict=True)
 
 
-def _by_place(followed: Sequence[Followed]) -> dict[tuple[str, str], list[Followed]]:
-    places: dict[tuple[str, str], list[Followed]] = {}
+def _by_place(followed: Sequence[TracedOperator]) -> dict[tuple[str, str], list[TracedOperator]]:
+    places: dict[tuple[str, str], list[TracedOperator]] = {}
     for each in followed:
         if each.call.op is not aten.clone.default:  # whether a copy is needed depends on strides
             places.setdefault((each.call.module, each.call.line), []).append(each)
     return places
 
 
-def _kind(call: Call) -> tuple[Any, int]:
+def _kind(call: OperatorCall) -> tuple[Any, int]:
     return ("reshape" if call.op in _RESHAPES else call.op), len(call.tensors)
 
 
-def _telling(call: Call) -> bool:
+def _telling(call: OperatorCall) -> bool:
     seeded = torch.Tag.nondeterministic_seeded in call.op.tags
     return bool(call.tensors and call.outputs) and not seeded and call.op not in _ARBITRARY
 
 
-def _compare(before: Followed, after: Followed, survival: _Survival) -> str | None:
+def _compare(before: TracedOperator, after: TracedOperator, survival: _Survival) -> str | None:
     """What is wrong with the smaller call, or None."""
     count = len(before.shapes)
     operands, results = before.labels[:count], before.labels[count:]
@@ -155,7 +157,7 @@ def _compare(before: Followed, after: Followed, survival: _Survival) -> str | No
     return _by_numbers(before, after, survival)
 
 
-def _by_numbers(before: Followed, after: Followed, survival: _Survival) -> str | None:
+def _by_numbers(before: TracedOperator, after: TracedOperator, survival: _Survival) -> str | None:
     """Run both calls on the same numbers."""
     labels, kinds = before.labels[: len(before.shapes)], [tensor.dtype for tensor in before.call.tensors]
     shapes = _cropped(before, labels)
@@ -168,7 +170,7 @@ def _by_numbers(before: Followed, after: Followed, survival: _Survival) -> str |
     return _judge(wanted, after.call, cut, before.labels[len(labels) :], survival)
 
 
-def _blanked(before: Followed, survival: _Survival) -> str | None:
+def _blanked(before: TracedOperator, survival: _Survival) -> str | None:
     """Statistics across channels change with the cut; but a norm whose removed parameters are zero must give zero
     there, and nowhere else."""
     count = len(before.shapes)
@@ -188,7 +190,7 @@ def _blanked(before: Followed, survival: _Survival) -> str | None:
     return None if zeros == missing and bool((alive != 0).all()) else "scales other channels than its own"
 
 
-def _scaled(norm: Followed, labels: Labels) -> Labels:
+def _scaled(norm: TracedOperator, labels: Labels) -> Labels:
     """The labels of a norm's result along the dimensions that its parameters run along."""
     rank = len(labels)
     layer = norm.call.op._opname not in ("native_batch_norm", "native_group_norm")
@@ -205,7 +207,11 @@ def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Sur
 
 
 def _judge(
-    wanted: list[Tensor], call: Call, operands: list[Tensor], labels: Sequence[Labels], survival: _Survival
+    wanted: list[Tensor],
+    call: OperatorCall,
+    operands: list[Tensor],
+    labels: Sequence[Labels],
+    survival: _Survival,
 ) -> str | None:
     try:
         found = _run(call, operands)
@@ -229,7 +235,7 @@ def _differ(want: Tensor, have: Tensor) -> str | None:
     return f"is off by {error:.2g} of its largest value" if error > TOLERANCE else None
 
 
-def _run(call: Call, tensors: Sequence[Tensor]) -> list[Tensor]:
+def _run(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The recorded call on other tensors, on the CPU."""
     leaves, spec = tree_flatten((call.args, call.kwargs))
     fresh = iter(tensors)
@@ -251,7 +257,7 @@ def _plain(leaf: Any) -> Any:
     return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 
-def _cropped(followed: Followed, labels: Sequence[Labels]) -> list[list[int]]:
+def _cropped(followed: TracedOperator, labels: Sequence[Labels]) -> list[list[int]]:
     """The operands' shapes, small along dimensions that carry no channels, where the operator allows it."""
     call, shapes = followed.call, [list(shape) for shape in followed.shapes]
     name = call.op._opname
@@ -264,7 +270,7 @@ def _cropped(followed: Followed, labels: Sequence[Labels]) -> list[list[int]]:
     return shapes
 
 
-def _crop_convolution(call: Call, labels: Sequence[Labels], shapes: list[list[int]]) -> None:
+def _crop_convolution(call: OperatorCall, labels: Sequence[Labels], shapes: list[list[int]]) -> None:
     source, kernel = shapes[0], shapes[1][2:]
     if len(source) != len(shapes[1]) or any(labels[0][2:]):
         return

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.trace import TraceError, analyse
 from lightning_prune.surgery.numerical_check import mismatches
 from lightning_prune.tracing.ids import Ids, Tie, Ties, Units
@@ -66,7 +66,7 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> Non
     _check_numbers(evidence, again, survives)
 
 
-def _retrace(graph: ChannelGraph, evidence: Evidence, indices: Indices) -> Tracker:
+def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tracker:
     dense = evidence.tracker
     # The ids are cut by the very call that cut the tensors, so that a wrong cut shows.
     initial = {
@@ -122,21 +122,21 @@ def _fail(graph: ChannelGraph, what: str, where: str) -> None:
     raise ProofError(f"{what} at {where or 'the output'}", _through(graph, where))
 
 
-def _check_ties(graph: ChannelGraph, evidence: Evidence, again: Tracker) -> None:
+def _check_ties(graph: ChannelGraph, evidence: DenseTrace, again: Tracker) -> None:
     """No two units of the dense trace may be joined; ids made during the trace may join any one of them."""
     for tie, joined in _joined(evidence, again.ties):
         if joined:
             _fail(graph, "a filter would read the wrong channel", tie.where)
 
 
-def _quotient(evidence: Evidence, ties: Ties) -> NDArray[np.int64]:
+def _quotient(evidence: DenseTrace, ties: Ties) -> NDArray[np.int64]:
     """Node of each id of the second trace: its dense component, or a new node for ids made since."""
     made = ties.count - len(evidence.components)
     top = int(evidence.components.max(initial=-1)) + 1
     return np.concatenate([evidence.components, np.arange(top, top + made)])
 
 
-def _joined(evidence: Evidence, ties: Ties) -> Iterator[tuple[Tie, bool]]:
+def _joined(evidence: DenseTrace, ties: Ties) -> Iterator[tuple[Tie, bool]]:
     nodes = _quotient(evidence, ties)
     dense = int(evidence.components.max(initial=-1)) + 1
     edges = [(nodes[tie.left.numpy()], nodes[tie.right.numpy()]) for tie in ties.ties]
@@ -150,7 +150,7 @@ def _joined(evidence: Evidence, ties: Ties) -> Iterator[tuple[Tie, bool]]:
         yield tie, bool((crowded[labels[a]] & (a != b)).any())
 
 
-def _check_pins(graph: ChannelGraph, evidence: Evidence, again: Tracker) -> None:
+def _check_pins(graph: ChannelGraph, evidence: DenseTrace, again: Tracker) -> None:
     known = len(evidence.components)
     for pin in again.ties.pins:
         ids = pin.ids[pin.ids < known].numpy()
@@ -162,7 +162,7 @@ def _check_pins(graph: ChannelGraph, evidence: Evidence, again: Tracker) -> None
 
 
 def _check_positions(
-    graph: ChannelGraph, evidence: Evidence, again: Tracker, survives: NDArray[np.bool_]
+    graph: ChannelGraph, evidence: DenseTrace, again: Tracker, survives: NDArray[np.bool_]
 ) -> None:
     """Tie by tie, where both traces met the same operators in the same order."""
     before, after = evidence.tracker.ties.ties, again.ties.ties
@@ -178,7 +178,7 @@ def _operator(tie: Tie) -> str:
     return tie.where
 
 
-def _restricted(evidence: Evidence, was: Ids, now: Ids, survives: NDArray[np.bool_]) -> bool:
+def _restricted(evidence: DenseTrace, was: Ids, now: Ids, survives: NDArray[np.bool_]) -> bool:
     known = len(evidence.components)
     if bool((now >= known).any()):
         return True  # made during the trace: checked by the ties themselves
@@ -195,7 +195,7 @@ def _check_cost(graph: ChannelGraph, again: Tracker, kept: NDArray[np.bool_]) ->
         raise ProofError(f"the smaller network takes {found} MACs, {predicted} were predicted", _none())
 
 
-def _check_numbers(evidence: Evidence, again: Tracker, survives: NDArray[np.bool_]) -> None:
+def _check_numbers(evidence: DenseTrace, again: Tracker, survives: NDArray[np.bool_]) -> None:
     """Operator by operator, on random numbers: what the rules say must also be so."""
     alive = survives[evidence.components]
     for followed, what in mismatches(evidence.tracker.followed, again.followed, alive):

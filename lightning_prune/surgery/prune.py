@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.graph.channel_graph import ChannelGraph, Evidence
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.module_sizes import show_sizes_
 from lightning_prune.surgery.optimizer_state import Sliced, cut_state_
@@ -20,7 +20,7 @@ from lightning_prune.surgery.proof import ProofError, prove
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import uncollected
-from lightning_prune.tracing.traced_int import Attribute, Shape, evaluate, leaves, solve, write
+from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, solve, write
 from lightning_prune.tracing.tracker import Use
 from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
 
@@ -87,7 +87,7 @@ def prune_(
     return PruningRecord(indices, shapes, _attributes(model, settings, shown))
 
 
-def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> Evidence:
+def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
     """Everything that can be refused before anything is touched."""
     if graph.evidence is None or graph.evidence.tracker.model is not model:
         raise SurgeryError("the graph was traced from another model; trace this one")
@@ -120,7 +120,7 @@ def _indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int
 
 
 def _settings(
-    evidence: Evidence, graph: ChannelGraph, kept: NDArray[np.bool_]
+    evidence: DenseTrace, graph: ChannelGraph, kept: NDArray[np.bool_]
 ) -> list[tuple[Attribute, int]]:
     """New values of the attributes that fix dimensions: every use must come out at what is kept."""
     tracker, survives = evidence.tracker, np.append(kept, True)[evidence.unit_of]
@@ -132,7 +132,7 @@ def _settings(
     attributes: dict[Any, Attribute] = {}
     for use in sorted(tracker.uses, key=lambda use: len(list(leaves(use.size)))):
         for leaf in leaves(use.size):
-            if isinstance(leaf, Shape):
+            if isinstance(leaf, TensorSize):
                 values[leaf.key] = count(tracker.sizes.get(leaf.key), leaf.value)
             else:
                 attributes.setdefault(leaf.key, leaf)
@@ -143,7 +143,7 @@ def _settings(
 
 
 def _solved(
-    evidence: Evidence, graph: ChannelGraph, use: Use, wanted: int, values: dict[Any, int]
+    evidence: DenseTrace, graph: ChannelGraph, use: Use, wanted: int, values: dict[Any, int]
 ) -> dict[Any, int]:
     """``values``, and those by which ``use`` comes out at ``wanted``."""
     if not wanted and len(use.ids) and not graph.may_empty(_units(evidence, use)):
@@ -159,7 +159,7 @@ def _agrees(use: Use, wanted: int, solved: Mapping[Any, int], before: Mapping[An
     return evaluate(use.size, solved) == wanted and all(solved[key] == value for key, value in before.items())
 
 
-def _units(evidence: Evidence, use: Use) -> Units:
+def _units(evidence: DenseTrace, use: Use) -> Units:
     units = np.unique(evidence.unit_of[evidence.components[use.ids.numpy()]])
     return units[units >= 0]
 

@@ -1,1 +1,1 @@
-"""Package."""
+"""Trace a forward: follow the identity of every channel through every ATen operator."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.tracing.traced_int import TracedInt
 
-__all__ = ["Call", "PythonCall", "Recording", "tensors_among", "tensors_in"]
+__all__ = ["OperatorCall", "PythonCall", "Recording", "tensors_among", "tensors_in"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,7 +31,7 @@ class PythonCall:
 
 
 @dataclasses.dataclass(eq=False)
-class Call:
+class OperatorCall:
     """One ATen operator as it ran: its arguments, its result, and who called it."""
 
     op: OpOverload
@@ -70,7 +70,7 @@ class Call:
 class Recording:
     """All operators of one forward, in order, and the tensors that left the network."""
 
-    calls: list[Call]
+    calls: list[OperatorCall]
     outputs: list[Tensor]
     training: bool
     real: bool

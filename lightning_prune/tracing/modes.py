@@ -19,12 +19,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from lightning_prune.tracing.calls import Call, PythonCall
+from lightning_prune.tracing.calls import OperatorCall, PythonCall
 from lightning_prune.tracing.einsum import two_tensors
 from lightning_prune.tracing.shape_functions import quick
-from lightning_prune.tracing.traced_int import Shape, TracedInt
+from lightning_prune.tracing.traced_int import TensorSize, TracedInt
 
-__all__ = ["Means", "Operators", "PythonCalls", "Where"]
+__all__ = ["Means", "ModuleStack", "Operators", "PythonCalls"]
 
 aten = torch.ops.aten
 Means = Literal["meta", "fake", "real"]
@@ -34,7 +34,7 @@ _OURS = __name__.split(".")[0]
 _RECORDING = f"{_OURS}.recording"  # where a recorded forward is called from
 
 
-class Where:
+class ModuleStack:
     """The stack of running modules, by name."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -127,17 +127,17 @@ def _traced_sizes(tensor: Tensor, answer: Any, *at: Any, **kwargs: Any) -> Any:
     """``answer`` of ``tensor.shape``, ``.size()`` or ``.size(dim)`` as traced ints."""
     if isinstance(answer, int):
         dim = int(at[0] if at else kwargs["dim"]) % tensor.dim()
-        return TracedInt(answer, Shape(tensor, dim, answer))
-    return torch.Size([TracedInt(size, Shape(tensor, dim, size)) for dim, size in enumerate(answer)])
+        return TracedInt(answer, TensorSize(tensor, dim, answer))
+    return torch.Size([TracedInt(size, TensorSize(tensor, dim, size)) for dim, size in enumerate(answer)])
 
 
 class Operators(TorchDispatchMode):
     """Writes down every operator that has a tensor among its results or arguments."""
 
-    def __init__(self, python: PythonCalls, where: Where, means: Means) -> None:
+    def __init__(self, python: PythonCalls, where: ModuleStack, means: Means) -> None:
         super().__init__()
         self.python, self.where, self.means = python, where, means
-        self.calls: list[Call] = []
+        self.calls: list[OperatorCall] = []
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
         self.silent = False
 
@@ -161,7 +161,7 @@ class Operators(TorchDispatchMode):
     def write(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator. What TorchScript calls was not called from Python: its sizes are written in its code."""
         python = self.python.current or PythonCall(op.overloadpacket, args, kwargs)
-        self.calls.append(Call(op, args, kwargs, out, self.where.module, python, _line()))
+        self.calls.append(OperatorCall(op, args, kwargs, out, self.where.module, python, _line()))
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Fused attention as one operator: on the meta device torch would take it apart."""

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_prune.tracing.calls import Recording, tensors_in
 from lightning_prune.tracing.isolation import untouched
-from lightning_prune.tracing.modes import Means, Operators, PythonCalls, Where
+from lightning_prune.tracing.modes import Means, ModuleStack, Operators, PythonCalls
 from lightning_prune.tracing.traced_int import listening, trace_attributes
 
 __all__ = ["raised_in", "record"]
@@ -56,7 +56,7 @@ def _run(
     model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, means: Means
 ) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    where, python = Where(model), PythonCalls()
+    where, python = ModuleStack(model), PythonCalls()
     operators = python.operators = Operators(python, where, means)
     inputs, kwargs = _prepared(means, fake, (inputs, dict(kwargs)))
     model.train(not training)  # networks that cache what they compute in eval mode drop it on a change

@@ -19,7 +19,7 @@ from torch import nn
 __all__ = [
     "Attribute",
     "Leaf",
-    "Shape",
+    "TensorSize",
     "TracedInt",
     "evaluate",
     "leaves",
@@ -78,7 +78,7 @@ class Attribute:
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class TensorSize:
     """The size of a tensor along one dimension."""
 
     tensor: torch.Tensor
@@ -94,7 +94,7 @@ class Shape:
         return f"shape[{self.dim}]"
 
 
-Leaf = Attribute | Shape
+Leaf = Attribute | TensorSize
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +113,20 @@ _PLAIN = int.__int__  # without a word to the listener
 
 
 @dataclass(eq=False)
-class Heard:
+class SizeEvents:
     """What became of traced ints while a recording ran."""
 
     floats: list[TracedInt] = field(default_factory=list)  # their values enter the arithmetic
     numbers: list[TracedInt] = field(default_factory=list)  # they look like constants of the code
 
 
-_LISTENERS: list[Heard] = []
+_LISTENERS: list[SizeEvents] = []
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Heard]:
+def listening() -> Iterator[SizeEvents]:
     """Remember the traced ints that are turned into floats or plain numbers within the block."""
-    _LISTENERS.append(Heard())
+    _LISTENERS.append(SizeEvents())
     try:
         yield _LISTENERS[-1]
     finally:

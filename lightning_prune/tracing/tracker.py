@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Ties
-from lightning_prune.tracing.traced_int import Shape, TracedInt, leaves
+from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves
 
-__all__ = ["Cost", "Followed", "Labels", "Sized", "Source", "Tracker", "Use"]
+__all__ = ["Cost", "Labels", "Sized", "TensorOrigin", "TracedOperator", "Tracker", "Use"]
 
 Labels = tuple[tuple[Ids, ...], ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorOrigin:
     """The ids of one dimension of a parameter or buffer."""
 
     name: str
@@ -63,10 +63,10 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Followed:
+class TracedOperator:
     """An operator that was followed: the labels of its tensor arguments, then those of its results."""
 
-    call: Call
+    call: OperatorCall
     labels: list[Labels]
     shapes: list[torch.Size]  # of the arguments, which a cut changes
     mixed: bool  # takes statistics across channels
@@ -91,10 +91,10 @@ class Tracker:
     costs: list[Cost] = field(default_factory=list)
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
-    followed: list[Followed] = field(default_factory=list)
+    followed: list[TracedOperator] = field(default_factory=list)
     counted: int = 0  # how many of these, from the first, belong to the mode whose costs count
     outputs: list[torch.Size] = field(default_factory=list)
-    call: Call | None = None
+    call: OperatorCall | None = None
 
     def __post_init__(self) -> None:
         self.sources: dict[str, dict[int, Ids]] = {}
@@ -118,7 +118,9 @@ class Tracker:
             self._storages[tensor.untyped_storage().data_ptr()] = name
 
     def _index_sources(self) -> None:
-        flat = [Source(n, d, ids) for n, dims in self.sources.items() for d, ids in dims.items() if len(ids)]
+        flat = [
+            TensorOrigin(n, d, ids) for n, dims in self.sources.items() for d, ids in dims.items() if len(ids)
+        ]
         self._ordered = sorted(flat, key=lambda source: int(source.ids[0]))
         self._starts = [int(source.ids[0]) for source in self._ordered]
 
@@ -165,7 +167,7 @@ class Tracker:
             self.pin(extra, "two prunable dimensions were merged into one")
         return arrays[0] if arrays else None
 
-    def owner(self, ids: Ids | None) -> Source | None:
+    def owner(self, ids: Ids | None) -> TensorOrigin | None:
         """The parameter's dimension that these ids come from, unchanged."""
         if ids is None or not len(ids):
             return None
@@ -237,7 +239,7 @@ class Tracker:
     def remember(self, size: int | None) -> None:
         """Note which ids run along the dimensions that a traced size was read from."""
         for leaf in leaves(size) if size is not None else ():
-            if isinstance(leaf, Shape):
+            if isinstance(leaf, TensorSize):
                 self.sizes[leaf.key] = self.along(leaf.tensor, leaf.dim)
                 self._alive.append(leaf.tensor)
 
@@ -253,7 +255,7 @@ class Tracker:
         """The value of a size enters the arithmetic: when it shrinks, the channels that stay are scaled otherwise."""
         self.remember(size)
         for leaf in leaves(size):
-            if isinstance(leaf, Shape):
+            if isinstance(leaf, TensorSize):
                 self.mixes(self.sizes[leaf.key])
                 continue
             for use in self.uses:

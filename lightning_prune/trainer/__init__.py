@@ -1,1 +1,1 @@
-"""Package."""
+"""What pruning needs of Lightning's Trainer: batches, checkpoints, optimizers, resuming."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Accuracy
 
 from lightning_prune import trace
-from lightning_prune.callbacks.candidate_trainer import Logged
+from lightning_prune.callbacks.candidate_trainer import LoggedValues
 from lightning_prune.callbacks.checkpoints import BudgetCheckpoint
 from tests.callbacks.test_netadapt import EXAMPLE, Judged, half, rounds, same
 from tests.callbacks.test_pruning import Tupled, data, trainer
@@ -278,7 +278,7 @@ def test_the_next_fit_without_it_trains_on_all_samples(tmp_path):
 
 
 def test_what_is_logged_is_reduced_as_told():
-    logged = Logged()
+    logged = LoggedValues()
     for value, size in ((1.0, 4), (4.0, 2)):
         logged.size = size
         logged("mean", value)

@@ -22,9 +22,9 @@ from lightning_prune.callbacks.checkpoints import competes
 from lightning_prune.criteria.reduction import norm_scales
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
-from lightning_prune.slimming.bias_folding import Measured
+from lightning_prune.slimming.bias_folding import MeasuredShifts
 from lightning_prune.slimming.penalty import slimmable
-from lightning_prune.slimming.policy import ShrinkRules, scale_sizes
+from lightning_prune.slimming.policy import SlimmingPolicy, scale_sizes
 from tests.support.slimming_runs import QUIET, Small, faded, fit, scaled, sgd, slimming, small_net
 
 pytestmark = QUIET
@@ -44,7 +44,7 @@ def test_a_unit_stays_while_any_of_its_scales_is_large_in_model_or_average() -> 
     assert not sizes[np.delete(stream, [3, 5])].any()
     decoder = graph.layers["decoder.blocks.0.conv1.0.weight"]
     assert np.isinf(sizes[decoder]).all()
-    plan = ShrinkRules({}, limits=Limits(1.0)).plan(graph, sizes, DenseSizes.of(graph))
+    plan = SlimmingPolicy({}, limits=Limits(1.0)).plan(graph, sizes, DenseSizes.of(graph))
     assert not np.isin(stream[[3, 5]], plan.remove).any()
     assert np.isin(np.delete(stream, [3, 5]), plan.remove).all()
     assert (
@@ -182,7 +182,7 @@ def test_mobilenet_encoders_of_smp_are_slimmed(encoder: str) -> None:
     scales = norm_scales(trace(net, example), net)
     inside = [name for name in scales if name.startswith("encoder") and "features.0." not in name]
     graph, scales, plan = faded(net, example, inside)
-    measured = Measured([net], graph, scales, plan.remove, ((example,), {}))
+    measured = MeasuredShifts([net], graph, scales, plan.remove, ((example,), {}))
     prune_(net, graph, plan)
     folded = measured.fold_(plan.remove)
     assert plan.costs["macs"].after < 0.95 * plan.costs["macs"].before

@@ -23,7 +23,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.graph.layer_costs import layer_calls
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import Ledger
+from lightning_prune.selection.incremental_cost import IncrementalCost
 from lightning_prune.selection.limits import Limits
 from tests.support.nets import Attention, Net, Small, assert_same, some, state
 
@@ -188,7 +188,7 @@ def curved(seed: int = 0) -> ChannelGraph:
 def test_a_ledger_of_functions_agrees_with_the_cost_model_after_any_moves(seed):
     graph, rng = curved(), np.random.default_rng(seed)
     model = graph.cost_models["macs"]
-    ledger = Ledger(model, lambda layer: (0,), 1)
+    ledger = IncrementalCost(model, lambda layer: (0,), 1)
     gone: list[int] = []
     for unit in rng.permutation(graph.num_units).tolist():
         ledger.remove([unit])

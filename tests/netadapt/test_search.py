@@ -24,7 +24,7 @@ from lightning_prune.criteria import IPAD, TaylorGate, TaylorWeight
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.seeding import random_state
 from tests.support.netadapt_search import RULES, THREE, TRAINING, build, error, loss, searched
 
@@ -183,7 +183,7 @@ def test_a_budget_in_a_resource_of_one_s_own():
     from lightning_prune.graph.layer_costs import LayerCost
 
     area = LayerCost(lambda layer, inside, outside: inside * outside, scale=1)
-    net, found = searched(rules=Rules({"area": 0.6}, limits=Limits(0.9), resources={"area": area}))
+    net, found = searched(rules=PruningPolicy({"area": 0.6}, limits=Limits(0.9), resources={"area": area}))
     graph = trace(net, torch.zeros(1, 1, 8, 8)).with_resources({"area": area})
     assert graph.cost("area") == found.rounds[-1].cost["area"] <= 0.6 * (8 + 96 + 96 + 8)
 
@@ -191,10 +191,10 @@ def test_a_budget_in_a_resource_of_one_s_own():
 @pytest.mark.parametrize(
     ("rules", "rounds", "message"),
     [
-        (Rules({"macs": 1.5e9}), THREE, "is within the budget as it is"),
-        (Rules({"macs": 0.0}), THREE, "budget"),
-        (Rules({"macs": 0.5, "params": 0.5}), THREE, "one resource"),
-        (Rules({"seconds": 0.5}), THREE, "unknown resource|seconds"),
+        (PruningPolicy({"macs": 1.5e9}), THREE, "is within the budget as it is"),
+        (PruningPolicy({"macs": 0.0}), THREE, "budget"),
+        (PruningPolicy({"macs": 0.5, "params": 0.5}), THREE, "one resource"),
+        (PruningPolicy({"seconds": 0.5}), THREE, "unknown resource|seconds"),
         (RULES, Rounds(reduction=0.01, decay=0.9), "sum up to 0.1 of the dense network"),
         (
             replace(RULES, budget={"macs": 0.2}),
@@ -223,7 +223,7 @@ def test_workers_that_cannot_be(wrong):
 
 
 def test_where_no_block_can_give_the_rest_the_search_ends_with_a_warning():
-    rules = Rules({"macs": 0.45}, limits=Limits(overrides={"0": 0.5, "3": 0.4, "6": 0.4}))
+    rules = PruningPolicy({"macs": 0.45}, limits=Limits(overrides={"0": 0.5, "3": 0.4, "6": 0.4}))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         _, found = searched(rules=rules, rounds=Rounds(reduction=0.1, decay=1.0, steps=0))

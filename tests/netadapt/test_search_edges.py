@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from lightning_prune import trace
 from lightning_prune.criteria import IPAD, L2
-from lightning_prune.netadapt.candidate import Candidate, Shared
+from lightning_prune.netadapt.candidate import Candidate, CandidateContext
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.run import search
 from lightning_prune.netadapt.workers import Workers, attempt, packed, run
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.batch_norm import recalibrate_
 from tests.support.netadapt_search import (
     RULES,
@@ -97,7 +97,7 @@ def tuned(training: Training, steps: int, net: nn.Module | None = None) -> dict[
     """What becomes of a candidate that loses a filter of its first layer."""
     model = net or build()
     gone = trace(model, torch.zeros(1, 1, 8, 8)).layers["0.weight"][:1].tolist()
-    shared = Shared(model, EXAMPLE, training, None, steps)
+    shared = CandidateContext(model, EXAMPLE, training, None, steps)
     (outcome,) = run(packed(shared), [Candidate(0, "0", tuple(gone), 0)], Workers(1))
     return {"metric": outcome.metric, "weights": outcome.weights, "state": outcome.optimizer["state"]}
 
@@ -185,7 +185,7 @@ def test_a_network_with_several_inputs_and_a_module_called_alignment():
         rounds=2, steps=1, criterion=IPAD(omega=0.5), blocks=["alignment"], align=3, tolerance=None
     )
     example = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
-    found = search(net, example, Rules({"macs": 0.75}), training, rounds, report=silent)
+    found = search(net, example, PruningPolicy({"macs": 0.75}), training, rounds, report=silent)
     assert [each.block for each in found.rounds] == ["alignment", "alignment", "(alignment)"]
     assert net.alignment.out_channels == 3
     assert net.right.out_channels == 8
@@ -197,7 +197,9 @@ def test_no_blocks_at_all_are_refused():
 
 
 def test_the_traceback_of_a_worker_reaches_the_user():
-    shared = Shared(build(), EXAMPLE, replace(TRAINING, loss=partial(_broken, why="no such batch")), None, 1)
+    shared = CandidateContext(
+        build(), EXAMPLE, replace(TRAINING, loss=partial(_broken, why="no such batch")), None, 1
+    )
     jobs = [Candidate(i, str(i), (0,), 0) for i in range(2)]
     with pytest.raises(IndexError, match="no such batch") as caught:
         list(run(packed(shared), jobs, Workers(2)))

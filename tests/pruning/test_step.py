@@ -13,12 +13,12 @@ from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.criteria import L2, CostAware, Normalised, Propagated, TaylorGate, TaylorWeight, blind_to
 from lightning_prune.graph.costs import Term
 from lightning_prune.pruning import step as cutting
-from lightning_prune.pruning.cut_summary import Cut, facts, unmet
-from lightning_prune.pruning.session import Run
+from lightning_prune.pruning.cut_summary import CutSummary, facts, unmet
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.step import cut_, scored
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils import distributed as processes
 from tests.support.nets import assert_same, state
 
@@ -31,19 +31,19 @@ def network() -> nn.Module:
 
 
 @pytest.fixture
-def run() -> Run:
+def run() -> PruningSession:
     model = network()
     graph = trace(model, *EXAMPLE)
-    return Run(model, (EXAMPLE, {}), graph, DenseSizes.of(graph))
+    return PruningSession(model, (EXAMPLE, {}), graph, DenseSizes.of(graph))
 
 
 def test_cuts_in_steps_to_the_budget_with_every_cost_as_predicted(run):
-    rules = Rules({"macs": 0.4}, {"macs": 0.2}, Limits(1.0))
+    rules = PruningPolicy({"macs": 0.4}, {"macs": 0.2}, Limits(1.0))
     while not rules.met(run.graph, run.dense):
         before = run.graph
         record = run.cut_(rules, L2())
         assert record
-        cut = Cut.of(before, run.last, 0, 0.0)
+        cut = CutSummary.of(before, run.last, 0, 0.0)
         assert cut.after == {resource: run.graph.cost(resource) for resource in cut.after}
         assert cut.filters == len(run.last)
     assert facts(run.graph, run.dense)["prune/macs_share"] <= 0.4
@@ -63,7 +63,7 @@ def test_units_that_surgery_refuses_stay_and_others_go(run, monkeypatch):
         return np.arange(graph.num_units, dtype=float)
 
     with pytest.warns(UserWarning, match="view at line 1; 1 units stay, selecting again"):
-        plan, record = cut_(run.target, run.graph, Rules({"macs": 0.6}), lowest, {}, run.dense)
+        plan, record = cut_(run.target, run.graph, PruningPolicy({"macs": 0.6}), lowest, {}, run.dense)
     assert first not in list(plan)
     assert record.kept["0.weight"][0][0] == 0
 
@@ -75,7 +75,7 @@ def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch
     monkeypatch.setattr(cutting, "prune_", refusing)
     before = [p.clone() for p in run.target.parameters()]
     with pytest.warns(UserWarning, match="no more cuts, the network stays as it is: cannot be proven"):
-        assert not run.cut_(Rules({"macs": 0.6}), L2())
+        assert not run.cut_(PruningPolicy({"macs": 0.6}), L2())
     assert run.exhausted
     assert all(torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
 
@@ -83,7 +83,7 @@ def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch
 def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
     other = run.graph.layers["2.weight"][:2]
     monkeypatch.setattr(cutting, "shared", lambda plan: replace(plan, remove=other))
-    plan, record = cut_(run.target, run.graph, Rules({"macs": 0.6}), L2(), {}, run.dense)
+    plan, record = cut_(run.target, run.graph, PruningPolicy({"macs": 0.6}), L2(), {}, run.dense)
     assert list(plan) == other.tolist()
     assert set(record.kept) == {"2.weight", "2.bias", "4.weight"}
 
@@ -91,11 +91,11 @@ def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
 def test_a_cut_that_another_process_did_not_make_ends_training(run, monkeypatch):
     monkeypatch.setattr(processes, "gathered", lambda digest: [digest, "another"])
     with pytest.raises(RuntimeError, match=r"the cut of ranks \[1\] is not that of rank 0"):
-        run.cut_(Rules({"macs": 0.6}), L2())
+        run.cut_(PruningPolicy({"macs": 0.6}), L2())
 
 
 def test_the_end_is_explained(run):
-    rules = Rules({"macs": 0.3}, None, Limits(0.5))
+    rules = PruningPolicy({"macs": 0.3}, None, Limits(0.5))
     run.cut_(rules, L2())
     assert run.exhausted
     text = unmet(rules, run.graph, run.dense, run.last)
@@ -103,7 +103,7 @@ def test_the_end_is_explained(run):
     assert f"macs {run.graph.cost('macs') / run.dense.costs['macs']:.3f}" in text
 
 
-def wide_early_deep_late() -> Run:
+def wide_early_deep_late() -> PruningSession:
     """The first layers have nearly all the MACs, the last ones nearly all the parameters."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -112,7 +112,7 @@ def wide_early_deep_late() -> Run:
     )  # fmt: skip
     example = (torch.zeros(1, 3, 32, 32),), {}
     graph = trace(model, *example[0])
-    return Run(model, example, graph, DenseSizes.of(graph))
+    return PruningSession(model, example, graph, DenseSizes.of(graph))
 
 
 def alike(graph, model, statistics):
@@ -125,7 +125,7 @@ BOTH = CostAware(alike, resources={"macs": 1.0, "params": 0.2})
 @pytest.mark.parametrize("criterion", [BOTH, Normalised(BOTH, "global"), Propagated(BOTH, 0.0)])
 def test_a_budget_that_is_met_no_longer_drives_the_ranking(criterion):
     run = wide_early_deep_late()
-    rules = Rules({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
+    rules = PruningPolicy({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
     while rules.within(run.graph, run.dense) != {"macs"}:
         run.cut_(rules, criterion)
         assert run.last.stopped == "amount"
@@ -178,7 +178,7 @@ def test_a_unit_that_saves_nothing_is_not_the_first_to_go():
 def test_a_criterion_that_gives_no_importance_changes_nothing(run, criterion, message):
     before = state(run.target)
     with pytest.raises(ValueError, match=message) as raised:
-        run.cut_(Rules({"macs": 0.6}), criterion)
+        run.cut_(PruningPolicy({"macs": 0.6}), criterion)
     assert any("criterion: " in note and "nothing was cut" in note for note in raised.value.__notes__)
     assert_same(state(run.target), before)
     assert not run.exhausted

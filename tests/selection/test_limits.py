@@ -18,7 +18,7 @@ from lightning_prune.selection.budget import check_budget, reachable
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.layer_patterns import is_kind
 from lightning_prune.selection.limits import limited
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 from tests.selection.test_select import chain, tied
 from tests.support.nets import assert_same, state
 
@@ -185,7 +185,7 @@ def forbidden(limits: Limits, **more: Any) -> str:
     model = Blocks()
     before = state(model)
     with pytest.raises(ValueError, match="cannot be met") as raised:
-        Rules({"macs": 0.05}, limits=limits, **more).check(trace(model, IMAGE))
+        PruningPolicy({"macs": 0.05}, limits=limits, **more).check(trace(model, IMAGE))
     assert_same(state(model), before)
     return str(raised.value)
 
@@ -262,7 +262,7 @@ def test_rules_that_make_no_sense_change_nothing(bad, message):
     model = Blocks()
     before = state(model)
     with pytest.raises(ValueError, match=message):
-        Rules(**{"budget": {"macs": 0.5}, **bad}).check(trace(model, IMAGE))
+        PruningPolicy(**{"budget": {"macs": 0.5}, **bad}).check(trace(model, IMAGE))
     assert_same(state(model), before)
 
 
@@ -272,4 +272,6 @@ def test_limits_by_type_come_from_a_configuration():
     )
     callback.rules.check(trace(Blocks(), IMAGE))
     with pytest.raises(ValueError, match=r"'torch\.nn\.Conv1d' matches no layer"):
-        Rules({"macs": 0.5}, limits=Limits(overrides={"torch.nn.Conv1d": 0.5})).check(trace(Blocks(), IMAGE))
+        PruningPolicy({"macs": 0.5}, limits=Limits(overrides={"torch.nn.Conv1d": 0.5})).check(
+            trace(Blocks(), IMAGE)
+        )

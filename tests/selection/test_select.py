@@ -13,7 +13,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import Term
 from lightning_prune.selection.budget import check_budget, reachable
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import Ledger
+from lightning_prune.selection.incremental_cost import IncrementalCost
 from lightning_prune.selection.layer_patterns import excluded_layers
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.select import select
@@ -148,7 +148,7 @@ def test_a_ledger_agrees_with_the_cost_model_after_any_moves(graph, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(graph.num_units)
     for resource, model in graph.cost_models.items():
-        ledger = Ledger(model)
+        ledger = IncrementalCost(model)
         gone: list[int] = []
         for unit in order.tolist():
             ledger.remove([unit])

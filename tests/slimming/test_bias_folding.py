@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.robustness.kill_run import same
 from lightning_prune import prune_, trace
-from lightning_prune.slimming.bias_folding import Folded, Measured, outputs, relative_change
+from lightning_prune.slimming.bias_folding import Folded, MeasuredShifts, outputs, relative_change
 from lightning_prune.slimming.penalty import slimmable
 from tests.support.slimming_runs import QUIET, faded, scaled
 
@@ -21,7 +21,7 @@ def cut_and_fold(net: nn.Module, example: Tensor, silent: float = 0.0) -> tuple[
     """What was folded, and how much the outputs changed with folding and without."""
     graph, scales, plan = faded(net, example, threshold=silent)
     remove = plan.remove
-    measured = Measured([net], graph, scales, remove, ((example,), {}))
+    measured = MeasuredShifts([net], graph, scales, remove, ((example,), {}))
     dropped = copy.deepcopy(net)
     prune_(dropped, trace(dropped, example), remove)
     prune_(net, graph, remove)
@@ -83,6 +83,6 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
     example = torch.randn(2, 1, 8, 8)
     graph = trace(net, example)
     scales = slimmable(graph, net)
-    Measured([net], graph, scales, graph.layers["0.weight"][:3], ((example,), {}))
+    MeasuredShifts([net], graph, scales, graph.layers["0.weight"][:3], ((example,), {}))
     assert same(net.state_dict(), before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune.netadapt.rounds import Found, Rounds
+from lightning_prune.netadapt.rounds import Rounds, SearchResult
 from lightning_prune.netadapt.run import search
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.policy import Rules
+from lightning_prune.selection.policy import PruningPolicy
 
-RULES = Rules({"macs": 0.5}, limits=Limits(0.9))
+RULES = PruningPolicy({"macs": 0.5}, limits=Limits(0.9))
 THREE = Rounds(rounds=3, steps=2)
 
 
@@ -65,11 +65,11 @@ def searched(
     training: Training = TRAINING,
     workers: Workers = Workers(),  # noqa: B008
     rounds: Rounds = THREE,
-    rules: Rules = RULES,
+    rules: PruningPolicy = RULES,
     folder: Path | None = None,
     report: Callable[[str], None] = silent,
     **kwargs: Any,
-) -> tuple[nn.Module, Found]:
+) -> tuple[nn.Module, SearchResult]:
     """A fresh network, and what a search made of it."""
     net = build()
     example = torch.zeros(1, 1, 8, 8)

@@ -17,7 +17,7 @@ from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan
 from lightning_prune.slimming.penalty import channel_costs, slimmable
-from lightning_prune.slimming.policy import ShrinkRules, scale_sizes
+from lightning_prune.slimming.policy import SlimmingPolicy, scale_sizes
 from lightning_prune.tracing.ids import Units
 
 QUIET = [
@@ -122,7 +122,7 @@ def faded(
     graph = trace(net, example)
     scales = slimmable(graph, net, norms=norms)
     sizes = scale_sizes(graph, scales, [{name: net.get_parameter(name) for name in scales}])
-    rules = ShrinkRules({}, limits=Limits(1.0), threshold=threshold)
+    rules = SlimmingPolicy({}, limits=Limits(1.0), threshold=threshold)
     return graph, scales, rules.plan(graph, sizes, DenseSizes.of(graph))
 
 

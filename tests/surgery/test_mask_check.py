@@ -17,11 +17,11 @@ from torch import nn
 from lightning_prune import prune_, trace
 from lightning_prune.surgery import numerical_check as replay
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.tracker import Followed
+from lightning_prune.tracing.tracker import TracedOperator
 from tests.support.nets import Small
 from tests.support.random_cuts import random_units
 
-Pairs = tuple[list[tuple[Followed, Followed]], replay._Survival]
+Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], replay._Survival]
 
 NETWORKS = {
     "small": lambda: (Small(), 16),
@@ -34,12 +34,12 @@ NETWORKS = {
 
 def pairs(monkeypatch: pytest.MonkeyPatch, model: nn.Module, size: int) -> Pairs:
     """The operators before and after a random cut, and what survives of it."""
-    seen: list[tuple[list[Followed], list[Followed], np.ndarray]] = []
+    seen: list[tuple[list[TracedOperator], list[TracedOperator], np.ndarray]] = []
     original = replay.mismatches
 
     def watch(
-        dense: list[Followed], small: list[Followed], alive: np.ndarray
-    ) -> Iterator[tuple[Followed, str]]:
+        dense: list[TracedOperator], small: list[TracedOperator], alive: np.ndarray
+    ) -> Iterator[tuple[TracedOperator, str]]:
         seen.append((dense, small, alive))
         yield from original(dense, small, alive)
 
@@ -50,7 +50,7 @@ def pairs(monkeypatch: pytest.MonkeyPatch, model: nn.Module, size: int) -> Pairs
     return list(replay._pairs(dense, small)), replay._Survival(alive)
 
 
-def wrong(followed: Followed, generator: np.random.Generator) -> Followed:
+def wrong(followed: TracedOperator, generator: np.random.Generator) -> TracedOperator:
     """The same operator with one of its labels in another order, or gone."""
     labels = copy.copy(followed.labels)
     places = [(i, d) for i, dims in enumerate(labels) for d, arrays in enumerate(dims) if arrays]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
 from lightning_prune.surgery import prune as surgery
 from lightning_prune.testing import error, randomise_, with_dead_filters, with_zeroed_consumers
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Tie
 from lightning_prune.tracing.rules import contractions as contraction
 from lightning_prune.tracing.rules import reshape
@@ -38,7 +38,7 @@ CUTS = [(seed, share) for seed in range(4) for share in (0.1, 0.4, 0.7)]
 # -- ways to be wrong ---------------------------------------------------------------------------------------
 
 
-def replaced(*operators: Any, by: Callable[[Call, Tracker], None]) -> Plant:
+def replaced(*operators: Any, by: Callable[[OperatorCall, Tracker], None]) -> Plant:
     """Another rule for some operators."""
 
     def plant(patch: Patch) -> None:
@@ -51,7 +51,7 @@ def replaced(*operators: Any, by: Callable[[Call, Tracker], None]) -> Plant:
     return plant
 
 
-def wrapped(*operators: Any, by: Callable[[Call, Tracker, Callable[[], None]], None]) -> Plant:
+def wrapped(*operators: Any, by: Callable[[OperatorCall, Tracker, Callable[[], None]], None]) -> Plant:
     """Something around the right rule."""
 
     def plant(patch: Patch) -> None:
@@ -61,7 +61,9 @@ def wrapped(*operators: Any, by: Callable[[Call, Tracker, Callable[[], None]], N
     return plant
 
 
-def _wrap(patch: Patch, operator: Any, by: Callable[[Call, Tracker, Callable[[], None]], None]) -> None:
+def _wrap(
+    patch: Patch, operator: Any, by: Callable[[OperatorCall, Tracker, Callable[[], None]], None]
+) -> None:
     for name in operator.overloads():
         overload = getattr(operator, name)
         pointwise = RULES[aten.add.Tensor] if torch.Tag.pointwise in overload.tags else None
@@ -69,14 +71,14 @@ def _wrap(patch: Patch, operator: Any, by: Callable[[Call, Tracker, Callable[[],
             patch.setitem(RULES, overload, _around(right, by))
 
 
-def _around(right: Any, by: Any) -> Callable[[Call, Tracker], None]:
+def _around(right: Any, by: Any) -> Callable[[OperatorCall, Tracker], None]:
     return lambda call, tracker: by(call, tracker, lambda: right(call, tracker))
 
 
-def relabelled(*operators: Any, change: Callable[[Call, Labels], Sequence[Sequence[Ids]]]) -> Plant:
+def relabelled(*operators: Any, change: Callable[[OperatorCall, Labels], Sequence[Sequence[Ids]]]) -> Plant:
     """The right rule, then other ids on its (first) result."""
 
-    def by(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
         right()
         out = call.outputs[0]
         tracker.label(out, change(call, tracker.labels(out)))
@@ -87,7 +89,7 @@ def relabelled(*operators: Any, change: Callable[[Call, Labels], Sequence[Sequen
 def untied(*operators: Any, only: Callable[[Tie], bool] = lambda tie: True) -> Plant:
     """The right rule, but the ties that it makes are forgotten."""
 
-    def by(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
         made = len(tracker.ties.ties)
         right()
         tracker.ties.ties[made:] = [tie for tie in tracker.ties.ties[made:] if not only(tie)]
@@ -98,7 +100,7 @@ def untied(*operators: Any, only: Callable[[Tie], bool] = lambda tie: True) -> P
 def retied(*operators: Any, change: Callable[[Ids], Ids]) -> Plant:
     """The right rule, but its ties meet other positions."""
 
-    def by(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
         made = len(tracker.ties.ties)
         right()
         new = [Tie(tie.left, change(tie.right), tie.where) for tie in tracker.ties.ties[made:]]
@@ -110,7 +112,7 @@ def retied(*operators: Any, change: Callable[[Ids], Ids]) -> Plant:
 def unpinned(*operators: Any) -> Plant:
     """The right rule, but what it pins is forgotten."""
 
-    def by(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
         made = len(tracker.ties.pins)
         right()
         del tracker.ties.pins[made:]
@@ -121,7 +123,7 @@ def unpinned(*operators: Any) -> Plant:
 def unused(*operators: Any) -> Plant:
     """The right rule, but the attributes that it met are forgotten."""
 
-    def by(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
         made = len(tracker.uses)
         right()
         del tracker.uses[made:]
@@ -134,7 +136,9 @@ def patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
     return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
 
 
-def along(dim: int, change: Callable[[Ids], Ids]) -> Callable[[Call, Labels], Sequence[Sequence[Ids]]]:
+def along(
+    dim: int, change: Callable[[Ids], Ids]
+) -> Callable[[OperatorCall, Labels], Sequence[Sequence[Ids]]]:
     """Other ids along one dimension."""
     return lambda call, labels: [
         [change(ids) for ids in arrays] if d == dim % len(labels) else arrays
@@ -311,22 +315,22 @@ FOREIGN = net(_swin, a=a(), b=lambda: nn.Linear(6, 12), z=z())
 # -- the faults ---------------------------------------------------------------------------------------------
 
 
-def _offset_ignored(call: Call, labels: Labels) -> Sequence[Sequence[Ids]]:
+def _offset_ignored(call: OperatorCall, labels: Labels) -> Sequence[Sequence[Ids]]:
     lengths = [tensor.shape[1] for tensor in call.args[0]]
     return along(1, lambda ids: torch.cat([ids[:n] for n in lengths]))(call, labels)
 
 
-def _order_swapped(call: Call, labels: Labels) -> Sequence[Sequence[Ids]]:
+def _order_swapped(call: OperatorCall, labels: Labels) -> Sequence[Sequence[Ids]]:
     lengths = [tensor.shape[1] for tensor in call.args[0]]
     return along(1, lambda ids: torch.cat(ids.split(lengths)[::-1]))(call, labels)
 
 
-def _inverse_permutation(call: Call, tracker: Tracker) -> None:
+def _inverse_permutation(call: OperatorCall, tracker: Tracker) -> None:
     labels, dims = tracker.labels(call.args[0]), list(call.args[1])
     tracker.label(call.out, [labels[dims.index(d)] for d in range(len(dims))])
 
 
-def _pieces_swapped(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _pieces_swapped(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     right()
     labels = [tracker.labels(out) for out in call.outputs]
     for out, other in zip(call.outputs, labels[::-1], strict=True):
@@ -343,15 +347,15 @@ def _no_groups(across: Any) -> Any:
     return lambda ids, groups, tracker: None if ids is None else ids[: len(ids) // groups]
 
 
-def _groups_interleaved(call: Call, labels: Labels) -> Sequence[Sequence[Ids]]:
+def _groups_interleaved(call: OperatorCall, labels: Labels) -> Sequence[Sequence[Ids]]:
     return along(1, tiled(3))(call, labels) if call.args[6] else labels
 
 
-def _forgotten(call: Call, tracker: Tracker) -> None:
+def _forgotten(call: OperatorCall, tracker: Tracker) -> None:
     tracker.label(call.out, [() for _ in call.out.shape])
 
 
-def _one_further(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _one_further(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     right()
     tracker.label(call.out, along(1, rolled)(call, tracker.labels(call.out)))
 
@@ -366,7 +370,7 @@ def _not_foreign(foreign: Any) -> Any:
     return wrong
 
 
-def _one_filter_each(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _one_filter_each(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     made = len(tracker.ties.ties)
     right()
     source, weight, groups = call.args[0], call.args[1], call.args[8]
@@ -377,7 +381,7 @@ def _one_filter_each(call: Call, tracker: Tracker, right: Callable[[], None]) ->
         tracker.tie(tracker.along(call.args[2], 0), out)
 
 
-def _in_and_out_swapped(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _in_and_out_swapped(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     made = len(tracker.ties.ties)
     right()
     source, weight, bias = call.args[:3]
@@ -389,13 +393,13 @@ def _in_and_out_swapped(call: Call, tracker: Tracker, right: Callable[[], None])
         tracker.label(call.out, [(), (out,), (), ()])
 
 
-def _no_bias(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _no_bias(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     right()
     bias = tracker.along(call.args[2], 0) if call.args[2] is not None else None
     tracker.ties.ties[:] = [tie for tie in tracker.ties.ties if tie.left is not bias]
 
 
-def _from_the_left(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _from_the_left(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     """A channel's scale meets the wrong dimension."""
     made = len(tracker.ties.ties)
     right()
@@ -404,7 +408,7 @@ def _from_the_left(call: Call, tracker: Tracker, right: Callable[[], None]) -> N
         tracker.label(call.out, tracker.labels(call.args[0]))
 
 
-def _flat_swapped(call: Call, labels: Labels) -> Sequence[Sequence[Ids]]:
+def _flat_swapped(call: OperatorCall, labels: Labels) -> Sequence[Sequence[Ids]]:
     return along(-1, tiled(4))(call, labels) if call.out.dim() == 2 else labels
 
 
@@ -422,7 +426,7 @@ def _heads_across(choose: Any) -> Any:
     return spread
 
 
-def _stacked_as_concatenated(call: Call, labels: Labels) -> Sequence[Sequence[Ids]]:
+def _stacked_as_concatenated(call: OperatorCall, labels: Labels) -> Sequence[Sequence[Ids]]:
     return [labels[0], labels[2], (), *labels[3:]]
 
 
@@ -490,14 +494,14 @@ def _wrong_tensor(right: Any) -> Any:
     return wrong
 
 
-def _retiled(call: Call, tracker: Tracker) -> None:
+def _retiled(call: OperatorCall, tracker: Tracker) -> None:
     """Pixel shuffle, with the channels of a pixel a stride apart."""
     ids = tracker.along(call.args[0], 1)
     first = tracker.tie_across(ids.view(4, -1)) if ids is not None else None
     tracker.label(call.out, [(), (first,) if first is not None else (), (), ()])
 
 
-def _unmoved(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
+def _unmoved(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
     """The ids stay where they were, in dimensions of the new sizes."""
     labels = tracker.labels(call.args[0])
     right()
@@ -505,13 +509,13 @@ def _unmoved(call: Call, tracker: Tracker, right: Callable[[], None]) -> None:
         tracker.label(call.out, labels)
 
 
-def _paired(call: Call, tracker: Tracker) -> None:
+def _paired(call: OperatorCall, tracker: Tracker) -> None:
     ids = tracker.along(call.args[0], 1)
     first = tracker.tie_across(ids.view(-1, 2).t()) if ids is not None else None
     tracker.label(call.out, [(), (first.contiguous(),) if first is not None else (), (), ()])
 
 
-def _first_four(call: Call, tracker: Tracker) -> None:
+def _first_four(call: OperatorCall, tracker: Tracker) -> None:
     """As if the index were a range."""
     ids = tracker.along(call.args[0], 1)
     tracker.label(call.out, [(), (ids[:4],) if ids is not None else (), (), ()])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_prune import PruningRecord, RecordError, SurgeryError, load_pruned, prune_, save_pruned, trace
 from lightning_prune.segmentation.networks.atom_mobile import AtomMobile
 from lightning_prune.serialization.export import export, exported_record
-from lightning_prune.slimming.bias_folding import Folded, Measured
+from lightning_prune.slimming.bias_folding import Folded, MeasuredShifts
 from tests.support.slimming_runs import QUIET, Small, alive, atoms, beside_net, faded, fit, slimming
 
 pytestmark = QUIET
@@ -28,7 +28,7 @@ def test_branches_that_lose_their_last_channel_vanish_and_come_back_from_the_rec
     net, example = atoms(dead), torch.randn(2, 1, 32, 32)
     dense, everything = copy.deepcopy(net), alive(net)
     graph, scales, plan = faded(net, example, ["*.depthwise"])
-    measured = Measured([net], graph, scales, plan.remove, ((example,), {}))
+    measured = MeasuredShifts([net], graph, scales, plan.remove, ((example,), {}))
     record = prune_(net, graph, plan)
     assert measured.fold_(plan.remove) == Folded(exact=2)
     assert measured.change() < 1e-5

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_prune.tracing.calls import Call
-from lightning_prune.tracing.traced_int import Shape, Size, TracedInt
+from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.traced_int import Size, TensorSize, TracedInt
 
 __all__ = ["Size", "argument", "bounds", "sizes"]
 
@@ -44,12 +44,12 @@ def _sequences(args: Sequence[Any]) -> Iterator[list[int]]:
         yield loose
 
 
-def sizes(call: Call, concrete: Sequence[int]) -> list[Size]:
+def sizes(call: OperatorCall, concrete: Sequence[int]) -> list[Size]:
     """The sizes passed for ``concrete``, the ones that ATen received; None each where none was passed."""
     unknown: list[Size] = [None] * len(concrete)
     if call.python is not None and call.python.name in ("expand_as", "view_as", "reshape_as"):
         other = call.python.args[1]
-        return [TracedInt(size, Shape(other, dim, size)) for dim, size in enumerate(tuple(other.shape))]
+        return [TracedInt(size, TensorSize(other, dim, size)) for dim, size in enumerate(tuple(other.shape))]
     if call.python is None or call.python.name not in _SHAPING + _FACTORIES:
         return unknown
     values = [*call.python.args, *call.python.kwargs.values()]
@@ -61,7 +61,7 @@ def sizes(call: Call, concrete: Sequence[int]) -> list[Size]:
     return unknown
 
 
-def _unflattened(call: Call, concrete: Sequence[int], unknown: list[Size]) -> list[Size]:
+def _unflattened(call: OperatorCall, concrete: Sequence[int], unknown: list[Size]) -> list[Size]:
     assert call.python is not None
     args, kwargs = call.python.args, call.python.kwargs
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
@@ -70,7 +70,7 @@ def _unflattened(call: Call, concrete: Sequence[int], unknown: list[Size]) -> li
     return [*unknown[:dim], *passed, *unknown[dim + len(passed) :]]
 
 
-def argument(call: Call, position: int, name: str) -> Any:
+def argument(call: OperatorCall, position: int, name: str) -> Any:
     """An argument of the Python-level call, by position or name; None if it was not passed."""
     if call.python is None:
         return None
@@ -78,7 +78,7 @@ def argument(call: Call, position: int, name: str) -> Any:
     return args[position] if position < len(args) else call.python.kwargs.get(name)
 
 
-def bounds(call: Call, start: int, end: int) -> tuple[Size, Size]:
+def bounds(call: OperatorCall, start: int, end: int) -> tuple[Size, Size]:
     """Start and end of a slice as the code passed them (``x[:, a:b]``, ``narrow``)."""
     if call.python is not None and call.python.name == "narrow":
         first, length = argument(call, 2, "start"), argument(call, 3, "length")

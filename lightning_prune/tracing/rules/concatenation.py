@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.tracker import Tracker
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 @rule(aten.copy_)
-def copy_(call: Call, tracker: Tracker) -> None:
+def copy_(call: OperatorCall, tracker: Tracker) -> None:
     """Writing into a tensor (or a view of it) ties what is written to what it overwrites."""
     target, source = call.args[0], call.args[1]
     lead = target.dim() - source.dim()
@@ -27,7 +27,7 @@ def copy_(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.cat, aten.concat)
-def cat(call: Call, tracker: Tracker) -> None:
+def cat(call: OperatorCall, tracker: Tracker) -> None:
     """Ids one after the other along the dimension; tied along all others."""
     tensors = [tensor for tensor in call.args[0] if not (tensor.dim() == 1 and tensor.shape[0] == 0)]
     at = (call.arg("dim") or 0) % call.out.dim()
@@ -36,7 +36,7 @@ def cat(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.stack)
-def stack(call: Call, tracker: Tracker) -> None:
+def stack(call: OperatorCall, tracker: Tracker) -> None:
     """Tied along all dimensions but the new one."""
     rank = call.out.dim()
     labels = [_tied(call.args[0], dim, tracker) for dim in range(rank - 1)]
@@ -68,7 +68,7 @@ def _fixed(length: int, tracker: Tracker) -> Ids:
 
 
 @rule(aten.constant_pad_nd)
-def pad(call: Call, tracker: Tracker) -> None:
+def pad(call: OperatorCall, tracker: Tracker) -> None:
     """Padding along channels adds channels of fixed number."""
     source, amounts = call.args[0], list(call.args[1])
     labels = list(tracker.labels(source))
@@ -80,7 +80,7 @@ def pad(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.pad)
-def pad_circular(call: Call, tracker: Tracker) -> None:
+def pad_circular(call: OperatorCall, tracker: Tracker) -> None:
     """Padding with what is at the other end leaves the dimensions alone that are not padded."""
     source, amounts = call.args[0], list(call.args[1])
     labels = list(tracker.labels(source))

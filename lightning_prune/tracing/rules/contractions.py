@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.einsum import letters
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import argument
@@ -19,7 +19,7 @@ INPUT = "reads an input whose channels are fixed"
 
 
 @rule(aten.convolution, aten._convolution)
-def convolution(call: Call, tracker: Tracker) -> None:
+def convolution(call: OperatorCall, tracker: Tracker) -> None:
     """Plain, grouped, depthwise and transposed convolutions in any number of dimensions."""
     source, weight, bias, transposed, groups = (*call.args[:3], call.args[6], call.args[8])
     spatial = weight.dim() - 2
@@ -38,7 +38,7 @@ def convolution(call: Call, tracker: Tracker) -> None:
     _weighted(call, out_ids, [ids[0] for ids in along if ids], tracker)
 
 
-def _weighted(call: Call, out_ids: Ids | None, positions: list[Ids], tracker: Tracker) -> None:
+def _weighted(call: OperatorCall, out_ids: Ids | None, positions: list[Ids], tracker: Tracker) -> None:
     """MACs: positions * kernel * kept along both dimensions of the weight. Positions may be channels, too."""
     source, weight, transposed = call.args[0], call.args[1], call.args[6]
     first, second = tracker.along(weight, 0), tracker.along(weight, 1)
@@ -50,7 +50,7 @@ def _weighted(call: Call, out_ids: Ids | None, positions: list[Ids], tracker: Tr
     tracker.cost(layer, scale * prod(weight.shape[2:]) * fixed, first, second, *positions)
 
 
-def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | None:
+def _plain(call: OperatorCall, channel: int, groups: int, tracker: Tracker) -> Ids | None:
     """Weight (out, in / groups, ...): what its filters are tied to."""
     source, weight = call.args[:2]
     ids, out, into = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
@@ -64,7 +64,7 @@ def _plain(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | Non
     return out
 
 
-def _transposed(call: Call, channel: int, groups: int, tracker: Tracker) -> Ids | None:
+def _transposed(call: OperatorCall, channel: int, groups: int, tracker: Tracker) -> Ids | None:
     """Weight (in, out / groups, ...)."""
     source, weight = call.args[:2]
     ids, into, out = tracker.along(source, channel), tracker.along(weight, 0), tracker.along(weight, 1)
@@ -91,13 +91,13 @@ def _was(what: str, now: bool, tracker: Tracker) -> bool:
     return decision
 
 
-def _groups(call: Call) -> int | None:
+def _groups(call: OperatorCall) -> int | None:
     """The number of groups as the code passed it."""
     passed = argument(call, 6, "groups")  # the same place in conv2d and conv_transpose2d
     return passed if isinstance(passed, int) and not isinstance(passed, bool) else None
 
 
-def _depthwise(call: Call, ids: Ids | None, out: Ids | None, groups: int, tracker: Tracker) -> None:
+def _depthwise(call: OperatorCall, ids: Ids | None, out: Ids | None, groups: int, tracker: Tracker) -> None:
     """Each input channel has filters of its own; the number of groups must follow."""
     if out is None:
         tracker.pin(ids, "meets a depthwise weight of fixed size")
@@ -114,7 +114,7 @@ def _across(ids: Ids | None, groups: int, tracker: Tracker) -> Ids | None:
 
 
 @rule(aten.mm, aten.bmm, aten.baddbmm, aten.addmm, aten.addbmm, aten.mv, aten.dot, aten.vdot, aten.addmv)
-def product(call: Call, tracker: Tracker) -> None:
+def product(call: OperatorCall, tracker: Tracker) -> None:
     """Matrix products, batched or not, with or without something added."""
     added = call.op._opname.startswith(("add", "badd"))
     left, right = call.args[1:3] if added else call.args[:2]
@@ -147,7 +147,7 @@ def _product_labels(left: Tensor, right: Tensor, tracker: Tracker) -> list[tuple
     return labels
 
 
-def _product_cost(call: Call, layer: str, left: Tensor, right: Tensor, tracker: Tracker) -> None:
+def _product_cost(call: OperatorCall, layer: str, left: Tensor, right: Tensor, tracker: Tracker) -> None:
     dims = [(left, dim) for dim in range(left.dim())] + (
         [(right, right.dim() - 1)] if right.dim() > 1 else []
     )
@@ -163,7 +163,7 @@ def _add(bias: Tensor, out: Tensor, tracker: Tracker) -> None:
 
 
 @rule(aten.einsum)
-def einsum(call: Call, tracker: Tracker) -> None:
+def einsum(call: OperatorCall, tracker: Tracker) -> None:
     """A contraction of two tensors by letters, which live and die together wherever they stand."""
     equation = letters(call.args[0])
     assert equation is not None  # any other one is recorded as what torch makes of it
@@ -197,7 +197,7 @@ def _met(before: tuple[Ids, ...], tensor: Tensor, dim: int, tracker: Tracker) ->
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
     aten._scaled_dot_product_fused_attention_overrideable, aten.scaled_dot_product_attention,
 )  # fmt: skip
-def attention(call: Call, tracker: Tracker) -> None:
+def attention(call: OperatorCall, tracker: Tracker) -> None:
     """(b, heads, length, d) queries, keys and values; the last dimension of the values is the result's."""
     query, key, value = call.args[:3]
     for dim in (-3, -1):
@@ -217,7 +217,7 @@ def attention(call: Call, tracker: Tracker) -> None:
     _attention_cost(call, pairs, query, value, tracker)
 
 
-def _attention_cost(call: Call, pairs: int, query: Tensor, deep: Tensor, tracker: Tracker) -> None:
+def _attention_cost(call: OperatorCall, pairs: int, query: Tensor, deep: Tensor, tracker: Tracker) -> None:
     heads, depth = tracker.along(query, -3), tracker.along(deep, -1)
     fixed = (query.shape[-3] if heads is None else 1) * (deep.shape[-1] if depth is None else 1)
     tracker.cost(call.module, pairs * fixed, heads, depth)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.reshape import fits
-from lightning_prune.tracing.traced_int import Shape, TracedInt, leaves, solve
+from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves, solve
 from lightning_prune.tracing.tracker import Sized, Tracker
 
 __all__ = ["pin_number", "pin_what_sizes_do_not_follow"]
@@ -28,7 +28,7 @@ def pin_number(size: TracedInt, tracker: Tracker) -> None:
     """``int(x.shape[1])``: the number changes with the channels, but what it is used for cannot be seen."""
     tracker.remember(size)
     for leaf in leaves(size):
-        if isinstance(leaf, Shape):
+        if isinstance(leaf, TensorSize):
             tracker.pin(tracker.sizes[leaf.key], "its number is made plain by int(), and cannot be followed")
 
 

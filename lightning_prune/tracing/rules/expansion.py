@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import sizes
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.rules.splitting import equal_parts
-from lightning_prune.tracing.traced_int import Attribute, Shape, Size, TracedInt, leaves
+from lightning_prune.tracing.traced_int import Attribute, Size, TensorSize, TracedInt, leaves
 from lightning_prune.tracing.tracker import Tracker
 
 aten = torch.ops.aten
 
 
 @rule(aten.expand, aten.broadcast_to, aten.expand_copy)
-def expand(call: Call, tracker: Tracker) -> None:
+def expand(call: OperatorCall, tracker: Tracker) -> None:
     """Kept dimensions keep their ids; a dimension of new size takes those that its size was read from."""
     source, out = call.args[0], call.out
     lead = out.dim() - source.dim()
@@ -46,7 +46,7 @@ def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
     for size in passed:
         tracker.remember(size)
         source = size.expression if isinstance(size, TracedInt) else None
-        ids = tracker.sizes.get(source.key) if isinstance(source, Shape) else None
+        ids = tracker.sizes.get(source.key) if isinstance(source, TensorSize) else None
         if isinstance(size, TracedInt) and any(isinstance(leaf, Attribute) for leaf in leaves(size)):
             ids = tracker.ties.fresh(int(size))
             tracker.use(size, ids)
@@ -58,13 +58,13 @@ def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
     aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty,
     aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full,
 )  # fmt: skip
-def factory(call: Call, tracker: Tracker) -> None:
+def factory(call: OperatorCall, tracker: Tracker) -> None:
     """A tensor made from sizes."""
     tracker.label(call.out, _sized(sizes(call, list(call.out.shape)), tracker))
 
 
 @rule(aten.repeat)
-def repeat(call: Call, tracker: Tracker) -> None:
+def repeat(call: OperatorCall, tracker: Tracker) -> None:
     """Copies one after the other."""
     source, repeats = call.args[0], call.args[1]
     lead = len(repeats) - source.dim()

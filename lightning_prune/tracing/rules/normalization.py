@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import argument
 from lightning_prune.tracing.rules.registry import rule, same_labels
@@ -20,7 +20,7 @@ aten = torch.ops.aten
     aten._native_batch_norm_legit_no_training, aten._batch_norm_with_update, aten._batch_norm_no_update,
     aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._batch_norm_impl_index,
 )  # fmt: skip
-def batch_norm(call: Call, tracker: Tracker) -> None:
+def batch_norm(call: OperatorCall, tracker: Tracker) -> None:
     """Scale, shift and running statistics follow the channels (dimension 1)."""
     source = call.args[0]
     for parameter in call.args[1:5]:
@@ -33,7 +33,7 @@ def batch_norm(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.native_layer_norm, aten.layer_norm, aten.rms_norm, aten._fused_rms_norm)
-def layer_norm(call: Call, tracker: Tracker) -> None:
+def layer_norm(call: OperatorCall, tracker: Tracker) -> None:
     """Statistics over the last dimensions; the code passes their sizes."""
     source, shape = call.args[0], call.args[1]
     passed = argument(call, 1, "normalized_shape")
@@ -49,7 +49,7 @@ def layer_norm(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.native_group_norm, aten.group_norm)
-def group_norm(call: Call, tracker: Tracker) -> None:
+def group_norm(call: OperatorCall, tracker: Tracker) -> None:
     """Every group keeps the same positions; where each channel is its own group, the number of groups follows."""
     source, groups = call.args[0], call.arg("group", call.arg("num_groups"))
     ids = tracker.along(source, 1)
@@ -61,7 +61,7 @@ def group_norm(call: Call, tracker: Tracker) -> None:
     same_labels(call, tracker)
 
 
-def _grouped(call: Call, ids: Ids, groups: int, tracker: Tracker) -> None:
+def _grouped(call: OperatorCall, ids: Ids, groups: int, tracker: Tracker) -> None:
     if groups == len(ids) and groups > 1:
         passed = argument(call, 1, "num_groups")
         tracker.use(passed if isinstance(passed, TracedInt) else groups, ids)
@@ -71,7 +71,7 @@ def _grouped(call: Call, ids: Ids, groups: int, tracker: Tracker) -> None:
 
 
 @rule(aten._weight_norm_interface, aten._weight_norm)
-def weight_norm(call: Call, tracker: Tracker) -> None:
+def weight_norm(call: OperatorCall, tracker: Tracker) -> None:
     """Direction times magnitude: the magnitude belongs to the direction's filters."""
     direction, magnitude = call.args[:2]
     dim = call.arg("dim") or 0
@@ -96,14 +96,14 @@ def _neighbours(rank: int) -> None:
         "reflection_pad3d replication_pad3d grid_sampler_3d",
     }[rank]
 
-    def spatial(call: Call, tracker: Tracker) -> None:
+    def spatial(call: OperatorCall, tracker: Tracker) -> None:
         _spatial(call, rank, tracker)
 
     for name in names.split():
         rule(getattr(aten, name))(spatial)
 
 
-def _spatial(call: Call, rank: int, tracker: Tracker) -> None:
+def _spatial(call: OperatorCall, rank: int, tracker: Tracker) -> None:
     source = call.args[0]
     labels = list(tracker.labels(source))
     for dim in range(-rank, 0):
@@ -115,7 +115,7 @@ def _spatial(call: Call, rank: int, tracker: Tracker) -> None:
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
-def max_unpool(call: Call, tracker: Tracker) -> None:
+def max_unpool(call: OperatorCall, tracker: Tracker) -> None:
     """Values go back to the pixels that they came from: values and places belong to the same channels."""
     source, places = call.args[:2]
     spatial = 2 if "2d" in call.op._opname else 3
@@ -129,7 +129,7 @@ for _rank in (1, 2, 3):
 
 
 @rule(aten.embedding)
-def embedding(call: Call, tracker: Tracker) -> None:
+def embedding(call: OperatorCall, tracker: Tracker) -> None:
     """Rows are picked by the data and must stay; columns are channels."""
     table, index = call.args[:2]
     tracker.pin(tracker.along(table, 0), "is looked up by the data")
@@ -139,7 +139,7 @@ def embedding(call: Call, tracker: Tracker) -> None:
 
 @rule(aten.index_select, aten.gather, aten.take_along_dim, aten.topk, aten.sort, aten.cumsum, aten.cumprod)
 @rule(aten.scatter, aten.scatter_add, aten.index_add, aten.index_copy)
-def along_one(call: Call, tracker: Tracker) -> None:
+def along_one(call: OperatorCall, tracker: Tracker) -> None:
     """One dimension is picked from or ordered by values, and must stay; the others are left alone."""
     source = call.args[0]
     dim = (call.arg("dim", -1)) % max(source.dim(), 1)
@@ -152,7 +152,7 @@ def along_one(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.index)
-def index(call: Call, tracker: Tracker) -> None:
+def index(call: OperatorCall, tracker: Tracker) -> None:
     """``x[:, idx]``: the indexed dimensions must stay, the others keep their ids."""
     source, indices = call.args
     picked = [dim for dim, at in enumerate(indices) if at is not None]

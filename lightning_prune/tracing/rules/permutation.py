@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.registry import rule, same_labels
 from lightning_prune.tracing.tracker import Tracker
 
@@ -51,7 +51,7 @@ def _dims(dims: int | Sequence[int], rank: int) -> list[int]:
 
 
 @rule(aten.as_strided, aten.as_strided_)
-def as_strided(call: Call, tracker: Tracker) -> None:
+def as_strided(call: OperatorCall, tracker: Tracker) -> None:
     """Torch changes strides in place where it pools to one pixel; any other use could go anywhere."""
     if call.out.shape != call.args[0].shape:
         tracker.pin_all(call.tensors, "is viewed with strides of its own")
@@ -59,14 +59,14 @@ def as_strided(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.permute, aten.permute_copy)
-def permute(call: Call, tracker: Tracker) -> None:
+def permute(call: OperatorCall, tracker: Tracker) -> None:
     """Reorder the dimensions."""
     labels = tracker.labels(call.args[0])
     tracker.label(call.out, [labels[dim] for dim in call.args[1]])
 
 
 @rule(aten.transpose, aten.transpose_)
-def transpose(call: Call, tracker: Tracker) -> None:
+def transpose(call: OperatorCall, tracker: Tracker) -> None:
     """Swap two dimensions."""
     labels = list(tracker.labels(call.args[0]))
     if labels:
@@ -76,13 +76,13 @@ def transpose(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.t, aten.numpy_T)
-def t(call: Call, tracker: Tracker) -> None:
+def t(call: OperatorCall, tracker: Tracker) -> None:
     """Reverse the dimensions."""
     tracker.label(call.out, tracker.labels(call.args[0])[::-1])
 
 
 @rule(aten.unsqueeze, aten.unsqueeze_)
-def unsqueeze(call: Call, tracker: Tracker) -> None:
+def unsqueeze(call: OperatorCall, tracker: Tracker) -> None:
     """A new dimension carries no ids."""
     labels = list(tracker.labels(call.args[0]))
     labels.insert(call.arg("dim") % (len(labels) + 1), ())
@@ -90,7 +90,7 @@ def unsqueeze(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.squeeze, aten.squeeze_)
-def squeeze(call: Call, tracker: Tracker) -> None:
+def squeeze(call: OperatorCall, tracker: Tracker) -> None:
     """Drop dimensions of one element; a channel among them may not be the only one that is dropped."""
     source = call.args[0]
     rank = source.dim()
@@ -101,7 +101,7 @@ def squeeze(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.flip)
-def flip(call: Call, tracker: Tracker) -> None:
+def flip(call: OperatorCall, tracker: Tracker) -> None:
     """Ids in reverse."""
     labels = list(tracker.labels(call.args[0]))
     for dim in _dims(call.args[1], len(labels)):
@@ -110,7 +110,7 @@ def flip(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.roll)
-def roll(call: Call, tracker: Tracker) -> None:
+def roll(call: OperatorCall, tracker: Tracker) -> None:
     """A shift by a constant is only the same shift for the channels that stay if all of them do."""
     source = call.args[0]
     for dim in _dims(call.arg("dims") or list(range(source.dim())), source.dim()):
@@ -119,7 +119,7 @@ def roll(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.rot90)
-def rot90(call: Call, tracker: Tracker) -> None:
+def rot90(call: OperatorCall, tracker: Tracker) -> None:
     """A turn of two dimensions; channels may not be among them."""
     source, times, dims = call.args[0], call.arg("k", 1), _dims(call.arg("dims", [0, 1]), call.args[0].dim())
     labels = list(tracker.labels(source))

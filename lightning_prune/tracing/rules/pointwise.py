@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.registry import rule, same_labels
 from lightning_prune.tracing.traced_int import TracedInt
@@ -20,7 +20,7 @@ aten = torch.ops.aten
     aten.log_sigmoid, aten.log_sigmoid_forward, aten.masked_fill.Tensor, aten.masked_fill_, aten.rsub.Tensor,
     aten.where.ScalarOther, aten.where.ScalarSelf, aten.floor_divide, aten.type_as, aten.rrelu_with_noise,
 )  # fmt: skip
-def pointwise(call: Call, tracker: Tracker) -> None:
+def pointwise(call: OperatorCall, tracker: Tracker) -> None:
     """Tie the operands, position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
     alone = call.python is not None and call.op._opname.strip("_") in call.python.name
@@ -80,7 +80,7 @@ def _tie_merged(arrays: list[tuple[Ids, ...]], tracker: Tracker) -> tuple[Ids, .
 
 
 @rule(aten.sum, aten.any, aten.all, aten.count_nonzero)
-def summation(call: Call, tracker: Tracker) -> None:
+def summation(call: OperatorCall, tracker: Tracker) -> None:
     """Reductions to which a channel of zeros adds nothing."""
     _reduce(call, tracker, mixes=False)
 
@@ -89,7 +89,7 @@ def summation(call: Call, tracker: Tracker) -> None:
     aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.var, aten.std,
     aten.var_mean, aten.std_mean, aten.logsumexp, aten.median, aten.nanmedian, aten.linalg_vector_norm, aten.norm,
 )  # fmt: skip
-def statistic(call: Call, tracker: Tracker) -> None:
+def statistic(call: OperatorCall, tracker: Tracker) -> None:
     """Reductions whose value changes when a channel goes."""
     if len(call.outputs) == 1 and len(call.tensors) == 2:  # max(a, b): not a reduction
         pointwise(call, tracker)
@@ -97,7 +97,7 @@ def statistic(call: Call, tracker: Tracker) -> None:
         _reduce(call, tracker, mixes=True)
 
 
-def _reduce(call: Call, tracker: Tracker, mixes: bool) -> None:
+def _reduce(call: OperatorCall, tracker: Tracker, mixes: bool) -> None:
     source = call.args[0]
     dims = call.arg("dim")
     every = list(range(source.dim()))
@@ -118,7 +118,7 @@ def _listed(dims: int | list[int]) -> list[int]:
 
 
 @rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten._safe_softmax, aten.logcumsumexp)
-def softmax(call: Call, tracker: Tracker) -> None:
+def softmax(call: OperatorCall, tracker: Tracker) -> None:
     """Channels in the sum keep their place, but their values depend on each other."""
     source = call.args[0]
     tracker.mixes(tracker.along(source, call.args[1]))
@@ -126,7 +126,7 @@ def softmax(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.glu)
-def glu(call: Call, tracker: Tracker) -> None:
+def glu(call: OperatorCall, tracker: Tracker) -> None:
     """The first half times the sigmoid of the second: halves live or die together."""
     source = call.args[0]
     dim = (call.arg("dim", -1)) % source.dim()
@@ -138,7 +138,7 @@ def glu(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten._prelu_kernel, aten.prelu)
-def prelu(call: Call, tracker: Tracker) -> None:
+def prelu(call: OperatorCall, tracker: Tracker) -> None:
     """A slope per channel (dimension 1), or one for all."""
     source, weight = call.args[:2]
     if weight.dim() == 1 and len(weight) > 1 and source.dim() > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.tracker import Tracker
@@ -13,45 +13,45 @@ aten = torch.ops.aten
 
 
 @rule(aten.pixel_shuffle)
-def pixel_shuffle(call: Call, tracker: Tracker) -> None:
+def pixel_shuffle(call: OperatorCall, tracker: Tracker) -> None:
     """(c * r * r, h, w) -> (c, h * r, w * r): the r * r channels of a pixel live or die together."""
     _gathered(call, -3, call.args[1] ** 2, tracker)
 
 
 @rule(aten.pixel_unshuffle)
-def pixel_unshuffle(call: Call, tracker: Tracker) -> None:
+def pixel_unshuffle(call: OperatorCall, tracker: Tracker) -> None:
     """(c, h * r, w * r) -> (c * r * r, h, w)."""
     _scattered(call, -3, call.args[1] ** 2, tracker)
 
 
 @rule(aten.im2col)
-def im2col(call: Call, tracker: Tracker) -> None:
+def im2col(call: OperatorCall, tracker: Tracker) -> None:
     """(n, c, h, w) -> (n, c * kernel, positions)."""
     kernel = call.args[1]
     _scattered(call, 1, kernel[0] * kernel[1], tracker)
 
 
 @rule(aten.col2im)
-def col2im(call: Call, tracker: Tracker) -> None:
+def col2im(call: OperatorCall, tracker: Tracker) -> None:
     """(n, c * kernel, positions) -> (n, c, h, w)."""
     kernel = call.args[2]
     _gathered(call, 1, kernel[0] * kernel[1], tracker)
 
 
-def _gathered(call: Call, dim: int, times: int, tracker: Tracker) -> None:
+def _gathered(call: OperatorCall, dim: int, times: int, tracker: Tracker) -> None:
     """As many neighbouring channels become one."""
     ids = tracker.along(call.args[0], dim)
     one = None if ids is None else tracker.tie_across(ids.view(-1, times).t()).contiguous()
     _regrouped(call, dim, one, tracker)
 
 
-def _scattered(call: Call, dim: int, times: int, tracker: Tracker) -> None:
+def _scattered(call: OperatorCall, dim: int, times: int, tracker: Tracker) -> None:
     """Each channel becomes as many neighbouring ones."""
     ids = tracker.along(call.args[0], dim)
     _regrouped(call, dim, None if ids is None else ids.repeat_interleave(times), tracker)
 
 
-def _regrouped(call: Call, dim: int, ids: Ids | None, tracker: Tracker) -> None:
+def _regrouped(call: OperatorCall, dim: int, ids: Ids | None, tracker: Tracker) -> None:
     """New ids along ``dim``, nothing after it."""
     source, out = call.args[0], call.out
     at = dim % source.dim()
@@ -61,7 +61,7 @@ def _regrouped(call: Call, dim: int, ids: Ids | None, tracker: Tracker) -> None:
 
 
 @rule(aten.unfold)
-def unfold(call: Call, tracker: Tracker) -> None:
+def unfold(call: OperatorCall, tracker: Tracker) -> None:
     """Windows along one dimension, their contents in a new last one."""
     labels = list(tracker.labels(call.args[0]))
     dim = call.arg("dimension")
@@ -72,7 +72,7 @@ def unfold(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)
-def channel_shuffle(call: Call, tracker: Tracker) -> None:
+def channel_shuffle(call: OperatorCall, tracker: Tracker) -> None:
     """(g, k) channels become (k, g); each group keeps the same ones."""
     source, groups = call.args
     ids = tracker.along(source, 1)

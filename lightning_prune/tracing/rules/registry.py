@@ -1,6 +1,6 @@
 """One small function per ATen operator (level 1).
 
-A rule is given the recorded :class:`~lightning_prune.tracing.calls.Call` and the
+A rule is given the recorded :class:`~lightning_prune.tracing.calls.OperatorCall` and the
 :class:`~lightning_prune.tracing.tracker.Tracker`; it ties ids, pins them, registers costs, and labels the results.
 Operators without a rule pin every id they touch: they can make us prune less, never wrongly.
 """
@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from lightning_prune.tracing.calls import Call
-from lightning_prune.tracing.tracker import Followed, Tracker
+from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.tracker import TracedOperator, Tracker
 
 __all__ = ["RULES", "Rule", "follow", "rule", "same_labels"]
 
-Rule = Callable[[Call, Tracker], None]
+Rule = Callable[[OperatorCall, Tracker], None]
 RULES: dict[OpOverload, Rule] = {}
 UNKNOWN = "passes through an operator without a rule"
 
@@ -58,7 +58,7 @@ def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpO
     return found
 
 
-def follow(call: Call, tracker: Tracker) -> None:
+def follow(call: OperatorCall, tracker: Tracker) -> None:
     """Apply the rule of one recorded operator."""
     tracker.call = call
     read, statistics = [tracker.labels(tensor) for tensor in call.tensors], len(tracker.ties.statistics)
@@ -66,11 +66,11 @@ def follow(call: Call, tracker: Tracker) -> None:
     written = [tracker.labels(tensor) for tensor in call.outputs]
     mixed = len(tracker.ties.statistics) > statistics
     shapes = [tensor.shape for tensor in call.tensors]
-    tracker.followed.append(Followed(call, [*read, *written], shapes, mixed))
+    tracker.followed.append(TracedOperator(call, [*read, *written], shapes, mixed))
     tracker.call = None
 
 
-def _apply(call: Call, tracker: Tracker) -> None:
+def _apply(call: OperatorCall, tracker: Tracker) -> None:
     function = RULES.get(call.op)
     if function is None and torch.Tag.pointwise in call.op.tags:
         function = RULES[torch.ops.aten.add.Tensor]
@@ -82,7 +82,7 @@ def _apply(call: Call, tracker: Tracker) -> None:
         function(call, tracker)
 
 
-def same_labels(call: Call, tracker: Tracker) -> None:
+def same_labels(call: OperatorCall, tracker: Tracker) -> None:
     """Every result of the first tensor's shape carries its labels."""
     source = call.tensors[0]
     for out in call.outputs:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import sizes
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.traced_int import (
     Attribute,
-    Shape,
     Size,
+    TensorSize,
     TracedInt,
     _value,
     leaves,
@@ -66,7 +66,7 @@ class Choice:
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
-def view(call: Call, tracker: Tracker) -> None:
+def view(call: OperatorCall, tracker: Tracker) -> None:
     """Follow ids through a reshape, one group of dimensions at a time."""
     source, out = call.args[0], call.out
     passed = sizes(call, list(out.shape))
@@ -191,7 +191,7 @@ def _preference(size: Size) -> int:
     heads = any(
         isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in found
     )
-    if any(isinstance(leaf, Shape) for leaf in found):
+    if any(isinstance(leaf, TensorSize) for leaf in found):
         return 2 if heads else 1
     return 0 if heads and len(found) == 1 else 3
 
@@ -201,7 +201,7 @@ def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker)
     if passed[dim] is None:
         return False
     gone = among(grid.select(dim, 0).flatten())
-    if any(isinstance(leaf, Shape) for size in passed if size is not None for leaf in leaves(size)):
+    if any(isinstance(leaf, TensorSize) for size in passed if size is not None for leaf in leaves(size)):
         gone = tracker.ties.closure(grid.select(dim, 0).flatten())  # other tensors shrink along
     wanted = list(grid.shape)
     wanted[dim] = int((~gone(_along(grid, dim))).sum())
@@ -226,7 +226,7 @@ def shrunk(passed: Sequence[Size], gone: Gone, tracker: Tracker) -> dict[Any, in
     for size in passed:
         tracker.remember(size)
         for leaf in leaves(size) if size is not None else ():
-            ids = tracker.sizes.get(leaf.key) if isinstance(leaf, Shape) else None
+            ids = tracker.sizes.get(leaf.key) if isinstance(leaf, TensorSize) else None
             if ids is not None:
                 values[leaf.key] = int((~gone(ids)).sum())
     return values
@@ -235,7 +235,7 @@ def shrunk(passed: Sequence[Size], gone: Gone, tracker: Tracker) -> dict[Any, in
 def _foreign(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids | None:
     """The ids of another tensor's dimension, if its size is what the code passes for ``dim``, and nothing else."""
     size = passed[dim]
-    if not isinstance(size, TracedInt) or not isinstance(size.expression, Shape):
+    if not isinstance(size, TracedInt) or not isinstance(size.expression, TensorSize):
         return None
     tracker.remember(size)
     ids = tracker.sizes[size.expression.key]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import Call
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import argument, bounds
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.rules.reshape import among, fits, shrunk
-from lightning_prune.tracing.traced_int import Shape, Size, TracedInt, leaves
+from lightning_prune.tracing.traced_int import Size, TensorSize, TracedInt, leaves
 from lightning_prune.tracing.tracker import Tracker
 
 __all__ = ["equal_parts"]
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 @rule(aten.split, aten.split_with_sizes, aten.unsafe_split, aten.unsafe_split_with_sizes, aten.chunk)
 @rule(aten.unsafe_chunk, aten.tensor_split)
-def split(call: Call, tracker: Tracker) -> None:
+def split(call: OperatorCall, tracker: Tracker) -> None:
     """Parts of a dimension."""
     source, parts = call.args[0], call.outputs
     dim = (call.arg("dim") or 0) % source.dim()
@@ -31,7 +31,9 @@ def split(call: Call, tracker: Tracker) -> None:
         tracker.label(part, labels)
 
 
-def _pieces(call: Call, ids: Ids | None, lengths: list[int], tracker: Tracker) -> list[tuple[Ids, ...]]:
+def _pieces(
+    call: OperatorCall, ids: Ids | None, lengths: list[int], tracker: Tracker
+) -> list[tuple[Ids, ...]]:
     """The ids of each part, and what keeps the parts' sizes true after a cut."""
     if ids is None or len(lengths) == 1:
         return [(ids,) if ids is not None else ()] * len(lengths)
@@ -43,7 +45,9 @@ def _pieces(call: Call, ids: Ids | None, lengths: list[int], tracker: Tracker) -
     listed = (
         list(passed) if explicit and isinstance(passed, (tuple, list)) else [passed if explicit else None]
     )
-    from_shape = any(isinstance(leaf, Shape) for size in listed if size is not None for leaf in leaves(size))
+    from_shape = any(
+        isinstance(leaf, TensorSize) for size in listed if size is not None for leaf in leaves(size)
+    )
     if len(listed) > 1 and not from_shape:
         for size, piece in zip(listed, pieces, strict=True):
             tracker.use(size, piece)
@@ -68,7 +72,7 @@ def equal_parts(grid: Tensor, size: Size, tracker: Tracker) -> None:
 
 
 @rule(aten.unbind)
-def unbind(call: Call, tracker: Tracker) -> None:
+def unbind(call: OperatorCall, tracker: Tracker) -> None:
     """One result for each index of a dimension, which therefore cannot shrink."""
     source = call.args[0]
     dim = (call.arg("dim") or 0) % source.dim()
@@ -79,7 +83,7 @@ def unbind(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.select)
-def select(call: Call, tracker: Tracker) -> None:
+def select(call: OperatorCall, tracker: Tracker) -> None:
     """One index of a dimension; it, and all before it, must stay where they are."""
     source, dim, index = call.args[0], call.args[1] % call.args[0].dim(), call.args[2]
     ids = tracker.along(source, dim)
@@ -89,7 +93,7 @@ def select(call: Call, tracker: Tracker) -> None:
 
 
 @rule(aten.slice)
-def slice_(call: Call, tracker: Tracker) -> None:
+def slice_(call: OperatorCall, tracker: Tracker) -> None:
     """A range of a dimension."""
     source = call.args[0]
     dim = (call.arg("dim") or 0) % source.dim()
@@ -102,7 +106,7 @@ def slice_(call: Call, tracker: Tracker) -> None:
     tracker.label(call.out, labels)
 
 
-def _sliced(call: Call, ids: Ids, start: int, end: int, step: int, tracker: Tracker) -> Ids:
+def _sliced(call: OperatorCall, ids: Ids, start: int, end: int, step: int, tracker: Tracker) -> Ids:
     if step != 1:
         _strided(ids, start, end, step, tracker)
     elif start > 0 and not any(isinstance(bound, TracedInt) for bound in bounds(call, start, end)):
@@ -144,7 +148,7 @@ def _bound(bound: Size, ids: Ids, tracker: Tracker) -> None:
 
 
 def _follows(bound: TracedInt, counted: Ids, ids: Ids, tracker: Tracker) -> None:
-    if any(isinstance(leaf, Shape) for leaf in leaves(bound)) or bound <= 0:
+    if any(isinstance(leaf, TensorSize) for leaf in leaves(bound)) or bound <= 0:
         tracker.pin(ids, "is sliced at a number that does not follow it")
     else:
         tracker.use(bound, counted)
