@@ -189,7 +189,7 @@ def test_segmentation_networks_through_cuts(build, taps):
     trainer(callback, watch, epochs=3).fit(module, IMAGES())
     assert callback.history[-1].share["macs"] <= 0.5
     assert watched == [True] * 3
-    assert len(module.distillation.teaching._lessons.pairs) == taps
+    assert len(module.distillation.callback._lessons.pairs) == taps
 
 
 class Classifier(DistillationMixin, L.LightningModule):
@@ -227,7 +227,7 @@ def test_classifiers_through_cuts(build, size):
     trainer(callback, watch, epochs=3).fit(module, DataLoader(images, 8))
     assert callback.history[-1].share["macs"] <= 0.75
     assert all(torch.tensor(losses).isfinite())
-    assert all(pair.student.name == pair.teacher.name for pair in module.distillation.teaching._lessons.pairs)
+    assert all(pair.student.name == pair.teacher.name for pair in module.distillation.callback._lessons.pairs)
 
 
 # -- in company -----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_any_precision(precision):
     trainer(callback, epochs=4, precision=precision).fit(module, data())
     assert callback.history[-1].share["macs"] <= 0.5
     assert all(torch.tensor(module.totals).isfinite())
-    teacher = module.distillation.teaching.teacher.net
+    teacher = module.distillation.callback.teacher.net
     assert teacher[0].weight.dtype == torch.float32
 
 

@@ -55,7 +55,7 @@ def test_nothing_touches_it_and_it_is_part_of_nothing(tmp_path):
     seen: list[tuple[bool, bool, int]] = []
 
     def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
-        teacher = pl_module.distillation.teaching.teacher
+        teacher = pl_module.distillation.callback.teacher
         held = sum(len(group["params"]) for group in trainer.optimizers[0].param_groups)
         seen.append((teacher.net.training, any(p.requires_grad for p in teacher.net.parameters()), held))
 
@@ -63,7 +63,7 @@ def test_nothing_touches_it_and_it_is_part_of_nothing(tmp_path):
     fit.fit(module, data())
     assert set(seen) == {(False, False, len(list(module.net.parameters())))}
     assert (checksum(net), net.training) == (before, mode)
-    assert checksum(module.distillation.teaching.teacher.net) == before
+    assert checksum(module.distillation.callback.teacher.net) == before
     saved = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == module.state_dict().keys() == Bare().state_dict().keys()
     assert not any(layer._forward_hooks for layer in module.modules())
@@ -73,7 +73,7 @@ def test_a_teacher_that_was_changed_is_found_out():
     module = student(Distillation(small_net(), alpha=1.0, submodule="net"))
 
     def meddle(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
-        pl_module.distillation.teaching.teacher.net[0].bias.data.add_(1.0)
+        pl_module.distillation.callback.teacher.net[0].bias.data.add_(1.0)
 
     with pytest.raises(TeacherError, match="have changed"):
         trainer(Watch(meddle), epochs=1).fit(module, data())
@@ -185,7 +185,7 @@ def test_from_a_checkpoint_of_lightning(tmp_path):
     for submodule in ("net", None):
         module = student(Distillation(tmp_path / "epoch=0.ckpt", **ALL, submodule=submodule))
         trainer(pruning(submodule), epochs=2).fit(module, data())
-        inside = module.distillation.teaching.teacher.net
+        inside = module.distillation.callback.teacher.net
         found = (inside if submodule else inside.net).state_dict()
         assert all(torch.equal(found[name], value) for name, value in dense.net.state_dict().items())
 
@@ -200,7 +200,7 @@ def test_a_copy_is_taken_after_the_last_batch_before_the_first_cut():
     callback = pruning(start_epoch=1)
     noted = Noted()
     trainer(callback, Watch(look), epochs=4, logger=noted, log_every_n_steps=1).fit(module, data(), data())
-    assert module.distillation.teaching.teacher.checksum == before[1]
+    assert module.distillation.callback.teacher.checksum == before[1]
     assert callback.history[0].epoch == 1
     epochs = [row["epoch"] for row in noted.rows if "distill/hinton" in row]
     assert epochs == [2, 3]  # it cannot teach before it is taken
@@ -212,7 +212,7 @@ def test_without_pruning_the_copy_is_the_student_as_it_comes():
     module = student(Distillation("copy", alpha=1.0, submodule="net"))
     before = checksum(module.net)
     trainer().fit(module, data())
-    assert module.distillation.teaching.teacher.checksum == before != checksum(module.net)
+    assert module.distillation.callback.teacher.checksum == before != checksum(module.net)
 
 
 @pytest.mark.parametrize("source", ["copy", "module"])
@@ -227,7 +227,7 @@ def test_a_resumed_run_has_the_same_teacher_and_ends_the_same(tmp_path, source):
         whole, data()
     )
     (file,) = tmp_path.glob("teacher-*.pt")  # written once
-    before = whole.distillation.teaching.teacher.checksum
+    before = whole.distillation.callback.teacher.checksum
     again = built()
     again.net[0].weight.data.zero_()  # a copy of this one would be another teacher
     if source == "module":
@@ -236,7 +236,7 @@ def test_a_resumed_run_has_the_same_teacher_and_ends_the_same(tmp_path, source):
         pruning(optimizer="carry"), kept(tmp_path / "late"), enable_checkpointing=True, epochs=4
     )
     resumed.fit(again, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
-    assert again.distillation.teaching.teacher.checksum == before
+    assert again.distillation.callback.teacher.checksum == before
     assert again.totals == whole.totals[-4:]
     file.unlink()
     late = built()
@@ -267,7 +267,7 @@ def test_another_architecture_is_projected_to_through_cuts_and_after_a_resume(tm
     assert start[-1].shape == (6, 8)  # and follows the record, not the cut
     assert sum(module.net[tap].out_channels for tap in (0, 4)) < 8 + 16
     assert module.state_dict().keys() == Bare().state_dict().keys()
-    assert [pair.student.name for pair in module.distillation.teaching._lessons.pairs] == ["2", "6"]
+    assert [pair.student.name for pair in module.distillation.callback._lessons.pairs] == ["2", "6"]
     again = built()
     late = trainer(pruning(), kept(tmp_path / "late"), epochs=4, enable_checkpointing=True)
     late.fit(again, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
@@ -280,7 +280,7 @@ def test_a_teacher_of_another_architecture_has_stages_of_its_own():
     names = survey(teacher, ((torch.zeros(1, 1, 8, 8),), {})).stages()
     module = student(Distillation(teacher, beta=1.0, submodule="net"))
     trainer(pruning()).fit(module, data())
-    assert [pair.teacher.name for pair in module.distillation.teaching._lessons.pairs] == names
+    assert [pair.teacher.name for pair in module.distillation.callback._lessons.pairs] == names
 
 
 def test_a_student_that_was_pruned_before_needs_its_record():
@@ -294,8 +294,8 @@ def test_a_student_that_was_pruned_before_needs_its_record():
     module = Student(small)
     module.distillation = Distillation(teacher, lambda_=1.0, submodule="net", record=record)
     trainer(epochs=1).fit(module, data())
-    assert module.distillation.teaching._projections is None
-    assert len(module.distillation.teaching._lessons.kept[0]) == 3
+    assert module.distillation.callback._projections is None
+    assert len(module.distillation.callback._lessons.kept[0]) == 3
 
 
 # -- bad input, all before the first step ---------------------------------------------------------------------

@@ -181,7 +181,7 @@ def distilled(submodule: str | None, width: int) -> Found:
     before = checksum(source)
     module.distillation = Distillation(source, 1.0, 1.0, 1.0, submodule=submodule)
     found = fit(module, prune(submodule=submodule))
-    return {**found, "teacher": [before, checksum(module.distillation.teaching.teacher.net)]}
+    return {**found, "teacher": [before, checksum(module.distillation.callback.teacher.net)]}
 
 
 def apart() -> Found:
