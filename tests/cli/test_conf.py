@@ -188,8 +188,8 @@ def test_prune(option: str) -> None:
 
 
 def test_a_resource_of_one_s_own() -> None:
-    """As in docs/budgets.md."""
-    overrides = (CONF.parent / "docs" / "budgets.md").read_text().split("energy=prune.resources.energy\n")[1]
+    """As in docs/guides/budgets.md."""
+    overrides = (CONF.parent / "docs" / "guides" / "budgets.md").read_text().split("energy=prune.resources.energy\n")[1]
     words = overrides.split("```")[0].replace("$energy", "prune.resources.energy").replace("\\\n", "")
     words = words.replace("package.module.energy", "math.dist")
     callback = made(composed(*words.split()[1:]), "prune")
