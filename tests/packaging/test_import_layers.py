@@ -1,57 +1,73 @@
-"""A module imports from its own level or lower ones; the engine needs neither Lightning nor Hydra."""
+"""Packages import from packages below them, and modules form no circle."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lightning_prune"
-LEVELS = [
-    "randomness ids shapes sizes letters untouched inputs schedules losses ritnet_losses distillation_losses "
-    "networks",
-    "calls modes recording tracker pins rules",
-    "graph units tracing",
-    "criteria naming limits ledger stock plans selection statistics surgery record proof replay known optimizers "
-    "oracles batches resources memory cutting measure processes saving export taps teacher lessons penalty shrinking "
-    "operators timing lookup onnx_pieces compiled executions latency_build latency_table folding "
-    "templates correction measurements "
-    "rollback shown policy facts contest trials deviation masks "
-    "slimmed "
-    "blocks candidates rounds search_state netadapt searching observing alignment sensitivity one_shot",
-    "callback best checkpoint_io loop averages resume segmentation data runs distillation teaching scoring slimming "
-    "checkpointed distillation_setup "
-    "trainer_checks "
-    "retraining tables heldout adapting netadapt_callback still feeding standin",
-    "cli experiment export_run latency_run prune_run report sweep demo progress visdom_logger "
-    "sensitivity_run __main__",
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+PACKAGE = Path(__file__).parents[2] / "lightning_prune"
+# From the bottom up: a package may import from itself and from those before it.
+ORDER = (
+    "utils tracing data graph serialization criteria surgery selection pruning latency netadapt slimming trainer "
+    "callbacks distillation reporting segmentation testing cli"
+).split()
+WITHOUT_LIGHTNING = ORDER[: ORDER.index("slimming") + 1]
+FACES = {"lightning_prune", *(f"lightning_prune.{name}" for name in ORDER)}
+ENTRY_POINTS = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+FILES = sorted(set(PACKAGE.rglob("*.py")) - ENTRY_POINTS)
 
 
-def part(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package(module: str) -> str:
+    return module.split(".")[1]
 
 
 def imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, at its top or within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names & MODULES.keys() or {node.module}
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def test_every_module_has_a_level():
-    assert {part(path) for path in MODULES} == set(LEVEL)
+MODULES = {module_name(path): path for path in FILES}
+IMPORTS = {module: set(imports(path)) for module, path in MODULES.items()}
+INTERNAL = {module: {name for name in names if name in MODULES} for module, names in IMPORTS.items()}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_downward(path):
-    own = LEVEL[part(path)]
-    ours = [name.split(".")[1] for name in imports(path) if name.startswith("lightning_prune.")]
-    assert [name for name in ours if LEVEL[name] > own] == []
-    if own <= 3:
-        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"lightning", "hydra", "omegaconf"})
+def test_every_package_has_its_place_in_the_order():
+    assert {package(module) for module in MODULES} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward(module):
+    place = ORDER.index(package(module))
+    assert [name for name in INTERNAL[module] if ORDER.index(package(name)) > place] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_from_the_concrete_module(module):
+    faces = {name for name in IMPORTS[module] & FACES if (PACKAGE.parent / name.replace(".", "/")).is_dir()}
+    assert faces == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if package(module) in WITHOUT_LIGHTNING])
+def test_the_engine_needs_neither_lightning_nor_hydra(module):
+    allowed = {"lightning"} if package(module) == "data" else set()  # its data modules are LightningDataModules
+    frameworks = {"lightning", "hydra", "omegaconf"} - allowed
+    assert {name.split(".")[0] for name in IMPORTS[module]}.isdisjoint(frameworks)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = list(TopologicalSorter(INTERNAL).static_order())  # raises CycleError, which names the circle
+    assert set(order) == set(MODULES)
