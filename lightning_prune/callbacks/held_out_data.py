@@ -20,16 +20,14 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from lightning_prune.data.base import Augmented, Distanced
-
-__all__ = ["HeldOutSource", "carve", "check_apart", "samples_of"]
+__all__ = ["HeldOutSource", "split_loader", "check_disjoint", "sample_ids"]
 
 SEED = 0
 FILES = ("pairs", "files", "paths", "samples", "imgs", "images", "data")
 WRAPPED = ("dataset", "subset", "samples")
 
 
-def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def split_loader(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """The same loader without a share of its samples, and one of these, in order and without our augmentation.
 
     What a data set of one's own does to its samples, it does to these, too. Which ones they are follows from ``seed``
@@ -62,15 +60,13 @@ def carve(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any],
     if not 0 < held < number:
         raise ValueError(f"held_out={share} of {number} training samples leaves nothing on one side")
     rest = _like(loader, Subset(loader.dataset, sorted(order[held:])))
-    apart = Subset(_plainly(loader.dataset), sorted(order[:held]))
+    apart = Subset(_without_augmentation(loader.dataset), sorted(order[:held]))
     return rest, DataLoader(apart, loader.batch_size, collate_fn=loader.collate_fn)
 
 
-def _plainly(dataset: Any) -> Any:
-    """The same samples without our augmentation."""
-    if isinstance(dataset, Distanced):
-        return Distanced(_plainly(dataset.samples), dataset.num_classes)
-    return dataset.samples if isinstance(dataset, Augmented) else dataset
+def _without_augmentation(dataset: Any) -> Any:
+    """Return the same samples without augmentation, if the data set can give them."""
+    return dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
 
 
 def _sampler(like: Any, dataset: Subset[Any]) -> RandomSampler | None:
@@ -114,11 +110,11 @@ class HeldOutSource(_DataLoaderSource):
 
     def dataloader(self) -> DataLoader[Any]:
         """What is left for training."""
-        rest, self.held_out = carve(super().dataloader(), self.share)
+        rest, self.held_out = split_loader(super().dataloader(), self.share)
         return rest
 
 
-def check_apart(train: Any, held_out: Any) -> None:
+def check_disjoint(train: Any, held_out: Any) -> None:
     """Raise ValueError where it can be seen that the two share samples. Each is a loader, or several.
 
     They do if they draw the same indices of the same data set, views of the same tensors, or the same files.
@@ -130,7 +126,7 @@ def check_apart(train: Any, held_out: Any) -> None:
         Traceback (most recent call last):
         ValueError: the held-out data holds 8 samples of the training data: pass held_out=loader of others
     """
-    ours, theirs = (set().union(*map(samples_of, _loaders(each))) for each in (train, held_out))
+    ours, theirs = (set().union(*map(sample_ids, _loaders(each))) for each in (train, held_out))
     both = ours & theirs
     if both:
         file = next((f" ({name}, say)" for name in sorted(map(str, both)) if "/" in name), "")
@@ -139,7 +135,7 @@ def check_apart(train: Any, held_out: Any) -> None:
         )
 
 
-def samples_of(loader: DataLoader[Any]) -> set[Any]:
+def sample_ids(loader: DataLoader[Any]) -> set[Any]:
     """A name for every sample that a loader draws: the same sample has the same one, wherever it is drawn.
 
     Empty where a sampler does not tell what it draws.
@@ -169,7 +165,7 @@ def _name(dataset: Any, index: int) -> Any:
         return _name(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[0][index].data_ptr()
-    inner = dataset.samples if isinstance(dataset, Augmented | Distanced) else _inner(dataset)
+    inner = _inner(dataset)
     if inner is not None:
         return _name(inner, index)
     return _file(dataset, index) or (id(dataset), index)
@@ -177,6 +173,8 @@ def _name(dataset: Any, index: int) -> Any:
 
 def _inner(dataset: Any) -> Any:
     """The data set whose samples this one passes on, changed or not, if there is one of the same length."""
+    if hasattr(dataset, "without_augmentation") and hasattr(dataset, "samples"):
+        return dataset.samples  # a wrapper around anything with a length, which need not be a Dataset
     held = (getattr(dataset, name, None) for name in WRAPPED)
     sized = (each for each in held if isinstance(each, Dataset) and hasattr(each, "__len__"))
     return next((each for each in sized if len(each) == len(dataset)), None)

@@ -47,6 +47,10 @@ class Augmented(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return augment(self.transform, *self.samples[index])
 
+    def without_augmentation(self) -> Samples:
+        """Return the samples before the transform."""
+        return self.samples
+
 
 class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """The samples, each with its :func:`signed_distances` as third entry.
@@ -67,6 +71,12 @@ class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         image, mask = self.samples[index]
         return image, mask, signed_distances(mask, self.num_classes)
+
+    def without_augmentation(self) -> "Distanced":
+        """Return the same data set over samples without augmentation; the distances follow their masks."""
+        augmented = isinstance(self.samples, Augmented | Distanced)
+        samples = self.samples.without_augmentation() if augmented else self.samples
+        return Distanced(samples, self.num_classes)
 
 
 def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
