@@ -47,7 +47,7 @@ class Turns(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch the teacher on or off."""
-        pl_module.distillation.teaching.started = batch_idx % 2 == 1
+        pl_module.distillation.callback.started = batch_idx % 2 == 1
         self.start = now(pl_module.device)
 
     def on_train_batch_end(
@@ -57,7 +57,7 @@ class Turns(L.Callback):
         kind = "with" if batch_idx % 2 else "without"
         self.times[kind].append(now(pl_module.device) - self.start)
         start = now(pl_module.device)
-        pl_module.distillation.teaching.teacher.run(((batch[0],), {}))
+        pl_module.distillation.callback.teacher.run(((batch[0],), {}))
         self.times["teacher"].append(now(pl_module.device) - start)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
