@@ -15,12 +15,12 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import CHECKPOINT_KEY
-from lightning_prune.trainer.checkpoint_hooks import before_loading, carry_along, shrink_all_
+from lightning_prune.trainer.checkpoint_hooks import add_to_checkpoints, set_load_hook, shrink_with_averages_
 from lightning_prune.trainer.checks import check_alone, check_strategy
 from lightning_prune.trainer.resume import Resumption
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of
-from lightning_prune.trainer.weight_averaging import Average
+from lightning_prune.trainer.weight_averaging import AveragedCopy
 from lightning_prune.utils.distributed import gathered
 
 __all__ = ["PruningCallbackBase"]
@@ -59,11 +59,11 @@ class PruningCallbackBase(L.Callback):
         check_strategy(trainer)
         check_alone([held for held in callbacks_of(trainer) if isinstance(held, PruningCallbackBase)])
         self._resumption, self._taken_up = Resumption(), None
-        before_loading(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
+        set_load_hook(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no hooks behind."""
-        before_loading(pl_module, None)
+        set_load_hook(pl_module, None)
         if self._run:
             self._run.forget()
         self._run = None
@@ -116,7 +116,7 @@ class PruningCallbackBase(L.Callback):
             runs = saved["runs"]
             self._taken_up = runs[trainer.global_rank] if len(runs) == trainer.world_size else None
             if saved["final"]:
-                self.retraining.plan(pl_module)
+                self.retraining.use_final_phase(pl_module)
 
     def _saved(self) -> dict[str, Any]:
         return {"record": self.record.to_dict() if self.record else None, "submodule": self.submodule}
@@ -127,13 +127,13 @@ class PruningCallbackBase(L.Callback):
         """Cut the network to a checkpoint's record before the weights arrive, and its averages."""
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if saved.get("record") is not None:
-            self.record = shrink_all_(trainer, pl_module, saved, checkpoint["state_dict"])
-            carry_along(pl_module, {CHECKPOINT_KEY: self._saved()})
+            self.record = shrink_with_averages_(trainer, pl_module, saved, checkpoint["state_dict"])
+            add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._saved()})
 
-    def _take(self, trainer: L.Trainer, record: PruningRecord, copies: Sequence[Average]) -> None:
+    def _take(self, trainer: L.Trainer, record: PruningRecord, copies: Sequence[AveragedCopy]) -> None:
         """After a cut of the network: cut its averages likewise, and have all checkpoints know of it."""
         self.record = record if self.record is None else self.record.then(record)
         self._scored = False
-        carry_along(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
+        add_to_checkpoints(trainer.lightning_module, {CHECKPOINT_KEY: self._saved()})
         for copy in copies:
-            copy.part(record, self.submodule).apply_(copy.module)
+            copy.record_for(record, self.submodule).apply_(copy.module)

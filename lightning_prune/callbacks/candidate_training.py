@@ -28,16 +28,16 @@ from lightning_prune.netadapt.candidate import CandidateContext
 from lightning_prune.netadapt.workers import Workers, packed, rehearse
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
-from lightning_prune.trainer.batches import Indexed
-from lightning_prune.trainer.step_outputs import task_of
+from lightning_prune.trainer.batches import IndexedBatch
+from lightning_prune.trainer.step_outputs import step_loss
 from lightning_prune.utils.modules import switched
 
-__all__ = ["ModuleHost", "OptimizerFactory", "ValidationMetric", "rehearsed", "training_of", "workers_of"]
+__all__ = ["ModuleHost", "OptimizerFactory", "ValidationMetric", "rehearse_candidate", "training_from_trainer", "with_default_device"]
 
 PATCHED = ("on_load_checkpoint", "on_save_checkpoint", "log")
 
 
-def detached(module: nn.Module, without: nn.Module | None = None) -> Any:
+def detached_copy(module: nn.Module, without: nn.Module | None = None) -> Any:
     """A copy that knows no trainer and no hooks of callbacks; an empty module in the place of ``without``."""
     bare = copy.copy(module)
     for name in PATCHED:
@@ -69,7 +69,7 @@ class ModuleHost:
         self, pl_module: L.LightningModule, submodule: str | None, trainer: CandidateTrainer
     ) -> None:
         self.submodule, self.trainer = submodule, trainer
-        self.rest = detached(pl_module, pl_module.get_submodule(submodule)) if submodule else None
+        self.rest = detached_copy(pl_module, pl_module.get_submodule(submodule)) if submodule else None
 
     def holding(self, net: nn.Module, training: bool = True) -> Any:
         """The LightningModule with ``net`` in it, on the device of ``net``."""
@@ -104,7 +104,7 @@ class CandidateLoss:
         )
         device = next(net.parameters()).device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            return task_of(module.training_step(*given))
+            return step_loss(module.training_step(*given))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ValidationMetric:
     """One of the metrics that ``validation_step`` and ``on_validation_epoch_end`` log, over given batches."""
 
     shell: ModuleHost
-    batches: Sequence[Indexed]
+    batches: Sequence[IndexedBatch]
     metric: str
 
     def __call__(self, net: nn.Module) -> float:
@@ -186,11 +186,11 @@ class OptimizerFactory:
         return self.kind(groups)  # type: ignore[call-arg]
 
 
-def training_of(
+def training_from_trainer(
     trainer: L.Trainer,
     submodule: str | None,
     batches: Sequence[Any],
-    held_out: Sequence[Indexed],
+    held_out: Sequence[IndexedBatch],
     metric: str,
     higher_is_better: bool,
 ) -> Training:
@@ -212,7 +212,7 @@ def training_of(
     )
 
 
-def workers_of(given: Workers, trainer: L.Trainer) -> Workers:
+def with_default_device(given: Workers, trainer: L.Trainer) -> Workers:
     """As given; on the trainer's GPU if no devices were."""
     device = trainer.strategy.root_device
     if given.devices or device.type == "cpu":
@@ -220,7 +220,7 @@ def workers_of(given: Workers, trainer: L.Trainer) -> Workers:
     return replace(given, n_jobs=given.number, devices=[str(device)])
 
 
-def rehearsed(run: PruningSession, training: Callable[[], Training], workers: Workers) -> None:
+def rehearse_candidate(run: PruningSession, training: Callable[[], Training], workers: Workers) -> None:
     """Train and judge one copy of the network, which nobody keeps; random states stay as they were.
 
     Raises:
@@ -230,7 +230,7 @@ def rehearsed(run: PruningSession, training: Callable[[], Training], workers: Wo
     cpu = torch.device("cpu")
     try:
         shared = CandidateContext(
-            detached(run.target).to(cpu), on_device(run.example, cpu), training(), None, 1
+            detached_copy(run.target).to(cpu), on_device(run.example, cpu), training(), None, 1
         )
         rehearse(packed(shared), workers.device(0))
     except (ValueError, torch.OutOfMemoryError):

@@ -21,14 +21,14 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.pruning import pruning_callbacks
-from lightning_prune.serialization.saving import Saved, read, write_safetensors
+from lightning_prune.serialization.saving import SavedNetwork, read_network, write_safetensors
 from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.utils.arguments import check_choice
 
-__all__ = ["BestOfLast", "BudgetCheckpoint", "BudgetEarlyStopping", "Value", "best_weights", "competes"]
+__all__ = ["BestOfLast", "BudgetCheckpoint", "BudgetEarlyStopping", "Monitor", "best_weights", "competes"]
 
 #: what decides: the name of a logged metric, or a function of trainer and module
-Value = str | Callable[[L.Trainer, L.LightningModule], float]
+Monitor = str | Callable[[L.Trainer, L.LightningModule], float]
 
 
 def competes(trainer: L.Trainer) -> bool:
@@ -36,7 +36,7 @@ def competes(trainer: L.Trainer) -> bool:
     return all(c.within_budget and c.scored_as_it_is(trainer) for c in pruning_callbacks(trainer))
 
 
-def name_of(value: Value) -> str:
+def metric_name(value: Monitor) -> str:
     """What the value is called in file names and messages.
 
     Example:
@@ -47,7 +47,7 @@ def name_of(value: Value) -> str:
     return name if isinstance(value, str) or name.isidentifier() else "value"
 
 
-def evaluated(value: Value, trainer: L.Trainer) -> Tensor | None:
+def metric_value(value: Monitor, trainer: L.Trainer) -> Tensor | None:
     """The value now; None if no such metric was logged."""
     if isinstance(value, str):
         return trainer.callback_metrics.get(value)
@@ -71,8 +71,8 @@ class BudgetCheckpoint(ModelCheckpoint):
         ('val/miou', 'max', 2)
     """
 
-    def __init__(self, monitor: Value, mode: str = "min", **kwargs: Any) -> None:
-        super().__init__(monitor=name_of(monitor), mode=mode, **kwargs)
+    def __init__(self, monitor: Monitor, mode: str = "min", **kwargs: Any) -> None:
+        super().__init__(monitor=metric_name(monitor), mode=mode, **kwargs)
         self.value = monitor
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,7 +83,7 @@ class BudgetCheckpoint(ModelCheckpoint):
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
         found = super()._monitor_candidates(trainer)
         if not isinstance(self.value, str) and competes(trainer):
-            found[str(self.monitor)] = evaluated(self.value, trainer)  # type: ignore[assignment]
+            found[str(self.monitor)] = metric_value(self.value, trainer)  # type: ignore[assignment]
         return found
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
@@ -106,12 +106,12 @@ class BudgetEarlyStopping(EarlyStopping):
         ('val/loss', 5)
     """
 
-    def __init__(self, monitor: Value, **kwargs: Any) -> None:
-        super().__init__(monitor=name_of(monitor), **kwargs)
+    def __init__(self, monitor: Monitor, **kwargs: Any) -> None:
+        super().__init__(monitor=metric_name(monitor), **kwargs)
         self.value = monitor
 
     def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
-        value = evaluated(self.value, trainer)
+        value = metric_value(self.value, trainer)
         if value is not None:
             trainer.callback_metrics[self.monitor] = value
         diverged = value is not None and self.check_finite and not bool(torch.isfinite(value))
@@ -143,26 +143,26 @@ class BestOfLast(Checkpoint):
         True
     """
 
-    def __init__(self, path: str | Path, k: int, monitor: Value, mode: str = "min") -> None:
+    def __init__(self, path: str | Path, k: int, monitor: Monitor, mode: str = "min") -> None:
         check_choice("mode", mode, ("min", "max"))
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         self.path, self.value, self.mode = Path(path), monitor, mode
         self.best_value: float | None = None
-        self._kept: deque[tuple[float, Saved]] = deque(maxlen=k)
+        self._kept: deque[tuple[float, SavedNetwork]] = deque(maxlen=k)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the model, if it competes."""
         if not competes(trainer):
             return
-        value = evaluated(self.value, trainer)
+        value = metric_value(self.value, trainer)
         if value is None:
             known = ", ".join(trainer.callback_metrics)
             raise ValueError(f"no metric {self.value!r} was logged; there are {known or 'none'}")
         weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.state_dict().items()}
         pruning = next(iter(pruning_callbacks(trainer)), None)
         record, submodule = (pruning.record, pruning.submodule) if pruning else (None, None)
-        self._kept.append((float(value), Saved(weights, record, submodule or "")))
+        self._kept.append((float(value), SavedNetwork(weights, record, submodule or "")))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the most promising one."""
@@ -177,9 +177,9 @@ def best_weights(trainer: L.Trainer) -> dict[str, Tensor] | None:
     """The weights that a callback of this module wrote as the best ones, by their names in the LightningModule."""
     for callback in callbacks_of(trainer):
         if isinstance(callback, BudgetCheckpoint) and callback.best_model_path:
-            return read(Path(callback.best_model_path)).weights
+            return read_network(Path(callback.best_model_path)).weights
         if isinstance(callback, BestOfLast) and callback.best_value is not None:
-            return read(callback.path).weights
+            return read_network(callback.path).weights
     return None
 
 

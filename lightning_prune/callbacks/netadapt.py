@@ -13,8 +13,13 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_prune.callbacks.candidate_training import detached, rehearsed, training_of, workers_of
-from lightning_prune.callbacks.held_out_data import HeldOutSource, check_apart
+from lightning_prune.callbacks.candidate_training import (
+    detached_copy,
+    rehearse_candidate,
+    training_from_trainer,
+    with_default_device,
+)
+from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.pruning import THREE_QUARTERS, FilterPruningCallback
 from lightning_prune.criteria.base import Criterion
 from lightning_prune.criteria.weights import L2
@@ -29,13 +34,14 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Stop
-from lightning_prune.trainer.batches import held_batches, train_batches
+from lightning_prune.trainer.batches import held_out_batches, train_batches
+from lightning_prune.trainer.lightning_internals import set_training_source, training_source
 from lightning_prune.trainer.retraining import OptimizerMode
-from lightning_prune.trainer.training_state import is_last_epoch, say
-from lightning_prune.trainer.weight_averaging import averages
+from lightning_prune.trainer.training_state import is_last_epoch, print_line
+from lightning_prune.trainer.weight_averaging import averaged_copies
 from lightning_prune.utils.arguments import check_choice
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.hashing import fingerprint
+from lightning_prune.utils.hashing import batch_digest
 from lightning_prune.utils.seeding import seeded
 
 __all__ = ["NetAdaptCallback"]
@@ -150,8 +156,8 @@ class NetAdaptCallback(FilterPruningCallback):
             )
         self._rehearsed = False
         if isinstance(self.held_out, float):
-            self._carved = HeldOutSource(trainer.fit_loop._data_source, self.held_out)
-            trainer.fit_loop._data_source = self._carved
+            self._carved = HeldOutSource(training_source(trainer), self.held_out)
+            set_training_source(trainer, self._carved)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find what is wrong with optimizers and data before anything is trained."""
@@ -168,7 +174,7 @@ class NetAdaptCallback(FilterPruningCallback):
                 f"{trainer.max_epochs} epochs: lower start_epoch, or train for longer"
             )
         loader, what = self._held_out(trainer)
-        check_apart(trainer.train_dataloader, loader)
+        check_disjoint(trainer.train_dataloader, loader)
         if not self.rounds_done:
             self._tell(trainer, f"candidates are judged on {what}")
 
@@ -179,16 +185,18 @@ class NetAdaptCallback(FilterPruningCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._run is not None and not self._rehearsed and not self.rounds_done and not self.finished:
             with seeded(0):  # a resumed run rehearses, too, and draws what it would have drawn
-                rehearsed(
-                    self._run, lambda: self._training(trainer, [batch], 1), workers_of(self.workers, trainer)
+                rehearse_candidate(
+                    self._run,
+                    lambda: self._training(trainer, [batch], 1),
+                    with_default_device(self.workers, trainer),
                 )
         self._rehearsed = True
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave hooks and loaders as they were."""
         super().teardown(trainer, pl_module, stage)
-        if self._carved is not None and trainer.fit_loop._data_source is self._carved:
-            trainer.fit_loop._data_source = self._carved.source
+        if self._carved is not None and training_source(trainer) is self._carved:
+            set_training_source(trainer, self._carved.source)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been done so far, as plain numbers."""
@@ -228,8 +236,12 @@ class NetAdaptCallback(FilterPruningCallback):
 
     def _prune(self, trainer: L.Trainer, run: PruningSession, now: int) -> None:
         """All rounds, and what has to follow them."""
-        start, before, copies = time.perf_counter(), run.graph, averages(trainer, trainer.lightning_module)
-        network = detached(run.target)
+        start, before, copies = (
+            time.perf_counter(),
+            run.graph,
+            averaged_copies(trainer, trainer.lightning_module),
+        )
+        network = detached_copy(run.target)
         found = self._searched(trainer, run, network)
         self.rounds_done = found.rounds
         run.exhausted = not found.reached
@@ -250,7 +262,7 @@ class NetAdaptCallback(FilterPruningCallback):
 
     def _tell(self, trainer: L.Trainer, line: str) -> None:
         if self.verbose:
-            say(trainer, line)
+            print_line(trainer, line)
 
     def _due(self, trainer: L.Trainer, now: int, run: PruningSession) -> bool:
         """Once: at the first chance from ``start_epoch`` on."""
@@ -263,14 +275,21 @@ class NetAdaptCallback(FilterPruningCallback):
         training = self._training(trainer, batches)
         state = trainer.optimizers[0].state_dict() if self.retraining.mode == "carry" else None
         job = Search(
-            network, run.example, self.rules, training, self.rounds, workers_of(self.workers, trainer)
+            network,
+            run.example,
+            self.rules,
+            training,
+            self.rounds,
+            with_default_device(self.workers, trainer),
         )
-        key = job.key(self.metric, fingerprint(training.evaluate.batches))  # type: ignore[attr-defined]
+        key = job.key(self.metric, batch_digest(training.evaluate.batches))  # type: ignore[attr-defined]
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
         return job.run(state, folder, lambda line: self._tell(trainer, line), self.verbose)
 
     def _training(self, trainer: L.Trainer, batches: Sequence[Any], judged: int | None = None) -> Training:
         """How candidates are trained on ``batches``; and judged, on the first ``judged`` of each held-out loader."""
         loader, _ = self._held_out(trainer)
-        held = held_batches(trainer, loader, torch.device("cpu"), judged)
-        return training_of(trainer, self.submodule, batches, held, self.metric, self.higher_is_better)
+        held = held_out_batches(trainer, loader, torch.device("cpu"), judged)
+        return training_from_trainer(
+            trainer, self.submodule, batches, held, self.metric, self.higher_is_better
+        )

@@ -23,16 +23,16 @@ from lightning_prune.pruning.session import PruningSession, gathers
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.trainer.batches import first_sample, observe
+from lightning_prune.trainer.batches import first_sample, forward_training_data
 from lightning_prune.trainer.checks import check_batches, check_record, check_timing, check_trained
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
-from lightning_prune.trainer.training_state import callbacks_of, is_compiled, say, target_of
+from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
 from lightning_prune.trainer.weight_averaging import (
-    Average,
-    averages,
-    check_target,
-    counterparts,
-    swa_is_over,
+    AveragedCopy,
+    averaged_copies,
+    check_no_average_inside,
+    submodules_in_copies,
+    swa_has_ended,
 )
 from lightning_prune.utils.arguments import check_choice
 from lightning_prune.utils.example_inputs import Example, as_example, same_shapes
@@ -189,8 +189,8 @@ class FilterPruningCallback(PruningCallbackBase):
         if missed and not self.timing.by_steps:
             self._prune_if_due(trainer, before)  # the checkpoint was written before the epoch's cut
         if self.finished:
-            self.retraining.over(trainer, trainer.current_epoch)
-        self.retraining.renew_(trainer)
+            self.retraining.start_final_phase(trainer, trainer.current_epoch)
+        self.retraining.rebuild_pending_(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -199,7 +199,7 @@ class FilterPruningCallback(PruningCallbackBase):
         run = self._run
         if run is None:
             run = self._start(trainer, pl_module, first_sample(batch, target_of(pl_module, self.submodule)))
-        self.retraining.renew_(trainer)
+        self.retraining.rebuild_pending_(trainer)
         if run.collector is None and self._gathering(trainer, run):
             run.collect(self.criterion)
         run.watch(True)
@@ -246,9 +246,9 @@ class FilterPruningCallback(PruningCallbackBase):
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> PruningSession:
         """Trace, and check everything that can be checked."""
         target = target_of(pl_module, self.submodule)
-        check_target(target)
+        check_no_average_inside(target)
         check_record(target, self.record)
-        averages(trainer, pl_module)  # what is wrong with them shows before anything is trained
+        averaged_copies(trainer, pl_module)  # what is wrong with them shows before anything is trained
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = self.rules.traced(target, example)
         if self.record is None:
@@ -260,7 +260,7 @@ class FilterPruningCallback(PruningCallbackBase):
 
     def _to_go(self, trainer: L.Trainer, run: PruningSession) -> bool:
         """Whether there is something to cut, if it is time."""
-        return not (swa_is_over(trainer) or run.exhausted or self.rules.met(run.graph, run.dense))
+        return not (swa_has_ended(trainer) or run.exhausted or self.rules.met(run.graph, run.dense))
 
     def _gathering(self, trainer: L.Trainer, run: PruningSession) -> bool:
         """Whether the batch that begins is looked at for the next cut."""
@@ -284,10 +284,10 @@ class FilterPruningCallback(PruningCallbackBase):
         """One cut, and what has to follow it."""
         start = time.perf_counter()
         if self._in_a_pass(run.compiled) and run.collect(self.criterion):
-            observe(trainer, run.target)
-        before, copies = run.graph, averages(trainer, trainer.lightning_module)
+            forward_training_data(trainer, run.target)
+        before, copies = run.graph, averaged_copies(trainer, trainer.lightning_module)
         rules = replace(self.rules, gone=self.timing.share(now))
-        record = run.cut_(rules, self.criterion, self.retraining.carried(trainer))
+        record = run.cut_(rules, self.criterion, self.retraining.optimizers_to_cut(trainer))
         if not record or run.last is None:
             return
         self._take(trainer, record, copies)
@@ -296,13 +296,17 @@ class FilterPruningCallback(PruningCallbackBase):
         cut = CutSummary.of(before, run.last, epoch, time.perf_counter() - start, step)
         self.history.append(cut)
         if self.verbose:
-            say(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
+            print_line(trainer, f"{cut} · {run.last.ending}" if run.exhausted else str(cut))
 
-    def _follow(self, trainer: L.Trainer, run: PruningSession, copies: Sequence[Average], epoch: int) -> None:
+    def _follow(
+        self, trainer: L.Trainer, run: PruningSession, copies: Sequence[AveragedCopy], epoch: int
+    ) -> None:
         """Optimizers, wrapper and norms follow the smaller network."""
         if self.finished:
-            self.retraining.over(trainer, epoch + 1)
-        self.retraining.follow_(trainer, [run.target, *counterparts(copies, self.submodule)], epoch)
+            self.retraining.start_final_phase(trainer, epoch + 1)
+        self.retraining.adapt_trainer_(
+            trainer, [run.target, *submodules_in_copies(copies, self.submodule)], epoch
+        )
 
     def _in_a_pass(self, compiled: bool) -> bool:
         """Whether activations are looked at in a pass of its own; gradients never are: training makes them."""

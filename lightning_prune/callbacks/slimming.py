@@ -22,9 +22,16 @@ from lightning_prune.slimming.bias_folding import Folded, MeasuredShifts
 from lightning_prune.slimming.policy import FixedScores, SlimmingPolicy, masked_share
 from lightning_prune.slimming.scales import NormScales, check_arguments, loss_scale
 from lightning_prune.trainer.batches import train_inputs
+from lightning_prune.trainer.lightning_internals import may_stop_early
 from lightning_prune.trainer.retraining import OptimizerMode
 from lightning_prune.trainer.training_state import is_last_epoch
-from lightning_prune.trainer.weight_averaging import Average, averages, counterparts, moving, swa_is_over
+from lightning_prune.trainer.weight_averaging import (
+    AveragedCopy,
+    active_averages,
+    averaged_copies,
+    submodules_in_copies,
+    swa_has_ended,
+)
 from lightning_prune.utils.distributed import gathered, shared
 from lightning_prune.utils.example_inputs import Example
 
@@ -247,19 +254,17 @@ class SlimmingCallback(FilterPruningCallback):
         if self.end_epoch is not None and epoch >= self.end_epoch:
             return True
         by_steps = 0 <= trainer.max_steps <= trainer.global_step
-        stops = (
-            trainer.should_stop and trainer.fit_loop._can_stop_early
-        )  # not before min_epochs and min_steps
+        stops = trainer.should_stop and may_stop_early(trainer)
         return by_steps or stops or is_last_epoch(trainer, epoch)
 
     def _sizes(self, trainer: L.Trainer, run: PruningSession, final: bool) -> Values:
         """The size of each unit's scales, in the model or in its moving average; at last in the average alone."""
-        copies = counterparts(moving(trainer, trainer.lightning_module), self.submodule)
+        copies = submodules_in_copies(active_averages(trainer, trainer.lightning_module), self.submodule)
         return self._slimmed(run).sizes(copies, self._average, with_own=not final)
 
     def _due(self, trainer: L.Trainer, now: int, run: PruningSession) -> bool:
         """Whether the epoch ``now`` ends with a shrink that was not made yet."""
-        if now <= self._ended or self.finished or swa_is_over(trainer):
+        if now <= self._ended or self.finished or swa_has_ended(trainer):
             return False
         if self._is_last(trainer, now):
             return True
@@ -283,7 +288,7 @@ class SlimmingCallback(FilterPruningCallback):
             replace(self.rules, final=final),
             FixedScores(self._sizes(trainer, run, final)),
         )
-        copies = counterparts(averages(trainer, trainer.lightning_module), self.submodule)
+        copies = submodules_in_copies(averaged_copies(trainer, trainer.lightning_module), self.submodule)
         plan = shared(self.rules.plan(run.graph, self.criterion.values, run.dense))
         if len(plan):
             example = next(islice(train_inputs(trainer, run.target), 1), None)
@@ -292,7 +297,9 @@ class SlimmingCallback(FilterPruningCallback):
         super()._prune(trainer, run, now)
         self._measured, self._closed = None, self._closed or final or self.within_budget
 
-    def _follow(self, trainer: L.Trainer, run: PruningSession, copies: Sequence[Average], epoch: int) -> None:
+    def _follow(
+        self, trainer: L.Trainer, run: PruningSession, copies: Sequence[AveragedCopy], epoch: int
+    ) -> None:
         """Fold, then as after any cut."""
         measured = self._measured
         if measured is not None and run.last is not None:

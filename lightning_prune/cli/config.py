@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 #: what a wrong configuration or wrong data raises; anything else is shown with its traceback
-EXPECTED = (
+EXPECTED_ERRORS = (
     ValueError,
     OSError,
     ImportError,
@@ -34,7 +34,7 @@ def conf_dir() -> Path:
     )
 
 
-def as_dict(overrides: Iterable[str]) -> dict[str, str]:
+def overrides_as_dict(overrides: Iterable[str]) -> dict[str, str]:
     """Overrides as key -> value.
 
     Example:
@@ -45,7 +45,7 @@ def as_dict(overrides: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def reason(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What an error that others wrapped was at first, and at which key of the configuration.
 
     Example:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lightning_prune.reporting import run_folder as runs
 from lightning_prune.serialization.export import export
-from lightning_prune.serialization.saving import load_pruned, read
+from lightning_prune.serialization.saving import load_pruned, read_network
 
 __all__ = ["export_run", "main"]
 
@@ -36,7 +36,7 @@ def export_run(
     config, source = OmegaConf.load(folder / runs.CONFIG), weights or folder / runs.NET
     net = load_pruned(instantiate(config.net, _convert_="all"), source)
     example = torch.zeros(tuple(shape or config.module.example_input_shape))
-    return export(net, example, path, read(source).record, dynamic_batch=dynamic_batch)
+    return export(net, example, path, read_network(source).record, dynamic_batch=dynamic_batch)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import track
 
-from lightning_prune.cli.config import EXPECTED, conf_dir, reason
+from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, root_cause
 from lightning_prune.graph.trace import trace
 from lightning_prune.latency.backends import ExecutionName
 from lightning_prune.latency.store import Measurements
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     overrides = given.pop("overrides")
     try:
         found = measure(LatencyTable(**given), overrides)
-    except EXPECTED as error:
-        raise SystemExit(f"lightning-prune latency: {reason(error)}") from error
+    except EXPECTED_ERRORS as error:
+        raise SystemExit(f"lightning-prune latency: {root_cause(error)}") from error
     apart = found.correction.error
     within = "" if apart is None else f", random cuts within {apart:.1%}"
     print(

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lightning_prune.cli.config import EXPECTED, as_dict, conf_dir, reason
+from lightning_prune.cli.config import EXPECTED_ERRORS, overrides_as_dict, conf_dir, root_cause
 from lightning_prune.reporting.run_folder import ERROR, Summary
 
 __all__ = ["conf_dir", "main"]
@@ -26,14 +26,14 @@ def job(config: DictConfig) -> None:
 
     given = HydraConfig.get()
     folder, sweeping = Path(given.runtime.output_dir), given.mode == RunMode.MULTIRUN
-    overrides = as_dict(given.overrides.task)
+    overrides = overrides_as_dict(given.overrides.task)
     choices = {str(group): str(option) for group, option in given.runtime.choices.items()}
     prefix = f"#{given.job.num} │ " if sweeping else ""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         summary = run(config, folder, overrides, choices, prefix)
     except Exception as error:
-        failed = Summary("failed", overrides, choices, config.get("seed"), error=reason(error))
+        failed = Summary("failed", overrides, choices, config.get("seed"), error=root_cause(error))
         _write_failure(folder, error, failed)
         _show_failure(folder, error, prefix, go_on=sweeping)
     else:
@@ -46,10 +46,10 @@ def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
 
 
 def _show_failure(folder: Path, error: Exception, prefix: str, go_on: bool) -> None:
-    message = f"{reason(error)}\n(traceback: {folder / ERROR})"
+    message = f"{root_cause(error)}\n(traceback: {folder / ERROR})"
     if go_on:
         print(f"{prefix}failed: {message}", file=sys.stderr, flush=True)
-    elif isinstance(error, EXPECTED) and not os.environ.get("HYDRA_FULL_ERROR"):
+    elif isinstance(error, EXPECTED_ERRORS) and not os.environ.get("HYDRA_FULL_ERROR"):
         raise SystemExit(message) from None
     else:
         raise error

@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_prune.cli.config import EXPECTED, conf_dir, reason
+from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, root_cause
 from lightning_prune.reporting import run_folder as runs
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.serialization.record import PruningRecord
@@ -115,8 +115,8 @@ def main(method: str, arguments: Sequence[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         summary = prune_run(given.run, given.out, method, given.epochs, given.overrides)
-    except EXPECTED as error:
-        raise SystemExit(f"lightning-prune {method}: {reason(error)}") from error
+    except EXPECTED_ERRORS as error:
+        raise SystemExit(f"lightning-prune {method}: {root_cause(error)}") from error
     show_run(summary, given.out)
 
 

@@ -60,7 +60,7 @@ def sensitivity_run(
     """
     config: Any = OmegaConf.load(folder / runs.CONFIG)
     net = load_pruned(instantiate(config.net, _convert_="all"), folder / runs.NET).to(device)
-    chosen, data = by_weights(criterion), instantiate(config.data, _convert_="all")
+    chosen, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     held = [batch[:2] for batch in islice(data.val_dataloader(), batches or None)]
@@ -73,7 +73,7 @@ def sensitivity_run(
     return sensitivity(net, example, score, criterion=chosen, recalibrate=images, progress=progress)
 
 
-def by_weights(option: str) -> Criterion:
+def weight_criterion(option: str) -> Criterion:
     """A criterion of ``conf/``, by its name.
 
     Raises:

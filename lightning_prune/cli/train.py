@@ -127,7 +127,7 @@ def _summary(
     )
 
 
-def dense_of(config: DictConfig) -> DictConfig:
+def dense_config(config: DictConfig) -> DictConfig:
     """The same run without pruning, distillation, loggers and further callbacks: how a teacher is trained."""
     dense = config.copy()
     dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
@@ -140,7 +140,7 @@ def trained_teacher(config: DictConfig) -> Path:
 
     It lies under ``config.teachers``, in a folder that is named by everything that made it.
     """
-    dense = dense_of(config)
+    dense = dense_config(config)
     made_by = {key: OmegaConf.to_container(dense[key], resolve=True) for key in MADE_BY} | {
         "seed": dense.seed
     }

@@ -1,4 +1,4 @@
-"""When the teacher is made, moved, measured, copied, saved and checked: the callback of a mixin (level 4)."""
+"""Lightning callback of distillation: makes, measures, copies, saves and verifies the teacher, adds its losses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from lightning_prune.callbacks.pruning import pruning_callbacks
 from lightning_prune.distillation.config import COPY, Distillation
 from lightning_prune.distillation.distiller import Distiller, Projections, TapCall
-from lightning_prune.distillation.setup import check_module, made, prepared
-from lightning_prune.distillation.teacher import Teacher, TeacherError, found_again, load_weights_
-from lightning_prune.distillation.teacher_scores import Scores, measure, swapped
+from lightning_prune.distillation.setup import build_distiller, build_teacher, check_module
+from lightning_prune.distillation.teacher import Teacher, TeacherError, find_teacher_file, load_weights_
+from lightning_prune.distillation.teacher_scores import TeacherScores, measure_scores, replace_student
 from lightning_prune.serialization.record import PruningRecord, rerooted
 from lightning_prune.trainer.batches import first_sample
-from lightning_prune.trainer.step_outputs import replaced, task_of
+from lightning_prune.trainer.step_outputs import step_loss, with_loss
 from lightning_prune.trainer.training_state import target_of
 from lightning_prune.utils.distributed import agreed
 from lightning_prune.utils.example_inputs import Example, as_example
@@ -29,176 +29,181 @@ __all__ = ["DistillationCallback"]
 
 
 class DistillationCallback(L.Callback):
-    """Looks after the teacher of one module; made by :class:`~lightning_prune.distillation.DistillationMixin`.
+    """Manages the teacher of one module; made by :class:`~lightning_prune.distillation.DistillationMixin`.
+
+    Args:
+        distillation: the options.
 
     Attributes:
         teacher: the frozen network; None before ``setup``.
         scores: its validation metrics, measured once.
-        started: whether it teaches yet: one that is copied from the student does so from the first cut on.
+        started: whether the distillation losses are in use; with ``teacher="copy"`` only from the first cut on.
     """
 
     def __init__(self, distillation: Distillation) -> None:
         self.distillation = distillation
         self.teacher: Teacher | None = None
-        self.scores = Scores(distillation.metric, distillation.mode)
+        self.scores = TeacherScores(distillation.metric, distillation.mode)
         self.started = False
-        self._lessons: Distiller | None = None
+        self._distiller: Distiller | None = None
         self._projections: Projections | None = None
-        self._saved: dict[str, Any] = {}
-        self._seen: tuple[PruningRecord, PruningRecord] | None = None
+        self._saved_state: dict[str, Any] = {}
+        self._rerooted: tuple[PruningRecord, PruningRecord] | None = (
+            None  # callback's record, and the same rerooted
+        )
 
     # -- the callback's hooks, in the order in which they are called ------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the teacher while the student is still dense: a checkpoint may shrink it after this."""
+        """Make the teacher while the student is still dense: a checkpoint may shrink the student later."""
         if stage != "fit":
             return
         if self.teacher is None:
-            self.teacher = made(self.distillation, pl_module)
+            self.teacher = build_teacher(self.distillation, pl_module)
             self.started = self.distillation.teacher != COPY
         if pl_module.example_input_array is not None:
-            self._prepare(trainer, pl_module, as_example(pl_module.example_input_array))
+            self._build_distiller(trainer, pl_module, as_example(pl_module.example_input_array))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember which teacher there was; it is looked for when training starts."""
-        self._saved = state_dict
+        """Store the state of a resumed run; its teacher is restored when training starts."""
+        self._saved_state = state_dict
         self.started = state_dict["started"]
-        self.scores.found = state_dict["scores"]
+        self.scores.values = state_dict["scores"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check, measure, listen."""
-        teacher = self._restored(trainer)
+        """Restore and check the teacher, measure its scores, register hooks on the student."""
+        teacher = self._restore_teacher(trainer)
         check_module(self.distillation, trainer, pl_module, self._projections)
-        if self.distillation.teacher == COPY and not self.started and self._copied_at(trainer) is None:
-            self._copy(pl_module)
+        if self.distillation.teacher == COPY and not self.started and self._copy_epoch(trainer) is None:
+            self._copy_student(pl_module)
         teacher.to(pl_module.device)
         agreed("the teacher", teacher.checksum)
-        if self.started and not self.scores.found:
-            with swapped(pl_module, self.distillation.submodule, teacher.net):
-                self.scores.found = measure(trainer)
+        if self.started and not self.scores.values:
+            with replace_student(pl_module, self.distillation.submodule, teacher.net):
+                self.scores.values = measure_scores(trainer)
             self._log_scores(trainer)
-        if self._lessons is not None:
-            self._lessons.attach()
+        if self._distiller is not None:
+            self._distiller.attach()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the input once, and at what has been cut."""
-        if self._lessons is None:
+        """Build the distiller from the first batch if there was no example input; pass on what was pruned."""
+        if self._distiller is None:
             target = target_of(pl_module, self.distillation.submodule)
-            self._prepare(trainer, pl_module, first_sample(batch, target)).attach()
-        assert self._lessons is not None
-        self._lessons.follow(self._record(trainer), pl_module.device)
+            self._build_distiller(trainer, pl_module, first_sample(batch, target)).attach()
+        assert self._distiller is not None
+        self._distiller.set_record(self._record(trainer), pl_module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Copy the student when the last epoch before the first cut is over."""
-        due = not self.started and trainer.current_epoch == self._copied_at(trainer)
+        """Copy the student at the end of the last epoch before the first cut."""
+        due = not self.started and trainer.current_epoch == self._copy_epoch(trainer)
         if due and trainer.is_last_batch:
-            self._copy(pl_module)
+            self._copy_student(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if the student is better than its teacher."""
+        """Warn once if the student is better than its teacher."""
         if trainer.sanity_checking or not self.started:
             return
-        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not self.scores.found and self.distillation.teacher == COPY:  # made a moment ago: its score
-            self.scores.found = {name: value for name, value in now.items() if name.startswith("val")}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not self.scores.values and self.distillation.teacher == COPY:
+            # The student was copied after the last batch of this epoch: its scores are the teacher's.
+            self.scores.values = {name: value for name, value in metrics.items() if name.startswith("val")}
             self._log_scores(trainer)
-        elif problem := self.scores.worse_than(now, trainer):
-            rank_zero_warn(problem)
+        elif warning := self.scores.warning(metrics, trainer):
+            rank_zero_warn(warning)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prove that the teacher is what it was."""
+        """Check that the teacher has not changed."""
         if self.teacher is not None:
             self.teacher.verify()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write the teacher beside the first checkpoint, once."""
+        """Write the teacher beside the first checkpoint; put the path of its file into every checkpoint."""
         if self.started and self.teacher is not None:
-            path = self._path(trainer)
+            path = self._teacher_path(trainer)
             if trainer.is_global_zero and not path.exists():
                 self.teacher.save(path)
             checkpoint["callbacks"][self.state_key]["file"] = str(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which teacher it was, and what has been learnt for its sake."""
+        """Return checksum and scores of the teacher, and the weights of the projections."""
         projections = self._projections
         weights = dict(projections.named_parameters()) if projections is not None else {}
         return {
             "started": self.started,
             "checksum": self.teacher.checksum if self.teacher else "",
-            "scores": self.scores.found,
+            "scores": self.scores.values,
             "projections": {name: weight.detach().cpu() for name, weight in weights.items()},
         }
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave no hooks behind."""
-        if self._lessons is not None:
-            self._lessons.detach()
+        """Remove the hooks from the student."""
+        if self._distiller is not None:
+            self._distiller.detach()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave no hooks behind."""
+        """Remove the hooks from the student."""
         self.teardown(trainer, pl_module, "exception")
 
-    # -- one step ---------------------------------------------------------------------------------------------
+    # -- one training step ---------------------------------------------------------------------------------------
 
     @torch.compiler.disable(recursive=False)
     def step(
         self, module: L.LightningModule, step: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
-        """The module's own ``training_step``, and what the teacher adds to its loss."""
-        lessons = self._lessons
-        if lessons is None or lessons.active or not self.started:
+        """Run the module's own ``training_step`` and add the distillation losses to its loss."""
+        distiller = self._distiller
+        if distiller is None or distiller.active or not self.started:  # active: a base's step inside this one
             return step(module, *args, **kwargs)
-        with lessons.listening() as calls:
+        with distiller.recording() as calls:
             outputs = step(module, *args, **kwargs)
-            task = task_of(outputs)
+            task = step_loss(outputs)
             if task is None:
                 return outputs
-            total = self._total(module, task, calls, args[0] if args else kwargs["batch"])
-        return replaced(outputs, total)
+            total = self._total(module, distiller, task, calls, args[0] if args else kwargs["batch"])
+        return with_loss(outputs, total)
 
     @torch.compiler.disable
-    def _total(self, module: L.LightningModule, task: Tensor, calls: list[TapCall], batch: Any) -> Tensor:
-        assert self._lessons is not None
-        self._check_calls(calls)
-        told, labels = self.distillation, self.distillation.labels_of(batch)
-        parts = {"task": task, **self._lessons.parts(calls, labels, told.wanted)}
-        weights = told.weights(progress(module.trainer))
-        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
-        self._log(module, {**parts, "total": total}, calls[0].output)
+    def _total(
+        self, module: L.LightningModule, distiller: Distiller, task: Tensor, calls: list[TapCall], batch: Any
+    ) -> Tensor:
+        """Return the weighted sum of the task's loss and the distillation losses, and log all of them."""
+        _check_calls(calls)
+        names, labels = self.distillation.wanted, self.distillation.labels_of(batch)
+        losses = {"task": task, **distiller.losses(calls, labels, names)}
+        weights = self.distillation.weights(training_progress(module.trainer))
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        self._log(module, {**losses, "total": total}, calls[0].output)
         return total
 
-    def _check_calls(self, calls: list[TapCall]) -> None:
-        if not calls:
-            raise RuntimeError(
-                "training_step ran, but the network that is distilled was not called: name the one that is by "
-                "Distillation(submodule=...)"
-            )
-
-    def _log(self, module: L.LightningModule, parts: Mapping[str, Tensor], output: Any) -> None:
+    def _log(self, module: L.LightningModule, losses: Mapping[str, Tensor], output: Any) -> None:
         size = len(self.distillation.logits(output))
-        values = {f"distill/{name}": loss.detach() for name, loss in parts.items()}
+        values = {f"distill/{name}": loss.detach() for name, loss in losses.items()}
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
 
-    # -- the teacher: made, copied, saved, found again -----------------------------------------------------------
+    # -- the teacher: built, copied, saved, restored -------------------------------------------------------------
 
-    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example) -> Distiller:
-        """Find the taps and what surely goes wrong."""
+    def _build_distiller(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example
+    ) -> Distiller:
+        """Trace the taps; raise for options that do not fit the two networks."""
         assert self.teacher is not None
-        told, record = self.distillation, self._record(trainer)
-        self._lessons = prepared(told, pl_module, self.teacher, record, example, self._projections)
-        self._projections = self._lessons.projections
-        return self._lessons
+        record = self._record(trainer)
+        self._distiller = build_distiller(
+            self.distillation, pl_module, self.teacher, record, example, self._projections
+        )
+        self._projections = self._distiller.projections
+        return self._distiller
 
-    def _copied_at(self, trainer: L.Trainer) -> int | None:
-        """The epoch at whose end the student is first cut; None: nobody cuts it."""
+    def _copy_epoch(self, trainer: L.Trainer) -> int | None:
+        """Return the epoch at whose end the student is first cut; None without a pruning callback."""
         timings = [callback.timing for callback in pruning_callbacks(trainer)]
         if any(timing.by_steps for timing in timings):
             raise ValueError(
@@ -207,59 +212,68 @@ class DistillationCallback(L.Callback):
             )
         return min((timing.start for timing in timings), default=None)
 
-    def _copy(self, pl_module: L.LightningModule) -> None:
-        """The student as it is now becomes the teacher."""
+    def _copy_student(self, pl_module: L.LightningModule) -> None:
+        """Make the teacher a copy of the student as it is at this moment."""
         assert self.teacher is not None
         self.teacher.net.load_state_dict(target_of(pl_module, self.distillation.submodule).state_dict())
-        self._replace(Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device))
+        self._set_teacher(Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device))
         self.started = True
 
-    def _replace(self, teacher: Teacher) -> None:
+    def _set_teacher(self, teacher: Teacher) -> None:
         self.teacher = teacher
-        if self._lessons is not None:
-            self._lessons.teacher = teacher
+        if self._distiller is not None:
+            self._distiller.teacher = teacher
 
-    def _path(self, trainer: L.Trainer) -> Path:
-        """Beside the checkpoints."""
+    def _teacher_path(self, trainer: L.Trainer) -> Path:
+        """Return the path of the teacher's file, in the folder of the checkpoints."""
         assert self.teacher is not None
-        beside = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
-        return Path(beside) / f"teacher-{self.teacher.checksum[:12]}.pt"
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+        return Path(folder) / f"teacher-{self.teacher.checksum[:12]}.pt"
 
-    def _restored(self, trainer: L.Trainer) -> Teacher:
-        """The teacher of the run that is resumed, else the one there is."""
+    def _restore_teacher(self, trainer: L.Trainer) -> Teacher:
+        """Load the teacher and the projections of the resumed run, if there is one; return the teacher."""
         assert self.teacher is not None
-        saved, self._saved = self._saved, {}
+        saved, self._saved_state = self._saved_state, {}
         if self._projections is not None:
             for name, weight in saved.get("projections", {}).items():
                 self._projections.get_parameter(name).data.copy_(weight)
         if saved.get("started") and saved["checksum"] != self.teacher.checksum:
-            path = found_again(saved.get("file", ""), str(trainer.ckpt_path))
-            self._replace(Teacher(load_weights_(self.teacher.net, path), self.teacher.precision))
+            path = find_teacher_file(saved.get("file", ""), str(trainer.ckpt_path))
+            self._set_teacher(Teacher(load_weights_(self.teacher.net, path), self.teacher.precision))
             if self.teacher.checksum != saved["checksum"]:
                 raise TeacherError(f"{path} is not the teacher that this training was started with")
         return self.teacher
 
     def _record(self, trainer: L.Trainer) -> PruningRecord | None:
-        """What has been removed, in the names of the distilled network."""
-        told = self.distillation
+        """Return what was removed so far, with names relative to the distilled network."""
         for callback in pruning_callbacks(trainer):
             if callback.record is not None:
-                if self._seen is None or self._seen[0] is not callback.record:
-                    here = rerooted(callback.record, callback.submodule or "", told.submodule or "")
-                    self._seen = callback.record, here
-                return self._seen[1]
-        return told.record
+                if self._rerooted is None or self._rerooted[0] is not callback.record:
+                    inner = self.distillation.submodule or ""
+                    record = rerooted(callback.record, callback.submodule or "", inner)
+                    self._rerooted = callback.record, record
+                return self._rerooted[1]
+        return self.distillation.record
 
     def _log_scores(self, trainer: L.Trainer) -> None:
-        logged = {f"teacher/{name.removeprefix('val/')}": value for name, value in self.scores.found.items()}
-        for logger in trainer.loggers if logged else ():
-            logger.log_metrics({**logged, "epoch": trainer.current_epoch}, step=trainer.global_step)
+        scores = {f"teacher/{name.removeprefix('val/')}": value for name, value in self.scores.values.items()}
+        for logger in trainer.loggers if scores else ():
+            logger.log_metrics({**scores, "epoch": trainer.current_epoch}, step=trainer.global_step)
 
 
-def progress(trainer: L.Trainer) -> float:
-    """The share of the training that is over, in [0, 1]; 0 where it has no end."""
+def _check_calls(calls: list[TapCall]) -> None:
+    """Raise RuntimeError if the training step did not call the distilled network."""
+    if not calls:
+        raise RuntimeError(
+            "training_step did not call the distilled network: name the network that it calls by "
+            "Distillation(submodule=...)"
+        )
+
+
+def training_progress(trainer: L.Trainer) -> float:
+    """Return the share of the training that is over, in [0, 1]; 0 for a training without end."""
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         batches = trainer.num_training_batches
-        within = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
-        return min((trainer.current_epoch + within) / trainer.max_epochs, 1.0)
+        share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
+        return min((trainer.current_epoch + share) / trainer.max_epochs, 1.0)
     return min(trainer.global_step / trainer.max_steps, 1.0) if trainer.max_steps > 0 else 0.0

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import Literal
 
 import lightning as L
-from lightning.pytorch.loops.utilities import _reset_progress
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lightning_prune.trainer.lightning_internals import call_callbacks, forget_logged, reset_loop
 from lightning_prune.trainer.training_state import callbacks_of
 
 __all__ = ["Scores", "measure", "swapped"]
@@ -77,14 +76,13 @@ def measure(trainer: L.Trainer) -> dict[str, float]:
     trainer.num_sanity_val_steps = float("inf")
     try:
         with isolate_rng():
-            call._call_callback_hooks(trainer, "on_sanity_check_start")
+            call_callbacks(trainer, "on_sanity_check_start")
             loop.run()
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            call._call_callback_hooks(trainer, "on_sanity_check_end")
+            call_callbacks(trainer, "on_sanity_check_end")
     finally:
-        trainer._logger_connector.reset_results()
-        trainer._logger_connector.reset_metrics()
-        _reset_progress(loop)
+        forget_logged(trainer)
+        reset_loop(loop)
         trainer.num_sanity_val_steps, trainer.state.stage = steps, stage
     return found
 

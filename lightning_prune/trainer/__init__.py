@@ -1,1 +1,1 @@
-"""What pruning needs of Lightning's Trainer: batches, checkpoints, optimizers, resuming."""
+"""Access to Lightning's Trainer for pruning callbacks: batches, checkpoints, optimizers, resuming."""

@@ -1,4 +1,4 @@
-"""Batches as Lightning's loops would hand them to a step, outside of these loops (level 4)."""
+"""Batches outside of Lightning's loops, prepared as the loops prepare them for a step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 
+from lightning_prune.trainer.lightning_internals import before_batch_transfer, second_training_loader
 from lightning_prune.utils.batch_norm import recalibrate_, tracked_norms
 from lightning_prune.utils.distributed import average_, gathered, shared
 from lightning_prune.utils.example_inputs import Example, inputs_of, one_sample
 from lightning_prune.utils.modules import switched
 
-__all__ = ["Indexed", "held_batches", "moved", "train_batches"]
+__all__ = ["IndexedBatch", "held_out_batches", "train_batches", "transfer_batch"]
+
+#: a batch, its index, and the index of its loader; None if there is one loader
+IndexedBatch = tuple[Any, int, int | None]
 
 
 def first_sample(batch: Any, target: nn.Module) -> Example:
-    """One sample of a training batch, as the example input; in all processes that of the first one.
+    """Return one sample of a training batch as example input, on the CPU; all processes get that of rank 0.
 
     Raises:
         ValueError: the batch holds no tensor.
@@ -32,21 +36,24 @@ def first_sample(batch: Any, target: nn.Module) -> Example:
     example = inputs_of(batch, target.forward)
     if example is None:
         raise ValueError(
-            f"no example input: a training batch of type {type(batch).__name__} holds no tensor to take; set "
+            f"no example input: a training batch of type {type(batch).__name__} holds no tensor; set "
             "example_input_array of the LightningModule"
         )
     return shared(move_data_to_device(one_sample(example), torch.device("cpu")))
 
 
 def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
-    """The inputs of one pass over the training data, on the device, as training sees them."""
+    """Yield the inputs of ``target`` for one pass over the training data, on its device.
+
+    Batches without a tensor are left out.
+    """
     for batch in train_batches(trainer, next(target.parameters()).device):
         if (example := inputs_of(batch, target.forward)) is not None:
             yield example
 
 
-def observe(trainer: L.Trainer, target: nn.Module) -> None:
-    """A pass over the training data in eval mode, for whoever watches ``target``."""
+def forward_training_data(trainer: L.Trainer, target: nn.Module) -> None:
+    """Run ``target`` over the training data once, in eval mode, without gradients, so that hooks see activations."""
     with torch.no_grad(), switched(target, lambda module: False), forward_context(trainer):
         for args, kwargs in train_inputs(trainer, target):
             target(*args, **kwargs)
@@ -54,16 +61,18 @@ def observe(trainer: L.Trainer, target: nn.Module) -> None:
 
 @contextmanager
 def forward_context(trainer: L.Trainer) -> Iterator[None]:
-    """The precision that training runs in, without compiled code, which hooks cannot see into."""
+    """Use the precision of training, and run compiled code eagerly, because it skips forward hooks."""
     with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
         yield
 
 
-def renew_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number: int) -> None:
-    """:func:`~lightning_prune.utils.batch_norm.recalibrate_` on ``number`` batches of every process, as one estimate."""
-    number = min(
-        gathered(int(min(number, trainer.num_training_batches)))
-    )  # synchronised norms wait for each other
+def recalibrate_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number: int) -> None:
+    """Estimate the running statistics of batch norms anew, on ``number`` training batches of every process.
+
+    The estimates of all processes are averaged; see :func:`~lightning_prune.utils.batch_norm.recalibrate_`.
+    """
+    # Synchronised norms wait for each other in every forward: all processes must use the same number of batches.
+    number = min(gathered(int(min(number, trainer.num_training_batches))))
     for network in networks:
         with forward_context(trainer):
             used = recalibrate_(network, islice(train_inputs(trainer, network), number))
@@ -72,54 +81,53 @@ def renew_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number: int)
                 average_(buffer, used)
 
 
-#: a batch, its number, and that of its loader; None: there is but one
-Indexed = tuple[Any, int, int | None]
-
-
-def moved(trainer: L.Trainer, batch: Any, device: torch.device, loader: int = 0) -> Any:
-    """A batch on ``device``, after all that precision, module and data module do to it on its way."""
+def transfer_batch(trainer: L.Trainer, batch: Any, device: torch.device, loader_index: int = 0) -> Any:
+    """Return a batch on ``device``, after precision plugin, module and data module have converted it."""
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=loader)
-    return trainer.strategy.batch_to_device(batch, device, dataloader_idx=loader)
+    batch = before_batch_transfer(trainer.lightning_module, batch, loader_index)
+    return trainer.strategy.batch_to_device(batch, device, dataloader_idx=loader_index)
 
 
 def train_batches(trainer: L.Trainer, device: torch.device) -> Iterator[Any]:
-    """One pass over the training data, of one loader or several, as far as an epoch goes."""
-    combined = trainer.fit_loop._combined_loader
-    if combined is None:
+    """Yield the batches of one training epoch on ``device``, from one loader or several combined ones."""
+    loader = second_training_loader(trainer)
+    if loader is None:
         return
-    for batch, number, _ in CombinedLoader(combined.iterables, combined._mode):
-        if number >= trainer.num_training_batches:
+    for batch, index, _ in loader:
+        if index >= trainer.num_training_batches:
             break
-        yield moved(trainer, batch, device)
+        yield transfer_batch(trainer, batch, device)
 
 
-def held_batches(
+def held_out_batches(
     trainer: L.Trainer, loaders: Any, device: torch.device, number: int | None = None
-) -> list[Indexed]:
-    """One pass over one loader or several, one after the other, as validation sees them, or ``number`` of each."""
+) -> list[IndexedBatch]:
+    """Return the batches of one loader, or of several one after the other, prepared as for validation.
+
+    Args:
+        trainer: runs the training; its limit of validation batches holds for its own validation loaders.
+        loaders: a loader or a collection of loaders.
+        device: to put the batches on.
+        number: how many batches of each loader at most; None: all.
+    """
     combined = CombinedLoader(loaders, "sequential")
-    most = math.inf if number is None else number
-    limits = (
-        trainer.num_val_batches
-        if loaders is trainer.val_dataloaders
-        else [math.inf] * len(combined.flattened)
-    )
-    combined.limits = [min(limit, most) for limit in limits]
     several = len(combined.flattened) > 1
-    with _validating(trainer):
+    is_validation = loaders is trainer.val_dataloaders
+    limits = trainer.num_val_batches if is_validation else [math.inf] * len(combined.flattened)
+    combined.limits = [min(limit, math.inf if number is None else number) for limit in limits]
+    with _validation_stage(trainer):
         return [
-            (moved(trainer, batch, device, loader), index, loader if several else None)
+            (transfer_batch(trainer, batch, device, loader), index, loader if several else None)
             for batch, index, loader in combined
         ]
 
 
 @contextmanager
-def _validating(trainer: L.Trainer) -> Iterator[None]:
-    """Hooks that augment while training let these batches be."""
-    before, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
+def _validation_stage(trainer: L.Trainer) -> Iterator[None]:
+    """Set the trainer's stage to validation, so that hooks for batches do not augment."""
+    stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     try:
         with switched(trainer.lightning_module, lambda module: False):
             yield
     finally:
-        trainer.state.stage = before
+        trainer.state.stage = stage

@@ -1,4 +1,4 @@
-"""NEW."""
+"""Hooks of a LightningModule that make checkpoints fit a pruned network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import check_weights, has_shapes_of, part_of, shrink_
+from lightning_prune.serialization.saving import check_weights, find_submodule, has_shapes_of, shrink_
 from lightning_prune.trainer.weight_averaging import averaged_copies
 
 #: Former class name of a callback -> its name today. Lightning stores the state of a callback under its class name.
@@ -19,50 +19,61 @@ OLD_STATE_KEYS = {"Teaching": "DistillationCallback"}
 def shrink_with_averages_(
     trainer: L.Trainer, pl_module: L.LightningModule, saved: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> PruningRecord:
-    """Cut the network, and its averages, to the record of a checkpoint before the weights arrive."""
+    """Cut the network, and its averaged copies, to the record of a checkpoint, before its weights are loaded.
+
+    Args:
+        trainer: its callbacks may hold averaged copies.
+        pl_module: is cut in place.
+        saved: this package's entry of the checkpoint: ``record`` and ``submodule``.
+        weights: the ``state_dict`` of the checkpoint.
+
+    Returns:
+        The record of the checkpoint.
+    """
     record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
-    copies, target = averaged_copies(trainer, pl_module), part_of(pl_module, submodule or "")
+    copies, target = averaged_copies(trainer, pl_module), find_submodule(pl_module, submodule or "")
     if not has_shapes_of(target, record):
         check_weights(pl_module, target, record, weights, strict=False)
     shrink_(target, record)
     for copy in copies:
-        shrink_(copy.module, copy.part(record, submodule))
+        shrink_(copy.module, copy.record_for(record, submodule))
     return record
 
 
-def set_load_hook(pl_module: L.LightningModule, first: Callable[[dict[str, Any]], None] | None) -> None:
-    """Have ``first(checkpoint)`` called before the module's own ``on_load_checkpoint``; None takes it back.
+def set_load_hook(pl_module: L.LightningModule, hook: Callable[[dict[str, Any]], None] | None) -> None:
+    """Have ``hook(checkpoint)`` called before the module's own ``on_load_checkpoint``; None removes the hook.
 
-    Of a callback's hooks, those for loading come only after the weights are in.
+    Lightning calls the hooks of callbacks only after it has loaded the weights, which is too late to cut.
     """
     pl_module.__dict__.pop("on_load_checkpoint", None)
-    if first is None:
+    if hook is None:
         return
-    own = pl_module.on_load_checkpoint
+    original = pl_module.on_load_checkpoint
 
     def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-        first(checkpoint)
-        own(checkpoint)
+        hook(checkpoint)
+        original(checkpoint)
 
     pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
 
 
-def add_to_checkpoints(pl_module: L.LightningModule, extra: Mapping[str, Any]) -> None:
-    """Have checkpoints of the module hold ``extra``, also those with weights only, and those after training.
+def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any]) -> None:
+    """Have all further checkpoints of the module contain ``entries``, unless they have such keys already.
 
-    Lightning calls no hook of a callback for these.
+    For checkpoints with weights only, and for those after training, Lightning calls no hook of a callback, but
+    calls ``on_save_checkpoint`` of the module. A second call replaces the entries of the first.
     """
-    saved = vars(pl_module).get("on_save_checkpoint")
-    own = saved.args[0] if isinstance(saved, partial) else pl_module.on_save_checkpoint
-    pl_module.on_save_checkpoint = partial(_save_along, own, dict(extra))  # type: ignore[method-assign]
+    hook = vars(pl_module).get("on_save_checkpoint")
+    original = hook.args[0] if isinstance(hook, partial) else pl_module.on_save_checkpoint
+    pl_module.on_save_checkpoint = partial(_save_with, original, dict(entries))  # type: ignore[method-assign]
 
 
-def _save_along(
-    own: Callable[[dict[str, Any]], None], extra: Mapping[str, Any], checkpoint: dict[str, Any]
+def _save_with(
+    original: Callable[[dict[str, Any]], None], entries: Mapping[str, Any], checkpoint: dict[str, Any]
 ) -> None:
-    for name, value in extra.items():
+    for name, value in entries.items():
         checkpoint.setdefault(name, value)
-    own(checkpoint)
+    original(checkpoint)
 
 
 def rename_callback_states_(checkpoint: dict[str, Any]) -> None:

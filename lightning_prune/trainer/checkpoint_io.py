@@ -1,25 +1,27 @@
-"""Checkpoint files that are there as a whole, or not at all (level 4)."""
+"""Write checkpoint files atomically, and find the last one that can be read."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.trainer.lightning_internals import is_local_path
 
 __all__ = ["AtomicCheckpointIO", "last_checkpoint"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to disk, and renames it.
+    """Checkpoint plugin of Lightning that replaces a checkpoint file only when the new one is complete.
 
-    Lightning's own writes to the system's temporary folder and moves the file. Where that folder lies on
-    another file system, moving is copying, and whoever is killed meanwhile leaves half a file under the
-    checkpoint's name; where it is small, it fills up. Remote paths are left to Lightning.
+    The checkpoint is written to a temporary file in the same folder, flushed to disk, and renamed. Lightning's own
+    plugin writes to the system's temporary folder and moves the file. If that folder is on another file system,
+    moving means copying, and a process that is killed meanwhile leaves half a file under the checkpoint's name; if
+    the folder is small, it fills up. Remote paths are written by Lightning.
 
     Example:
         >>> import lightning as L
@@ -31,28 +33,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write ``checkpoint``; an interrupted write leaves what was at ``path`` before.
+        """Write ``checkpoint``; if the write is interrupted, the file that was at ``path`` before stays.
 
         Raises:
             TypeError: ``storage_options`` is given.
         """
-        if storage_options is not None or not _is_local_file_protocol(path):
+        if storage_options is not None or not is_local_path(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        with beside.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint in ``folder`` or below it that can be read to its end, or None: what to resume from.
+    """Return the newest readable checkpoint in ``folder`` or its subfolders, to resume from; None if there is none.
 
-    A damaged one, left behind by a full disk or a kill, is passed over with a warning.
+    A damaged checkpoint, which a full disk or a killed process may leave, is skipped with a warning.
 
     Example:
         >>> import tempfile
@@ -64,13 +60,13 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     newest_first = sorted(
         Path(folder).rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
     )
-    return next((path for path in newest_first if _is_whole(path)), None)
+    return next((path for path in newest_first if _is_readable(path)), None)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes torch raise
-        warnings.warn(f"{path} cannot be read and is passed over: {error}", stacklevel=3)
+    except Exception as error:  # torch raises many types for a damaged file
+        warnings.warn(f"{path} cannot be read and is skipped: {error}", stacklevel=3)
         return False
     return True

@@ -1,4 +1,4 @@
-"""NEW."""
+"""Rebuild optimizers, schedulers and the distributed wrapper after a cut."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import Optimizer
 
+from lightning_prune.trainer.lightning_internals import expect_first_backward
 from lightning_prune.trainer.weight_averaging import rebind_swa_
 
 
-def fresh_optimizers_(trainer: L.Trainer, added: bool = True) -> None:
-    """Optimizers and schedulers anew, as the module configures them.
+def rebuild_optimizers_(trainer: L.Trainer, added: bool = True) -> None:
+    """Replace the trainer's optimizers and schedulers by new ones from ``configure_optimizers``.
 
     Args:
-        trainer: whose they are.
-        added: with the parameter groups that callbacks have added since.
+        trainer: holds the optimizers and schedulers.
+        added: also copy the parameter groups that callbacks have added to the old optimizers.
 
     Raises:
-        ValueError: there are more or fewer optimizers than before.
+        ValueError: the number of optimizers has changed.
     """
-    before, schedules = trainer.optimizers, trainer.lr_scheduler_configs
+    before, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
     trainer.strategy.setup_optimizers(trainer)
     if len(before) != len(trainer.optimizers):
         raise ValueError(
-            f"{len(trainer.optimizers)} optimizers were built, training began with {len(before)}"
+            f"configure_optimizers returns {len(trainer.optimizers)} optimizers, {len(before)} when training began"
         )
-    for old, fresh in zip(before, trainer.optimizers, strict=True) if added else ():
-        _add_groups_(fresh, old.param_groups[len(fresh.param_groups) :])
-    rebind_swa_(trainer, schedules)
+    if added:
+        for old, new in zip(before, trainer.optimizers, strict=True):
+            _add_groups_(new, old.param_groups[len(new.param_groups) :])
+    rebind_swa_(trainer, schedulers)
 
 
 def _add_groups_(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> None:
-    """Parameter groups that a callback added, when it unfroze them, get back their own learning rate."""
+    """Add groups that a callback made when it unfroze parameters, and take these out of the other groups.
+
+    So they keep the learning rate that the callback gave them.
+    """
     for group in groups:
         added = {id(parameter) for parameter in group["params"]}
-        for own in optimizer.param_groups:
-            own["params"] = [parameter for parameter in own["params"] if id(parameter) not in added]
+        for other in optimizer.param_groups:
+            other["params"] = [parameter for parameter in other["params"] if id(parameter) not in added]
         optimizer.add_param_group(dict(group))
 
 
 def rebuild_wrapper_(trainer: L.Trainer) -> None:
-    """DistributedDataParallel remembers the old shapes: wrap the smaller module anew, same arguments."""
+    """Wrap the module in DistributedDataParallel again, with the same arguments: the old one has the old shapes."""
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy.model = trainer.lightning_module
-        trainer.strategy._pl_static_graph_delay_done = False  # of a static graph's first backward, by hand
+        expect_first_backward(trainer.strategy)
         trainer.strategy.configure_ddp()

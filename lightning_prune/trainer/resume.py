@@ -1,9 +1,9 @@
-"""Going on from a checkpoint as if nothing had happened: what Lightning itself does not restore (level 4).
+"""Exact continuation of an interrupted training run: what Lightning itself does not restore.
 
-Lightning 2.6 restores weights, optimizers, schedulers and its counters. It does not restore random states; within an
-epoch it starts the data from the beginning again; a checkpoint from the end of a training batch makes it leave
-out the validation and, after the last batch, the end of the epoch that should follow; and a plateau scheduler
-misses the step of the epoch that ended with the checkpoint. :class:`Resumption` makes up for all of these.
+Lightning 2.6 restores weights, optimizers, schedulers and its counters. It does not restore random states. Within an
+epoch it starts the data from the beginning again. After a checkpoint from the end of a training batch it skips the
+validation that should follow and, after the last batch, the end of the epoch. A plateau scheduler misses its step
+for an epoch that ended with the checkpoint. :class:`Resumption` corrects all of these.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.fabric.utilities.types import _Stateful
-from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.trainer import lightning_internals as internals
 from lightning_prune.utils.distributed import gathered
 from lightning_prune.utils.seeding import random_state, set_random_state
 
@@ -26,87 +24,87 @@ __all__ = ["Resumption"]
 
 
 def generators_of(trainer: L.Trainer) -> list[torch.Generator]:
-    """The generators that the user gave to data loaders and samplers, each once."""
+    """Return the generators that the user passed to data loaders and samplers, each once."""
     loaders = tree_leaves([trainer.train_dataloader, trainer.val_dataloaders])
-    held = [getattr(owner, "generator", None) for x in loaders for owner in (x, getattr(x, "sampler", None))]
-    return list({id(found): found for found in held if isinstance(found, torch.Generator)}.values())
+    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(it): it for it in generators if isinstance(it, torch.Generator)}.values())
 
 
 class Resumption:
-    """Belongs to a callback, which calls the methods from its own hooks of the same names.
+    """Saves and restores the state of training that Lightning does not; a callback calls its hooks.
 
     A checkpoint may come from any hook of Lightning's ``ModelCheckpoint``: the end of a training batch, of a
-    validation, of an epoch. What is restored then, on every rank its own: random states, the place within the
-    epoch's data (the batches seen are drawn again, and dropped), metrics that others monitor, a plateau
-    scheduler's step.
+    validation, of an epoch. Each rank restores its own random states, its position in the epoch's data (batches
+    before it are drawn again and dropped), metrics that other callbacks monitor, and a plateau scheduler's step.
 
     Not restored: random states inside ``persistent_workers``, the sums of metrics logged with
-    ``on_epoch=True`` in the part of the epoch before the checkpoint, gradients of an accumulation under way.
-    Loaders with a ``state_dict`` of their own are left to Lightning.
+    ``on_epoch=True`` in the part of the epoch before the checkpoint, gradients of an incomplete accumulation.
+    The position in loaders with a ``state_dict`` is restored by Lightning.
     """
 
     def __init__(self) -> None:
-        self._epoch_start: dict[str, Any] | None = None  # from where this epoch's batches were drawn
-        self._loaded: Mapping[str, Any] | None = None
-        self._batch_ended = self._epoch_ended = False
+        self._epoch_start: dict[str, Any] | None = (
+            None  # random state from which this epoch's batches are drawn
+        )
+        self._loaded: Mapping[str, Any] | None = None  # result of `save`, until it is restored
+        self._batch_ended = self._epoch_ended = False  # which hook the checkpoint came from
 
     def save(self, trainer: L.Trainer) -> dict[str, Any]:
-        """What a checkpoint needs to hold, as tensors and plain values. All processes must call it."""
+        """Return the entry for a checkpoint, as tensors and plain values. All processes must call it."""
         now = random_state(generators_of(trainer))
         metrics = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
         ranks = gathered({"start": self._epoch_start, "now": now})
         return {"epoch": trainer.current_epoch, "ranks": ranks, "metrics": metrics}
 
     def load(self, trainer: L.Trainer, saved: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:
-        """Take up what :meth:`save` gave, before Lightning restores its loops from ``checkpoint``."""
+        """Take the result of :meth:`save`, and correct ``checkpoint`` before Lightning restores its loops from it."""
         if len(saved["ranks"]) != trainer.world_size:
             rank_zero_warn(
                 f"the checkpoint was written by {len(saved['ranks'])} processes, now there are {trainer.world_size}: "
-                "training goes on, but not on the same random numbers"
+                "training continues with other random numbers"
             )
             return
         self._loaded = saved
         loops = checkpoint["loops"]["fit_loop"]
-        self._batch_ended, self._epoch_ended = (
-            _end_batch_(loops),
-            _is_at_its_end(loops["epoch_progress"]["total"]),
-        )
+        self._batch_ended = _complete_batch_(loops)
+        self._epoch_ended = _is_at_its_end(loops["epoch_progress"]["total"])
 
     def on_fit_start(self, trainer: L.Trainer) -> None:
-        """The batches of the first epoch are drawn from here."""
-        if self._loaded is not None and self._loaded["epoch"] == 0 and self._start(trainer):
-            set_random_state(self._start(trainer))
+        """Restore or note the random state from which the batches of epoch 0 are drawn."""
+        if self._loaded is not None and self._loaded["epoch"] == 0 and self._saved_start(trainer):
+            set_random_state(self._saved_start(trainer))
         elif trainer.current_epoch == 0:
             self._epoch_start = random_state()
 
     def on_train_start(self, trainer: L.Trainer) -> None:
-        """Go back to where the checkpoint was written, if that was within an epoch."""
+        """Restore metrics, and the position in the data if the checkpoint was written within an epoch."""
         if self._loaded is None:
             return
         trainer.callback_metrics.update(self._loaded["metrics"])
         loop = trainer.fit_loop
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
-            self._epoch_start = self._start(trainer)
-            start = self._epoch_start if self._loaded["epoch"] else None  # on_fit_start saw to epoch 0
-            _fast_forward(trainer, start, self._batch_ended)
+            self._epoch_start = self._saved_start(trainer)
+            start = self._epoch_start if self._loaded["epoch"] else None  # on_fit_start has restored epoch 0
+            _skip_batches(trainer, start, self._batch_ended)
             self._restore(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer) -> None:
-        """Go back to where the checkpoint was written, if that was between two epochs."""
+        """Restore random states if the checkpoint was written between two epochs."""
         if self._loaded is not None:
             self._step_schedulers(trainer)
             self._restore(trainer)
-            # Have the epoch's batches drawn after this hook, as in a run that was not interrupted.
-            trainer.fit_loop._resuming_from_checkpoint = False
+            # An uninterrupted run draws the batches of an epoch after this hook; a resumed one must do so, too.
+            internals.fetch_after_epoch_start(trainer)
         if trainer.current_epoch > 0:
             self._epoch_start = random_state(generators_of(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer) -> None:
-        """Lightning leaves plateau schedulers out after a restart, for want of the metrics, which are back."""
-        trainer.fit_loop._restarting = False
+        """Have Lightning step plateau schedulers: after a restart it skips them, as if their metrics were missing."""
+        internals.end_restart(trainer)
 
     def on_fit_end(self, trainer: L.Trainer) -> None:
-        """Where nothing was left to train, none of the other hooks was called."""
+        """Restore what is still to be restored: if no epoch was left to train, no other hook was called."""
         if self._loaded is not None:
             self._step_schedulers(trainer)
             self._restore(trainer)
@@ -117,12 +115,12 @@ class Resumption:
         return self._loaded is not None
 
     def _step_schedulers(self, trainer: L.Trainer) -> None:
-        """Lightning steps plateau schedulers after the hook that checkpoints of an epoch's end come from."""
+        """Step plateau schedulers: checkpoints of an epoch's end are written before Lightning steps them."""
         assert self._loaded is not None
         if self._epoch_ended and trainer.lightning_module.automatic_optimization:
             _step_plateau_schedulers(trainer, self._loaded["epoch"], self._loaded["metrics"])
 
-    def _start(self, trainer: L.Trainer) -> Any:
+    def _saved_start(self, trainer: L.Trainer) -> Any:
         return self._loaded["ranks"][trainer.global_rank]["start"] if self._loaded is not None else None
 
     def _restore(self, trainer: L.Trainer) -> None:
@@ -131,11 +129,14 @@ class Resumption:
         self._loaded = None
 
 
-def _end_batch_(loops: dict[str, Any]) -> bool:
-    """Let a checkpoint from the end of a training batch say that the batch is done and a validation is not.
+def _complete_batch_(loops: dict[str, Any]) -> bool:
+    """Mark the last batch as completed in a checkpoint from the end of a batch, and its validation as not begun.
 
-    Lightning then validates if it is due, and goes on; otherwise it would skip both validation and, after the
-    last batch, the end of the epoch.
+    Lightning then validates if it is due, and continues; otherwise it would skip the validation and, after the last
+    batch, the end of the epoch.
+
+    Returns:
+        Whether the checkpoint comes from the end of a batch; others stay as they are.
     """
     batches = loops["epoch_loop.batch_progress"]
     if batches["total"]["completed"] != batches["total"]["processed"] - 1:
@@ -150,25 +151,31 @@ def _end_batch_(loops: dict[str, Any]) -> bool:
     return True
 
 
-def _fast_forward(trainer: L.Trainer, start: Any, batch_ended: bool) -> None:
-    """Draw the batches that were seen before the checkpoint once more, from ``start`` on, and drop them."""
-    loop, progress = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.batch_progress
-    fetcher, combined = trainer.fit_loop._data_fetcher, trainer.fit_loop._combined_loader
-    if combined is None or not isinstance(fetcher, _PrefetchDataFetcher):
+def _skip_batches(trainer: L.Trainer, start: Any, batch_ended: bool) -> None:
+    """Draw the batches before the checkpoint again and drop them.
+
+    Args:
+        trainer: its fetcher is moved to the next batch to train on.
+        start: random state to draw them from; None: the fetcher was started from it already.
+        batch_ended: whether the checkpoint comes from the end of a batch.
+    """
+    fetcher, loader = internals.prefetcher(trainer), internals.training_loader(trainer)
+    if loader is None or fetcher is None:
         return
-    if batch_ended and not loop._should_check_val_fx(fetcher) and not loop._should_accumulate():
-        loop._batches_that_stepped += 1  # else Lightning adds it with the validation
-    if loop._num_ready_batches_reached():
+    if batch_ended and not internals.is_validation_due(trainer) and not internals.is_accumulating(trainer):
+        internals.count_step_of_batch(trainer)  # otherwise Lightning counts it before the validation
+    if internals.all_batches_started(trainer):
         fetcher.done = True
-    elif not any(isinstance(loader, _Stateful) for loader in combined.flattened):
+    elif not any(map(internals.is_stateful, loader.flattened)):
         if start is not None:
             set_random_state(start, generators_of(trainer))
-            for loader in combined.flattened:
-                _set_sampler_epoch(loader, trainer.current_epoch)
+            for part in loader.flattened:
+                internals.set_sampler_epoch(part, trainer.current_epoch)
             iter(fetcher)
-        for _ in range(progress.current.completed):
+        completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        for _ in range(completed):
             next(fetcher)
-        fetcher.fetched -= progress.current.completed  # Lightning adds it again
+        fetcher.fetched -= completed  # Lightning adds the number again
 
 
 def _step_plateau_schedulers(trainer: L.Trainer, epoch: int, metrics: Mapping[str, torch.Tensor]) -> None:
@@ -180,5 +187,5 @@ def _step_plateau_schedulers(trainer: L.Trainer, epoch: int, metrics: Mapping[st
 
 
 def _is_at_its_end(progress: Mapping[str, int]) -> bool:
-    """Whether an epoch, as its hooks see it, ended, but for what comes after the hooks."""
+    """Return whether all batches of an epoch were trained, and only what follows the hooks of its end is missing."""
     return progress["ready"] == progress["processed"] == progress["completed"] + 1

@@ -1,4 +1,4 @@
-"""What follows a cut: optimizers, wrapper and norms; and the final phase, when there are no more cuts (level 4)."""
+"""Adapt optimizers, wrapper and norms after a cut, and begin the final phase when pruning has ended."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import lightning as L
-from lightning.pytorch.core.optimizer import _configure_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.trainer.batches import renew_norms_
-from lightning_prune.trainer.optimizers import fresh_optimizers_, rebuild_wrapper_
+from lightning_prune.trainer.batches import recalibrate_norms_
+from lightning_prune.trainer.lightning_internals import configured_optimizers
+from lightning_prune.trainer.optimizers import rebuild_optimizers_, rebuild_wrapper_
 from lightning_prune.trainer.training_state import is_last_epoch
 from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["FinalPhase", "OptimizerMode", "Retraining"]
 
 OptimizerMode = Literal["reset", "carry"]
-RECALIBRATION = 16
+DEFAULT_BATCHES = 16  # to estimate batch norms on, if no training follows
 
 
 @dataclass(frozen=True)
 class FinalPhase:
-    """How training goes on when pruning is over: a learning-rate plan of its own.
+    """Optimizer, scheduler and length of the training after pruning has ended.
 
-    Called with the module, it gives what a ``configure_optimizers`` gives; any function that does may take its place.
+    A final phase is a function of the module that returns what ``configure_optimizers`` returns; any such function
+    can be used instead.
 
     Args:
         optimizer: ``parameters -> Optimizer``; None: the module's own.
-        scheduler: ``optimizer -> scheduler``; None: the learning rate stays.
+        scheduler: ``optimizer -> scheduler``; None: the learning rate is constant.
         lr: learning rate of all parameter groups; None: that of the optimizer.
-        epochs: train for this many whole epochs from there on, whatever ``max_epochs`` says; None: as it says.
+        epochs: train for this many whole epochs more, whatever ``max_epochs`` is; None: until ``max_epochs``.
         interval: whether the scheduler steps with every ``"epoch"`` or ``"step"``.
-        monitor: what a plateau scheduler watches.
+        monitor: name of the metric that a plateau scheduler reads.
 
     Raises:
-        ValueError: an argument is out of range; when it begins: the module has several optimizers.
+        ValueError: an argument is out of range; when the phase begins: the module has several optimizers.
 
     Example:
         >>> import torch
@@ -64,41 +65,45 @@ class FinalPhase:
                 raise ValueError(f"{name} must be a function that builds one, got {getattr(self, name)!r}")
 
     def __call__(self, module: L.LightningModule) -> dict[str, Any]:
-        """What the module's ``configure_optimizers`` would return."""
+        """Return optimizer and scheduler in the form of ``configure_optimizers``."""
         optimizer = self._optimizer(module)
         for group in optimizer.param_groups:
-            started = group.pop("initial_lr", group["lr"])  # a scheduler may have been there before
-            group["lr"] = started if self.lr is None else self.lr
+            # The module's own scheduler has changed "lr" already, and keeps the original value in "initial_lr".
+            initial = group.pop("initial_lr", group["lr"])
+            group["lr"] = initial if self.lr is None else self.lr
         if self.scheduler is None:
             return {"optimizer": optimizer}
-        plan = {"scheduler": self.scheduler(optimizer), "interval": self.interval}
-        monitored = {"monitor": self.monitor} if self.monitor else {}
-        return {"optimizer": optimizer, "lr_scheduler": plan | monitored}
+        scheduler = {"scheduler": self.scheduler(optimizer), "interval": self.interval}
+        monitor = {"monitor": self.monitor} if self.monitor else {}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler | monitor}
 
     def _optimizer(self, module: L.LightningModule) -> Optimizer:
         if self.optimizer:
             return self.optimizer([p for p in module.parameters() if p.requires_grad])
-        optimizers, _, _ = _configure_optimizers(module.configure_optimizers())  # type: ignore[arg-type]
+        optimizers = configured_optimizers(module.configure_optimizers())
         if len(optimizers) != 1:
             raise ValueError(
-                f"FinalPhase plans for one optimizer, the module configures {len(optimizers)}; give final_phase a "
-                "function (module) -> what configure_optimizers would return"
+                f"FinalPhase supports one optimizer, the module configures {len(optimizers)}; set final_phase to a "
+                "function of the module that returns what configure_optimizers would"
             )
         return optimizers[0]
 
 
 class Retraining:
-    """Belongs to a pruning callback: has optimizers, wrapper and norms follow the network.
+    """Adapts optimizers, wrapper and norms to the network after each cut; owned by a pruning callback.
 
     Args:
-        mode: ``"reset"`` builds optimizers and schedulers anew after a cut, ``"carry"`` cut their state along.
-        final_phase: what to build when pruning is over, None: nothing.
-        batches: on how many to estimate batch norms after a cut; None: on some if no training follows.
+        mode: ``"reset"`` builds optimizers and schedulers anew after a cut, ``"carry"`` cuts the optimizers' state.
+        final_phase: function of the module that configures the training after pruning has ended; None: no change.
+        batches: number of batches to estimate batch norms on after a cut; None: 16 if no training follows, else 0.
 
     Attributes:
-        pending: optimizers are to be built anew before training goes on.
+        pending: optimizers are to be built anew before the next batch.
         final: the final phase has begun, or begins with the next batch.
         end: the number of epochs after which the final phase ends; None: that of the trainer.
+
+    Raises:
+        ValueError: ``mode`` is something else, or ``final_phase`` cannot be called.
     """
 
     def __init__(
@@ -116,26 +121,26 @@ class Retraining:
         self.pending = self.final = False
         self.end: int | None = None
 
-    def carried(self, trainer: L.Trainer) -> Sequence[Optimizer]:
-        """The optimizers whose state is cut along with the network."""
+    def optimizers_to_cut(self, trainer: L.Trainer) -> Sequence[Optimizer]:
+        """Return the optimizers whose state is cut along with the network."""
         return trainer.optimizers if self.mode == "carry" else ()
 
-    def follow_(self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int) -> None:
-        """After a cut in ``epoch``: empty what is stale, wrap anew, renew the norms of ``networks``."""
+    def adapt_trainer_(self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int) -> None:
+        """Adapt the trainer after a cut in ``epoch``, and renew the batch norms of ``networks`` if it is due."""
         if self.mode == "reset":
-            # The fresh ones come with the next batch: Lightning still steps the schedulers of this epoch.
+            # New optimizers are built before the next batch: Lightning still steps the schedulers of this epoch.
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
             self.pending = True
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
-            number = RECALIBRATION if is_last_epoch(trainer, epoch) else 0
+            number = DEFAULT_BATCHES if is_last_epoch(trainer, epoch) else 0
         if number:
-            renew_norms_(trainer, networks, number)
+            recalibrate_norms_(trainer, networks, number)
 
-    def over(self, trainer: L.Trainer, first: int) -> None:
-        """Pruning is over: the final phase begins with the next batch; ``first`` is its first whole epoch."""
+    def start_final_phase(self, trainer: L.Trainer, first: int) -> None:
+        """Begin the final phase with the next batch, unless it has begun; ``first`` is its first whole epoch."""
         if self.final_phase is not None and not self.final:
             self.final = self.pending = True
             epochs = getattr(self.final_phase, "epochs", None)
@@ -143,42 +148,47 @@ class Retraining:
             self.set_end(trainer)
 
     def set_end(self, trainer: L.Trainer) -> None:
-        """Let training end where the final phase does."""
+        """Have training end where the final phase does."""
         if self.end is not None:
             trainer.fit_loop.max_epochs = self.end
 
-    def renew_(self, trainer: L.Trainer) -> None:
-        """Before training goes on: fresh optimizers and schedulers, if they are due."""
-        if self.pending:
-            before = list(trainer.optimizers)
-            if self.final:
-                self.plan(trainer.lightning_module)
-            fresh_optimizers_(trainer, added=not self.final)
-            if self.mode == "carry":
-                for old, fresh in zip(before, trainer.optimizers, strict=True):
-                    fresh.state.update(old.state if type(old) is type(fresh) else {})
-            self.pending = False
+    def rebuild_pending_(self, trainer: L.Trainer) -> None:
+        """Build new optimizers and schedulers if they are due, before training continues."""
+        if not self.pending:
+            return
+        before = list(trainer.optimizers)
+        if self.final:
+            self.use_final_phase(trainer.lightning_module)
+        rebuild_optimizers_(trainer, added=not self.final)
+        if self.mode == "carry":
+            for old, new in zip(before, trainer.optimizers, strict=True):
+                new.state.update(old.state if type(old) is type(new) else {})
+        self.pending = False
 
-    def plan(self, pl_module: L.LightningModule) -> None:
-        """Have Lightning's next call of ``configure_optimizers`` answered by the final phase."""
-        final_phase, held = self.final_phase, vars(pl_module).get("configure_optimizers")
+    def use_final_phase(self, pl_module: L.LightningModule) -> None:
+        """Replace the module's ``configure_optimizers`` by the final phase, for its next call.
+
+        Raises:
+            ValueError: there is no final phase.
+        """
+        final_phase, attribute = self.final_phase, vars(pl_module).get("configure_optimizers")
         if final_phase is None:
             raise ValueError(
                 "the checkpoint was written in the final phase; give the callback the final_phase of that run"
             )
 
         def configure_optimizers() -> Any:
-            del pl_module.configure_optimizers  # the phase may build on the module's own
-            if held is not None:
-                pl_module.configure_optimizers = held  # type: ignore[method-assign]
+            del pl_module.configure_optimizers  # the final phase may call the module's own
+            if attribute is not None:
+                pl_module.configure_optimizers = attribute  # type: ignore[method-assign]
             return final_phase(pl_module)
 
         pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as plain values."""
+        """Return the state for a checkpoint, as plain values."""
         return {"pending": self.pending, "final": self.final, "end": self.end}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Restore the result of :meth:`state`."""
         self.pending, self.final, self.end = state["pending"], state["final"], state["end"]

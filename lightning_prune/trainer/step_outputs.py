@@ -1,4 +1,4 @@
-"""NEW."""
+"""The loss in the outputs of ``training_step``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 
-def replaced(outputs: Any, loss: Tensor) -> Any:
-    """What ``training_step`` returned, with another loss."""
+def with_loss(outputs: Any, loss: Tensor) -> Any:
+    """Return the outputs of ``training_step`` with another loss.
+
+    Example:
+        >>> with_loss({"loss": torch.tensor(1.0), "logits": 3}, torch.tensor(2.0))
+        {'loss': tensor(2.), 'logits': 3}
+    """
     return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
 
 
-def task_of(outputs: Any) -> Tensor | None:
-    """The loss that ``training_step`` returned; None: this batch is skipped.
+def step_loss(outputs: Any) -> Tensor | None:
+    """Return the loss in the outputs of ``training_step``; None if it skips the batch.
 
     Raises:
-        TypeError: there is none.
+        TypeError: the outputs hold no tensor as loss.
     """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if loss is not None and not isinstance(loss, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What Lightning's loop needs around a cut: inputs, wrappers, checkpoints (level 4)."""
+"""What a trainer trains, how far it has come, and a line of output past its progress bar."""
 
 from __future__ import annotations
 
@@ -8,45 +8,50 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from lightning_prune.trainer.lightning_internals import is_unwrapped_compiled
+
 __all__ = ["target_of"]
 
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
-    """The callbacks of a trainer; its own attribute has no type."""
+    """Return the callbacks of a trainer: Lightning's attribute has no type annotation."""
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
 @rank_zero_only
-def say(trainer: L.Trainer, line: str) -> None:
-    """Print a line, past the progress bar."""
+def print_line(trainer: L.Trainer, line: str) -> None:
+    """Print a line without breaking the progress bar, on rank 0."""
     bar = trainer.progress_bar_callback
-    shown = bar is not None and getattr(bar, "is_enabled", True)
-    (bar.print if bar is not None and shown else print)(line)
+    enabled = bar is not None and getattr(bar, "is_enabled", True)
+    (bar.print if bar is not None and enabled else print)(line)
 
 
 def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
-    """The module to prune.
+    """Return the module to prune: ``submodule`` by its qualified name, or the whole module.
 
     Raises:
         ValueError: there is no submodule of that name.
     """
     if submodule is None:
         return pl_module
-    found = dict(pl_module.named_modules())
-    if submodule not in found:
-        near = get_close_matches(submodule, found, n=3, cutoff=0.4) or list(found)[1:4]
-        raise ValueError(f"no submodule {submodule!r}; did you mean {' or '.join(map(repr, near))}?")
-    return found[submodule]
+    modules = dict(pl_module.named_modules())
+    if submodule not in modules:
+        similar = get_close_matches(submodule, modules, n=3, cutoff=0.4) or list(modules)[1:4]
+        raise ValueError(f"no submodule {submodule!r}; did you mean {' or '.join(map(repr, similar))}?")
+    return modules[submodule]
 
 
 def is_compiled(pl_module: L.LightningModule) -> bool:
-    """Whether ``torch.compile`` was applied to the module or a part of it."""
-    return pl_module._compiler_ctx is not None or any(
+    """Return whether ``torch.compile`` was applied to the module or a part of it."""
+    return is_unwrapped_compiled(pl_module) or any(
         type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
         for module in pl_module.modules()
     )
 
 
 def is_last_epoch(trainer: L.Trainer, epoch: int) -> bool:
-    """Whether no training follows ``epoch``: not always the current one, a resumed run may still owe a cut."""
+    """Return whether no training follows ``epoch``.
+
+    A resumed run may ask for an epoch before the current one, whose cut is still to be made.
+    """
     return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch + 1

@@ -20,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_prune.callbacks.held_out_data import carve, check_apart, samples_of
+from lightning_prune.callbacks.held_out_data import split_loader, check_disjoint, sample_ids
 from lightning_prune.data.base import Augmented, Distanced
 
 DATA = TensorDataset(torch.arange(20.0))
@@ -83,7 +83,7 @@ def test_samples_in_both_are_seen_through_views_samplers_and_several_loaders(tra
     with pytest.raises(
         ValueError, match=rf"holds {number} samples of the training data.* pass held_out=loader"
     ):
-        check_apart(train, held)
+        check_disjoint(train, held)
 
 
 @pytest.mark.parametrize(
@@ -97,36 +97,36 @@ def test_samples_in_both_are_seen_through_views_samplers_and_several_loaders(tra
     ],
 )
 def test_what_is_apart_is_let_pass(train):
-    check_apart(train, DataLoader(Subset(DATA, range(10, 20))))
+    check_disjoint(train, DataLoader(Subset(DATA, range(10, 20))))
 
 
 def test_the_message_names_a_file():
     with pytest.raises(ValueError, match=r"1 samples of the training data \(/data/b.nii, say\)"):
-        check_apart(DataLoader(Described("a", "b")), DataLoader(Described("b")))
+        check_disjoint(DataLoader(Described("a", "b")), DataLoader(Described("b")))
 
 
 def test_the_rest_is_drawn_as_before():
     generator = torch.Generator().manual_seed(3)
     sampler = RandomSampler(DATA, replacement=True, num_samples=50, generator=generator)
-    rest, held = carve(DataLoader(DATA, batch_size=5, sampler=sampler), 0.25)
+    rest, held = split_loader(DataLoader(DATA, batch_size=5, sampler=sampler), 0.25)
     drawn = torch.cat([batch[0] for batch in rest])
     kept = torch.cat([batch[0] for batch in held])
     assert len(drawn) == 50
     assert rest.sampler.generator is generator
     assert set(drawn.tolist()).isdisjoint(kept.tolist())
-    assert isinstance(carve(DataLoader(DATA, batch_size=5), 0.25)[0].sampler, SequentialSampler)
+    assert isinstance(split_loader(DataLoader(DATA, batch_size=5), 0.25)[0].sampler, SequentialSampler)
 
 
 def test_held_out_samples_are_not_augmented_though_they_have_distance_maps():
     samples = [(torch.full((1, 2, 2), float(i)), torch.tensor([[0, 1], [0, 1]])) for i in range(8)]
     spoilt = Augmented(samples, lambda image, mask: (image * 0 - 1, mask))
-    train, held = carve(DataLoader(Distanced(spoilt, num_classes=2), batch_size=2, shuffle=True), 0.25)
+    train, held = split_loader(DataLoader(Distanced(spoilt, num_classes=2), batch_size=2, shuffle=True), 0.25)
     assert all((image == -1).all() for image, _, _ in train)
     ((image, _, distances),) = list(held)
     assert (image >= 0).all()
     assert distances.shape == (2, 2, 2, 2)
-    check_apart(train, held)
-    assert samples_of(DataLoader(Subset(samples, [0]))) <= samples_of(DataLoader(Distanced(spoilt, 2)))
+    check_disjoint(train, held)
+    assert sample_ids(DataLoader(Subset(samples, [0]))) <= sample_ids(DataLoader(Distanced(spoilt, 2)))
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_held_out_samples_are_not_augmented_though_they_have_distance_maps():
 )
 def test_loaders_that_cannot_be_made_again_are_refused(loader):
     with pytest.raises(ValueError, match="hold them out yourself and pass held_out=loader"):
-        carve(loader, 0.2)
+        split_loader(loader, 0.2)
 
 
 def test_a_data_set_that_repeats_its_samples_has_none_to_hold_out():
-    train, held = carve(DataLoader(ConcatDataset([DATA, DATA]), batch_size=4), 0.5)
+    train, held = split_loader(DataLoader(ConcatDataset([DATA, DATA]), batch_size=4), 0.5)
     with pytest.raises(ValueError, match="samples of the training data"):
-        check_apart(train, held)
+        check_disjoint(train, held)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_prune import FilterPruningCallback, load_pruned, trace
-from lightning_prune.callbacks.held_out_data import check_apart
+from lightning_prune.callbacks.held_out_data import check_disjoint
 from lightning_prune.callbacks.netadapt import NetAdaptCallback
 from lightning_prune.criteria import TaylorWeight
 from lightning_prune.data.base import Augmented
@@ -183,7 +183,7 @@ def test_held_out_data_that_is_trained_on_is_refused(tmp_path):
     train, other = DataLoader(Subset(whole, range(48)), 16), DataLoader(Subset(whole, range(40, 64)), 16)
     with pytest.raises(ValueError, match="holds 8 samples of the training data"):
         fit(rounds(tmp_path, held_out=other), loader=train)
-    check_apart(train, DataLoader(Subset(whole, range(48, 64))))
+    check_disjoint(train, DataLoader(Subset(whole, range(48, 64))))
 
 
 class Files:
@@ -201,9 +201,9 @@ class Files:
 
 def test_the_same_files_are_seen_through_other_objects():
     train = DataLoader(Augmented(Files("a.png", "b.png"), None))  # type: ignore[arg-type]
-    check_apart(train, DataLoader(Files("c.png")))  # type: ignore[arg-type]
+    check_disjoint(train, DataLoader(Files("c.png")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="holds 1 samples"):
-        check_apart(train, DataLoader(Files("b.png", "c.png")))  # type: ignore[arg-type]
+        check_disjoint(train, DataLoader(Files("b.png", "c.png")))  # type: ignore[arg-type]
     tensors = torch.rand(4, 2)
     with pytest.raises(ValueError, match="holds 2 samples"):
-        check_apart(DataLoader(TensorDataset(tensors)), DataLoader(TensorDataset(tensors[2:])))
+        check_disjoint(DataLoader(TensorDataset(tensors)), DataLoader(TensorDataset(tensors[2:])))

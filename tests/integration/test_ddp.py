@@ -192,14 +192,14 @@ def test_a_latency_table_that_the_first_rank_cannot_read_ends_training_on_all(fo
 
 def test_a_cut_that_only_one_rank_can_make_ends_training_on_all(found):
     for rank in found["apart"]:
-        assert "the cut of ranks [1] is not that of rank 0" in rank["error"]
+        assert "the cut of ranks [1] differs from that of rank 0" in rank["error"]
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
 def test_sharded_parameters_are_refused_in_one_sentence(strategy):
     trainer: Any = SimpleNamespace(strategy=object.__new__(strategy))
     message = (
-        rf"{strategy.__name__} spreads or wraps parameters .* cannot be cut; use Trainer\(strategy=\"ddp\"\)"
+        rf"{strategy.__name__} shards or wraps parameters .* cannot be cut; use Trainer\(strategy=\"ddp\"\)"
     )
     with pytest.raises(NotImplementedError, match=message):
         FilterPruningCallback({"macs": 0.5}).setup(trainer, LightningModule(), "fit")

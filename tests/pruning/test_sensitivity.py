@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_prune import ChannelGraph, PruningRecord, SurgeryError, prune_, trace
 from lightning_prune.cli.config import conf_dir
-from lightning_prune.cli.sensitivity import by_weights, figure, main, table
+from lightning_prune.cli.sensitivity import weight_criterion, figure, main, table
 from lightning_prune.criteria import L1
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
 from lightning_prune.reporting import run_folder as runs
@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         sensitivity(model(), EXAMPLE, loudness, exclude=["*"])
     for option in ("taylor_weight", "activation_mean", "ipad_activations"):
         with pytest.raises(ValueError, match=f"{option} looks at training"):
-            by_weights(option)
+            weight_criterion(option)
 
 
 @pytest.mark.parametrize("rows", [1, 20, 60])

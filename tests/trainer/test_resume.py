@@ -186,7 +186,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     whole = (tmp_path / "b.ckpt").read_bytes()
     (tmp_path / "c.ckpt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "d.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"[cd]\.ckpt cannot be read and is passed over"):
+    with pytest.warns(UserWarning, match=r"[cd]\.ckpt cannot be read and is skipped"):
         assert last_checkpoint(tmp_path) == tmp_path / "b.ckpt"
     assert last_checkpoint(tmp_path / "nowhere") is None
 
