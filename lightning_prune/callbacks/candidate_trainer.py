@@ -1,4 +1,4 @@
-"""What stands in for the trainer of a module whose candidates are trained apart from it (level 4)."""
+"""Replacement for the trainer, its loggers and ``log`` in modules whose candidates are trained without a Trainer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchmetrics import Metric
 
 __all__ = ["CandidateTrainer", "LoggedValues", "NullLogger"]
 
-#: what a module may ask: as it is in the trainer at that moment
-FACTS = (
+#: attributes copied from the trainer
+COPIED = (
     "current_epoch",
     "global_step",
     "max_epochs",
@@ -33,10 +33,10 @@ FACTS = (
 
 
 class NullLogger:
-    """A logger for candidates: takes everything, keeps nothing.
+    """A logger that accepts every attribute and call, and stores nothing.
 
     Example:
-        >>> _ = Nowhere().experiment.add_image("input", None)
+        >>> _ = NullLogger().experiment.add_image("input", None)
     """
 
     def __getattr__(self, name: str) -> NullLogger:
@@ -45,24 +45,31 @@ class NullLogger:
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> NullLogger:
-        """Whatever it is."""
+        """Accept any arguments."""
         return self
 
 
 class CandidateTrainer:
-    """A trainer as a module's steps see it: how far training has come, and no loops, loaders or optimizers.
+    """The attributes of a trainer that a module's steps may read, without loops, loaders and optimizers.
+
+    Args:
+        trainer: its progress and settings are copied.
+
+    Attributes:
+        training: whether a candidate is trained; otherwise it is validated.
 
     Example:
-        >>> trainer = Standin(L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False))
+        >>> real = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> trainer = CandidateTrainer(real)
         >>> trainer.max_epochs, trainer.training
         (3, True)
         >>> trainer.optimizers
         Traceback (most recent call last):
-        AttributeError: candidates of a search are trained apart from the trainer and have no trainer.optimizers
+        AttributeError: candidates of a search are trained without the Trainer and have no trainer.optimizers
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        for name in FACTS:
+        for name in COPIED:
             setattr(self, name, getattr(trainer, name))
         self.world_size, self.global_rank, self.local_rank, self.is_global_zero = 1, 0, 0, True
         self.sanity_checking = self.testing = self.predicting = False
@@ -73,24 +80,26 @@ class CandidateTrainer:
 
     @property
     def validating(self) -> bool:
-        """Whether a candidate is judged."""
+        """Whether a candidate is validated."""
         return not self.training
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"candidates of a search are trained apart from the trainer and have no trainer.{name}"
+            f"candidates of a search are trained without the Trainer and have no trainer.{name}"
         )
 
 
 class LoggedValues:
-    """Takes the place of ``LightningModule.log``: reduced over the calls, means weighted by the size of the batch.
+    """Replacement for ``LightningModule.log``: collects values by name and reduces them over all calls.
+
+    Means are weighted by batch size. Objects of torchmetrics are computed at the end.
 
     Attributes:
-        size: of the batch at hand, where the call does not say.
-        loader: number of the batch's loader, if there are several, which then ends the name.
+        size: size of the present batch, for calls without ``batch_size``.
+        loader: index of the batch's loader, which is appended to names; None if there is one loader.
 
     Example:
-        >>> logged = Logged()
+        >>> logged = LoggedValues()
         >>> logged("loss", 1.0, batch_size=1), logged("loss", torch.tensor(4.0), batch_size=2)
         (None, None)
         >>> logged.value("loss")
@@ -114,7 +123,7 @@ class LoggedValues:
         add_dataloader_idx: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Remember a value."""
+        """Store a value; the arguments are those of ``LightningModule.log``."""
         if self.loader is not None and add_dataloader_idx:
             name = f"{name}/dataloader_idx_{self.loader}"
         if isinstance(value, Metric):
@@ -124,16 +133,16 @@ class LoggedValues:
         self.reduce[name] = getattr(torch, reduce_fx) if isinstance(reduce_fx, str) else reduce_fx
 
     def value(self, name: str) -> float:
-        """What was logged under a name, reduced as its calls said.
+        """Return what was logged under a name, reduced by its ``reduce_fx``.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: nothing was logged under this name.
         """
         if name in self.metrics:
             return float(self.metrics[name].compute())
         if name not in self.values:
-            known = ", ".join([*self.values, *self.metrics]) or "nothing"
-            raise ValueError(f"validation logs no {name!r}, but {known}: set metric= to one of them")
+            names = ", ".join([*self.values, *self.metrics]) or "nothing"
+            raise ValueError(f"validation logs no {name!r}, but {names}: set metric= to one of them")
         values, sizes = zip(*self.values[name], strict=True)
         if self.reduce[name] is torch.mean:
             return sum(v * s for v, s in zip(values, sizes, strict=True)) / sum(sizes)

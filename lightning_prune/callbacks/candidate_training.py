@@ -1,8 +1,9 @@
-"""A LightningModule without its trainer: how candidates of it are trained and judged anywhere (level 4).
+"""Train and validate candidates of a LightningModule without its trainer, in any process.
 
-Candidates call its ``training_step`` and ``validation_step`` by hand; what these log is collected by name. Their
-optimizers are made as the trainer's own, from class and groups. A distillation is left out: candidates learn from
-the task.
+Candidates are copies of the network. Each is put into a copy of the module, whose ``training_step`` and
+``validation_step`` are called directly; what they log is collected by name. Optimizers of candidates have the class
+and the parameter groups of the trainer's optimizer. Distillation is switched off: candidates are trained on the loss
+of the task alone.
 """
 
 from __future__ import annotations
@@ -32,37 +33,50 @@ from lightning_prune.trainer.batches import IndexedBatch
 from lightning_prune.trainer.step_outputs import step_loss
 from lightning_prune.utils.modules import switched
 
-__all__ = ["ModuleHost", "OptimizerFactory", "ValidationMetric", "rehearse_candidate", "training_from_trainer", "with_default_device"]
+__all__ = [
+    "ModuleHost",
+    "OptimizerFactory",
+    "ValidationMetric",
+    "rehearse_candidate",
+    "training_from_trainer",
+    "with_default_device",
+]
 
-PATCHED = ("on_load_checkpoint", "on_save_checkpoint", "log")
+#: methods that callbacks or this module replace on an instance
+REPLACED_METHODS = ("on_load_checkpoint", "on_save_checkpoint", "log")
 
 
 def detached_copy(module: nn.Module, without: nn.Module | None = None) -> Any:
-    """A copy that knows no trainer and no hooks of callbacks; an empty module in the place of ``without``."""
-    bare = copy.copy(module)
-    for name in PATCHED:
-        bare.__dict__.pop(name, None)
-    memo = _cut_off(module)
+    """Return a deep copy without trainer, without hooks of callbacks and without the graphs of kept tensors.
+
+    Args:
+        module: to copy.
+        without: a submodule that is not copied; an ``nn.Identity`` takes its place.
+    """
+    shallow = copy.copy(module)
+    for name in REPLACED_METHODS:
+        shallow.__dict__.pop(name, None)
+    memo = _detached_tensors(module)
     if without is not None:
         memo[id(without)] = nn.Identity()
     if hasattr(module, "distillation"):
-        bare.__dict__["distillation"] = None
-    return copy.deepcopy(bare, memo)
+        shallow.__dict__["distillation"] = None
+    return copy.deepcopy(shallow, memo)
 
 
-def _cut_off(module: nn.Module) -> dict[int, Any]:
-    """A memo for ``deepcopy``: tensors that modules keep together with the graph they come from, without it."""
-    kept = (x for each in module.modules() for x in tree_leaves(list(vars(each).values())))
-    return {id(x): x.detach().clone() for x in kept if isinstance(x, Tensor) and x.grad_fn is not None}
+def _detached_tensors(module: nn.Module) -> dict[int, Any]:
+    """Return a memo for ``deepcopy``, which cannot copy tensors that have a graph: id -> copy without the graph."""
+    attributes = (x for part in module.modules() for x in tree_leaves(list(vars(part).values())))
+    return {id(x): x.detach().clone() for x in attributes if isinstance(x, Tensor) and x.grad_fn is not None}
 
 
 class ModuleHost:
-    """A LightningModule with an empty place, which takes candidates.
+    """A copy of a LightningModule in which candidates take the place of the network.
 
     Args:
-        pl_module: copied, but for the network.
-        submodule: qualified name of the network; None: it is the whole.
-        trainer: what stands in for it.
+        pl_module: is copied without the network.
+        submodule: qualified name of the network; None: the network is the whole module, and nothing is copied.
+        trainer: the trainer that the steps of the module see.
     """
 
     def __init__(
@@ -71,14 +85,14 @@ class ModuleHost:
         self.submodule, self.trainer = submodule, trainer
         self.rest = detached_copy(pl_module, pl_module.get_submodule(submodule)) if submodule else None
 
-    def holding(self, net: nn.Module, training: bool = True) -> Any:
-        """The LightningModule with ``net`` in it, on the device of ``net``."""
-        module = self._whole(net)
+    def with_network(self, net: nn.Module, training: bool = True) -> Any:
+        """Return the LightningModule with ``net`` in it, on the device of ``net``."""
+        module = self._assemble(net)
         self.trainer.training = training
         module.trainer = self.trainer
         return module
 
-    def _whole(self, net: nn.Module) -> Any:
+    def _assemble(self, net: nn.Module) -> Any:
         if self.submodule is None:
             return net
         parent, _, name = self.submodule.rpartition(".")
@@ -88,101 +102,119 @@ class ModuleHost:
 
 @dataclass(frozen=True)
 class CandidateLoss:
-    """The loss of a training step."""
+    """The loss of the module's ``training_step``, as a function of a network and a batch."""
 
-    shell: ModuleHost
+    host: ModuleHost
     autocast: torch.dtype | None = None
 
     def __call__(self, net: nn.Module, batch: Any) -> Tensor | None:
-        """Of one batch; None: the module skips it."""
-        module = self.shell.holding(net)
+        """Return the loss of one batch; None if the module skips it."""
+        module = self.host.with_network(net)
         module.log = _ignore
-        given = (
-            (batch, 0)
-            if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-            else (batch,)
-        )
+        takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        arguments = (batch, 0) if takes_index else (batch,)
         device = next(net.parameters()).device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            return step_loss(module.training_step(*given))
+            return step_loss(module.training_step(*arguments))
 
 
 @dataclass(frozen=True)
 class GradientClipper:
-    """What the module does to gradients before a step."""
+    """The module's ``configure_gradient_clipping``, as a function of a network and its optimizer."""
 
-    shell: ModuleHost
+    host: ModuleHost
 
     def __call__(self, net: nn.Module, optimizer: Optimizer) -> None:
-        """Clip them as the trainer was told to, or as the module does."""
-        trainer = self.shell.trainer
-        self.shell.holding(net).configure_gradient_clipping(
+        """Clip gradients by the settings of the trainer, or as the module overrides it."""
+        trainer = self.host.trainer
+        self.host.with_network(net).configure_gradient_clipping(
             optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         )
 
 
 @dataclass(frozen=True)
 class ValidationMetric:
-    """One of the metrics that ``validation_step`` and ``on_validation_epoch_end`` log, over given batches."""
+    """A metric that ``validation_step`` or ``on_validation_epoch_end`` logs, as a function of a network.
 
-    shell: ModuleHost
+    Attributes:
+        host: holds the network while it is validated.
+        batches: the validation data.
+        metric: name of the metric.
+    """
+
+    host: ModuleHost
     batches: Sequence[IndexedBatch]
     metric: str
 
     def __call__(self, net: nn.Module) -> float:
-        """The metric of a network."""
-        module, logged = self.shell.holding(net, training=False), LoggedValues()
+        """Return the metric of a network, over all batches.
+
+        Raises:
+            ValueError: the metric is not logged.
+        """
+        module, logged = self.host.with_network(net, training=False), LoggedValues()
         module.log = logged
         device = next(net.parameters()).device
-        for metric in module.modules():
-            if isinstance(metric, Metric):
-                metric.reset()
-        with torch.no_grad(), switched(module, lambda each: False):
+        for part in module.modules():
+            if isinstance(part, Metric):
+                part.reset()
+        with torch.no_grad(), switched(module, lambda part: False):
             module.on_validation_epoch_start()
             for batch, index, loader in self.batches:
-                logged.size, logged.loader = _size(batch), loader
-                module.validation_step(on_device(batch, device), *_numbers(module, index, loader))
+                logged.size, logged.loader = _batch_size(batch), loader
+                module.validation_step(on_device(batch, device), *_indices(module, index, loader))
             logged.size, logged.loader = 1, None
             module.on_validation_epoch_end()
         return logged.value(self.metric)
 
 
-def _size(batch: Any) -> int:
-    """Of a batch, as Lightning weights what is logged."""
+def _batch_size(batch: Any) -> int:
+    """Return the length of the first tensor, by which Lightning weights logged values."""
     sizes = (len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim())
     return next(sizes, 1)
 
 
-def _numbers(module: Any, index: int, loader: int | None) -> tuple[int, ...]:
-    """Of batch and loader, as far as ``validation_step`` takes them."""
-    takes = len(inspect.signature(module.validation_step).parameters)
-    return (index, loader or 0)[: max(takes - 1, 0)]
+def _indices(module: Any, index: int, loader: int | None) -> tuple[int, ...]:
+    """Return the indices of batch and loader, as many of them as ``validation_step`` takes."""
+    number = len(inspect.signature(module.validation_step).parameters)
+    return (index, loader or 0)[: max(number - 1, 0)]
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """What candidates log is nobody's business."""
+    """Discard what a training step logs."""
 
 
 class OptimizerFactory:
-    """Makes optimizers of candidates like one of the whole LightningModule: same class, groups and options."""
+    """Makes optimizers of candidates with the class, groups and options of the LightningModule's optimizer.
 
-    def __init__(self, optimizer: Optimizer, pl_module: L.LightningModule, shell: ModuleHost) -> None:
+    Args:
+        optimizer: of the LightningModule.
+        pl_module: holds the parameters of the optimizer.
+        host: holds a candidate.
+
+    Raises:
+        ValueError: the optimizer has parameters that are not the module's.
+    """
+
+    def __init__(self, optimizer: Optimizer, pl_module: L.LightningModule, host: ModuleHost) -> None:
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         if not all(id(p) in names for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(
                 "the optimizer holds parameters that are not the LightningModule's, so that candidates cannot have "
                 "one like it: register what owns them as a submodule"
             )
-        self.kind, self.shell = type(optimizer), shell
+        self.kind, self.host = type(optimizer), host
         self.groups = [
             ([names[id(p)] for p in group["params"]], {k: v for k, v in group.items() if k != "params"})
             for group in optimizer.param_groups
         ]
 
     def __call__(self, net: nn.Module) -> Optimizer:
-        """The optimizer of a candidate."""
-        known = dict(self.shell.holding(net).named_parameters())
-        groups = [{**options, "params": [known[name] for name in names]} for names, options in self.groups]
+        """Return the optimizer of a candidate."""
+        parameters = dict(self.host.with_network(net).named_parameters())
+        groups = [
+            {**options, "params": [parameters[name] for name in names]} for names, options in self.groups
+        ]
         return self.kind(groups)  # type: ignore[call-arg]
 
 
@@ -194,50 +226,63 @@ def training_from_trainer(
     metric: str,
     higher_is_better: bool,
 ) -> Training:
-    """How candidates of the trainer's network are trained, with an optimizer like the trainer's, and judged."""
+    """Return how candidates of the trainer's network are trained and validated: as the trainer does it.
+
+    Args:
+        trainer: its module, optimizer, precision, accumulation and clipping are copied.
+        submodule: qualified name of the network in the module; None: the whole.
+        batches: to train candidates on.
+        held_out: batches to validate candidates on.
+        metric: name of a metric that the validation logs.
+        higher_is_better: whether a higher metric is better.
+    """
     pl_module = trainer.lightning_module
-    shell = ModuleHost(pl_module, submodule, CandidateTrainer(trainer))
+    host = ModuleHost(pl_module, submodule, CandidateTrainer(trainer))
     autocast = torch.bfloat16 if str(trainer.precision) == "bf16-mixed" else None
     if str(trainer.precision) == "16-mixed":
-        rank_zero_warn("candidates are trained in 32 bits: 16-mixed would need a scaler of its own for each")
+        rank_zero_warn(
+            "candidates are trained in 32 bits: 16-mixed would need a gradient scaler for each of them"
+        )
     clips = trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", pl_module)
     return Training(
         batches,
-        CandidateLoss(shell, autocast),
-        ValidationMetric(shell, held_out, metric),
-        OptimizerFactory(trainer.optimizers[0], pl_module, shell),
+        CandidateLoss(host, autocast),
+        ValidationMetric(host, held_out, metric),
+        OptimizerFactory(trainer.optimizers[0], pl_module, host),
         higher_is_better,
         trainer.accumulate_grad_batches,
-        GradientClipper(shell) if clips else None,
+        GradientClipper(host) if clips else None,
     )
 
 
-def with_default_device(given: Workers, trainer: L.Trainer) -> Workers:
-    """As given; on the trainer's GPU if no devices were."""
+def with_default_device(workers: Workers, trainer: L.Trainer) -> Workers:
+    """Return the workers, on the trainer's GPU if they name no devices."""
     device = trainer.strategy.root_device
-    if given.devices or device.type == "cpu":
-        return given
-    return replace(given, n_jobs=given.number, devices=[str(device)])
+    if workers.devices or device.type == "cpu":
+        return workers
+    return replace(workers, n_jobs=workers.number, devices=[str(device)])
 
 
-def rehearse_candidate(run: PruningSession, training: Callable[[], Training], workers: Workers) -> None:
-    """Train and judge one copy of the network, which nobody keeps; random states stay as they were.
+def rehearse_candidate(session: PruningSession, training: Callable[[], Training], workers: Workers) -> None:
+    """Train and validate one copy of the network and discard it, to report errors early.
+
+    The states of random generators do not change.
 
     Raises:
         ValueError: the metric is not logged.
-        RuntimeError: something that candidates cannot do, with what it is.
+        RuntimeError: a candidate cannot be trained or validated; the message says why.
     """
     cpu = torch.device("cpu")
     try:
-        shared = CandidateContext(
-            detached_copy(run.target).to(cpu), on_device(run.example, cpu), training(), None, 1
+        context = CandidateContext(
+            detached_copy(session.target).to(cpu), on_device(session.example, cpu), training(), None, 1
         )
-        rehearse(packed(shared), workers.device(0))
+        rehearse(packed(context), workers.device(0))
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise RuntimeError(
-            "candidates are copies of the LightningModule that are trained and judged without the trainer, and a "
-            f"first one fails: {type(error).__name__}: {error}. Leave that out of training_step and "
-            "validation_step, or use lightning_prune.netadapt.run.search with a loss of your own"
+            "candidates are copies of the LightningModule that are trained and validated without the trainer, and "
+            f"the first one fails: {type(error).__name__}: {error}. Leave that out of training_step and "
+            "validation_step, or use lightning_prune.netadapt.search with a loss of your own"
         ) from error

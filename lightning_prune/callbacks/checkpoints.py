@@ -1,10 +1,10 @@
-"""The best of those that meet the budget: checkpoints and early stopping (level 4).
+"""Checkpoints and early stopping that consider only models within the budget.
 
-While a network is being pruned the largest model usually scores best, so that ``ModelCheckpoint`` keeps one that
-nobody asked for, and ``EarlyStopping`` ends training before the budget is met. Here a model *competes* only if it is
-within the budget and was scored as it is: an epoch that ended with a cut validated the larger network, one with a cut
-in its middle the smaller one. Without a pruning callback every model competes, so that a dense baseline runs with the
-same configuration.
+While a network is being pruned the largest model usually scores best, so that ``ModelCheckpoint`` keeps a model above
+the budget, and ``EarlyStopping`` ends training before the budget is met. Here a model *competes* only if it is within
+the budget and its scores are those of its present size: in an epoch that ended with a cut the larger network was
+validated, in one with a cut in its middle the smaller one. Without a pruning callback every model competes, so that a
+dense baseline runs with the same configuration.
 """
 
 from __future__ import annotations
@@ -16,54 +16,59 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.pruning import pruning_callbacks
 from lightning_prune.serialization.saving import SavedNetwork, read_network, write_safetensors
+from lightning_prune.trainer.lightning_internals import ConditionalCheckpoint, ConditionalEarlyStopping
 from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["BestOfLast", "BudgetCheckpoint", "BudgetEarlyStopping", "Monitor", "best_weights", "competes"]
 
-#: what decides: the name of a logged metric, or a function of trainer and module
+#: the value that models are compared by: the name of a logged metric, or a function of trainer and module
 Monitor = str | Callable[[L.Trainer, L.LightningModule], float]
 
 
 def competes(trainer: L.Trainer) -> bool:
-    """Whether the network is within every budget and has not been cut since it was last validated."""
-    return all(c.within_budget and c.scored_as_it_is(trainer) for c in pruning_callbacks(trainer))
+    """Return whether the network is within every budget and has not been cut since it was last validated."""
+    return all(
+        callback.within_budget and callback.scored_as_it_is(trainer)
+        for callback in pruning_callbacks(trainer)
+    )
 
 
-def metric_name(value: Monitor) -> str:
-    """What the value is called in file names and messages.
+def metric_name(monitor: Monitor) -> str:
+    """Return the name of a monitored value for file names and messages.
 
     Example:
         >>> name_of("val/miou"), name_of(lambda trainer, module: 0.0)
         ('val/miou', 'value')
     """
-    name = value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
-    return name if isinstance(value, str) or name.isidentifier() else "value"
+    if isinstance(monitor, str):
+        return monitor
+    name = getattr(monitor, "__name__", type(monitor).__name__)
+    return name if name.isidentifier() else "value"
 
 
-def metric_value(value: Monitor, trainer: L.Trainer) -> Tensor | None:
-    """The value now; None if no such metric was logged."""
-    if isinstance(value, str):
-        return trainer.callback_metrics.get(value)
-    return torch.tensor(float(value(trainer, trainer.lightning_module)))
+def metric_value(monitor: Monitor, trainer: L.Trainer) -> Tensor | None:
+    """Return the present value of a metric or function; None if no metric of that name was logged."""
+    if isinstance(monitor, str):
+        return trainer.callback_metrics.get(monitor)
+    return torch.tensor(float(monitor(trainer, trainer.lightning_module)))
 
 
-class BudgetCheckpoint(ModelCheckpoint):
-    """``ModelCheckpoint`` in which only models compete that meet the budget.
+class BudgetCheckpoint(ConditionalCheckpoint):
+    """``ModelCheckpoint`` that saves only models within the budget.
 
-    To be able to resume at any time, add a plain ``ModelCheckpoint`` as well: this one writes nothing before the
-    budget is met.
+    It writes nothing before the budget is met. To be able to resume at any time, add a plain ``ModelCheckpoint``.
 
     Args:
         monitor: name of a logged metric, or a function ``(trainer, module) -> float``, the same on all ranks.
-        mode: ``"min"`` or ``"max"``: which values are good.
-        kwargs: everything else that ``ModelCheckpoint`` takes.
+        mode: ``"min"`` if smaller values are better, else ``"max"``.
+        kwargs: all other arguments of ``ModelCheckpoint``.
 
     Example:
         >>> keep = BudgetCheckpoint(monitor="val/miou", mode="max", save_top_k=2)
@@ -76,29 +81,30 @@ class BudgetCheckpoint(ModelCheckpoint):
         self.value = monitor
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if no model competed."""
+        """Warn if no model competed."""
         super().on_train_end(trainer, pl_module)
-        _warn_unless(bool(self.best_model_path), self)
+        if not self.best_model_path:
+            _warn_nothing_written(self)
 
-    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
-        found = super()._monitor_candidates(trainer)
+    def monitored(self, trainer: L.Trainer, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the value of the function, if a function is monitored."""
         if not isinstance(self.value, str) and competes(trainer):
-            found[str(self.monitor)] = metric_value(self.value, trainer)  # type: ignore[assignment]
-        return found
+            values[str(self.monitor)] = metric_value(self.value, trainer)  # type: ignore[assignment]
+        return values
 
-    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        if competes(trainer):
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
+    def may_save(self, trainer: L.Trainer) -> bool:
+        """Return whether the model competes."""
+        return competes(trainer)
 
 
-class BudgetEarlyStopping(EarlyStopping):
-    """``EarlyStopping`` whose patience begins when pruning is over: budget met, or nothing left to remove.
+class BudgetEarlyStopping(ConditionalEarlyStopping):
+    """``EarlyStopping`` that begins when pruning has ended: the budget is met, or nothing is left to remove.
 
     A value that is not finite stops training at any time, unless ``check_finite=False``.
 
     Args:
         monitor: name of a logged metric, or a function ``(trainer, module) -> float``, the same on all ranks.
-        kwargs: everything else that ``EarlyStopping`` takes.
+        kwargs: all other arguments of ``EarlyStopping``.
 
     Example:
         >>> stop = BudgetEarlyStopping(monitor="val/loss", patience=5)
@@ -110,33 +116,35 @@ class BudgetEarlyStopping(EarlyStopping):
         super().__init__(monitor=metric_name(monitor), **kwargs)
         self.value = monitor
 
-    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+    def may_check(self, trainer: L.Trainer) -> bool:
+        """Return whether pruning has ended, or the value is not finite; make the value known to ``EarlyStopping``."""
         value = metric_value(self.value, trainer)
         if value is not None:
             trainer.callback_metrics[self.monitor] = value
         diverged = value is not None and self.check_finite and not bool(torch.isfinite(value))
-        over = all(c.finished and c.scored_as_it_is(trainer) for c in pruning_callbacks(trainer))
-        if over or diverged:
-            super()._run_early_stopping_check(trainer)
+        ended = all(
+            callback.finished and callback.scored_as_it_is(trainer) for callback in pruning_callbacks(trainer)
+        )
+        return ended or diverged
 
 
 class BestOfLast(Checkpoint):
-    """Keeps the last ``k`` models that compete in memory, and writes the most promising one when training ends.
+    """Keeps the last ``k`` models that compete in memory, and writes the best of them when training ends.
 
-    Nothing touches the disk before. The models are those of the ends of epochs; they take ``k`` times the
-    memory of the weights, on the CPU, and are not part of a checkpoint: a resumed run collects anew.
+    Nothing is written before. The models are those of the ends of epochs; they take ``k`` times the memory of the
+    weights, on the CPU. They are not part of a checkpoint: a resumed run collects them anew.
 
     Args:
-        path: of the safetensors file to write; :func:`~lightning_prune.serialization.saving.load_pruned` reads it.
-        k: how many.
+        path: the safetensors file to write; :func:`~lightning_prune.load_pruned` reads it.
+        k: number of models to keep.
         monitor: name of a logged metric, or a function ``(trainer, module) -> float``.
-        mode: ``"min"`` or ``"max"``: which values are good.
+        mode: ``"min"`` if smaller values are better, else ``"max"``.
 
     Attributes:
-        best_value: of the model that was written; None before.
+        best_value: value of the model that was written; None before.
 
     Raises:
-        ValueError: ``k`` is below 1, or ``mode`` is something else; when an epoch ends: no such metric.
+        ValueError: ``k`` is below 1, or ``mode`` is neither; when an epoch ends: the metric was not logged.
 
     Example:
         >>> BestOfLast("best.safetensors", k=3, monitor="val/miou", mode="max").best_value is None
@@ -149,32 +157,36 @@ class BestOfLast(Checkpoint):
             raise ValueError(f"k must be at least 1, got {k}")
         self.path, self.value, self.mode = Path(path), monitor, mode
         self.best_value: float | None = None
-        self._kept: deque[tuple[float, SavedNetwork]] = deque(maxlen=k)
+        self._models: deque[tuple[float, SavedNetwork]] = deque(maxlen=k)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the model, if it competes."""
+        """Keep the model in memory, if it competes."""
         if not competes(trainer):
             return
         value = metric_value(self.value, trainer)
         if value is None:
-            known = ", ".join(trainer.callback_metrics)
-            raise ValueError(f"no metric {self.value!r} was logged; there are {known or 'none'}")
+            names = ", ".join(trainer.callback_metrics)
+            raise ValueError(f"no metric {self.value!r} was logged; there are {names or 'none'}")
         weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.state_dict().items()}
         pruning = next(iter(pruning_callbacks(trainer)), None)
         record, submodule = (pruning.record, pruning.submodule) if pruning else (None, None)
-        self._kept.append((float(value), SavedNetwork(weights, record, submodule or "")))
+        self._models.append((float(value), SavedNetwork(weights, record, submodule or "")))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the most promising one."""
-        _warn_unless(bool(self._kept), self)
-        if self._kept:
-            choose = min if self.mode == "min" else max
-            self.best_value, saved = choose(reversed(self._kept), key=lambda kept: kept[0])
-            rank_zero_only(write_safetensors)(saved, self.path)
+        """Write the best model, the latest of equally good ones; warn if there is none."""
+        if not self._models:
+            _warn_nothing_written(self)
+            return
+        choose = min if self.mode == "min" else max
+        self.best_value, model = choose(reversed(self._models), key=lambda entry: entry[0])
+        rank_zero_only(write_safetensors)(model, self.path)
 
 
 def best_weights(trainer: L.Trainer) -> dict[str, Tensor] | None:
-    """The weights that a callback of this module wrote as the best ones, by their names in the LightningModule."""
+    """Return the best weights that a callback of this module has written, by their names in the LightningModule.
+
+    None if there is no such callback, or it has written nothing.
+    """
     for callback in callbacks_of(trainer):
         if isinstance(callback, BudgetCheckpoint) and callback.best_model_path:
             return read_network(Path(callback.best_model_path)).weights
@@ -183,9 +195,8 @@ def best_weights(trainer: L.Trainer) -> dict[str, Tensor] | None:
     return None
 
 
-def _warn_unless(found: bool, callback: L.Callback) -> None:
-    if not found:
-        rank_zero_warn(
-            f"{type(callback).__name__} wrote nothing: at the end of no epoch was the network within the budget and "
-            "uncut in that epoch. Train for longer after the last cut, or loosen the limits"
-        )
+def _warn_nothing_written(callback: L.Callback) -> None:
+    rank_zero_warn(
+        f"{type(callback).__name__} wrote nothing: at the end of no epoch was the network within the budget and "
+        "uncut in that epoch. Train for longer after the last cut, or loosen the limits"
+    )

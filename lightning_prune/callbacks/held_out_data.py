@@ -1,4 +1,4 @@
-"""Data that no candidate is trained on: carved out of the training data, or the user's own (level 4)."""
+"""Data on which candidates are validated and never trained: split off the training data, or given by the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     ConcatDataset,
@@ -20,48 +19,56 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-__all__ = ["HeldOutSource", "split_loader", "check_disjoint", "sample_ids"]
+from lightning_prune.trainer.lightning_internals import DataLoaderSource
+
+__all__ = ["HeldOutSource", "check_disjoint", "sample_ids", "split_loader"]
 
 SEED = 0
-FILES = ("pairs", "files", "paths", "samples", "imgs", "images", "data")
-WRAPPED = ("dataset", "subset", "samples")
+#: attributes in which data sets usually keep a list with one file per sample
+FILE_LISTS = ("pairs", "files", "paths", "samples", "imgs", "images", "data")
+#: attributes in which wrappers usually keep the data set whose samples they return
+WRAPPED_DATASETS = ("dataset", "subset", "samples")
 
 
 def split_loader(loader: Any, share: float, seed: int = SEED) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """The same loader without a share of its samples, and one of these, in order and without our augmentation.
+    """Split a share of the samples off a training loader.
 
-    What a data set of one's own does to its samples, it does to these, too. Which ones they are follows from ``seed``
-    and their number alone.
+    The choice of samples depends on ``seed`` and on their number alone.
 
     Args:
         loader: of the training data.
-        share: of the samples, in (0, 1).
-        seed: of the choice.
+        share: share of the samples to split off, in (0, 1).
+        seed: seed of the choice.
+
+    Returns:
+        The same loader without these samples, and a loader of these samples, in order. They are not augmented if the
+        data set has a method ``without_augmentation``.
 
     Raises:
-        ValueError: the share is out of range, leaves nothing, or the loader draws its samples in a way of its own.
+        ValueError: the share is out of range, leaves nothing, or the loader cannot be built again: it is iterable, a
+            subclass, or has a sampler of its own.
 
     Example:
-        >>> train, held_out = carve(DataLoader(torch.arange(10), batch_size=4, shuffle=True), 0.2)
+        >>> train, held_out = split_loader(DataLoader(torch.arange(10), batch_size=4, shuffle=True), 0.2)
         >>> len(train.dataset), sorted(int(x) for batch in held_out for x in batch)
         (8, [1, 4])
     """
     if not 0 < share < 1:
         raise ValueError(f"held_out must be a share in (0, 1), a loader or 'val', got {share}")
-    plain = type(loader) is DataLoader and type(loader.sampler) in (RandomSampler, SequentialSampler)
-    if not plain or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+    standard = type(loader) is DataLoader and type(loader.sampler) in (RandomSampler, SequentialSampler)
+    if not standard or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise ValueError(
-            "samples cannot be held out of this training loader, which is no plain DataLoader or draws them by a "
+            "samples cannot be held out of this training loader, because it is not a plain DataLoader or has a "
             "sampler of its own: hold them out yourself and pass held_out=loader"
         )
     number = len(loader.dataset)
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
-    held = round(number * share)
-    if not 0 < held < number:
+    count = round(number * share)
+    if not 0 < count < number:
         raise ValueError(f"held_out={share} of {number} training samples leaves nothing on one side")
-    rest = _like(loader, Subset(loader.dataset, sorted(order[held:])))
-    apart = Subset(_without_augmentation(loader.dataset), sorted(order[:held]))
-    return rest, DataLoader(apart, loader.batch_size, collate_fn=loader.collate_fn)
+    training = _similar_loader(loader, Subset(loader.dataset, sorted(order[count:])))
+    held_out = Subset(_without_augmentation(loader.dataset), sorted(order[:count]))
+    return training, DataLoader(held_out, loader.batch_size, collate_fn=loader.collate_fn)
 
 
 def _without_augmentation(dataset: Any) -> Any:
@@ -69,19 +76,19 @@ def _without_augmentation(dataset: Any) -> Any:
     return dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
 
 
-def _sampler(like: Any, dataset: Subset[Any]) -> RandomSampler | None:
-    """One that draws from ``dataset`` as ``like`` does; None: in order."""
-    if not isinstance(like, RandomSampler):
+def _similar_sampler(sampler: Any, dataset: Subset[Any]) -> RandomSampler | None:
+    """Return a sampler of ``dataset`` with the settings of ``sampler``; None if it draws in order."""
+    if not isinstance(sampler, RandomSampler):
         return None
-    return RandomSampler(dataset, like.replacement, like._num_samples, like.generator)
+    return RandomSampler(dataset, sampler.replacement, sampler._num_samples, sampler.generator)
 
 
-def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
-    """A loader with the same arguments, of other samples."""
+def _similar_loader(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
+    """Return a loader of ``dataset`` with the arguments of ``loader``."""
     return DataLoader(
         dataset,
         batch_size=loader.batch_size,
-        sampler=_sampler(loader.sampler, dataset),
+        sampler=_similar_sampler(loader.sampler, dataset),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -96,96 +103,107 @@ def _like(loader: DataLoader[Any], dataset: Subset[Any]) -> DataLoader[Any]:
     )
 
 
-class HeldOutSource(_DataLoaderSource):
-    """Where Lightning gets its training loader from, less what is held out.
+class HeldOutSource(DataLoaderSource):
+    """Source of Lightning's training loader that splits samples off it.
+
+    Args:
+        source: the trainer's own source.
+        share: share of the samples to split off, in (0, 1).
 
     Attributes:
-        held_out: the loader of that, once the training loader was asked for.
+        held_out: loader of the samples that were split off; None before the training loader is requested.
     """
 
-    def __init__(self, source: _DataLoaderSource, share: float) -> None:
+    def __init__(self, source: DataLoaderSource, share: float) -> None:
         super().__init__(source.instance, source.name)
         self.source, self.share = source, share
         self.held_out: DataLoader[Any] | None = None
 
     def dataloader(self) -> DataLoader[Any]:
-        """What is left for training."""
-        rest, self.held_out = split_loader(super().dataloader(), self.share)
-        return rest
+        """Return the training loader without the samples that are held out."""
+        training, self.held_out = split_loader(super().dataloader(), self.share)
+        return training
 
 
 def check_disjoint(train: Any, held_out: Any) -> None:
-    """Raise ValueError where it can be seen that the two share samples. Each is a loader, or several.
+    """Raise ValueError if training data and held-out data share samples; each is a loader or a collection of them.
 
-    They do if they draw the same indices of the same data set, views of the same tensors, or the same files.
+    Samples are the same if they have the same index in the same data set, are views of the same tensor, or come from
+    the same file.
 
     Example:
         >>> data = TensorDataset(torch.arange(10))
-        >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(Subset(data, range(8, 10))))
-        >>> check_apart(DataLoader(Subset(data, range(8))), DataLoader(data))
+        >>> check_disjoint(DataLoader(Subset(data, range(8))), DataLoader(Subset(data, range(8, 10))))
+        >>> check_disjoint(DataLoader(Subset(data, range(8))), DataLoader(data))
         Traceback (most recent call last):
         ValueError: the held-out data holds 8 samples of the training data: pass held_out=loader of others
     """
-    ours, theirs = (set().union(*map(sample_ids, _loaders(each))) for each in (train, held_out))
-    both = ours & theirs
-    if both:
-        file = next((f" ({name}, say)" for name in sorted(map(str, both)) if "/" in name), "")
+    ids = [set().union(*map(sample_ids, _loaders(loaders))) for loaders in (train, held_out)]
+    common = ids[0] & ids[1]
+    if common:
+        files = sorted(str(name) for name in common if "/" in str(name))
+        example = f" (for example {files[0]})" if files else ""
         raise ValueError(
-            f"the held-out data holds {len(both)} samples of the training data{file}: pass held_out=loader of others"
+            f"the held-out data holds {len(common)} samples of the training data{example}: pass held_out=loader of "
+            "others"
         )
 
 
 def sample_ids(loader: DataLoader[Any]) -> set[Any]:
-    """A name for every sample that a loader draws: the same sample has the same one, wherever it is drawn.
+    """Return an identifier of every sample that a loader draws; equal samples have equal identifiers in all loaders.
 
-    Empty where a sampler does not tell what it draws.
+    Empty if the sampler does not publish the indices that it draws.
     """
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return {id(dataset)}
-    told = loader.batch_size is not None or loader.batch_sampler is None
-    sampler = loader.sampler if told else getattr(loader.batch_sampler, "sampler", None)
+    samples_by_index = loader.batch_size is not None or loader.batch_sampler is None
+    sampler = loader.sampler if samples_by_index else getattr(loader.batch_sampler, "sampler", None)
     whole = isinstance(sampler, RandomSampler | SequentialSampler)
     indices: Iterable[int] = range(len(dataset)) if whole else getattr(sampler, "indices", ())
-    return {_name(dataset, int(index)) for index in indices}
+    return {_sample_id(dataset, int(index)) for index in indices}
 
 
-def _loaders(held: Any) -> Iterator[DataLoader[Any]]:
-    yield from (
-        loader for loader in tree_leaves(getattr(held, "flattened", held)) if isinstance(loader, DataLoader)
-    )
+def _loaders(loaders: Any) -> Iterator[DataLoader[Any]]:
+    """Yield the data loaders in a loader, a collection of loaders, or a ``CombinedLoader``."""
+    leaves = tree_leaves(getattr(loaders, "flattened", loaders))
+    yield from (leaf for leaf in leaves if isinstance(leaf, DataLoader))
 
 
-def _name(dataset: Any, index: int) -> Any:
-    """Of one sample, through views of the data set, to its file if it has one."""
+def _sample_id(dataset: Any, index: int) -> Any:
+    """Identify one sample: by the address of its tensor, by its file, or by its index in the innermost data set."""
     if isinstance(dataset, Subset):
-        return _name(dataset.dataset, int(dataset.indices[index]))
+        return _sample_id(dataset.dataset, int(dataset.indices[index]))
     if isinstance(dataset, ConcatDataset):
         part = next(i for i, end in enumerate(dataset.cumulative_sizes) if index < end)
-        return _name(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+        start = dataset.cumulative_sizes[part - 1] if part else 0
+        return _sample_id(dataset.datasets[part], index - start)
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[0][index].data_ptr()
-    inner = _inner(dataset)
-    if inner is not None:
-        return _name(inner, index)
+    wrapped = _wrapped_dataset(dataset)
+    if wrapped is not None:
+        return _sample_id(wrapped, index)
     return _file(dataset, index) or (id(dataset), index)
 
 
-def _inner(dataset: Any) -> Any:
-    """The data set whose samples this one passes on, changed or not, if there is one of the same length."""
+def _wrapped_dataset(dataset: Any) -> Any:
+    """Return the data set of the same length whose samples this one returns, changed or not; None without one."""
     if hasattr(dataset, "without_augmentation") and hasattr(dataset, "samples"):
         return dataset.samples  # a wrapper around anything with a length, which need not be a Dataset
-    held = (getattr(dataset, name, None) for name in WRAPPED)
-    sized = (each for each in held if isinstance(each, Dataset) and hasattr(each, "__len__"))
-    return next((each for each in sized if len(each) == len(dataset)), None)
+    attributes = (getattr(dataset, name, None) for name in WRAPPED_DATASETS)
+    sized = (it for it in attributes if isinstance(it, Dataset) and hasattr(it, "__len__"))
+    return next((it for it in sized if len(it) == len(dataset)), None)
 
 
 def _file(dataset: Any, index: int) -> str | None:
-    """Where a data set keeps a list with one file per sample, or what begins with it: a tuple, a dictionary."""
-    for name in FILES:
-        held = getattr(dataset, name, None)
-        if isinstance(held, Sequence) and len(held) == len(dataset):
-            entry = held[index]
+    """Return the file of a sample, from a list with one entry per sample; None if there is no such list.
+
+    An entry is a path, or a tuple or dictionary whose first value is a path.
+    """
+    for name in FILE_LISTS:
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, Sequence) and len(entries) == len(dataset):
+            entry = entries[index]
             if isinstance(entry, Mapping):
                 entry = tuple(entry.values())
             first = entry[0] if isinstance(entry, tuple) and entry else entry

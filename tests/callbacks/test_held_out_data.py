@@ -101,7 +101,7 @@ def test_what_is_apart_is_let_pass(train):
 
 
 def test_the_message_names_a_file():
-    with pytest.raises(ValueError, match=r"1 samples of the training data \(/data/b.nii, say\)"):
+    with pytest.raises(ValueError, match=r"1 samples of the training data \(for example /data/b.nii\)"):
         check_disjoint(DataLoader(Described("a", "b")), DataLoader(Described("b")))
 
 
