@@ -23,7 +23,8 @@ from torch import nn
 from lightning_prune.reporting.comparison import comparison, threads_or_device
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import latency
-from lightning_prune.reporting.run_folder import CONFIG, REPORT, Summary, load_net
+from lightning_prune.reporting.run_folder import CONFIG, NET, REPORT, Summary
+from lightning_prune.serialization.saving import load_pruned
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["main"]
@@ -107,7 +108,7 @@ def cores() -> int:
 def trained_net(folder: Path) -> nn.Module:
     """The network of a run, from its files."""
     net: nn.Module = instantiate(OmegaConf.load(folder / CONFIG).net, _convert_="all")
-    return load_net(folder, net).eval()
+    return load_pruned(net, folder / NET).eval()
 
 
 def with_latency(summaries: dict[str, Summary], folder: Path, threads: int) -> dict[str, Summary]:

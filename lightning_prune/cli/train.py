@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Mapping
@@ -27,6 +25,7 @@ from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.segmentation.module import SegmentationModule
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_pruned
+from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["Components", "build", "run"]
 
@@ -144,7 +143,7 @@ def trained_teacher(config: DictConfig) -> Path:
     made_by = {key: OmegaConf.to_container(dense[key], resolve=True) for key in MADE_BY} | {
         "seed": dense.seed
     }
-    name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+    name = json_digest(made_by)[:12]
     folder = Path(config.teachers) / name
     if not (folder / runs.NET).is_file():
         print(f"training the teacher, {folder}", flush=True)

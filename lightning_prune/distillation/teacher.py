@@ -1,4 +1,4 @@
-"""The frozen network that a student learns from (level 3)."""
+"""The teacher: a frozen copy of a trained network, how it runs, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -11,36 +11,48 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_prune.distillation.taps import listening
+from lightning_prune.distillation.taps import record_outputs
+from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.serialization.saving import load_torch_file
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.hashing import checksum
+from lightning_prune.utils.hashing import network_digest
+from lightning_prune.utils.modules import without_prefix
 
-__all__ = ["Precision", "Teacher", "TeacherError", "checksum", "load_weights_"]
+__all__ = [
+    "Precision",
+    "Teacher",
+    "TeacherError",
+    "check_disjoint",
+    "find_teacher_file",
+    "load_teacher",
+    "load_weights_",
+    "same_network",
+]
 
 Precision = Literal["32", "bf16", "16"]
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class TeacherError(ValueError):
-    """The teacher cannot teach this student, or is no longer what it was."""
+    """The teacher does not fit the student, or its weights have changed."""
 
 
 class Teacher:
     """A private copy of a network: always in eval mode, without gradients, in its own precision.
 
-    It is no ``nn.Module``, so that whoever holds it does not own its parameters: they are in no optimizer, no
-    checkpoint, no DDP bucket and no moving average, and ``.train()`` does not reach it.
+    It is no ``nn.Module``, so that a module that refers to it does not register its parameters: they are in no
+    optimizer, checkpoint, DDP bucket or moving average, and ``.train()`` does not change its mode.
 
     Args:
-        net: copied; the original stays as it is.
-        precision: ``"32"``: as the weights are stored. ``"bf16"`` and ``"16"``: under autocast.
+        net: network to copy; it is not changed.
+        precision: ``"32"``: precision of the stored weights. ``"bf16"`` and ``"16"``: autocast.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 1))
         >>> teacher = Teacher(net)
-        >>> output, heard = teacher.run(((torch.ones(1, 2),), {}), ["0"])
-        >>> output.shape, heard["0"].shape, output.is_inference()
+        >>> output, features = teacher.run(((torch.ones(1, 2),), {}), ["0"])
+        >>> output.shape, features["0"].shape, output.is_inference()
         (torch.Size([1, 1]), torch.Size([1, 2]), True)
         >>> teacher.verify()
     """
@@ -48,61 +60,55 @@ class Teacher:
     def __init__(self, net: nn.Module, precision: Precision = "32") -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.precision = precision
-        self.checksum = checksum(self.net)
+        self.checksum = network_digest(self.net)
 
     def run(self, example: Example, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Tensor]]:
-        """Its output and the tapped features: inference tensors, which autograd must not save.
+        """Return the output and the tapped features, as inference tensors, which autograd must not save.
 
         Args:
-            example: positional and keyword inputs, as the student got them.
+            example: positional and keyword inputs of the student.
             taps: names of modules.
         """
-        tensors = [tensor for tensor in self.net.parameters() if tensor.is_floating_point()]
-        dtype = tensors[0].dtype if tensors else torch.get_default_dtype()
-        device = tensors[0].device.type if tensors else "cpu"
-        wanted = AUTOCAST.get(self.precision, dtype)
+        parameters = [tensor for tensor in self.net.parameters() if tensor.is_floating_point()]
+        dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
+        device = parameters[0].device.type if parameters else "cpu"
+        autocast = AUTOCAST.get(self.precision, dtype)
         with (
             torch.inference_mode(),
-            torch.autocast(device, dtype=AUTOCAST.get(self.precision), enabled=wanted != dtype),
-            listening(self.net, taps) as heard,
+            torch.autocast(device, dtype=AUTOCAST.get(self.precision), enabled=autocast != dtype),
+            record_outputs(self.net, taps) as features,
         ):
             args, kwargs = tree_map_only(
                 Tensor, lambda x: x.detach().to(dtype) if x.is_floating_point() else x.detach(), example
             )
-            return self.net(*args, **kwargs), heard
+            return self.net(*args, **kwargs), features
 
     def to(self, device: torch.device) -> Teacher:
-        """Move to the device of the student."""
+        """Move the teacher to a device, in place."""
         self.net.to(device)
         return self
 
     def verify(self) -> None:
-        """Prove that nothing has touched it.
-
-        Raises:
-            TeacherError: its weights or buffers have changed.
-        """
-        if checksum(self.net) != self.checksum:
-            raise TeacherError("the teacher's weights have changed while it was teaching")
+        """Raise TeacherError if weights or buffers have changed since the teacher was made."""
+        if network_digest(self.net) != self.checksum:
+            raise TeacherError("the teacher's weights have changed during the training")
 
     def save(self, path: Path) -> None:
-        """Write its weights; an interrupted write leaves nothing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        torch.save({"state_dict": self.net.state_dict()}, part)
-        part.replace(path)
+        """Write the weights to a file; an interrupted write leaves no file."""
+        with atomic_write(path) as temporary:
+            torch.save({"state_dict": self.net.state_dict()}, temporary)
 
 
-def make_teacher(
+def load_teacher(
     source: str | Path | nn.Module, student: nn.Module, submodule: str | None, precision: Precision = "32"
 ) -> Teacher:
-    """A trained network, or the student's own architecture with the weights of a file.
+    """Make a teacher from a trained network, or from the student's architecture and the weights in a file.
 
     Args:
-        source: a network, or a file as :func:`load_weights_` takes it.
-        student: still dense.
-        submodule: its name in a Lightning checkpoint; None: it is the whole.
-        precision: of the teacher.
+        source: a network, or a file for :func:`load_weights_`.
+        student: the dense student.
+        submodule: name of the network in a Lightning checkpoint; None: it is the whole module.
+        precision: precision of the teacher.
     """
     if isinstance(source, nn.Module):
         return Teacher(source, precision)
@@ -111,19 +117,19 @@ def make_teacher(
 
 
 def same_network(student: nn.Module, teacher: nn.Module, record: PruningRecord | None) -> bool:
-    """Whether the student is the teacher's architecture, or was cut out of it as ``record`` says.
+    """Return whether the student has the teacher's architecture, or had it before the pruning in ``record``.
 
     Example:
         >>> same_network(nn.Linear(2, 3), nn.Linear(2, 3), None), same_network(nn.Linear(2, 3), nn.Linear(2, 4), None)
         (True, False)
     """
     ours, theirs = ({name: list(p.shape) for name, p in net.named_parameters()} for net in (student, teacher))
-    cut = record.shapes if record is not None else {}
-    return ours.keys() == theirs.keys() and all(theirs[name] == cut.get(name, ours[name]) for name in ours)
+    dense = record.shapes if record is not None else {}
+    return ours.keys() == theirs.keys() and all(theirs[name] == dense.get(name, ours[name]) for name in ours)
 
 
-def check_apart(teacher: nn.Module, parameters: Collection[int]) -> None:
-    """Raise TeacherError if any of the teacher's parameters is among those with the given ``id``."""
+def check_disjoint(teacher: nn.Module, parameters: Collection[int]) -> None:
+    """Raise TeacherError if a parameter of the teacher is among ``parameters``, given by their ``id``."""
     if any(id(parameter) in parameters for parameter in teacher.parameters()):
         raise TeacherError(
             "the teacher's parameters are in the optimizer or among the module's: keep the teacher out of the "
@@ -131,41 +137,43 @@ def check_apart(teacher: nn.Module, parameters: Collection[int]) -> None:
         )
 
 
-def found_again(written: str, checkpoint: str) -> Path:
-    """The file of a teacher: beside the checkpoint that is resumed, else where it was written.
+def find_teacher_file(saved: str, checkpoint: str) -> Path:
+    """Return the file of a teacher: in the folder of the resumed checkpoint, else at the path it was saved to.
 
     Raises:
         TeacherError: it is in neither place.
     """
-    name = Path(written).name
-    for path in (Path(checkpoint).parent / name, Path(written)):
+    name = Path(saved).name
+    for path in (Path(checkpoint).parent / name, Path(saved)):
         if name and path.is_file():
             return path
-    raise TeacherError(f"the teacher of this checkpoint is gone: put {name or 'it'} beside {checkpoint}")
+    raise TeacherError(
+        f"the file of this checkpoint's teacher is missing: put {name or 'it'} beside {checkpoint}"
+    )
 
 
 def load_weights_(net: nn.Module, path: str | Path, prefix: str = "") -> nn.Module:
-    """Load a dense network's weights.
+    """Load the weights of a dense network from a file.
 
     Args:
-        net: of the same architecture, changed in place.
+        net: network of the same architecture, changed in place.
         path: a Lightning checkpoint, a run's ``net.pt``, or a file with a ``state_dict``.
-        prefix: before the names in a Lightning checkpoint, ``"net."`` say; used where it occurs.
+        prefix: prefix of the names in a Lightning checkpoint, such as ``"net."``; ignored if no name has it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TeacherError: the file holds a pruned network, or another one.
+        TeacherError: the file holds a pruned network, or another architecture.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no teacher at {path}: give the checkpoint of a trained dense network")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = load_torch_file(path)
     if (saved.get("record") or {}).get("kept") or "lightning_prune" in saved:
         raise TeacherError(f"{path} holds a pruned network: the teacher is the dense one")
     state: Mapping[str, Tensor] = saved.get("state_dict", saved)
-    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    inner = without_prefix(state, prefix)
     try:
-        net.load_state_dict(inside if prefix and inside else state)
+        net.load_state_dict(inner if prefix and inner else state)
     except RuntimeError as error:
         raise TeacherError(f"{path} does not fit {type(net).__name__}: {error}") from error
     return net

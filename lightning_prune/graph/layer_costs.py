@@ -17,14 +17,14 @@ import torch
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace, Resource, module_of
 from lightning_prune.graph.costs import Term
-from lightning_prune.tracing.einsum import letters
+from lightning_prune.tracing.einsum import parse_contraction
 from lightning_prune.tracing.ids import Ids, Units
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["LayerCall", "LayerCost", "Resource", "evidence_of", "layer_calls", "units_along"]
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {aten.convolution.default, aten._convolution.default}
 #: which of the tensors are multiplied
 _PRODUCTS = {
     **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.mv.default), 0),
@@ -73,7 +73,7 @@ def layer_calls(graph: ChannelGraph) -> list[LayerCall]:
     """
     evidence = evidence_of(graph)
     tracker = evidence.tracker
-    found = (_call(followed, evidence) for followed in tracker.followed[: tracker.counted])
+    found = (_call(followed, evidence) for followed in tracker.operators[: tracker.num_costed])
     return [call for call in found if call is not None]
 
 
@@ -94,7 +94,7 @@ def units_along(evidence: DenseTrace, labels: Labels, dim: int, size: int) -> Un
 def _call(followed: TracedOperator, evidence: DenseTrace) -> LayerCall | None:
     """What the operator reads and makes, if it applies a weight."""
     call = followed.call
-    if call.op in _CONVOLUTIONS:
+    if call.op._opname in CONVOLUTIONS:
         back = call.tensors[1].dim() - 1  # of the channels, from the back, whether there is a batch or not
         return _of(followed, evidence, 1, 0, -back, -back)
     if call.op in _PRODUCTS:
@@ -108,7 +108,7 @@ def _call(followed: TracedOperator, evidence: DenseTrace) -> LayerCall | None:
 
 
 def _einsum(followed: TracedOperator, evidence: DenseTrace) -> LayerCall | None:
-    equation = letters(followed.call.args[0])
+    equation = parse_contraction(followed.call.args[0])
     if equation is None:
         return None
     *operands, out = equation
@@ -144,7 +144,7 @@ def _of(
 def _parameter(labels: Labels, evidence: DenseTrace) -> str:
     """The parameter that two dimensions of a tensor come from."""
     tracker = evidence.tracker
-    owners = [source for ids in _first(labels) if (source := tracker.owner(ids)) is not None]
+    owners = [source for ids in _first(labels) if (source := tracker.origin(ids)) is not None]
     names = [source.name for source in owners if source.name not in tracker.buffers]
     return next((name for name in names if names.count(name) > 1), "")
 

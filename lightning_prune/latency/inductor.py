@@ -12,14 +12,10 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.operator_template import Operator
 from lightning_prune.latency.operators import operators
 from lightning_prune.latency.timing import TimedCall
+from lightning_prune.tracing.operator_sets import EVAL_BATCH_NORMS
 
 __all__ = ["compiled_operators", "compiled_whole"]
 
-NORMS = (
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-)  # pointwise in eval mode
 UNTAGGED = ("hardswish_", "hardsigmoid_")
 
 
@@ -42,7 +38,7 @@ def compiled_operators(graph: ChannelGraph) -> list[Operator]:
 
 
 def _pointwise(operator: Operator) -> bool:
-    return torch.Tag.pointwise in operator.op.tags or operator.op._opname in (*NORMS, *UNTAGGED)
+    return torch.Tag.pointwise in operator.op.tags or operator.op._opname in {*EVAL_BATCH_NORMS, *UNTAGGED}
 
 
 def compiled_whole(

@@ -27,12 +27,11 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.latency.operator_template import Operator, Size, Slot
 from lightning_prune.latency.operators import operators
 from lightning_prune.latency.timing import TimedCall
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS, EVAL_BATCH_NORMS
 
 __all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]
 
-CONVOLUTIONS = ("convolution", "_convolution")
 ALIGNED = 4  # channels, in whole multiples of which ONNX Runtime brings a tensor into blocks
-FOLDED = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 FUSED = (
     "relu",
     "relu_",
@@ -253,7 +252,7 @@ def onnx_operators(graph: ChannelGraph) -> list[OnnxOperator]:
     found = []
     for each in operators(graph):
         name, before = each.op._opname, into.get(id(each.source))
-        if before is not None and (name in FOLDED or name in FUSED):
+        if before is not None and (name in EVAL_BATCH_NORMS or name in FUSED):
             before.after += [each] if name in FUSED else []
             into[id(each)] = before
             continue

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from lightning_prune.tracing.ids import Units
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 
 __all__ = ["Operator", "Size", "Slot", "contracts", "numbers"]
 
@@ -177,4 +178,4 @@ def numbers(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, devi
 
 def contracts(op: OpOverload) -> bool:
     """Whether it is a convolution or a matrix product."""
-    return op._opname in ("convolution", "_convolution", "mm", "addmm", "bmm", "baddbmm")
+    return op._opname in {*CONVOLUTIONS, "mm", "addmm", "bmm", "baddbmm"}

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.latency.operator_template import Operator, Size, Slot, contracts
 from lightning_prune.tracing.ids import Ids, Units
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["operators"]
@@ -43,7 +44,7 @@ def operators(graph: ChannelGraph) -> list[Operator]:
     if graph.evidence is None:
         raise ValueError("this graph was not made by trace(), so its operators are not known")
     templates = _Templates(graph.evidence)
-    followed = graph.evidence.tracker.followed[: graph.evidence.tracker.counted]
+    followed = graph.evidence.tracker.operators[: graph.evidence.tracker.num_costed]
     return [templates.operator(each) for each in followed if _computes(each)]
 
 
@@ -92,7 +93,7 @@ class _Templates:
 
     def _held(self, tensor: Tensor, labels: Labels) -> bool:
         """Whether it is a parameter or buffer, or a view of one: then two dimensions come from the same."""
-        owners = [self.evidence.tracker.owner(arrays[0]) for arrays in labels if arrays]
+        owners = [self.evidence.tracker.origin(arrays[0]) for arrays in labels if arrays]
         names = [owner.name for owner in owners if owner is not None]
         return id(tensor) in self._tensors or len(set(names)) < len(names)
 
@@ -120,7 +121,7 @@ class _Templates:
         for labels in followed.labels[1 : len(followed.shapes)] if contracts(followed.call.op) else ():
             for arrays in labels:
                 if (
-                    source := tracker.owner(arrays[0] if arrays else None)
+                    source := tracker.origin(arrays[0] if arrays else None)
                 ) is not None and source.name in tracker.filters:
                     return source.name
         return followed.call.module
@@ -149,7 +150,7 @@ def _adapt(operator: Operator) -> None:
     operator.steps = [1] * len(operator.factors)
     name, spec = operator.op._opname, operator.spec
     args, kwargs = tree_unflatten(operator.leaves, spec)
-    if name in ("convolution", "_convolution"):
+    if name in CONVOLUTIONS:
         args = _convolution(operator, args)
     elif name == "native_group_norm" and isinstance(args[0].sizes[1], Size):
         args[4] = args[0].sizes[1]

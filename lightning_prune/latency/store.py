@@ -20,7 +20,8 @@ from lightning_prune.latency.backends import ExecutionName, Piece
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.interpolation import Lookup
 from lightning_prune.latency.profiler import TimingCurve
-from lightning_prune.serialization.record import LARGEST
+from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.serialization.record import MAX_BYTES
 from lightning_prune.utils.example_inputs import shapes_of
 
 __all__ = ["REBUILD", "VERSION", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
@@ -151,10 +152,8 @@ def _entry(plain: Mapping[str, Any]) -> TimingCurve:
 
 def save(measured: Measurements, path: Path) -> None:
     """Write JSON; an interrupted write leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(measured.to_dict()))
-    beside.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(measured.to_dict()))
 
 
 def load(path: str | Path) -> Measurements:
@@ -163,8 +162,8 @@ def load(path: str | Path) -> Measurements:
     Raises:
         LatencyError: the file is no latency table.
     """
-    if (size := Path(path).stat().st_size) > LARGEST:
-        raise LatencyError(f"{path} has {size} bytes; a latency table has at most {LARGEST}")
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise LatencyError(f"{path} has {size} bytes; a latency table has at most {MAX_BYTES}")
     try:
         return Measurements.from_dict(json.loads(Path(path).read_text()))
     except LatencyError as error:

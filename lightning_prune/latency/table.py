@@ -7,8 +7,6 @@ parts is measured on a few random cuts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +34,7 @@ from lightning_prune.latency.store import (
 )
 from lightning_prune.utils.distributed import shared
 from lightning_prune.utils.example_inputs import shapes_of
+from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["LatencyTable"]
 
@@ -168,7 +167,7 @@ class LatencyTable:
             shapes_of((evidence.inputs, evidence.kwargs)),
             sorted({piece.signature for piece in EXECUTIONS[self.execution].pieces(graph)}),
         ]  # fmt: skip
-        name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+        name = json_digest(made_by)[:12]
         return Path(self.path) / f"{self.execution}-{name}.json"
 
     def _obtained(self, graph: ChannelGraph) -> Measurements:

@@ -20,8 +20,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.netadapt.rounds import ALIGNED, Round
+from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.utils.hashing import checksum
+from lightning_prune.serialization.saving import load_torch_file
+from lightning_prune.utils.hashing import network_digest
 
 __all__ = ["SearchState", "plainly"]
 
@@ -58,7 +60,7 @@ class SearchState:
     ) -> SearchState:
         """A search of ``model`` that has not begun yet."""
         plain = json.loads(json.dumps(settings))
-        return cls(folder, checksum(model), plain, optimizer=optimizer)
+        return cls(folder, network_digest(model), plain, optimizer=optimizer)
 
     def restore_(self, model: nn.Module, judge: Callable[[], float]) -> bool:
         """Go on from what the folder holds, if it holds anything: ``model`` becomes that of the last round.
@@ -68,7 +70,7 @@ class SearchState:
         """
         if self.folder is None or not (self.folder / STATE).is_file():
             return False
-        held = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        held = load_torch_file(self.folder / STATE)
         rounds = [Round(**each) for each in held["search"]["rounds"]]
         differ = self._other(held["search"]) or _judged_otherwise(rounds[0].before, judge())
         if differ:
@@ -106,16 +108,13 @@ class SearchState:
         """Write everything down, if there is a folder."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         rounds = [asdict(each) for each in self.rounds]
         search = {k: getattr(self, k) for k in ("start", "settings", "optimizer")} | {"rounds": rounds}
         state = {"state_dict": model.state_dict(), "record": self.record.to_dict(), "search": search}
-        beside = self.folder / f"{STATE}.part"
-        torch.save(state, beside)
-        beside.replace(self.folder / STATE)
-        beside = self.folder / f"{HISTORY}.part"
-        beside.write_text(json.dumps(_finite(rounds), indent=1, allow_nan=False) + "\n")
-        beside.replace(self.folder / HISTORY)
+        with atomic_write(self.folder / STATE) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+        with atomic_write(self.folder / HISTORY) as temporary:
+            temporary.write_text(json.dumps(_finite(rounds), indent=1, allow_nan=False) + "\n")
 
 
 def _judged_otherwise(before: float, now: float) -> str:

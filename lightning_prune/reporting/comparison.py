@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_prune.reporting.model_size import Sizes
+from lightning_prune.utils.formatting import si
 from lightning_prune.utils.tables import NOTHING, Table
 
-__all__ = ["Table", "comparison", "only", "share", "si", "threads_or_device"]
+__all__ = ["Table", "comparison", "only", "share", "threads_or_device"]
 
 Scores = Mapping[str, float]
-
-
-def si(number: float, unit: str = "") -> str:
-    """Four figures with a prefix.
-
-    Example:
-        >>> si(373549680), si(14322227), si(57397331, "B"), si(12)
-        ('373.5 M', '14.32 M', '57.4 MB', '12')
-    """
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= factor:
-            scaled = number / factor
-            digits = 1 if unit or scaled >= 100 else 2
-            return f"{scaled:.{digits}f} {prefix}{unit}"
-    return f"{number:.4g}{' ' * bool(unit)}{unit}"
 
 
 def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores: Scores, where: str) -> Table:
@@ -74,9 +60,9 @@ def share(part: float, whole: float) -> str:
 def _sizes(net: Sizes, where: str) -> list[tuple[str, str, float]]:
     """Label, text and number of each."""
     rows: list[tuple[str, str, float]] = [
-        ("MACs", si(net.macs), net.macs),
-        ("parameters", si(net.params), net.params),
-        ("file size", si(net.bytes, "B"), net.bytes),
+        ("MACs", si(net.macs, 4, " "), net.macs),
+        ("parameters", si(net.params, 4, " "), net.params),
+        ("file size", si(net.bytes, 3, " ", "B"), net.bytes),
     ]
     if net.latency_ms is not None:
         rows.append((f"latency, 1 image, {where}", f"{net.latency_ms:.2f} ms", net.latency_ms))

@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lightning_prune.reporting.comparison import comparison, only, share, si, threads_or_device
+from lightning_prune.reporting.comparison import comparison, only, share, threads_or_device
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.run_folder import REPORT, Summary
+from lightning_prune.utils.formatting import si
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["draw_report", "figure", "show_run"]
@@ -59,7 +60,8 @@ def headline(summary: Summary, baseline: Summary | None = None) -> str:
     if summary.dense is None or summary.final is None:
         return score
     if not summary.pruned:
-        return f"{si(summary.final.macs)} MACs, {si(summary.final.params)} parameters · {score}"
+        macs, params = si(summary.final.macs, 4, " "), si(summary.final.params, 4, " ")
+        return f"{macs} MACs, {params} parameters · {score}"
     macs = share(summary.final.macs, summary.dense.macs)
     params = share(summary.final.params, summary.dense.params)
     return f"{macs} of the MACs and {params} of the parameters left · {score}"

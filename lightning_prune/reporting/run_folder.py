@@ -24,9 +24,8 @@ from torch import nn
 
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import load_pruned
 
-__all__ = ["Summary", "find_runs", "load_net", "save_net"]
+__all__ = ["Summary", "find_runs", "save_net"]
 
 CONFIG, SUMMARY, RECORD, NET, REPORT, ERROR = (
     "config.yaml",
@@ -138,30 +137,18 @@ def _plain(value: Any) -> Any:
 
 
 def save_net(path: Path, net: nn.Module, record: PruningRecord) -> None:
-    """Write weights and record into one file of plain tensors, numbers and strings."""
-    torch.save({"state_dict": net.state_dict(), "record": record.to_dict()}, path)
-
-
-def load_net(path: str | Path, dense: nn.Module) -> nn.Module:
-    """Cut a freshly built ``dense`` network to the record of a saved one, and load its weights.
-
-    Args:
-        path: ``net.pt``, or the folder that it lies in.
-        dense: built as for training, ``hydra.utils.instantiate(OmegaConf.load("config.yaml").net)`` say.
-
-    Raises:
-        RecordError: the file belongs to another network; ``dense`` is as it was.
+    """Write weights and record into one file of plain tensors, numbers and strings.
 
     Example:
         >>> import tempfile
+        >>> from lightning_prune import load_pruned
+        >>> record = PruningRecord({"weight": {0: [2]}, "bias": {0: [2]}}, {"weight": [3, 2], "bias": [3]})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_net(Path(folder) / "net.pt", nn.Linear(2, 1), PruningRecord(
-        ...         {"weight": {0: [2]}, "bias": {0: [2]}}, {"weight": [3, 2], "bias": [3]}))
-        ...     load_net(folder, nn.Linear(2, 3)).weight.shape
+        ...     save_net(Path(folder) / NET, nn.Linear(2, 1), record)
+        ...     load_pruned(nn.Linear(2, 3), Path(folder) / NET).weight.shape
         torch.Size([1, 2])
     """
-    path = Path(path) / NET if Path(path).is_dir() else Path(path)
-    return load_pruned(dense, path)
+    torch.save({"state_dict": net.state_dict(), "record": record.to_dict()}, path)
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:

@@ -1,4 +1,4 @@
-"""What surgery removed, as plain integers: enough to redo it on a fresh model (level 3)."""
+"""The pruning record: what surgery removed, as plain integers with which the same cut is made on a dense model."""
 
 from __future__ import annotations
 
@@ -12,30 +12,13 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.graph.pins import optional_parts
-from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
+from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data, without_prefix
 
 __all__ = ["PruningRecord", "RecordError"]
 
-
-def rerooted(record: PruningRecord, at: str, to: str) -> PruningRecord:
-    """A record whose names start at module ``at``, as one whose names start at module ``to``.
-
-    Example:
-        >>> record = PruningRecord({"conv.weight": {0: [1]}}, {"conv.weight": [2, 3]}, {"conv.out_channels": 1})
-        >>> rerooted(record, "net", "net.conv")
-        PruningRecord(kept={'weight': {0: [1]}}, shapes={'weight': [2, 3]}, attributes={'out_channels': 1}, info={})
-    """
-    before, after = f"{at}." if at else "", f"{to}." if to else ""
-
-    def moved(named: dict[str, object]) -> dict[str, object]:
-        full = {before + name: value for name, value in named.items()}
-        return {name.removeprefix(after): value for name, value in full.items() if name.startswith(after)}
-
-    return PruningRecord(moved(record.kept), moved(record.shapes), moved(record.attributes), record.info)  # type: ignore[arg-type]
-
-
 VERSION = 1
-LARGEST = 100_000_000  # bytes of a file; a safetensors header may have as many
+MAX_BYTES = 100_000_000  # of a file; a safetensors header may have as many
 
 
 class RecordError(ValueError):
@@ -44,14 +27,14 @@ class RecordError(ValueError):
 
 @dataclass
 class PruningRecord:
-    """Which indices of which parameters and buffers survive, and which attributes were set.
+    """Surviving indices of parameters and buffers, and the attributes that a cut has set.
 
     Attributes:
         kept: parameter or buffer -> dimension -> surviving original indices, ascending. Dimensions that lost
             nothing are absent.
         shapes: parameter or buffer in ``kept`` -> its shape in the dense model.
         attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to.
-        info: facts for people: costs before and after, and the like.
+        info: further facts for the reader, such as the costs before and after. Nothing depends on them.
 
     Example:
         >>> record = PruningRecord({"weight": {0: [0, 2]}, "bias": {0: [0, 2]}},
@@ -75,41 +58,41 @@ class PruningRecord:
         """Cut a dense ``model`` in place to what survives, and return it.
 
         Raises:
-            RecordError: the record does not fit the model; the model is as it was.
+            RecordError: the record does not fit the model, which is then unchanged.
         """
         self.check(model)
         tensors = named_tensors(model)
         for name, dims in self.kept.items():
             set_data(tensors[name], cut(tensors[name], dims))
         for path, value in self.attributes.items():
-            owner, attribute = _owner(model, path)
-            setattr(owner, attribute, _like(getattr(owner, attribute), value))
+            owner, attribute = _owner_of(model, path)
+            setattr(owner, attribute, _as_type_of(getattr(owner, attribute), value))
         freeze_empty_(tensors.values())
         return model
 
     def check(self, model: nn.Module) -> None:
-        """Raise RecordError unless this record fits the dense ``model``, which is left as it is."""
-        tensors, optional = named_tensors(model), _optional(model)
+        """Raise RecordError unless this record fits the dense ``model``, which is not changed."""
+        tensors, optional = named_tensors(model), _optional_prefixes(model)
         for name, dims in self.kept.items():
             if name not in tensors:
                 raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
             shape = list(tensors[name].shape)
             if shape != self.shapes.get(name):
                 raise RecordError(
-                    f"{name!r} has shape {shape}, the record was made for {self.shapes.get(name)}"
+                    f"{name!r} has shape {shape}, but the record was made for {self.shapes.get(name)}"
                 )
             for dim, indices in dims.items():
                 _check_indices(name, dim, indices, shape, least=0 if name.startswith(optional) else 1)
         for path, value in self.attributes.items():
-            owner, attribute = _owner(model, path)
-            held = vars(owner).get(attribute)
-            if not _alike(held, value, least=0 if path.startswith(optional) else 1):
+            owner, attribute = _owner_of(model, path)
+            current = vars(owner).get(attribute)
+            if not _can_replace(current, value, least=0 if path.startswith(optional) else 1):
                 raise RecordError(
-                    f"the record sets {path!r} to {value}, but {type(model).__name__} has {held!r} there"
+                    f"the record sets {path!r} to {value}, but its value in {type(model).__name__} is {current!r}"
                 )
 
     def then(self, later: PruningRecord) -> PruningRecord:
-        """This cut followed by a ``later`` one of the model that it left, as one record of the dense model.
+        """Compose this cut and a ``later`` cut of the smaller model into one record of the dense model.
 
         Example:
             >>> first = PruningRecord({"w": {0: [0, 2, 3]}}, {"w": [4]})
@@ -127,17 +110,17 @@ class PruningRecord:
         return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers."""
+        """Return the record as plain dictionaries, lists, strings and numbers."""
         plain = asdict(self)
         plain["kept"] = {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}
         return {"version": VERSION, **plain}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> PruningRecord:
-        """The record that :meth:`to_dict` described.
+        """Make a record from the result of :meth:`to_dict`.
 
         Raises:
-            RecordError: something is missing or of the wrong kind.
+            RecordError: an entry is missing or has the wrong type.
         """
         if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
             raise RecordError(f"not a pruning record of version {VERSION}")
@@ -155,31 +138,49 @@ class PruningRecord:
             raise RecordError(f"damaged pruning record: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write JSON; an interrupted write leaves what was there before."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(self.to_dict()))
-        beside.replace(path)
+        """Write JSON. If writing is interrupted, ``path`` keeps its content."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> PruningRecord:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
             RecordError: the file is not a pruning record.
         """
         size = Path(path).stat().st_size
-        if size > LARGEST:
-            raise RecordError(f"{path} has {size} bytes; a pruning record has at most {LARGEST}")
+        if size > MAX_BYTES:
+            raise RecordError(f"{path} has {size} bytes; a pruning record has at most {MAX_BYTES}")
         try:
             plain = json.loads(Path(path).read_text())
-        except (ValueError, RecursionError) as error:  # also numbers too long for an int
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers too long for an int
             raise RecordError(f"{path} is not JSON: {error}") from error
         return cls.from_dict(plain)
 
 
-def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+def rerooted(record: PruningRecord, old_root: str, new_root: str) -> PruningRecord:
+    """Return ``record``, whose names are relative to module ``old_root``, with names relative to ``new_root``.
+
+    Entries outside of ``new_root`` are left out.
+
+    Example:
+        >>> record = PruningRecord({"conv.weight": {0: [1]}}, {"conv.weight": [2, 3]}, {"conv.out_channels": 1})
+        >>> rerooted(record, "net", "net.conv")
+        PruningRecord(kept={'weight': {0: [1]}}, shapes={'weight': [2, 3]}, attributes={'out_channels': 1}, info={})
+    """
+    old, new = f"{old_root}." if old_root else "", f"{new_root}." if new_root else ""
+
+    def renamed(entries: dict[str, Any]) -> dict[str, Any]:
+        return without_prefix({old + name: value for name, value in entries.items()}, new)
+
+    return PruningRecord(
+        renamed(record.kept), renamed(record.shapes), renamed(record.attributes), record.info
+    )
+
+
+def _owner_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Split ``path`` into the module that it names and the attribute of that module."""
     module, _, attribute = path.rpartition(".")
     try:
         return model.get_submodule(module), attribute
@@ -187,34 +188,34 @@ def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
         raise RecordError(f"the record sets {path!r}: {error}") from error
 
 
-def _optional(model: nn.Module) -> tuple[str, ...]:
-    """How the names begin of what may vanish."""
+def _optional_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of parameters that may be removed completely."""
     return tuple(f"{part}." for parts in optional_parts(model) for part in parts)
 
 
-def _alike(held: Any, value: int | list[int], least: int) -> bool:
-    """Whether ``value`` can take the place of ``held``: sizes are whole numbers, alone or in a row."""
+def _can_replace(current: Any, value: int | list[int], least: int) -> bool:
+    """Whether ``current`` is an integer or a sequence of integers, and ``value`` has the same form."""
     sizes = value if isinstance(value, list) else [value]
-    before = list(held) if isinstance(held, (tuple, list)) else [held]
-    same = isinstance(value, list) == isinstance(held, (tuple, list)) and len(sizes) == len(before)
+    before = list(current) if isinstance(current, (tuple, list)) else [current]
+    same = isinstance(value, list) == isinstance(current, (tuple, list)) and len(sizes) == len(before)
     return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
 
 
-def _like(held: Any, value: int | list[int]) -> Any:
-    return type(held)(value) if isinstance(held, (tuple, list)) and isinstance(value, list) else value
+def _as_type_of(current: Any, value: int | list[int]) -> Any:
+    return type(current)(value) if isinstance(current, (tuple, list)) and isinstance(value, list) else value
 
 
 def _dimension(key: Any) -> int:
     if type(key) is not int and not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key):
-        raise ValueError(f"expected the number of a dimension, found {key!r}")
+        raise ValueError(f"expected the number of a dimension, got {key!r}")
     return int(key)
 
 
 def _integers(values: Any) -> list[int]:
-    found = list(values)
-    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in found):
-        raise ValueError(f"expected a list of integers, found {str(values)[:40]}")
-    return found
+    integers = list(values)
+    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in integers):
+        raise ValueError(f"expected a list of integers, got {str(values)[:40]}")
+    return integers
 
 
 def _check_indices(name: str, dim: int, indices: list[int], shape: list[int], least: int) -> None:

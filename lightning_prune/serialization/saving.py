@@ -1,13 +1,13 @@
-"""Pruned networks in files: weights, and the record that says what shape they have (level 3).
+"""Files of pruned networks: weights, and the pruning record that gives their shapes.
 
-Two kinds of file, none of which can run code when it is read: what ``torch.save`` writes (Lightning's checkpoints,
-``net.pt`` of a run), read with ``weights_only=True``, and safetensors, with the record as JSON in its metadata.
+Two formats, neither of which can run code when it is read: files of ``torch.save`` (Lightning's checkpoints, the
+``net.pt`` of a run), read with ``weights_only=True``, and safetensors, with the record as JSON in the metadata.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,16 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import PruningRecord, RecordError
-from lightning_prune.utils.modules import named_tensors
+from lightning_prune.utils.modules import named_tensors, without_prefix
 
 __all__ = [
     "CHECKPOINT_KEY",
-    "Saved",
+    "SavedNetwork",
     "check_weights",
+    "find_submodule",
     "load_pruned",
-    "part_of",
-    "read",
+    "load_torch_file",
+    "read_network",
     "save_pruned",
     "shrink_",
     "write_safetensors",
@@ -38,13 +40,13 @@ SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a file holds.
+class SavedNetwork:
+    """Content of a file: a network's weights, and its pruning record.
 
     Attributes:
-        weights: as of ``state_dict()``.
-        record: what was removed, from ``submodule``; None if nothing was.
-        submodule: qualified name of the part that the record is about; ``""`` for the whole.
+        weights: the ``state_dict()`` of the network.
+        record: what was removed from ``submodule``; None if nothing was.
+        submodule: qualified name of the module that the record describes; ``""`` for the whole network.
     """
 
     weights: dict[str, Tensor]
@@ -52,32 +54,34 @@ class Saved:
     submodule: str = ""
 
     @classmethod
-    def of(cls, weights: Any, pruned: Mapping[str, Any]) -> Saved:
-        """From plain values.
+    def of(cls, weights: Any, pruned: Mapping[str, Any]) -> SavedNetwork:
+        """Make the content from plain values, as they stand in a file.
 
         Raises:
-            RecordError: they are not what they should be.
+            RecordError: a value has the wrong type.
         """
-        record, submodule = pruned.get("record"), pruned.get("submodule") or ""
-        if not isinstance(weights, Mapping) or not isinstance(submodule, str):
-            raise RecordError("no state_dict, or a submodule that is no name")
-        found = None if record is None else PruningRecord.from_dict(record)
-        return cls(dict(weights), found, submodule)
+        plain_record, submodule = pruned.get("record"), pruned.get("submodule") or ""
+        if not isinstance(weights, Mapping):
+            raise RecordError(f"the state_dict is not a mapping but a {type(weights).__name__}")
+        if not isinstance(submodule, str):
+            raise RecordError(f"the submodule must be a name, got {submodule!r}")
+        record = None if plain_record is None else PruningRecord.from_dict(plain_record)
+        return cls(dict(weights), record, submodule)
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
-    """Cut a freshly built, dense ``model`` in place to what a file holds, load its weights, and return it.
+    """Cut a newly built, dense ``model`` in place to the shapes in a file, load the weights, and return the model.
 
-    No trainer is needed. ``model`` may be the LightningModule that was trained, or the ``submodule`` that was
-    pruned: the bare network. Everything is checked before anything is changed.
+    No trainer is needed. ``model`` may be the LightningModule that was trained, or only the ``submodule`` that was
+    pruned. Everything is checked before anything is changed.
 
     Args:
         model: built as for training.
-        path: a Lightning checkpoint (with weights only, too), the ``net.pt`` of a run, or a ``.safetensors``
+        path: a Lightning checkpoint (also one with weights only), the ``net.pt`` of a run, or a ``.safetensors``
             file that :func:`save_pruned` wrote.
 
     Raises:
-        RecordError: the file is damaged, or belongs to another model; ``model`` is as it was.
+        RecordError: the file is damaged, or belongs to another model. ``model`` is not changed.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -88,14 +92,10 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ...     load_pruned(nn.Linear(2, 3), folder + "/small.safetensors").weight.shape
         torch.Size([1, 2])
     """
-    saved = read(Path(path))
+    saved = read_network(Path(path))
     if saved.submodule and set(model.state_dict()).isdisjoint(saved.weights):
-        before = f"{saved.submodule}."
-        inside = {
-            name.removeprefix(before): w for name, w in saved.weights.items() if name.startswith(before)
-        }
-        saved = Saved(inside, saved.record)
-    target = part_of(model, saved.submodule)
+        saved = SavedNetwork(without_prefix(saved.weights, f"{saved.submodule}."), saved.record)
+    target = find_submodule(model, saved.submodule)
     check_weights(model, target, saved.record, saved.weights)
     if saved.record:
         saved.record.apply_(target)
@@ -106,45 +106,48 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
 def save_pruned(
     model: nn.Module, record: PruningRecord | None, path: str | Path, submodule: str | None = None
 ) -> None:
-    """Write a pruned network to one safetensors file; an interrupted write leaves what was there before.
+    """Write a pruned network to one safetensors file. If writing is interrupted, ``path`` keeps its content.
 
     Args:
-        model: the pruned network; its parameters and buffers are written from whatever device they are on.
-        record: what was removed since it was dense, ``callback.record`` say.
-        path: ends in ``.safetensors``.
-        submodule: the part of ``model`` that ``record`` is about, if it is not the whole.
+        model: the pruned network, on any device.
+        record: what was removed from the dense network, for example ``callback.record``.
+        path: must end in ``.safetensors``.
+        submodule: name of the module that ``record`` describes; None if it is the whole ``model``.
 
     Raises:
-        ValueError: ``path`` has another ending, or the state holds something that is no tensor.
+        ValueError: ``path`` has another ending, or the state_dict has an entry that is not a tensor.
     """
-    write_safetensors(Saved(dict(model.state_dict()), record, submodule or ""), Path(path))
+    write_safetensors(SavedNetwork(dict(model.state_dict()), record, submodule or ""), Path(path))
 
 
-def read(path: Path) -> Saved:
-    """What a file holds; see :func:`load_pruned` for its kinds, and for what is raised."""
+def read_network(path: Path) -> SavedNetwork:
+    """Read weights and record from a file; formats and errors are those of :func:`load_pruned`."""
     return _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
 
 
-def write_safetensors(saved: Saved, path: Path) -> None:
-    """See :func:`save_pruned`."""
+def write_safetensors(saved: SavedNetwork, path: Path) -> None:
+    """Write weights and record; errors are those of :func:`save_pruned`."""
     if path.suffix != SAFETENSORS:
         raise ValueError(f"{path} must end in {SAFETENSORS}")
     record = saved.record.to_dict() if saved.record else None
     metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps({"record": record, "submodule": saved.submodule})}
-    weights = _separate(saved.weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    save_file(weights, beside, metadata)
-    beside.replace(path)
+    weights = _separate_tensors(saved.weights)
+    with atomic_write(path) as temporary:
+        save_file(weights, temporary, metadata)
 
 
-def part_of(model: nn.Module, submodule: str) -> nn.Module:
-    """A submodule by its name, or RecordError."""
+def load_torch_file(path: str | Path) -> Any:
+    """Read a file of ``torch.save`` onto the CPU; only tensors and plain values, since objects could run code."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def find_submodule(model: nn.Module, submodule: str) -> nn.Module:
+    """Return the submodule of that name, or raise RecordError if there is none."""
     try:
         return model.get_submodule(submodule)
     except AttributeError as error:
         raise RecordError(
-            f"the record is about {submodule!r}; {type(model).__name__} has none: {error}"
+            f"the record describes the submodule {submodule!r}, which {type(model).__name__} does not have: {error}"
         ) from error
 
 
@@ -155,40 +158,54 @@ def check_weights(
     weights: Mapping[str, Any],
     strict: bool = True,
 ) -> None:
-    """Raise RecordError unless ``weights`` fit ``model`` once its part ``target`` is cut to ``record``.
+    """Raise RecordError unless ``weights`` fit ``model`` after its submodule ``target`` was cut to ``record``.
 
     Args:
-        model: still dense, and left as it is.
-        target: the part of it that the record is about.
+        model: the dense model; not changed.
+        target: the submodule that the record describes, or ``model`` itself.
         record: what is to be removed.
-        weights: of the whole ``model``.
+        weights: state_dict of the whole ``model``.
         strict: whether the names must be the same, too.
     """
     if record:
         record.check(target)
-    here, there = set(model.state_dict()), set(weights)
-    if strict and here != there:
+    expected_names, saved_names = set(model.state_dict()), set(weights)
+    if strict and expected_names != saved_names:
+        names = _first_names(expected_names ^ saved_names)
         raise RecordError(
-            f"{type(model).__name__} and file differ in {_some(here ^ there)}; build the model as before"
+            f"{type(model).__name__} and the file differ in {names}; build the model as for training"
         )
-    cut = record.kept if record else {}
-    dims = {id(tensor): cut.get(name, {}) for name, tensor in named_tensors(target).items()}
-    for name, tensor in _all_tensors(model):
-        kept = dims.get(id(tensor), {})
-        shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
-        found = weights.get(name)
-        held = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        if name in there and held != shape:
+    shapes = _pruned_shapes(model, target, record.kept if record else {})
+    for name, expected in shapes.items():
+        value = weights.get(name)
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if name in saved_names and shape != expected:
             raise RecordError(
-                f"the file holds {held} for {name!r}, where {shape} should be; build the model dense"
+                f"the file has {shape} for {name!r}, expected {expected}; build the model dense"
             )
 
 
+def _pruned_shapes(
+    model: nn.Module, target: nn.Module, kept: Mapping[str, Mapping[int, list[int]]]
+) -> dict[str, list[int]]:
+    """Shape of every parameter and buffer of ``model``, under all of its names, after ``target`` was cut."""
+    # By identity: a tensor that is cut in `target` may have further names in `model`.
+    cuts = {id(tensor): kept.get(name, {}) for name, tensor in named_tensors(target).items()}
+    tensors = chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    return {name: _pruned_shape(tensor, cuts.get(id(tensor), {})) for name, tensor in tensors}
+
+
+def _pruned_shape(tensor: Tensor, dims: Mapping[int, list[int]]) -> list[int]:
+    return [len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape)]
+
+
 def shrink_(target: nn.Module, record: PruningRecord) -> None:
-    """Cut a dense ``target`` to ``record``; one that has the record's shapes already is left alone.
+    """Cut a dense ``target`` to ``record``; do nothing if it already has the pruned shapes.
 
     Raises:
-        RecordError: it has neither the dense nor the pruned shapes.
+        RecordError: ``target`` has neither the dense nor the pruned shapes.
     """
     if has_shapes_of(target, record):
         return
@@ -196,71 +213,67 @@ def shrink_(target: nn.Module, record: PruningRecord) -> None:
         record.apply_(target)
     except RecordError as error:
         raise RecordError(
-            f"{error}; load this checkpoint into a module that is built dense, as before"
+            f"{error}; load this checkpoint into a module that is built dense, as for training"
         ) from error
 
 
 def has_shapes_of(target: nn.Module, record: PruningRecord) -> bool:
-    """Whether every tensor has the size that ``record`` leaves it."""
+    """Whether every tensor in ``record`` has its pruned size already."""
     tensors = named_tensors(target)
-    return all(name in tensors and _has(tensors[name].shape, dims) for name, dims in record.kept.items())
+    return all(
+        name in tensors and _has_sizes(tensors[name].shape, dims) for name, dims in record.kept.items()
+    )
 
 
-def _has(shape: torch.Size, dims: Mapping[int, list[int]]) -> bool:
+def _has_sizes(shape: torch.Size, dims: Mapping[int, list[int]]) -> bool:
     return all(-1 < dim < len(shape) and shape[dim] == len(indices) for dim, indices in dims.items())
 
 
-def _read_torch(path: Path) -> Saved:
+def _read_torch(path: Path) -> SavedNetwork:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except Exception as error:  # damaged files make torch raise many kinds
+    except Exception as error:  # damaged files make torch raise many types of errors
         raise RecordError(
-            f"{path} does not load with weights_only=True. If it is yours, and holds objects of classes that you "
-            f"trust (hyperparameters, say), name them to torch.serialization.add_safe_globals. {error}"
+            f"{path} does not load with weights_only=True. If you trust the file, and it contains objects of other "
+            f"classes (for example hyperparameters), pass these to torch.serialization.add_safe_globals. {error}"
         ) from error
-    if not isinstance(held, Mapping) or "state_dict" not in held:
-        raise RecordError(f"{path} is no checkpoint: it holds no state_dict")
-    pruned = held.get(CHECKPOINT_KEY, held)
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise RecordError(f"{path} is not a checkpoint: it has no state_dict")
+    pruned = content.get(CHECKPOINT_KEY, content)
     if not isinstance(pruned, Mapping):
-        raise RecordError(f"{path} holds a damaged pruning record")
-    return Saved.of(held["state_dict"], pruned)
+        raise RecordError(f"the pruning record in {path} is damaged")
+    return SavedNetwork.of(content["state_dict"], pruned)
 
 
-def _read_safetensors(path: Path) -> Saved:
+def _read_safetensors(path: Path) -> SavedNetwork:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         pruned = json.loads(metadata.get(CHECKPOINT_KEY, "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged, or no safetensors file: {error}") from error
+        raise RecordError(f"{path} is damaged, or not a safetensors file: {error}") from error
     if not isinstance(pruned, dict):
-        raise RecordError(f"{path} holds a damaged pruning record")
-    return Saved.of(weights, pruned)
+        raise RecordError(f"the pruning record in {path} is damaged")
+    return SavedNetwork.of(weights, pruned)
 
 
-def _separate(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors on the CPU, of which no two share memory."""
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise ValueError(f"safetensors holds tensors only; the state of {_some(strange)} is something else")
+def _separate_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copy the tensors of a state_dict to the CPU, so that no two share memory: safetensors refuses those."""
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"a safetensors file can store tensors only; {_first_names(others)} in the state_dict are not tensors"
+        )
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
 
 
-def _all_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers under all of their names."""
-    parameters, buffers = (
-        model.named_parameters(remove_duplicate=False),
-        model.named_buffers(remove_duplicate=False),
-    )
-    return list(chain(parameters, buffers))
-
-
-def _some(names: Any) -> str:
-    found = sorted(names)
-    return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def _first_names(names: Iterable[str]) -> str:
+    """The first three names in alphabetical order, and the number of the others."""
+    names = sorted(names)
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.serialization.saving import load_torch_file
 from lightning_prune.trainer.lightning_internals import is_local_path
 
 __all__ = ["AtomicCheckpointIO", "last_checkpoint"]
@@ -65,7 +66,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 def _is_readable(path: Path) -> bool:
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        load_torch_file(path)
     except Exception as error:  # torch raises many types for a damaged file
         warnings.warn(f"{path} cannot be read and is skipped: {error}", stacklevel=3)
         return False

@@ -1,18 +1,23 @@
-"""NEW."""
+"""Checks of arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless ``value`` is among ``choices``."""
+    """Raise ValueError unless ``value`` is among ``choices``.
+
+    Args:
+        name: of the argument, for the error.
+        value: its value.
+        choices: the values allowed; ``typing.get_args`` of a ``Literal`` gives them.
+
+    Example:
+        >>> check_choice("mode", "mean", ("min", "max"))
+        Traceback (most recent call last):
+        ...
+        ValueError: mode must be 'min' or 'max', got 'mean'
+    """
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_option(name: str, value: str, options: Any) -> None:
-    """Raise ValueError unless ``value`` is one of a Literal's."""
-    if value not in get_args(options):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(options))}, got {value!r}")

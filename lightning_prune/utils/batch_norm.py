@@ -1,4 +1,4 @@
-"""NEW."""
+"""Running statistics of batch norms, estimated anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_prune.utils.modules import switched
 
 
 def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch norms that keep running statistics."""
+    """Return the batch norms that keep running statistics."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in norms if norm.running_mean is not None]
 
@@ -23,8 +23,8 @@ def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
     """Estimate the running statistics of batch norms anew, as plain averages over ``examples``.
 
-    After a cut the activations further down have changed, and the running statistics have not. Everything but
-    the norms is in eval mode meanwhile. Without norms or examples, nothing happens.
+    A cut changes the activations of later layers, but not the running statistics, which then no longer fit. During
+    the estimate all modules but the batch norms are in eval mode. Without batch norms or examples, nothing happens.
 
     Returns:
         The number of examples used.
@@ -44,7 +44,11 @@ def recalibrate_by_(
     forwards: Iterable[Callable[[], Any]],
     norms: Sequence[nn.modules.batchnorm._BatchNorm],
 ) -> int:
-    """:func:`recalibrate_` for ``norms`` of ``model``, by whatever runs it."""
+    """Estimate the running statistics of ``norms`` anew, each of ``forwards`` being a call that runs ``model`` once.
+
+    Returns:
+        The number of calls made.
+    """
     stream = iter(forwards)
     first = next(stream, None) if norms else None
     if first is None:
@@ -52,7 +56,7 @@ def recalibrate_by_(
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
+        norm.momentum = None  # None makes torch keep a cumulative average
     number = 0
     with torch.no_grad(), switched(model, lambda module: module in norms):
         for forward in chain([first], stream):

@@ -1,15 +1,15 @@
-"""What the processes of a distributed run tell each other, so that all cut the same (level 3).
+"""Communication between the processes of a distributed run, so that all of them make the same cuts.
 
-In a single process every function is the identity. With several, all of them must call it.
+In a single process every function returns its input. In a distributed run every process must call it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, TypeVar
 
 from torch import Tensor, distributed
+
+from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["agreed", "average_", "gathered", "shared"]
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def gathered(value: T) -> list[T]:
-    """The ``value`` of every process, by rank.
+    """Return the ``value`` of every process, in the order of ranks.
 
     Example:
         >>> gathered(3)
@@ -30,13 +30,13 @@ def gathered(value: T) -> list[T]:
     """
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def shared(value: T) -> T:
-    """The ``value`` of the first process.
+    """Return the ``value`` of the process with rank 0.
 
     Example:
         >>> shared([1, 2])
@@ -44,31 +44,36 @@ def shared(value: T) -> T:
     """
     if world_size() == 1:
         return value
-    held: list[Any] = [value]
-    distributed.broadcast_object_list(held, src=0)
-    return held[0]
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def agreed(what: str, value: Any) -> None:
-    """Raise RuntimeError, in all processes, unless all hold the same ``value`` (anything JSON can write).
+def agreed(name: str, value: Any) -> None:
+    """Raise RuntimeError in all processes unless they have the same ``value``; only digests are sent.
 
-    Only digests are sent.
+    Args:
+        name: what ``value`` is, for the error.
+        value: anything that JSON can write.
 
     Example:
         >>> agreed("the cut", {"conv.weight": [0, 2]})
     """
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    digests = gathered(digest)
-    if len(set(digests)) > 1:
-        apart = [rank for rank, other in enumerate(digests) if other != digests[0]]
+    digests = gathered(json_digest(value))
+    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if different:
         raise RuntimeError(
-            f"{what} of ranks {apart} is not that of rank 0: the networks have come apart, and training cannot go "
-            "on. Do all ranks build the same network, with the same sizes, before the trainer starts?"
+            f"{name} of ranks {different} differs from that of rank 0, so training must stop. Make sure that all "
+            "ranks build the same network, with the same sizes, before the trainer starts"
         )
 
 
 def average_(tensor: Tensor, weight: float) -> None:
-    """The mean over processes in place, each counting by its ``weight``; unchanged if no weight is above 0.
+    """Replace ``tensor`` by its weighted mean over processes; leave it unchanged if no weight is above 0.
+
+    Args:
+        tensor: of the same shape in all processes; changed in place.
+        weight: of this process.
 
     Example:
         >>> values = Tensor([1.0, 2.0])

@@ -1,20 +1,29 @@
-"""NEW."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
 
-def si(number: float) -> str:
-    """A number to three digits with its unit prefix.
+def si(number: float, digits: int = 3, separator: str = "", unit: str = "") -> str:
+    """Return a number with an SI prefix, as text.
+
+    Args:
+        number: any number; those below 1000 get no prefix.
+        digits: significant digits.
+        separator: between the number and its prefix and unit.
+        unit: after the prefix.
 
     Example:
         >>> si(412_345_678), si(1_500), si(12)
         ('412M', '1.5k', '12')
+        >>> si(57_397_331, digits=4, separator=" ", unit="B")
+        '57.4 MB'
     """
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return (
-                f"{number / size:.3g}{prefix}"
-                if abs(number) < 999.5 * size
-                else f"{number / size:.0f}{prefix}"
-            )
-    return f"{number:.3g}"
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= factor:
+            return f"{_rounded(number / factor, digits)}{separator}{prefix}{unit}"
+    return f"{_rounded(number, digits)}{separator if unit else ''}{unit}"
+
+
+def _rounded(number: float, digits: int) -> str:
+    """Round to significant digits; 999.6 becomes 1000, where the format "g" would give 1e+03."""
+    return f"{number:.0f}" if abs(number) >= 10**digits - 0.5 else f"{number:.{digits}g}"

@@ -1,21 +1,34 @@
-"""NEW."""
+"""Helpers for modules and their tensors: names, cutting along dimensions, new data, train and eval mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Value = TypeVar("Value")
+
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by qualified name, shared ones once."""
+    """Return parameters and buffers by qualified name, shared ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def without_prefix(entries: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """Return the entries whose names start with ``prefix``, and remove it from the names.
+
+    Example:
+        >>> without_prefix({"net.weight": 1, "loss.weight": 2}, "net.")
+        {'weight': 1}
+    """
+    return {name.removeprefix(prefix): x for name, x in entries.items() if name.startswith(prefix)}
+
+
 def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
-    """A new tensor with only the given indices of each dimension, in the same memory format."""
+    """Return a new tensor with only the given indices of each dimension, in the same memory format."""
     data = tensor.detach()
     for dim, indices in dims.items():
         data = data.index_select(dim, torch.as_tensor(indices, dtype=torch.int64, device=data.device))
@@ -26,11 +39,9 @@ def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
 
 
 def set_data(tensor: Tensor, data: Tensor) -> None:
-    """Put other data into the same tensor object; everybody's references stay valid.
-
-    As long as somebody holds a loss of before, autograd keeps the node that accumulates the gradient, which knows
-    the old shape. It is made anew when the type changes, so the type changes for a moment.
-    """
+    """Give the tensor object other data, of another shape if need be. References to the object stay valid."""
+    # While a loss computed earlier is alive, autograd keeps the node that accumulates the gradient, and this node
+    # expects the old shape. A change of dtype makes autograd create a new node, so the dtype changes briefly.
     other = torch.float32 if data.dtype == torch.float16 else torch.float16
     tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
@@ -38,7 +49,10 @@ def set_data(tensor: Tensor, data: Tensor) -> None:
 
 
 def freeze_empty_(tensors: Iterable[Tensor]) -> None:
-    """What has no elements left is not trained: nobody uses it, which DistributedDataParallel would not bear."""
+    """Set ``requires_grad`` to False for tensors without elements.
+
+    No forward uses them, and DistributedDataParallel raises for trainable parameters that get no gradient.
+    """
     for tensor in tensors:
         if not tensor.numel() and tensor.requires_grad:
             tensor.requires_grad_(False)
@@ -46,7 +60,7 @@ def freeze_empty_(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def switched(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
-    """Every module in train or eval mode as ``training`` says, and as it was afterwards."""
+    """Put modules for which ``training`` is True in train mode and the others in eval mode; restore at the end."""
     before = [(module, module.training) for module in model.modules()]
     for module, _ in before:
         module.training = training(module)

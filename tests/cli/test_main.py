@@ -21,7 +21,8 @@ from lightning_prune import PruningRecord, trace
 from lightning_prune.cli import demo as demo_module
 from lightning_prune.cli.main import main
 from lightning_prune.cli.sweep import main as sweep_main
-from lightning_prune.reporting.run_folder import Summary, load_net
+from lightning_prune.reporting.run_folder import NET, Summary
+from lightning_prune.serialization.saving import load_pruned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:budget .* not met"),
@@ -101,7 +102,7 @@ def test_metrics_are_logged_for_every_epoch(one: Path) -> None:
 
 
 def test_the_checkpoint_is_the_pruned_network_and_scores_as_reported(one: Path) -> None:
-    summary, net = Summary.load(one), load_net(one, dense_net(one)).eval()
+    summary, net = Summary.load(one), load_pruned(dense_net(one), one / NET).eval()
     graph = trace(net, torch.zeros(1, 1, 32, 32))
     assert summary.final is not None
     assert summary.dense is not None

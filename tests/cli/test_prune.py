@@ -16,7 +16,8 @@ from lightning_prune.cli.prune import main, prune_run, pruned_config
 from lightning_prune.cli.train import run
 from lightning_prune.criteria import IPAD, TaylorWeight
 from lightning_prune.pruning.one_shot import one_shot
-from lightning_prune.reporting.run_folder import Summary, load_net
+from lightning_prune.reporting.run_folder import NET, Summary
+from lightning_prune.serialization.saving import load_pruned
 from tests.support.netadapt_search import RULES, TRAINING, build, loss
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -47,7 +48,7 @@ def dense_run(tmp_path_factory):
 
 def net_of(folder: Path) -> torch.nn.Module:
     dense = instantiate(OmegaConf.load(folder / "config.yaml").net, _convert_="all")
-    return load_net(folder, dense)
+    return load_pruned(dense, folder / NET)
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
