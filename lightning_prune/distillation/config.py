@@ -1,4 +1,4 @@
-"""NEW."""
+"""Options of distillation: the teacher, the weight of each loss, and where features are compared."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from lightning_prune.distillation.teacher import Precision
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.arguments import check_choice
 
+__all__ = ["COPY", "Distillation", "Ramp", "Weight"]
+
 Weight = float | Callable[[float], float]
 
-
+#: ``teacher=COPY`` makes the teacher from the student before its first cut.
 COPY = "copy"
 
 
 class Ramp:
-    """A weight that goes from one value to another while training goes on, in a straight line.
+    """Loss weight that changes linearly from one value to another during training.
 
     Args:
-        first: until ``begin``.
-        last: from ``end`` on.
-        begin: share of the training that is over when it starts to change.
-        end: share that is over when it stops.
+        first: value until ``begin``.
+        last: value from ``end`` on.
+        begin: progress of training (0 to 1) at which the change begins.
+        end: progress of training at which the change ends.
+
+    Raises:
+        ValueError: unless ``0 <= begin < end <= 1``.
 
     Example:
         >>> [Ramp(0.0, 4.0, end=0.5)(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -41,38 +46,40 @@ class Ramp:
         self.first, self.last, self.begin, self.end = first, last, begin, end
 
     def __call__(self, progress: float) -> float:
-        """The weight when ``progress`` of the training is over."""
+        """Return the weight at ``progress`` (0 to 1) of the training."""
         share = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
         return self.first + share * (self.last - self.first)
 
 
 class Distillation:
-    """From whom a module learns, and how much each part counts. Set as ``module.distillation``.
+    """Options of distillation for one module. Set as ``module.distillation``.
 
     Args:
-        teacher: the checkpoint of the same network, trained dense (Lightning's, or a run's ``net.pt``); or
-            ``"copy"``: the student as it is before its first cut; or a trained network, of any architecture.
-        alpha: weight of :func:`~lightning_prune.distillation.losses.hinton`: a number, or a function of the share
-            of the training that is over, such as :class:`Ramp`.
-        beta: weight of the attention maps, summed over the taps; customary: 1000.
-        lambda_: weight of the FSP matrices, summed over pairs of taps; customary: 50.
+        teacher: a checkpoint of the same network, trained dense (Lightning's, or a run's ``net.pt``); or
+            ``"copy"`` for a copy of the student before its first cut; or a trained network of any architecture.
+        alpha: weight of :func:`~lightning_prune.distillation.losses.hinton`: a number, or a function of the
+            progress of training (0 to 1) such as :class:`Ramp`.
+        beta: weight of the attention loss, summed over the taps; usually 1000.
+        lambda_: weight of the FSP loss, summed over pairs of taps; usually 50.
         alpha_task: weight of the module's own loss.
-        temperature: of ``hinton``.
-        kind: of the logits.
-        taps: qualified names of the student's modules, in the order of the flows; ``"auto"``: the ends of its
-            resolution stages.
-        teacher_taps: those of a teacher of another architecture; None: the same names, or its own stages.
-        flows: pairs of positions in ``taps`` between which the FSP matrices lie; None: neighbours.
-        submodule: the network inside the module, if it is not the module itself: the part that gives the
-            logits and is pruned.
-        precision: of the teacher: ``"32"``, or autocast to ``"bf16"`` or ``"16"``.
-        ignore_index: pixels with this label do not count in ``hinton``.
-        labels: finds them in a batch; by default its second entry. Only needed for ``ignore_index``.
-        logits: finds them in the network's output; by default the output, or its entry ``out`` or ``logits``.
-        metric: name that the student's validation logs, by which teacher and student are compared; None: what
-            a checkpoint or early stopping monitors, else the first one.
-        mode: ``"max"`` or ``"min"``; None: ``"min"`` for losses and errors.
-        record: of a student that was pruned before; that of the callback is found by itself.
+        temperature: temperature of the ``hinton`` loss, above 0.
+        kind: type of classification that the logits encode.
+        taps: qualified names of the student's modules whose outputs are compared, in the order that ``flows``
+            refers to; ``"auto"``: the last module of each resolution stage.
+        teacher_taps: the teacher's modules, if its architecture differs; None: the same names, or with
+            ``taps="auto"`` its own stages.
+        flows: pairs of positions in ``taps`` between which FSP matrices are computed; None: neighbours.
+        submodule: qualified name of the network inside the module that returns the logits and is pruned; None:
+            the module itself.
+        precision: precision of the teacher: ``"32"``, or autocast to ``"bf16"`` or ``"16"``.
+        ignore_index: label of the pixels that the ``hinton`` loss leaves out.
+        labels: returns the labels of a batch, used for ``ignore_index``; None: the second entry of the batch.
+        logits: returns the logits in the network's output; None: the output, or its entry ``out`` or ``logits``.
+        metric: validation metric by which teacher and student are compared; None: the one that a checkpoint or
+            early stopping monitors, else the first.
+        mode: ``"max"`` or ``"min"``, whichever is better; None: ``"min"`` for losses and errors, else ``"max"``.
+        record: pruning record of a student that was pruned in an earlier training. The record of a pruning
+            callback in the same trainer is used without it.
 
     Raises:
         ValueError: an argument is out of range.
@@ -114,32 +121,32 @@ class Distillation:
         self.taps, self.teacher_taps, self.flows, self.submodule = taps, teacher_taps, flows, submodule
         self.ignore_index, self.labels, self.logits = ignore_index, labels, logits or logits_of
         self.metric, self.mode, self.record = metric, mode, record
-        self.callback: L.Callback | None = None  # made by the mixin
+        self.callback: L.Callback | None = None  # set by DistillationMixin.configure_callbacks
 
     @property
     def wanted(self) -> list[str]:
-        """The losses whose weight is not 0 from beginning to end."""
+        """Names of the distillation losses in use: those whose weight is a function or not 0."""
         return [
             name for name, weight in self.parts.items() if name != "task" and (callable(weight) or weight)
         ]
 
     @property
     def needs_taps(self) -> bool:
-        """Whether features are compared."""
+        """Whether a loss in use compares features."""
         return bool({"attention", "fsp"} & set(self.wanted))
 
     def weights(self, progress: float) -> dict[str, float]:
-        """The weight of every part when ``progress`` (0 to 1) of the training is over."""
+        """Return the weight of each loss at ``progress`` (0 to 1) of the training."""
         return {
             name: float(weight(progress) if callable(weight) else weight)
             for name, weight in self.parts.items()
         }
 
     def labels_of(self, batch: Any) -> Tensor | None:
-        """The labels of a batch, None if nobody asks.
+        """Return the labels of a batch; None without ``ignore_index``, which alone needs them.
 
         Raises:
-            ValueError: they are not where they are expected.
+            ValueError: the batch has no tensor as second entry, and ``labels`` was not passed.
         """
         if self.ignore_index is None:
             return None
@@ -148,15 +155,15 @@ class Distillation:
         if isinstance(batch, Sequence) and len(batch) > 1 and isinstance(batch[1], Tensor):
             return batch[1]
         raise ValueError(
-            f"no labels in a batch of type {type(batch).__name__}: pass labels=, which finds them in it"
+            f"no labels in a batch of type {type(batch).__name__}: pass labels=, a function that returns them"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
-        return self  # copies of the module (a moving average, say) share the one teacher
+        return self  # copies of the module, such as a moving average, share the one teacher
 
 
 def _check_weight(name: str, weight: Weight) -> None:
-    """Weights are not negative; schedules are tried at their ends and in the middle."""
-    tried = [weight(progress) for progress in (0.0, 0.5, 1.0)] if callable(weight) else [weight]
-    if any(not value >= 0 for value in tried):
-        raise ValueError(f"{name} must not be negative, got {min(tried)}")
+    """Raise ValueError for a negative weight; check functions at the progress 0, 0.5 and 1."""
+    values = [weight(progress) for progress in (0.0, 0.5, 1.0)] if callable(weight) else [weight]
+    if any(not value >= 0 for value in values):
+        raise ValueError(f"{name} must not be negative, got {min(values)}")

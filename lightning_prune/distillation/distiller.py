@@ -1,8 +1,8 @@
-"""One step of distillation: the student is listened to, the teacher asked, the losses taken (level 3)."""
+"""The distillation losses of one training step: record the student, run the teacher, compare the two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +17,14 @@ from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["Distiller", "Projections", "TapCall", "TapPair", "logits_of", "pairs"]
+__all__ = ["Distiller", "Projections", "TapCall", "TapPair", "check_flows", "logits_of", "pair_taps"]
 
-PARTS = ("hinton", "attention", "fsp")
+LOSSES = ("hinton", "attention", "fsp")
 
 
 @dataclass(frozen=True)
 class TapPair:
-    """A tap of the student and the one of the teacher that it is compared with."""
+    """A tap of the student and the tap of the teacher that it is compared with."""
 
     student: Tap
     teacher: Tap
@@ -32,18 +32,18 @@ class TapPair:
 
 @dataclass
 class TapCall:
-    """One forward of the student: what went in, what came out, what was heard."""
+    """Inputs, output and tapped features (module name -> tensor) of one forward of the student."""
 
     example: Example
     output: Any
-    heard: dict[str, Tensor]
+    features: dict[str, Tensor]
 
 
 class Projections(nn.Module):
     """Learned 1x1 projections from the student's channels to those of a teacher of another architecture.
 
-    They keep the width of the dense student: once filters are removed, the columns of what survives are used. They
-    belong to the training, not to the network: ``state_dict`` leaves them out.
+    The weights keep the width of the dense student; after pruning, only the columns of the kept channels are used.
+    ``state_dict`` leaves the weights out, because they belong to the training and not to the network.
 
     Args:
         widths: channels of student and teacher at each tap.
@@ -56,13 +56,13 @@ class Projections(nn.Module):
 
     def __init__(self, widths: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        for number, (ours, theirs) in enumerate(widths):
-            weight = nn.Parameter(torch.empty(theirs, ours))
-            nn.init.normal_(weight, std=ours**-0.5)
+        for number, (inputs, outputs) in enumerate(widths):
+            weight = nn.Parameter(torch.empty(outputs, inputs))
+            nn.init.normal_(weight, std=inputs**-0.5)
             self.register_parameter(f"tap{number}", weight)
 
     def forward(self, number: int, features: Tensor, kept: Tensor) -> Tensor:
-        """``(n, student's surviving channels, ...)`` to ``(n, teacher's channels, ...)``."""
+        """Project ``(n, kept channels of the student, ...)`` to ``(n, channels of the teacher, ...)``."""
         weight = self.get_parameter(f"tap{number}").index_select(1, kept)
         return torch.einsum("nc...,dc->nd...", features, weight)
 
@@ -74,61 +74,73 @@ class Projections(nn.Module):
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a network returns: a tensor, or the entry ``out`` or ``logits`` of a dictionary.
+    """Return the logits in a network's output: the tensor itself, or the entry or attribute that holds it.
+
+    Args:
+        output: a tensor, a mapping with the key ``out`` or ``logits``, or an object with an attribute ``logits``.
 
     Raises:
-        TeacherError: it is something else.
+        TeacherError: the output is something else.
     """
     if isinstance(output, Mapping):
         output = output.get("out", output.get("logits"))
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise TeacherError(
-            "no tensor of logits in the network's output: pass logits=, which finds them in it"
+            "no tensor of logits in the network's output: pass logits=, a function that returns them"
         )
     return output
 
 
-def pairs(
-    student: TapCandidates, teacher: TapCandidates, taps: Sequence[str] | str, others: Sequence[str] | None
+def pair_taps(
+    student: TapCandidates,
+    teacher: TapCandidates,
+    taps: Sequence[str] | str,
+    teacher_taps: Sequence[str] | None,
 ) -> list[TapPair]:
-    """The taps of both, position by position.
+    """Pair the taps of student and teacher, position by position.
 
     Args:
-        student: heard of the student.
-        teacher: heard of the teacher.
-        taps: the student's modules, or ``"auto"``.
-        others: the teacher's modules; None: the same names, or its own stages if ``taps`` is ``"auto"``.
+        student: traced outputs of the student's modules.
+        teacher: traced outputs of the teacher's modules.
+        taps: names of the student's modules, or ``"auto"`` for its stages.
+        teacher_taps: names of the teacher's modules; None: the same names, or its stages if ``taps`` is ``"auto"``.
 
     Raises:
-        ValueError: a name is unknown, or sizes cannot be pooled to each other.
+        ValueError: a name is unknown, the numbers of taps differ, or two outputs cannot be pooled to each other.
     """
     ours = student.stages() if taps == "auto" else [taps] if isinstance(taps, str) else list(taps)
-    theirs = list(others) if others is not None else teacher.stages() if taps == "auto" else ours
+    automatic = teacher.stages() if taps == "auto" and teacher_taps is None else ours
+    theirs = automatic if teacher_taps is None else list(teacher_taps)
     if len(ours) != len(theirs):
         raise ValueError(
             f"student and teacher need as many taps: taps={ours}, teacher_taps={theirs}; name both"
         )
-    found = [TapPair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
-    for pair in found:
+    pairs = [TapPair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
+    for pair in pairs:
         _check_sizes(pair.student, pair.teacher)
-    return found
+    return pairs
 
 
 @dataclass
 class Distiller:
-    """The student listens; :meth:`parts` is what it has to learn.
+    """Computes the distillation losses of a student.
 
     Args:
         target: the student's network.
-        teacher: the frozen one.
-        pairs: where they are compared.
-        flows: which two pairs each FSP matrix lies between.
-        projections: for a teacher of another architecture; None: its channels are sliced by the record.
-        temperature: of ``hinton``.
-        kind: of the logits.
-        ignore_index: of the labels.
-        logits: finds them in the output of either network.
+        teacher: the frozen network.
+        pairs: taps that are compared.
+        flows: positions of the two pairs between which each FSP matrix is computed.
+        projections: for a teacher of another architecture; None: the teacher's channels are selected by the
+            pruning record.
+        temperature: temperature of ``hinton``.
+        kind: type of classification that the logits encode.
+        ignore_index: label of the pixels that ``hinton`` leaves out.
+        logits: returns the logits in the output of either network.
+
+    Attributes:
+        active: whether forwards of the student are being recorded.
+        kept: for each pair, the channels of the student that are left, as indices of the dense student.
     """
 
     target: nn.Module
@@ -140,103 +152,113 @@ class Distiller:
     kind: Kind = "multiclass"
     ignore_index: int | None = None
     logits: Callable[[Any], Tensor] = logits_of
-    active: bool = False
-    calls: list[TapCall] = field(default_factory=list)
-    heard: dict[str, Tensor] = field(default_factory=dict)
-    handles: list[Any] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
-    _record: PruningRecord | None = None
+    active: bool = field(default=False, init=False)
+    kept: list[Tensor] = field(default_factory=list, init=False)
+    _calls: list[TapCall] = field(default_factory=list, init=False)
+    _features: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _handles: list[Any] = field(default_factory=list, init=False)
+    _record: PruningRecord | None = field(default=None, init=False)
 
-    def follow(self, record: PruningRecord | None, device: torch.device) -> None:
-        """Take note of what has been removed from the student; ``record`` is of the whole network."""
+    def set_record(self, record: PruningRecord | None, device: torch.device) -> None:
+        """Compute ``kept`` from what was removed of the student.
+
+        Args:
+            record: of the whole network; None: nothing was removed.
+            device: where the student is.
+        """
         if self.kept and record is self._record and self.kept[0].device == device:
             return
         self._record = record
-        known = record or PruningRecord()
-        self.kept = [torch.tensor(pair.student.kept(known), device=device) for pair in self.pairs]
+        removed = record or PruningRecord()
+        self.kept = [torch.tensor(pair.student.kept(removed), device=device) for pair in self.pairs]
 
     def attach(self) -> None:
-        """Listen to the student, in forwards inside :meth:`listening` only.
-
-        Compiled code must not see into the hooks: it would keep what they heard, and the graph behind it, alive.
-        """
-        hear, heard_all = torch.compiler.disable(self._hear), torch.compiler.disable(self._heard_all)
+        """Register the hooks on the student. They record only inside :meth:`recording`."""
+        # torch.compile must not trace the hooks: it would keep the features, and their autograd graph, alive.
+        store_features = torch.compiler.disable(self._store_features)
+        store_call = torch.compiler.disable(self._store_call)
         for pair in self.pairs:
             tapped = self.target.get_submodule(pair.student.name)
-            self.handles.append(tapped.register_forward_hook(partial(hear, pair.student.name)))
-        self.handles.append(self.target.register_forward_hook(heard_all, with_kwargs=True))
+            self._handles.append(tapped.register_forward_hook(partial(store_features, pair.student.name)))
+        self._handles.append(self.target.register_forward_hook(store_call, with_kwargs=True))
 
     def detach(self) -> None:
-        """Leave no hooks and no features behind."""
-        for handle in self.handles:
+        """Remove the hooks and the recorded features."""
+        for handle in self._handles:
             handle.remove()
-        self.handles, self.calls, self.heard = [], [], {}
+        self._handles, self._calls, self._features = [], [], {}
 
     @contextmanager
-    def listening(self) -> Iterator[list[TapCall]]:
-        """The student's forwards inside the block."""
-        self.active, self.calls, self.heard = True, [], {}
+    def recording(self) -> Iterator[list[TapCall]]:
+        """Record the student's forwards inside the block into the list that it yields."""
+        self.active, self._calls, self._features = True, [], {}
         try:
-            yield self.calls
+            yield self._calls
         finally:
-            self.active, self.calls, self.heard = False, [], {}
+            self.active, self._calls, self._features = False, [], {}
 
-    def parts(
-        self, calls: Sequence[TapCall], labels: Tensor | None, wanted: Collection[str]
+    def losses(
+        self, calls: Sequence[TapCall], labels: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """Each wanted loss, the mean over the student's forwards.
+        """Return each named loss, as mean over the student's forwards.
 
         Args:
             calls: the student's forwards of one step.
-            labels: for ``ignore_index``.
-            wanted: of ``"hinton"``, ``"attention"``, ``"fsp"``.
+            labels: class numbers, for ``ignore_index``.
+            names: any of ``"hinton"``, ``"attention"``, ``"fsp"``.
         """
-        found = [self._of(call, labels, wanted) for call in calls]
-        return {
-            name: torch.stack([parts[name] for parts in found]).mean() for name in PARTS if name in wanted
-        }
+        losses = [self._call_losses(call, labels, names) for call in calls]
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in LOSSES if name in names}
 
-    def _hear(self, name: str, module: nn.Module, args: Any, out: Tensor) -> None:
+    def _store_features(self, name: str, module: nn.Module, args: Any, out: Tensor) -> None:
         if self.active:
-            self.heard[name] = out
+            self._features[name] = out
 
-    def _heard_all(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def _store_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if self.active:
-            self.calls.append(TapCall((args, kwargs), out, self.heard))
-            self.heard = {}
+            self._calls.append(TapCall((args, kwargs), out, self._features))
+            self._features = {}
 
-    def _of(self, call: TapCall, labels: Tensor | None, wanted: Collection[str]) -> dict[str, Tensor]:
-        """What is kept of the teacher is small: its logits, one map per tap, one matrix per pair of taps."""
-        names = [pair.teacher.name for pair in self.pairs] if {"attention", "fsp"} & set(wanted) else []
-        student = [pair.student.channels_first(call.heard[pair.student.name]) for pair in self.pairs if names]
+    def _call_losses(self, call: TapCall, labels: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
+        """Run the teacher on the inputs of one forward and return the named losses, unscaled by their weights."""
+        pairs = self.pairs if {"attention", "fsp"} & set(names) else []
+        student = [pair.student.channels_first(call.features[pair.student.name]) for pair in pairs]
+        losses = {}
         with torch.autocast(self.kept[0].device.type if self.kept else "cpu", enabled=False):
-            output, heard = self.teacher.run(call.example, names)
-            theirs = [pair.teacher.channels_first(heard[pair.teacher.name]) for pair in self.pairs if names]
-            with torch.no_grad():  # no longer in inference mode: what is computed here, autograd may save
-                soft = self.logits(output).clone() if "hinton" in wanted else None
-                maps = self._maps(theirs, student) if "attention" in wanted else []
-                told = self._flows(self._sliced(theirs)) if "fsp" in wanted else []
-            found = {}
-            if soft is not None:
-                found["hinton"] = self._hinton(self.logits(call.output), soft, labels)
-            if "attention" in wanted:
-                said = self._maps(student, theirs)
-                found["attention"] = sum_of(map(mean_square, said, maps))
-            if "fsp" in wanted:
-                found["fsp"] = sum_of(map(mean_square, self._flows(self._projected(student)), told))
-        return found
+            output, features = self.teacher.run(call.example, [pair.teacher.name for pair in pairs])
+            teacher = [pair.teacher.channels_first(features[pair.teacher.name]) for pair in pairs]
+            if "hinton" in names:
+                losses["hinton"] = self._hinton(call.output, output, labels)
+            if "attention" in names:
+                losses["attention"] = self._attention(student, teacher)
+            if "fsp" in names:
+                losses["fsp"] = self._fsp(student, teacher)
+        return losses
 
-    def _hinton(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return hinton(student, teacher, self.temperature, self.kind, labels, self.ignore_index)
+    # The teacher's tensors were made in inference mode, and autograd may not save such tensors. Each loss first
+    # reduces them to new, small ones under no_grad: logits, one map per tap, one matrix per pair of taps.
 
-    def _maps(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-        return [attention_map(x, common_size(x, other)) for x, other in zip(features, others, strict=True)]
+    def _hinton(self, student: Any, teacher: Any, labels: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            target = self.logits(teacher).clone()
+        return hinton(self.logits(student), target, self.temperature, self.kind, labels, self.ignore_index)
+
+    def _attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        sizes = [common_size(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
+        with torch.no_grad():
+            targets = list(map(attention_map, teacher, sizes))
+        return _sum(map(mean_square, map(attention_map, student, sizes), targets))
+
+    def _fsp(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            targets = self._flows(self._select_kept(teacher))
+        return _sum(map(mean_square, self._flows(self._project(student)), targets))
 
     def _flows(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [flow(features[one], features[other]) for one, other in self.flows]
 
-    def _sliced(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The teacher's channels that the student still has."""
+    def _select_kept(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Select the teacher's channels that are left in the student, unless the student is projected."""
         if self.projections is not None:
             return list(features)
         return [
@@ -244,8 +266,8 @@ class Distiller:
             for x, kept in zip(features, self.kept, strict=True)
         ]
 
-    def _projected(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The student's features in the teacher's channels."""
+    def _project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Project the student's features to the teacher's channels, if there are projections."""
         for pair, x, kept in zip(self.pairs, features, self.kept, strict=True):
             if x.shape[1] != len(kept):
                 raise TeacherError(
@@ -259,12 +281,13 @@ class Distiller:
         ]
 
 
-def sum_of(terms: Any) -> Tensor:
-    """Sum of scalars."""
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of scalar tensors."""
     return torch.stack(list(terms)).sum()
 
 
 def _check_sizes(one: Tap, other: Tap) -> None:
+    """Raise ValueError unless the outputs of two taps have the same number of spatial dimensions, 1 to 3."""
     if len(one.positions) != len(other.positions) or not 1 <= len(one.positions) <= 3:
         raise ValueError(
             f"the outputs of {one.name!r} {one.shape} and {other.name!r} {other.shape} cannot be pooled to each "
@@ -272,8 +295,8 @@ def _check_sizes(one: Tap, other: Tap) -> None:
         )
 
 
-def check_flows(found: Sequence[TapPair], flows: Sequence[tuple[int, int]]) -> None:
-    """Raise ValueError unless both networks can be pooled between the two taps of every flow."""
+def check_flows(pairs: Sequence[TapPair], flows: Sequence[tuple[int, int]]) -> None:
+    """Raise ValueError unless the two taps of every flow can be pooled to each other, in both networks."""
     for one, other in flows:
-        _check_sizes(found[one].student, found[other].student)
-        _check_sizes(found[one].teacher, found[other].teacher)
+        _check_sizes(pairs[one].student, pairs[other].student)
+        _check_sizes(pairs[one].teacher, pairs[other].teacher)

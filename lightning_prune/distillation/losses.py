@@ -1,8 +1,8 @@
-"""What a student may learn from a teacher: tensors in, scalar out (level 0).
+"""Distillation losses: functions of tensors of student and teacher that return a scalar.
 
-The canonical forms: Hinton et al. (2015), attention transfer (Zagoruyko & Komodakis, 2017), and the flow of the
-solution procedure (Yim et al., 2017). Features have channels in dimension 1 and any number of positions after
-them. Half precision is computed in single precision: squares of features overflow in float16.
+Soft targets (Hinton et al., 2015), attention transfer (Zagoruyko & Komodakis, 2017), and the flow of the solution
+procedure, FSP (Yim et al., 2017). Features are ``(n, c, ...)`` with one to three dimensions of positions. Half
+precision is computed in single precision, because squares of features overflow in float16.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def hinton(
     target: Tensor | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over samples and pixels.
+    """Return ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over samples and pixels.
 
-    The factor ``T^2`` keeps the gradient's size independent of ``T`` (Hinton, Vinyals & Dean,
-    arXiv 1503.02531, section 2). Independent labels have a Bernoulli distribution each; the mean then runs over
-    labels too.
+    The factor ``T^2`` keeps the size of the gradient independent of ``T`` (Hinton, Vinyals & Dean,
+    arXiv 1503.02531, section 2). With ``"binary"`` and ``"multilabel"`` each logit is a Bernoulli distribution, and
+    the mean is over the labels too.
 
     Args:
         student: logits ``(n, classes, ...)``; ``(n, ...)`` where ``kind`` is ``"binary"``.
         teacher: logits of the same shape.
-        temperature: above 0, without unit; higher shows more of the small probabilities.
+        temperature: above 0, without unit; higher values give small probabilities more influence.
         kind: ``"multiclass"``: one class per pixel, softmax over dimension 1. ``"binary"`` and ``"multilabel"``:
-            each logit on its own.
+            sigmoid of each logit.
         target: class numbers ``(n, ...)``, the logits' shape without the classes (``"multilabel"``: the logits'
-            shape). Only looked at for ``ignore_index``.
-        ignore_index: positions where ``target`` has this number do not count. If none counts, the loss is 0.
+            shape). Used for ``ignore_index`` only.
+        ignore_index: positions where ``target`` has this number are left out. If all are, the loss is 0.
 
     Returns:
         A scalar in nats, at least 0; 0 where the logits are equal (up to a constant for ``"multiclass"``).
@@ -54,36 +54,37 @@ def hinton(
     Raises:
         ValueError: shapes differ, the temperature is not above 0, or the kind is unknown.
 
-    Example:
+    Example: a student without preference and a teacher certain of one of two classes differ by log 2.
+
         >>> student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, torch.inf]]).clamp(max=50.0)
-        >>> hinton(student, teacher, temperature=1.0)  # log 2: one bit
+        >>> hinton(student, teacher, temperature=1.0)
         tensor(0.6931)
     """
     _check_logits(student, teacher, temperature, kind)
-    student, teacher = _precise(student) / temperature, _precise(teacher) / temperature
+    student, teacher = _to_single(student) / temperature, _to_single(teacher) / temperature
     if kind == "multiclass":
-        told, said = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
-        divergence = (told.exp() * (told - said)).sum(1)
+        log_teacher, log_student = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+        divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
     else:
-        divergence = _bernoulli(teacher, student) + _bernoulli(-teacher, -student)
+        divergence = _bernoulli_term(teacher, student) + _bernoulli_term(-teacher, -student)
     if ignore_index is None or target is None:
         return temperature**2 * divergence.mean()
     return temperature**2 * _mean_where(divergence, target != ignore_index)
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean (a_student - a_teacher)^2`` of the two :func:`attention_map`.
+    """Return ``mean (a_student - a_teacher)^2`` of the two :func:`attention_map`.
 
-    Zagoruyko & Komodakis (arXiv 1612.03928) in the form of their code. The numbers of channels may differ; sizes
-    that differ are pooled to the smaller one in each direction.
+    Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928) in the form of its code. The numbers of channels
+    may differ; maps of different sizes are pooled to the smaller size in each direction.
 
     Args:
         student: features ``(n, c, ...)``.
         teacher: features ``(n, any c, ...)`` with as many dimensions.
 
     Returns:
-        A scalar in ``[0, 2 / positions]``: maps of many pixels have small values, hence the customary weight
-        of 1000.
+        A scalar in ``[0, 2 / positions]``. It is small for maps of many pixels, which is why its usual weight
+        is 1000.
 
     Raises:
         ValueError: the sizes cannot be pooled to each other.
@@ -97,13 +98,14 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-    """``mean (G_student - G_teacher)^2`` of the two :func:`flow` matrices between a pair of layers.
+    """Return ``mean (G_student - G_teacher)^2`` of the two :func:`flow` matrices between a pair of layers.
 
-    Yim et al. (CVPR 2017). The channels of student and teacher must be the same ones.
+    Flow of the solution procedure (Yim et al., CVPR 2017). Student and teacher must have the same channels in the
+    same order.
 
     Args:
         student: features of two layers, ``(n, c1, ...)`` and ``(n, c2, ...)``.
-        teacher: those of the teacher, with as many channels; sizes may differ.
+        teacher: the teacher's features of two layers, with as many channels; sizes may differ.
 
     Returns:
         A scalar, at least 0, in the fourth power of the features' unit.
@@ -116,21 +118,21 @@ def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tenso
         >>> fsp((x, x), (2 * x, x))
         tensor(1.)
     """
-    told, said = flow(*teacher), flow(*student)
-    if told.shape != said.shape:
+    ours, theirs = flow(*student), flow(*teacher)
+    if theirs.shape != ours.shape:
         raise ValueError(
-            f"student and teacher must have the same channels: the student's flow is {tuple(said.shape[1:])}, "
-            f"the teacher's {tuple(told.shape[1:])}; slice or project one of them first"
+            f"student and teacher must have the same channels: the student's flow is {tuple(ours.shape[1:])}, "
+            f"the teacher's {tuple(theirs.shape[1:])}; slice or project one of them first"
         )
-    return mean_square(said, told)
+    return mean_square(ours, theirs)
 
 
 def attention_map(features: Tensor, size: torch.Size | tuple[int, ...] | None = None) -> Tensor:
-    """Where a layer is active: the mean square over channels, with length 1 per sample.
+    """Return the attention map of a layer: the mean square over channels, normalised to length 1 per sample.
 
     Args:
         features: ``(n, c, ...)``.
-        size: to which the map is pooled before it is normalised.
+        size: size to which the map is pooled (mean) before it is normalised; None: no pooling.
 
     Returns:
         ``(n, positions)``, at least 0.
@@ -139,16 +141,18 @@ def attention_map(features: Tensor, size: torch.Size | tuple[int, ...] | None = 
         >>> attention_map(torch.tensor([[[3.0, 0.0], [0.0, 3.0]]]))
         tensor([[0.7071, 0.7071]])
     """
-    power = _precise(features).square().mean(1, keepdim=True)
-    return F.normalize(_pooled(power, size).flatten(1), dim=1)
+    power = _to_single(features).square().mean(1, keepdim=True)
+    return F.normalize(_pool(power, size).flatten(1), dim=1)
 
 
 def flow(first: Tensor, second: Tensor) -> Tensor:
-    """How two layers go together: ``G = sum over positions of F1_i F2_j / positions``.
+    """Return the FSP matrix of two layers: ``G_ij``, the mean over positions of ``first_i * second_j``.
+
+    Features of different sizes are pooled (mean) to the smaller size in each direction.
 
     Args:
-        first: ``(n, c1, ...)``.
-        second: ``(n, c2, ...)``; sizes that differ are pooled (mean) to the smaller one in each direction.
+        first: features ``(n, c1, ...)``.
+        second: features ``(n, c2, ...)``.
 
     Returns:
         ``(n, c1, c2)``.
@@ -158,15 +162,15 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
         tensor([[[3., 3.]]])
     """
     size = common_size(first, second)
-    one, two = (_pooled(_precise(features), size).flatten(2) for features in (first, second))
+    one, two = (_pool(_to_single(features), size).flatten(2) for features in (first, second))
     return one @ two.mT / one.shape[-1]
 
 
 def common_size(one: Tensor, other: Tensor) -> tuple[int, ...]:
-    """The smaller number of positions in each direction.
+    """Return the smaller number of positions in each direction.
 
     Raises:
-        ValueError: different batches, or one has maps where the other has tokens.
+        ValueError: the batches differ, or one tensor has maps where the other has tokens.
     """
     if one.dim() != other.dim() or len(one) != len(other) or one.dim() < 3 or one.dim() > 5:
         raise ValueError(
@@ -177,29 +181,31 @@ def common_size(one: Tensor, other: Tensor) -> tuple[int, ...]:
 
 
 def mean_square(one: Tensor, other: Tensor) -> Tensor:
-    """``mean (one - other)^2``."""
+    """Return ``mean (one - other)^2``."""
     return F.mse_loss(one, other)
 
 
-def _pooled(features: Tensor, size: torch.Size | tuple[int, ...] | None) -> Tensor:
+def _pool(features: Tensor, size: torch.Size | tuple[int, ...] | None) -> Tensor:
     if size is None or tuple(features.shape[2:]) == tuple(size):
         return features
     return _POOL[len(size)](features, list(size))
 
 
-def _precise(features: Tensor) -> Tensor:
+def _to_single(features: Tensor) -> Tensor:
+    """Return half-precision features in single precision, others unchanged."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
-def _bernoulli(told: Tensor, said: Tensor) -> Tensor:
-    """One of the two terms of the divergence between Bernoulli distributions, from logits."""
-    return told.sigmoid() * (F.logsigmoid(told) - F.logsigmoid(said))
+def _bernoulli_term(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return one of the two terms of the divergence between Bernoulli distributions, from logits."""
+    return teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
 
 
-def _mean_where(values: Tensor, counts: Tensor) -> Tensor:
-    if counts.shape != values.shape:
-        counts = counts.reshape(values.shape)  # (n, h, w) masks of (n, 1, h, w) logits
-    return values.where(counts, 0).sum() / counts.sum().clamp(min=1)
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the values where the mask is true; 0 if it is nowhere."""
+    if mask.shape != values.shape:
+        mask = mask.reshape(values.shape)  # a (n, h, w) mask of (n, 1, h, w) logits
+    return values.where(mask, 0).sum() / mask.sum().clamp(min=1)
 
 
 def _check_logits(student: Tensor, teacher: Tensor, temperature: float, kind: str) -> None:

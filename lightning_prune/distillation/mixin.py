@@ -1,7 +1,7 @@
-"""Distillation for any LightningModule, through every cut (level 4).
+"""Mixin that adds distillation losses to the ``training_step`` of a LightningModule, also while it is pruned.
 
-``total = alpha_task * task + alpha * hinton + beta * attention + lambda_ * fsp``; the task's loss is what the
-module's own ``training_step`` returns.
+``total = alpha_task * task + alpha * hinton + beta * attention + lambda_ * fsp``, where ``task`` is the loss that
+the module's own ``training_step`` returns.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import torch
 
 from lightning_prune.distillation.callback import DistillationCallback
 from lightning_prune.distillation.config import Distillation
+from lightning_prune.trainer.checkpoint_hooks import rename_callback_states_
 
-__all__ = [
-    "Distillation",
-    "DistillationMixin",
-]
+__all__ = ["Distillation", "DistillationMixin"]
 
 
 class DistillationMixin(L.LightningModule):
-    """A LightningModule that learns from a teacher too. Write ``training_step`` as usual.
+    """A LightningModule that also learns from a teacher. Write ``training_step`` as usual.
 
-    Put it before other bases, and set :attr:`distillation`. Every part is logged as ``distill/<part>``. Needs
-    automatic optimization.
+    Name it before other base classes, and set :attr:`distillation`. Each loss is logged as ``distill/<loss>``.
+    Needs automatic optimization.
 
     Example:
         >>> class Student(DistillationMixin, L.LightningModule):
@@ -47,40 +45,44 @@ class DistillationMixin(L.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "training_step" in cls.__dict__:
-            cls.training_step = _distilled(cls.__dict__["training_step"])  # type: ignore[method-assign]
+            cls.training_step = _wrap_step(cls.__dict__["training_step"])  # type: ignore[method-assign]
 
-    @torch.compiler.disable(
-        recursive=False
-    )  # the module's own step may be compiled, what is around it is not
+    # torch.compile may compile the module's own step, but not the code around it.
+    @torch.compiler.disable(recursive=False)
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the next base, distilled."""
-        return _taught(self, super().training_step.__func__, args, kwargs)  # type: ignore[attr-defined]
+        """Run the ``training_step`` of the next base class with the distillation losses added."""
+        return _run_step(self, super().training_step.__func__, args, kwargs)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> Any:
-        """Those of the module, and the one that looks after the teacher."""
-        given = super().configure_callbacks()
-        own = [given] if isinstance(given, L.Callback) else list(given)
+        """Return the module's callbacks and, if a distillation loss is in use, the distillation callback."""
+        configured = super().configure_callbacks()
+        callbacks = [configured] if isinstance(configured, L.Callback) else list(configured)
         if self.distillation is None or not self.distillation.wanted:
-            return own
+            return callbacks
         if self.distillation.callback is None:
             self.distillation.callback = DistillationCallback(self.distillation)
-        return [*own, self.distillation.callback]
+        return [*callbacks, self.distillation.callback]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Accept checkpoints in which the distillation callback still has its former name."""
+        rename_callback_states_(checkpoint)
+        super().on_load_checkpoint(checkpoint)
 
 
-def _distilled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A class's own ``training_step``, distilled."""
+def _wrap_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``training_step`` that adds the distillation losses to ``step``, the one a class defines."""
 
     @torch.compiler.disable(recursive=False)
     @wraps(step)
     def training_step(self: DistillationMixin, *args: Any, **kwargs: Any) -> Any:
-        return _taught(self, step, args, kwargs)
+        return _run_step(self, step, args, kwargs)
 
     return training_step
 
 
 @torch.compiler.disable(recursive=False)
-def _taught(module: DistillationMixin, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The total instead of the task's loss, for the outermost ``training_step`` of a class and its bases."""
+def _run_step(module: DistillationMixin, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Return what ``step`` returns, with the total in place of the task's loss."""
     distillation = module.distillation
     if distillation is None or not distillation.wanted:
         return step(module, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""How good the teacher is, by the student's own validation (level 4)."""
+"""Validation metrics of the teacher, measured with the student's own validation."""
 
 from __future__ import annotations
 
@@ -13,60 +13,60 @@ from torch import nn
 from lightning_prune.trainer.lightning_internals import call_callbacks, forget_logged, reset_loop
 from lightning_prune.trainer.training_state import callbacks_of
 
-__all__ = ["Scores", "measure", "swapped"]
+__all__ = ["TeacherScores", "measure_scores", "replace_student"]
 
-_REGISTERED = ("_modules", "_parameters", "_buffers")
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 
-class Scores:
-    """The teacher's validation metrics, and the one that decides.
+class TeacherScores:
+    """The teacher's validation metrics, and the metric by which it is compared with the student.
 
     Args:
-        metric: its name; None: what a callback monitors, else the first.
-        mode: whether it should rise; None: not if it is a loss or an error.
+        metric: name of that metric; None: the one that a callback monitors, else the first.
+        mode: ``"max"`` or ``"min"``, whichever is better; None: ``"min"`` for losses and errors, else ``"max"``.
 
     Attributes:
-        found: metric -> value; empty before it was measured.
+        values: metric -> value; empty before the measurement.
 
     Example:
-        >>> scores = Scores("val/miou")
-        >>> scores.found = {"val/miou": 0.6}
-        >>> scores.worse_than({"val/miou": 0.7})
-        "the teacher is worse than its student: val/miou 0.6, the student's 0.7; train the teacher to its end"
+        >>> scores = TeacherScores("val/miou")
+        >>> scores.values = {"val/miou": 0.6}
+        >>> scores.warning({"val/miou": 0.7})
+        "the teacher is worse than its student: val/miou 0.6, the student's 0.7; train the teacher longer"
     """
 
     def __init__(self, metric: str | None = None, mode: Literal["max", "min"] | None = None) -> None:
         self.metric, self.mode = metric, mode
-        self.found: dict[str, float] = {}
-        self.told = False
+        self.values: dict[str, float] = {}
+        self._warned = False
 
-    def name(self, trainer: L.Trainer | None = None) -> str | None:
-        """The metric that decides, None if there is none."""
+    def metric_name(self, trainer: L.Trainer | None = None) -> str | None:
+        """Return the name of the metric that decides; None if the teacher's value of it is unknown."""
         callbacks = callbacks_of(trainer) if trainer else []
         monitored = [getattr(callback, "monitor", None) for callback in callbacks]
-        wanted = [self.metric] if self.metric else [*monitored, *self.found]
-        return next((name for name in wanted if name in self.found), None)
+        names = [self.metric] if self.metric else [*monitored, *self.values]
+        return next((name for name in names if name in self.values), None)
 
-    def worse_than(self, student: Mapping[str, float], trainer: L.Trainer | None = None) -> str | None:
-        """What to say, the first time that the student is better."""
-        name = self.name(trainer)
-        if self.told or name is None or name not in student:
+    def warning(self, student: Mapping[str, float], trainer: L.Trainer | None = None) -> str | None:
+        """Return a warning the first time that the student is better than the teacher, else None."""
+        name = self.metric_name(trainer)
+        if self._warned or name is None or name not in student:
             return None
-        falls = self.mode == "min" or (self.mode is None and ("loss" in name or "error" in name))
-        ours, theirs = student[name], self.found[name]
-        if (ours >= theirs) if falls else (ours <= theirs):
+        lower_is_better = self.mode == "min" or (self.mode is None and ("loss" in name or "error" in name))
+        ours, theirs = student[name], self.values[name]
+        if (ours >= theirs) if lower_is_better else (ours <= theirs):
             return None
-        self.told = True
+        self._warned = True
         return (
             f"the teacher is worse than its student: {name} {theirs:.4g}, the student's {ours:.4g}; train the "
-            "teacher to its end"
+            "teacher longer"
         )
 
 
-def measure(trainer: L.Trainer) -> dict[str, float]:
-    """Run the whole validation once, unseen by loggers, checkpoints and early stopping.
+def measure_scores(trainer: L.Trainer) -> dict[str, float]:
+    """Run the whole validation once and return its metrics; return nothing if there is no validation.
 
-    As Lightning does for its sanity check. Empty where there is no validation.
+    It runs in the way of Lightning's sanity check, so that loggers, checkpoints and early stopping ignore it.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
     if not trainer.enable_validation:
@@ -78,18 +78,27 @@ def measure(trainer: L.Trainer) -> dict[str, float]:
         with isolate_rng():
             call_callbacks(trainer, "on_sanity_check_start")
             loop.run()
-            found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
             call_callbacks(trainer, "on_sanity_check_end")
     finally:
         forget_logged(trainer)
         reset_loop(loop)
         trainer.num_sanity_val_steps, trainer.state.stage = steps, stage
-    return found
+    return scores
 
 
 @contextmanager
-def swapped(pl_module: L.LightningModule, submodule: str | None, teacher: nn.Module) -> Iterator[None]:
-    """The teacher in the student's place: as the submodule, or by what is registered in the whole module."""
+def replace_student(
+    pl_module: L.LightningModule, submodule: str | None, teacher: nn.Module
+) -> Iterator[None]:
+    """Put the teacher in the place of the student inside the block.
+
+    Args:
+        pl_module: module of the student.
+        submodule: name of the student in it; None: the module itself, whose children, parameters and buffers are
+            replaced by those of the teacher.
+        teacher: network with the same inputs and outputs.
+    """
     if submodule:
         parent, _, name = submodule.rpartition(".")
         owner = pl_module.get_submodule(parent)
@@ -100,14 +109,14 @@ def swapped(pl_module: L.LightningModule, submodule: str | None, teacher: nn.Mod
         finally:
             setattr(owner, name, student)
     else:
-        with _registered(pl_module, teacher):
+        with _replace_registries(pl_module, teacher):
             yield
 
 
 @contextmanager
-def _registered(pl_module: L.LightningModule, teacher: nn.Module) -> Iterator[None]:
-    before = {name: vars(pl_module)[name] for name in _REGISTERED}
-    vars(pl_module).update({name: vars(teacher)[name] for name in _REGISTERED})
+def _replace_registries(pl_module: L.LightningModule, teacher: nn.Module) -> Iterator[None]:
+    before = {name: vars(pl_module)[name] for name in _REGISTRIES}
+    vars(pl_module).update({name: vars(teacher)[name] for name in _REGISTRIES})
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_prune.distillation.config import Distillation, Ramp
 from lightning_prune.distillation.losses import attention, fsp, hinton
 from lightning_prune.distillation.mixin import DistillationMixin
-from lightning_prune.distillation.taps import listening
+from lightning_prune.distillation.taps import record_outputs
 from lightning_prune.segmentation.module import SegmentationModule
 from tests.support.students import (
     ALL,
@@ -49,7 +49,7 @@ def test_the_total_is_the_weighted_sum_of_what_the_losses_say_by_hand():
     image, mask = next(iter(data()))
     taps, told = ["2", "6"], {}
     net = copy.deepcopy(module.net)
-    with listening(net, taps) as ours, listening(teacher.eval(), taps) as theirs:
+    with record_outputs(net, taps) as ours, record_outputs(teacher.eval(), taps) as theirs:
         logits, soft = net(image), teacher(image)
         told["task"] = F.cross_entropy(logits, mask)
         told["hinton"] = hinton(logits, soft, 3.0)
@@ -189,7 +189,7 @@ def test_segmentation_networks_through_cuts(build, taps):
     trainer(callback, watch, epochs=3).fit(module, IMAGES())
     assert callback.history[-1].share["macs"] <= 0.5
     assert watched == [True] * 3
-    assert len(module.distillation.callback._lessons.pairs) == taps
+    assert len(module.distillation.callback._distiller.pairs) == taps
 
 
 class Classifier(DistillationMixin, L.LightningModule):
@@ -227,7 +227,9 @@ def test_classifiers_through_cuts(build, size):
     trainer(callback, watch, epochs=3).fit(module, DataLoader(images, 8))
     assert callback.history[-1].share["macs"] <= 0.75
     assert all(torch.tensor(losses).isfinite())
-    assert all(pair.student.name == pair.teacher.name for pair in module.distillation.callback._lessons.pairs)
+    assert all(
+        pair.student.name == pair.teacher.name for pair in module.distillation.callback._distiller.pairs
+    )
 
 
 # -- in company -----------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_prune.distillation.config import Distillation, Ramp
-from lightning_prune.distillation.taps import survey
+from lightning_prune.distillation.taps import trace_taps
 from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.utils.hashing import checksum
+from lightning_prune.utils.hashing import network_digest
 from tests.support.students import (
     ALL,
     QUIET,
@@ -50,7 +50,7 @@ def kept(folder: Path, **kwargs: Any) -> ModelCheckpoint:
 
 def test_nothing_touches_it_and_it_is_part_of_nothing(tmp_path):
     net = small_net()
-    before, mode = checksum(net), net.training
+    before, mode = network_digest(net), net.training
     module = student(Distillation(net, **ALL, submodule="net"))
     seen: list[tuple[bool, bool, int]] = []
 
@@ -62,8 +62,8 @@ def test_nothing_touches_it_and_it_is_part_of_nothing(tmp_path):
     fit = trainer(pruning(), kept(tmp_path), Watch(look), enable_checkpointing=True)
     fit.fit(module, data())
     assert set(seen) == {(False, False, len(list(module.net.parameters())))}
-    assert (checksum(net), net.training) == (before, mode)
-    assert checksum(module.distillation.callback.teacher.net) == before
+    assert (network_digest(net), net.training) == (before, mode)
+    assert network_digest(module.distillation.callback.teacher.net) == before
     saved = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == module.state_dict().keys() == Bare().state_dict().keys()
     assert not any(layer._forward_hooks for layer in module.modules())
@@ -195,7 +195,7 @@ def test_a_copy_is_taken_after_the_last_batch_before_the_first_cut():
     before: dict[int, str] = {}
 
     def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
-        before[trainer.current_epoch] = checksum(pl_module.net)
+        before[trainer.current_epoch] = network_digest(pl_module.net)
 
     callback = pruning(start_epoch=1)
     noted = Noted()
@@ -210,9 +210,9 @@ def test_a_copy_is_taken_after_the_last_batch_before_the_first_cut():
 
 def test_without_pruning_the_copy_is_the_student_as_it_comes():
     module = student(Distillation("copy", alpha=1.0, submodule="net"))
-    before = checksum(module.net)
+    before = network_digest(module.net)
     trainer().fit(module, data())
-    assert module.distillation.callback.teacher.checksum == before != checksum(module.net)
+    assert module.distillation.callback.teacher.checksum == before != network_digest(module.net)
 
 
 @pytest.mark.parametrize("source", ["copy", "module"])
@@ -242,7 +242,7 @@ def test_a_resumed_run_has_the_same_teacher_and_ends_the_same(tmp_path, source):
     late = built()
     late.distillation.teacher = small_net() if source == "module" else "copy"
     after = trainer(pruning(), kept(tmp_path / "late"), enable_checkpointing=True, epochs=4)
-    with pytest.raises(TeacherError, match=r"is gone: put teacher-\w+\.pt beside"):
+    with pytest.raises(TeacherError, match=r"is missing: put teacher-\w+\.pt beside"):
         after.fit(late, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
 
 
@@ -267,7 +267,7 @@ def test_another_architecture_is_projected_to_through_cuts_and_after_a_resume(tm
     assert start[-1].shape == (6, 8)  # and follows the record, not the cut
     assert sum(module.net[tap].out_channels for tap in (0, 4)) < 8 + 16
     assert module.state_dict().keys() == Bare().state_dict().keys()
-    assert [pair.student.name for pair in module.distillation.callback._lessons.pairs] == ["2", "6"]
+    assert [pair.student.name for pair in module.distillation.callback._distiller.pairs] == ["2", "6"]
     again = built()
     late = trainer(pruning(), kept(tmp_path / "late"), epochs=4, enable_checkpointing=True)
     late.fit(again, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
@@ -277,10 +277,10 @@ def test_another_architecture_is_projected_to_through_cuts_and_after_a_resume(tm
 def test_a_teacher_of_another_architecture_has_stages_of_its_own():
     teacher = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), *list(small_net())[3:])
     teacher[3] = nn.Conv2d(5, 16, 3, padding=1)
-    names = survey(teacher, ((torch.zeros(1, 1, 8, 8),), {})).stages()
+    names = trace_taps(teacher, ((torch.zeros(1, 1, 8, 8),), {})).stages()
     module = student(Distillation(teacher, beta=1.0, submodule="net"))
     trainer(pruning()).fit(module, data())
-    assert [pair.teacher.name for pair in module.distillation.callback._lessons.pairs] == names
+    assert [pair.teacher.name for pair in module.distillation.callback._distiller.pairs] == names
 
 
 def test_a_student_that_was_pruned_before_needs_its_record():
@@ -295,7 +295,7 @@ def test_a_student_that_was_pruned_before_needs_its_record():
     module.distillation = Distillation(teacher, lambda_=1.0, submodule="net", record=record)
     trainer(epochs=1).fit(module, data())
     assert module.distillation.callback._projections is None
-    assert len(module.distillation.callback._lessons.kept[0]) == 3
+    assert len(module.distillation.callback._distiller.kept[0]) == 3
 
 
 # -- bad input, all before the first step ---------------------------------------------------------------------
@@ -303,11 +303,11 @@ def test_a_student_that_was_pruned_before_needs_its_record():
 
 def refused(told: Distillation, match: str, error: type[Exception] = ValueError, **kwargs: Any) -> None:
     module = student(told, **kwargs)
-    before = checksum(module.net)
+    before = network_digest(module.net)
     with pytest.raises(error, match=match):
         trainer(epochs=1).fit(module, data())
     assert module.totals == []
-    assert checksum(module.net) == before
+    assert network_digest(module.net) == before
 
 
 @pytest.mark.parametrize("example", [True, False])

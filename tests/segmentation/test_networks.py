@@ -15,7 +15,7 @@ from lightning_prune.criteria import Random, ipad
 from lightning_prune.criteria.collector import Collector
 from lightning_prune.distillation.config import Distillation
 from lightning_prune.distillation.losses import attention, fsp
-from lightning_prune.distillation.taps import listening
+from lightning_prune.distillation.taps import record_outputs
 from lightning_prune.segmentation.networks.ritnet import RITnet
 from lightning_prune.segmentation.networks.unet import UNet
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -158,7 +158,7 @@ def test_defect_6_distillation_goes_on_once_the_tapped_layers_are_pruned(net):
         width < teacher.get_submodule(tap).out_channels for width, tap in zip(widths, taps, strict=True)
     )
     assert [cut.epoch for cut in callback.history] == [0, 1]
-    with torch.no_grad(), listening(net.train(), taps) as ours, listening(teacher.eval(), taps) as theirs:
+    with torch.no_grad(), record_outputs(net.train(), taps) as ours, record_outputs(teacher.eval(), taps) as theirs:
         net(batch[0]), teacher(batch[0])
     survivors = [theirs[tap][:, list(callback.record.kept[f"{tap}.weight"][0])] for tap in taps]
     told = {"attention": sum(attention(ours[tap], theirs[tap]) for tap in taps)}
