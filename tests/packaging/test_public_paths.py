@@ -18,7 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SUBPACKAGES = ["criteria", "netadapt", "slimming", "distillation", "segmentation", "data", "testing"]
 FACES = {
-    name: import_module(name) for name in ["lightning_prune", *(f"lightning_prune.{part}" for part in SUBPACKAGES)]
+    name: import_module(name)
+    for name in ["lightning_prune", *(f"lightning_prune.{part}" for part in SUBPACKAGES)]
 }
 DOTTED = re.compile(r"\blightning_prune(?:\.\w+)+")
 FROM_IMPORT = re.compile(r"^[ \t>.]*from (lightning_prune[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
