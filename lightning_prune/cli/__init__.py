@@ -1,1 +1,1 @@
-"""The command line: a Hydra application with its subcommands."""
+"""The command line: a Hydra application that trains and prunes, and commands for finished runs."""

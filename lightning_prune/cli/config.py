@@ -1,14 +1,18 @@
-"""NEW."""
+"""Configurations: where they are, how a finished run's is loaded, and how their errors are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-#: what a wrong configuration or wrong data raises; anything else is shown with its traceback
+from lightning_prune.reporting.run_folder import CONFIG
+
+#: errors that a wrong configuration or wrong data raises; all others are shown with their traceback
 EXPECTED_ERRORS = (
     ValueError,
     OSError,
@@ -18,9 +22,42 @@ EXPECTED_ERRORS = (
     InstantiationException,
 )
 
+#: former name of a class in configurations, before modules moved into packages -> its name; both in lightning_prune
+RENAMED_TARGETS = {
+    "best.BestOfLast": "BestOfLast",
+    "best.BudgetCheckpoint": "BudgetCheckpoint",
+    "best.BudgetEarlyStopping": "BudgetEarlyStopping",
+    "callback.FilterPruningCallback": "FilterPruningCallback",
+    "candidates.Workers": "netadapt.Workers",
+    "checkpoint_io.AtomicCheckpointIO": "AtomicCheckpointIO",
+    "latency_table.LatencyTable": "LatencyTable",
+    "limits.Limits": "Limits",
+    "losses.CrossEntropy": "segmentation.CrossEntropy",
+    "losses.EpochRamp": "segmentation.EpochRamp",
+    "losses.WeightedSum": "segmentation.WeightedSum",
+    "netadapt_callback.NetAdaptCallback": "NetAdaptCallback",
+    "networks.AtomMobile": "segmentation.AtomMobile",
+    "networks.RITnet": "segmentation.RITnet",
+    "networks.UNet": "segmentation.UNet",
+    "retraining.FinalPhase": "FinalPhase",
+    "ritnet_losses.EdgeWeightedCrossEntropy": "segmentation.EdgeWeightedCrossEntropy",
+    "ritnet_losses.GeneralisedDice": "segmentation.GeneralisedDice",
+    "ritnet_losses.SurfaceLoss": "segmentation.SurfaceLoss",
+    "rounds.Rounds": "netadapt.Rounds",
+    "schedules.Cubic": "Cubic",
+    "schedules.Curve": "Curve",
+    "schedules.Linear": "Linear",
+    "schedules.OneShot": "OneShot",
+    "slimming.SlimmingCallback": "SlimmingCallback",
+    "still.StillEpoch": "callbacks.frozen_epoch.FrozenEpoch",
+    "sweep.SweepTable": "SweepTable",
+    "visdom_logger.VisdomLogger": "VisdomLogger",
+}
+PREFIX = "lightning_prune."
+
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside the installed package, else at the top of the checkout.
+    """Return the folder of configurations: inside the installed package, else at the top of the checkout.
 
     Raises:
         FileNotFoundError: it is in neither place.
@@ -34,11 +71,43 @@ def conf_dir() -> Path:
     )
 
 
-def overrides_as_dict(overrides: Iterable[str]) -> dict[str, str]:
-    """Overrides as key -> value.
+def load_config(run: Path) -> DictConfig:
+    """Return the configuration in the folder of a run, with today's names of classes.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    config = OmegaConf.create(_with_current_targets(OmegaConf.to_container(OmegaConf.load(run / CONFIG))))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _with_current_targets(node: Any) -> Any:
+    """Return a part of a configuration with every ``_target_`` translated."""
+    if isinstance(node, dict):
+        return {
+            key: current_target(value) if key == "_target_" else _with_current_targets(value)
+            for key, value in node.items()
+        }
+    return [_with_current_targets(value) for value in node] if isinstance(node, list) else node
+
+
+def current_target(target: str) -> str:
+    """Translate the name of a class in a configuration of an earlier version; other names stay.
 
     Example:
-        >>> as_dict(["prune.criterion.omega=0", "+a=b=c", "~x"])
+        >>> current_target("lightning_prune.networks.UNet"), current_target("torch.optim.Adam")
+        ('lightning_prune.segmentation.UNet', 'torch.optim.Adam')
+    """
+    name = target.removeprefix(PREFIX)
+    return PREFIX + RENAMED_TARGETS[name] if target.startswith(PREFIX) and name in RENAMED_TARGETS else target
+
+
+def overrides_as_dict(overrides: Iterable[str]) -> dict[str, str]:
+    """Return overrides of the command line as key -> value.
+
+    Example:
+        >>> overrides_as_dict(["prune.criterion.omega=0", "+a=b=c", "~x"])
         {'prune.criterion.omega': '0', 'a': 'b=c', 'x': ''}
     """
     pairs = (override.lstrip("+~").partition("=") for override in overrides)
@@ -46,13 +115,13 @@ def overrides_as_dict(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def root_cause(error: BaseException) -> str:
-    """What an error that others wrapped was at first, and at which key of the configuration.
+    """Describe the first error in a chain of causes, and the key of the configuration where it was raised.
 
     Example:
         >>> try:
         ...     raise InstantiationException("...\\nfull_key: prune.criterion") from ValueError("omega is 2")
         ... except InstantiationException as error:
-        ...     reason(error)
+        ...     root_cause(error)
         'prune.criterion: ValueError: omega is 2'
     """
     lines = str(error).splitlines() if isinstance(error, InstantiationException) else []

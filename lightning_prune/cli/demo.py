@@ -1,7 +1,7 @@
-"""``make demo``: one U-Net on brain slices, dense and pruned, the same epochs, one table (level 5).
+"""``make demo``: train one U-Net on brain slices twice, dense and pruned, for equally many epochs, and compare them.
 
-Two runs of ``lightning-prune experiment=demo``, side by side with half of the CPU cores each, the dense one
-with ``prune=none``. What is given on the command line goes to both of them.
+Both are runs of ``lightning-prune experiment=demo``, at the same time with half of the CPU cores each, the dense one
+with ``prune=none``. Arguments of the command line are passed on to both.
 """
 
 from __future__ import annotations
@@ -17,39 +17,31 @@ from threading import Thread
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
+from lightning_prune.cli.config import load_config
 from lightning_prune.reporting.comparison import comparison, threads_or_device
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import latency
-from lightning_prune.reporting.run_folder import CONFIG, NET, REPORT, Summary
+from lightning_prune.reporting.run_folder import NET, REPORT, Summary
 from lightning_prune.serialization.saving import load_pruned
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["main"]
 
-KINDS = {"dense": ["prune=none"], "pruned": []}
-RUNS = 60  # of the latency measurement
+KINDS = {"dense": ["prune=none"], "pruned": []}  # kind of run -> its overrides
+LATENCY_RUNS = 60
 
 
 def command(kind: str, folder: Path, threads: int, overrides: Sequence[str] = ()) -> list[str]:
-    """The command of one of the two runs."""
-    fixed = ["experiment=demo", *KINDS[kind], f"hydra.run.dir={folder / kind}", f"threads={threads}"]
-    return [
-        sys.executable,
-        "-u",
-        "-m",
-        "lightning_prune",
-        *fixed,
-        "latency_runs=0",
-        "table=false",
-        *overrides,
-    ]
+    """Return the command of one of the two runs."""
+    interpreter = [sys.executable, "-u", "-m", "lightning_prune"]
+    settings = ["experiment=demo", *KINDS[kind], f"hydra.run.dir={folder / kind}", f"threads={threads}"]
+    return [*interpreter, *settings, "latency_runs=0", "table=false", *overrides]
 
 
 def start(command: Sequence[str], threads: int) -> subprocess.Popen[str]:
-    """Start it with so many CPU threads; its output and its errors come through one pipe."""
+    """Start a command with ``threads`` CPU threads; its output and errors come through one pipe."""
     return subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -60,22 +52,22 @@ def start(command: Sequence[str], threads: int) -> subprocess.Popen[str]:
     )
 
 
-def pass_on(process: subprocess.Popen[str], kind: str) -> None:
-    """Print the lines of a process as they come, with a name before each, until it ends."""
+def print_output(process: subprocess.Popen[str], kind: str) -> None:
+    """Print each line of a process when it comes, after the kind of run, until the process ends."""
     with process:
         for line in process.stdout or ():
             print(f"{kind:>6} │ {line.rstrip()}", flush=True)
 
 
 def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
-    """Both runs at the same time, each with half of the cores.
+    """Train both networks at the same time, each with half of the cores.
 
     Raises:
-        SystemExit: one of them failed; the other is stopped.
+        SystemExit: a run failed; the other one is stopped.
     """
     threads = max(1, cores() // 2)
     processes = {kind: start(command(kind, folder, threads, overrides), threads) for kind in KINDS}
-    readers = [Thread(target=pass_on, args=(process, kind)) for kind, process in processes.items()]
+    readers = [Thread(target=print_output, args=(process, kind)) for kind, process in processes.items()]
     for reader in readers:
         reader.start()
     failed = first_failure(processes)
@@ -87,7 +79,7 @@ def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
 
 
 def first_failure(processes: Mapping[str, subprocess.Popen[str]]) -> str | None:
-    """Wait until all have ended, or one has failed, whose name is returned; none is left running."""
+    """Wait until a process has failed, whose name is returned, or all have ended; stop those that still run."""
     try:
         while True:
             codes = {kind: process.poll() for kind, process in processes.items()}
@@ -101,30 +93,30 @@ def first_failure(processes: Mapping[str, subprocess.Popen[str]]) -> str | None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def trained_net(folder: Path) -> nn.Module:
-    """The network of a run, from its files."""
-    net: nn.Module = instantiate(OmegaConf.load(folder / CONFIG).net, _convert_="all")
+    """Return the network of a run, in eval mode."""
+    net: nn.Module = instantiate(load_config(folder).net, _convert_="all")
     return load_pruned(net, folder / NET).eval()
 
 
 def with_latency(summaries: dict[str, Summary], folder: Path, threads: int) -> dict[str, Summary]:
-    """The summaries with latencies, measured in turns now that the machine is quiet."""
+    """Return the summaries with latencies, which are measured after training, when the machine is quiet."""
     torch.set_num_threads(threads)
-    shape = OmegaConf.load(folder / "dense" / CONFIG).module.example_input_shape
+    shape = load_config(folder / "dense").module.example_input_shape
     nets = {kind: trained_net(folder / kind) for kind in KINDS}
-    times = latency(nets, torch.rand(tuple(shape)), RUNS)
+    times = latency(nets, torch.rand(tuple(shape)), LATENCY_RUNS)
     return {
         kind: summary.with_latency(times["dense"], times[kind], threads)
         for kind, summary in summaries.items()
     }
 
 
-def result(dense: Summary, pruned: Summary) -> Table:
-    """The table that the demo ends with."""
+def result_table(dense: Summary, pruned: Summary) -> Table:
+    """Return the table that compares both networks."""
     assert dense.final is not None
     assert pruned.final is not None
     where = threads_or_device(pruned.threads, "cpu")
@@ -132,7 +124,7 @@ def result(dense: Summary, pruned: Summary) -> Table:
 
 
 def main(overrides: Sequence[str] = ()) -> None:
-    """Train both, measure, print the table and draw the picture."""
+    """Train both networks, measure their latency, print the table and draw the picture."""
     begin = time.perf_counter()
     folder = Path("outputs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     print(
@@ -142,8 +134,8 @@ def main(overrides: Sequence[str] = ()) -> None:
     for kind, summary in summaries.items():
         summary.save(folder / kind)
     draw_report(summaries["pruned"], folder / REPORT, baseline=summaries["dense"])
-    print(f"\nThe same {summaries['dense'].epochs} epochs for both, the same test slices:\n")
-    show(result(**summaries))
+    print(f"\nBoth trained for {summaries['dense'].epochs} epochs and tested on the same slices:\n")
+    show(result_table(**summaries))
     print(f"\npicture: {folder / REPORT}")
     print(f"runs:    {folder}/dense, {folder}/pruned ({time.perf_counter() - begin:.0f} s)")
 

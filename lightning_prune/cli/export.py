@@ -1,4 +1,4 @@
-"""``lightning-prune export``: a run's pruned network as ONNX or ``torch.export`` program (level 5)."""
+"""``lightning-prune export``: write the pruned network of a run as ONNX model or ``torch.export`` program."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from lightning_prune.reporting import run_folder as runs
+from lightning_prune.cli.config import load_config
+from lightning_prune.reporting.run_folder import NET
 from lightning_prune.serialization.export import export
 from lightning_prune.serialization.saving import load_pruned, read_network
 
@@ -24,37 +24,55 @@ def export_run(
     dynamic_batch: bool = True,
     shape: Sequence[int] = (),
 ) -> float:
-    """Build the network of a run, load its weights, and export it; see :func:`lightning_prune.serialization.export.export`.
+    """Build the network of a run, load its weights, and export it; see :func:`lightning_prune.export`.
 
     Args:
-        folder: of the run.
-        path: to write; ends in ``.onnx`` or ``.pt2``.
-        weights: ``net.pt`` of the run if None; a checkpoint or safetensors file of it otherwise.
-        dynamic_batch: whether the number of samples may vary.
-        shape: of the input, if it is not that of the run's configuration.
+        folder: folder of the run.
+        path: the file to write; ends in ``.onnx`` or ``.pt2``.
+        weights: a checkpoint or safetensors file of the run; None: its ``net.pt``.
+        dynamic_batch: whether the exported network accepts any number of samples.
+        shape: shape of the input; empty: that of the run's configuration.
+
+    Returns:
+        The largest difference of the outputs from those in PyTorch, relative to the largest output.
     """
-    config, source = OmegaConf.load(folder / runs.CONFIG), weights or folder / runs.NET
+    config, source = load_config(folder), weights or folder / NET
     net = load_pruned(instantiate(config.net, _convert_="all"), source)
     example = torch.zeros(tuple(shape or config.module.example_input_shape))
     return export(net, example, path, read_network(source).record, dynamic_batch=dynamic_batch)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command; see its ``--help``."""
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = _parser().parse_args(arguments)
+    path = options.path or options.run / "net.onnx"
+    try:
+        difference = export_run(options.run, path, options.weights, not options.fixed_batch, options.shape)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"lightning-prune export: {error}") from error
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, with the pruning record; outputs within {difference:.1g} "
+        "of those in PyTorch"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lightning-prune export", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
-        "path", type=Path, nargs="?", help="to write, .onnx or .pt2; RUN/net.onnx if left out"
+        "path", type=Path, nargs="?", help="file to write, .onnx or .pt2; default: RUN/net.onnx"
     )
     parser.add_argument(
-        "--weights", type=Path, help="a checkpoint or .safetensors of the run instead of its net.pt"
+        "--weights", type=Path, help="checkpoint or .safetensors file of the run; default: RUN/net.pt"
     )
-    parser.add_argument("--shape", type=int, nargs="+", default=(), help="of the input, batch included")
-    parser.add_argument("--fixed-batch", action="store_true", help="for the shape's number of samples only")
-    given = parser.parse_args(arguments)
-    path = given.path or given.run / "net.onnx"
-    try:
-        apart = export_run(given.run, path, given.weights, not given.fixed_batch, given.shape)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"lightning-prune export: {error}") from error
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, within {apart:.1g} of eager, record inside")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        default=(),
+        help="shape of the input, batch included; default: that of the run",
+    )
+    parser.add_argument(
+        "--fixed-batch", action="store_true", help="export for the number of samples in the shape only"
+    )
+    return parser

@@ -1,4 +1,4 @@
-"""``lightning-prune latency``: measure the network of a configuration, for budgets in time (level 5)."""
+"""``lightning-prune latency``: measure the network of a configuration, for budgets in time."""
 
 from __future__ import annotations
 
@@ -23,43 +23,54 @@ __all__ = ["main", "measure"]
 
 
 def measure(table: LatencyTable, overrides: Sequence[str] = ()) -> Measurements:
-    """Build the network of a configuration, and measure it into ``table``, showing progress.
+    """Build the network of a configuration, and measure it into ``table``, with a progress bar.
 
     Args:
-        table: where and how to measure, and where to write.
+        table: where and how to measure, and the file to write.
         overrides: of the configuration, as on the command line: ``net=fpn``.
     """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides=list(overrides))
     net = instantiate(config.net, _convert_="all")
     graph = trace(net, torch.zeros(tuple(config.module.example_input_shape)))
-    return table.build(graph, _shown)
+    return table.build(graph, _with_progress)
 
 
-def _shown(indices: Sequence[int]) -> Iterable[int]:
+def _with_progress(indices: Sequence[int]) -> Iterable[int]:
     return track(indices, "measuring", console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command; see its ``--help``."""
-    parser = argparse.ArgumentParser("lightning-prune latency", description=__doc__)
-    parser.add_argument("path", help="to write: a .json file, or a folder with a file for each network")
-    parser.add_argument("overrides", nargs="*", help="of the configuration: net=fpn data=folder ...")
-    parser.add_argument("--execution", choices=get_args(ExecutionName), default="eager")
-    parser.add_argument("--device", default="cpu", help="as torch names it")
-    parser.add_argument("--threads", type=int, help="of the processor; all that torch has if left out")
-    parser.add_argument(
-        "--cuts", type=int, default=LatencyTable.cuts, help="random cuts to hold the sum against"
-    )
-    given = vars(parser.parse_args(arguments))
-    overrides = given.pop("overrides")
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = vars(_parser().parse_args(arguments))
+    overrides = options.pop("overrides")
     try:
-        found = measure(LatencyTable(**given), overrides)
+        measured = measure(LatencyTable(**options), overrides)
     except EXPECTED_ERRORS as error:
         raise SystemExit(f"lightning-prune latency: {root_cause(error)}") from error
-    apart = found.correction.error
-    within = "" if apart is None else f", random cuts within {apart:.1%}"
+    deviation = measured.correction.error
+    accuracy = "" if deviation is None else f", random cuts predicted within {deviation:.1%}"
     print(
-        f"{given['path']}: {found.info['milliseconds']} ms, {found.execution} on {found.device}, {found.threads} "
-        f"thread(s){within}; {found.info['points']} points in {found.info['seconds']} s"
+        f"{options['path']}: {measured.info['milliseconds']} ms, {measured.execution} on {measured.device}, "
+        f"{measured.threads} thread(s){accuracy}; {measured.info['points']} points in {measured.info['seconds']} s"
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lightning-prune latency", description=__doc__)
+    parser.add_argument("path", help="file to write (.json), or a folder that gets a file for each network")
+    parser.add_argument(
+        "overrides", nargs="*", help="KEY=VALUE of the configuration: net=fpn data=folder ..."
+    )
+    parser.add_argument(
+        "--execution", choices=get_args(ExecutionName), default="eager", help="how the network is executed"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as many as torch uses")
+    parser.add_argument(
+        "--cuts",
+        type=int,
+        default=LatencyTable.cuts,
+        help="number of random cuts to calibrate the sum of the operators on",
+    )
+    return parser

@@ -1,4 +1,4 @@
-"""``lightning-prune netadapt`` and ``oneshot``: prune the trained network of a run, and train on (level 5)."""
+"""``lightning-prune netadapt`` and ``oneshot``: prune the trained network of a run, and continue its training."""
 
 from __future__ import annotations
 
@@ -11,123 +11,137 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, root_cause
-from lightning_prune.reporting import run_folder as runs
-from lightning_prune.reporting.run_folder import Summary
+from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, load_config, root_cause
+from lightning_prune.reporting.run_folder import NET, RECORD, Summary
 from lightning_prune.serialization.record import PruningRecord
 
 __all__ = ["main", "prune_run", "pruned_config"]
 
-ABOUT = {
-    "netadapt": "Prune the trained network of a run in rounds of competing candidates, test it, and train on if "
-    "asked to. A search that was killed goes on at its round when the command is given again.",
-    "oneshot": "Prune the trained network of a run to its budget in one cut, test it, and train on if asked to.",
+DESCRIPTIONS = {
+    "netadapt": "Prune the trained network of a run by NetAdapt: in rounds, each of which keeps the best of several "
+    "candidates. Then test the network and, with --epochs, continue its training. If the command is killed, the same "
+    "command continues with the round that was interrupted.",
+    "oneshot": "Prune the trained network of a run to its budget in one cut. Then test the network and, with "
+    "--epochs, continue its training.",
 }
-EXAMPLE = "overrides, for example: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
-STILL = {"_target_": "lightning_prune.callbacks.frozen_epoch.FrozenEpoch"}
+EXAMPLE = "example of overrides: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
+FROZEN_EPOCH = {"_target_": "lightning_prune.callbacks.frozen_epoch.FrozenEpoch"}
 
 
 def pruned_config(
     run: Path, out: Path, method: str, epochs: int, overrides: Sequence[str] = ()
 ) -> DictConfig:
-    """The configuration of a finished run, with another way to prune, at the end of a first epoch without learning.
+    """Return the configuration of a finished run, changed to prune its network at the end of a first, frozen epoch.
 
     Args:
-        run: folder of the run.
-        out: folder of the new one.
+        run: folder of the finished run.
+        out: folder of the new run.
         method: option of the group ``prune``.
-        epochs: to train the pruned network; 0: not at all.
+        epochs: number of epochs to train the pruned network; 0: not at all.
         overrides: of the group ``prune``: ``prune.budget.macs=0.3 prune/criterion=taylor_gate``.
 
     Raises:
-        ValueError: a negative number of epochs, an override of another group, ``run`` is pruned already, or ``out``.
-        FileNotFoundError: ``run`` is no run.
+        ValueError: ``epochs`` is negative, an override is of another group, ``run`` is pruned already, or ``out`` is
+            the same folder.
+        FileNotFoundError: ``run`` holds no run.
     """
     if epochs < 0:
         raise ValueError(f"need 0 epochs or more of training after the cut, got {epochs}")
-    config = OmegaConf.load(run / runs.CONFIG)
-    assert isinstance(config, DictConfig)
+    config = load_config(run)
     _check(run, out, overrides)
-    folder = [f"prune.folder={out / 'netadapt'}"] if method == "netadapt" else []
-    chosen = [f"prune={method}", f"seed={config.seed}", "prune.start_epoch=0", *folder, *overrides]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        prune = OmegaConf.to_container(compose("config", overrides=chosen).prune, resolve=True)
     if config.scheduler and config.scheduler.get("T_max") == config.trainer.max_epochs:
-        config.scheduler.T_max = (
-            epochs + 1
-        )  # a decay over the whole run, of which only the number was written down
-    config.prune, config.trainer.max_epochs = prune, epochs + 1
-    config.callbacks = {"still": STILL, **config.callbacks}
+        # The decay lasted for the whole run; the saved configuration has the number instead of the reference.
+        config.scheduler.T_max = epochs + 1
+    config.prune = _prune_group(config, out, method, overrides)
+    config.trainer.max_epochs = epochs + 1
+    config.callbacks = {"frozen_epoch": FROZEN_EPOCH, **config.callbacks}
     config.ckpt_path, config.latency_runs = None, 0
     for group in ("logger", "callbacks"):
-        config[group] = _moved(OmegaConf.to_container(config[group]), _folders(config, run), out)
+        config[group] = _redirect(OmegaConf.to_container(config[group]), _run_folders(config, run), out)
     return config
 
 
+def _prune_group(config: DictConfig, out: Path, method: str, overrides: Sequence[str]) -> Any:
+    folder = [f"prune.folder={out / 'netadapt'}"] if method == "netadapt" else []
+    all_overrides = [f"prune={method}", f"seed={config.seed}", "prune.start_epoch=0", *folder, *overrides]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=all_overrides).prune, resolve=True)
+
+
 def _check(run: Path, out: Path, overrides: Sequence[str]) -> None:
-    """Raise ValueError for what would be ignored, or spoil ``run``."""
+    """Raise ValueError for overrides that would be ignored, and for folders that must not be used."""
     for override in overrides:
         if not override.lstrip("+~").startswith(("prune.", "prune/")):
             raise ValueError(
-                f"{override!r} is none of prune.KEY=VALUE and prune/GROUP=OPTION: all else is as in {run}, and "
-                "--epochs says how long to train on"
+                f"{override!r} is neither prune.KEY=VALUE nor prune/GROUP=OPTION: all other keys are those of {run}, "
+                "and --epochs sets how long to train"
             )
     if out.resolve() == run.resolve():
-        raise ValueError(f"{out} is the run itself: give another folder to write")
-    if (run / runs.RECORD).is_file() and PruningRecord.load(run / runs.RECORD):
+        raise ValueError(f"{out} is the folder of the run itself: give another folder to write")
+    if (run / RECORD).is_file() and PruningRecord.load(run / RECORD):
         raise ValueError(f"{run} is pruned already: give the run of the dense network (prune=none)")
 
 
-def _folders(config: DictConfig, run: Path) -> list[str]:
-    """Where ``run`` is, and where it was when its configuration was written down."""
+def _run_folders(config: DictConfig, run: Path) -> list[str]:
+    """Return the folders under which loggers and callbacks of ``run`` write: where it was trained and where it is."""
     loggers, callbacks = config.logger.values(), config.callbacks.values()
-    written = [str(each.save_dir) for each in loggers if each.get("save_dir")]
-    written += [
-        str(Path(each[key]).parent) for each in callbacks for key in ("dirpath", "path") if each.get(key)
+    folders = [str(logger.save_dir) for logger in loggers if logger.get("save_dir")]
+    folders += [
+        str(Path(callback[key]).parent)
+        for callback in callbacks
+        for key in ("dirpath", "path")
+        if callback.get(key)
     ]
-    return [*written, str(run), str(run.absolute())]
+    return [*folders, str(run), str(run.absolute())]
 
 
-def _moved(held: Any, folders: Sequence[str], out: Path) -> Any:
-    """The same with ``out`` in the place of ``folders``: what a run writes must not go into another one."""
-    if isinstance(held, dict):
-        return {key: _moved(value, folders, out) for key, value in held.items()}
-    if isinstance(held, str):
-        inside = next((each for each in folders if Path(held).is_relative_to(each)), None)
-        return held if inside is None else str(out / Path(held).relative_to(inside))
-    return held
+def _redirect(node: Any, folders: Sequence[str], out: Path) -> Any:
+    """Return a part of a configuration with ``out`` instead of ``folders``, so that the old run is not written to."""
+    if isinstance(node, dict):
+        return {key: _redirect(value, folders, out) for key, value in node.items()}
+    if isinstance(node, str):
+        parent = next((folder for folder in folders if Path(node).is_relative_to(folder)), None)
+        return node if parent is None else str(out / Path(node).relative_to(parent))
+    return node
 
 
 def prune_run(run: Path, out: Path, method: str, epochs: int, overrides: Sequence[str] = ()) -> Summary:
-    """Load the network of a run, prune it, train on for ``epochs``; ``out`` is a run as any other."""
+    """Load the network of ``run``, prune it, and train it for ``epochs``; write ``out`` as a run of its own.
+
+    The arguments are those of :func:`pruned_config`.
+    """
     from lightning_prune.cli.train import run as train
 
     config = pruned_config(run, out, method, epochs, overrides)
-    given = {"weights": str(run / runs.NET), "prune": method}
-    return train(config, out, given, {"prune": method}, weights=run / runs.NET)
+    settings = {"weights": str(run / NET), "prune": method}
+    return train(config, out, settings, {"prune": method}, weights=run / NET)
 
 
 def main(method: str, arguments: Sequence[str]) -> None:
-    """The command; see its ``--help``."""
-    given = _parser(method).parse_intermixed_args(arguments)
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = _parser(method).parse_intermixed_args(arguments)
     from lightning_prune.reporting.figure import show_run
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
-        summary = prune_run(given.run, given.out, method, given.epochs, given.overrides)
+        summary = prune_run(options.run, options.out, method, options.epochs, options.overrides)
     except EXPECTED_ERRORS as error:
         raise SystemExit(f"lightning-prune {method}: {root_cause(error)}") from error
-    show_run(summary, given.out)
+    show_run(summary, options.out)
 
 
 def _parser(method: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"lightning-prune {method}", description=ABOUT[method], epilog=EXAMPLE)
+    parser = argparse.ArgumentParser(
+        f"lightning-prune {method}", description=DESCRIPTIONS[method], epilog=EXAMPLE
+    )
     parser.add_argument("run", type=Path, help="folder of a run with a trained, dense network (prune=none)")
-    parser.add_argument("out", type=Path, help="folder to write: a run as any other")
+    parser.add_argument("out", type=Path, help="folder to write, in the form of a run")
     parser.add_argument(
-        "overrides", nargs="*", help=f"keys of conf/prune/{method}.yaml; all else is as in the run"
+        "overrides",
+        nargs="*",
+        help=f"keys of conf/prune/{method}.yaml; all other keys are those of the run",
     )
     parser.add_argument(
-        "--epochs", type=int, default=0, help="of training after the cut; 0: cut and test only"
+        "--epochs", type=int, default=0, help="epochs of training after the cut; default 0: cut and test only"
     )
     return parser

@@ -1,4 +1,4 @@
-"""``lightning-prune sensitivity``: mIoU of a run's network against the share removed, layer by layer (level 5)."""
+"""``lightning-prune sensitivity``: mIoU of a run's network against the share of filters removed, layer by layer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from lightning_prune.cli.config import conf_dir
-from lightning_prune.criteria.activation_deviation import ActivationDeviation
-from lightning_prune.criteria.base import Criterion
+from lightning_prune.cli.config import conf_dir, load_config
+from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
-from lightning_prune.reporting import run_folder as runs
 from lightning_prune.reporting.figure import INK
+from lightning_prune.reporting.run_folder import NET
 from lightning_prune.segmentation.metrics import mean_iou
 from lightning_prune.serialization.saving import load_pruned
 from lightning_prune.utils.example_inputs import Example
@@ -33,7 +31,7 @@ from lightning_prune.utils.tables import Table, show
 
 __all__ = ["figure", "main", "sensitivity_run", "table"]
 
-REFUSED = "#d9d9d9"
+REFUSED_COLOR = "#d9d9d9"
 
 
 def sensitivity_run(
@@ -44,55 +42,60 @@ def sensitivity_run(
     progress: Callable[[int, int, Row], None] | None = None,
     device: str = "cpu",
 ) -> Sensitivity:
-    """:func:`~lightning_prune.pruning.sensitivity.sensitivity` of a run's network, by mIoU on its validation set.
+    """Return the sensitivity of a run's network, by the mIoU on its validation set.
+
+    See :func:`lightning_prune.sensitivity`.
 
     Args:
-        folder: of the run.
-        criterion: an option of ``prune/criterion`` that looks at weights alone.
-        batches: of the validation set to score on; 0: all.
-        recalibrate: training batches on which batch norms are estimated anew after each cut.
-        progress: as there.
-        device: to compute on, as torch names it.
+        folder: folder of the run.
+        criterion: an option of ``prune/criterion`` that needs weights alone.
+        batches: number of batches of the validation set to score on; 0: all.
+        recalibrate: number of training batches on which batch norms are estimated anew after each cut.
+        progress: called after each layer with its number, the number of layers, and its row.
+        device: torch device to compute on.
 
     Raises:
-        ValueError: the criterion looks at activations or gradients.
+        ValueError: the criterion needs activations or gradients.
         FileNotFoundError: the folder holds no finished run.
     """
-    config: Any = OmegaConf.load(folder / runs.CONFIG)
-    net = load_pruned(instantiate(config.net, _convert_="all"), folder / runs.NET).to(device)
-    chosen, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
+    config: Any = load_config(folder)
+    net = load_pruned(instantiate(config.net, _convert_="all"), folder / NET).to(device)
+    scores_units, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
-    held = [batch[:2] for batch in islice(data.val_dataloader(), batches or None)]
+    validation = [batch[:2] for batch in islice(data.val_dataloader(), batches or None)]
     images: list[Example] = [
         ((batch[0].to(device),), {}) for batch in islice(data.train_dataloader(), recalibrate)
     ]
     classes, ignored = config.module.num_classes, config.module.ignore_index
     example: Example = (torch.zeros(tuple(config.module.example_input_shape), device=device),), {}
-    score = lambda model: miou(model, held, classes, ignored, device)  # noqa: E731
-    return sensitivity(net, example, score, criterion=chosen, recalibrate=images, progress=progress)
+
+    def evaluate(model: nn.Module) -> float:
+        return miou(model, validation, classes, ignored, device)
+
+    return sensitivity(net, example, evaluate, criterion=scores_units, recalibrate=images, progress=progress)
 
 
-def weight_criterion(option: str) -> Criterion:
-    """A criterion of ``conf/``, by its name.
-
-    Raises:
-        ValueError: it looks at more than weights.
-    """
+def weight_criterion(option: str) -> CriterionLike:
+    """Return the criterion of an option of ``conf/prune/criterion``."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides=[f"prune/criterion={option}"])
-    criterion: Criterion = instantiate(config.prune.criterion, _convert_="all")
-    if hasattr(criterion, "gather") or getattr(criterion, "statistic", ActivationDeviation) is not None:
-        raise ValueError(
-            f"{option} looks at training, and nothing is trained here: choose l1, l2, fpgm or ipad"
-        )
+    criterion: CriterionLike = instantiate(config.prune.criterion, _convert_="all")
     return criterion
 
 
 def miou(
     model: nn.Module, batches: Sequence[Any], classes: int, ignored: int | None, device: str = "cpu"
 ) -> float:
-    """Dataset mIoU, as validation logs it."""
+    """Return the mIoU over a data set, as validation logs it.
+
+    Args:
+        model: returns logits (n, classes, h, w).
+        batches: pairs of images (n, c, h, w) and masks (n, h, w).
+        classes: number of classes.
+        ignored: class in masks that is not scored; None: all are.
+        device: torch device of the model.
+    """
     metric = MulticlassJaccardIndex(classes, average="none", ignore_index=ignored, zero_division=float("nan"))
     for image, target in batches:
         metric.update(model(image.to(device)).max(1).indices.cpu(), target)
@@ -102,10 +105,10 @@ def miou(
     return float(mean_iou(iou))
 
 
-def table(found: Sensitivity) -> Table:
-    """One row per group of layers, one column per share."""
-    header = ("layers that go together", "filters", *(f"-{share:.0%}" for share in found.shares))
-    rows = [(_label(row), str(row.units), *(_number(s, 3, "-") for s in row.scores)) for row in found.rows]
+def table(result: Sensitivity) -> Table:
+    """Return a table with one row per group of coupled layers, one column per share removed."""
+    header = ("coupled layers", "filters", *(f"-{share:.0%}" for share in result.shares))
+    rows = [(_label(row), str(row.units), *(_format(s, 3, "-") for s in row.scores)) for row in result.rows]
     return Table(header, rows)
 
 
@@ -113,61 +116,80 @@ def _label(row: Row) -> str:
     return row.name if len(row.layers) < 2 else f"{row.name} (x{len(row.layers)})"
 
 
-def _number(score: float, digits: int, otherwise: str) -> str:
-    return otherwise if math.isnan(score) else f"{score:.{digits}f}"
+def _format(score: float, digits: int, missing: str) -> str:
+    return missing if math.isnan(score) else f"{score:.{digits}f}"
 
 
-def figure(found: Sensitivity, metric: str = "mIoU") -> Figure:
-    """A heat map: layers from input to output downwards, the share removed to the right."""
-    values = np.array([row.scores for row in found.rows], dtype=float)
+def figure(result: Sensitivity, metric: str = "mIoU") -> Figure:
+    """Draw a heat map: layers downwards in the order of the forward, the share removed to the right."""
+    values = np.array([row.scores for row in result.rows], dtype=float)
     rows, columns = values.shape
-    whole = Figure(figsize=(3.5 + 0.62 * columns, 1.6 + 0.24 * rows), layout="constrained")
-    axes = whole.add_subplot()
-    axes.set_facecolor(REFUSED)
-    shown = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, vmax=max(found.dense, 1e-9))
-    axes.set_yticks(range(rows), [_label(row) for row in found.rows], fontsize=7, color=INK)
-    axes.set_xticks(range(columns), [f"{share:.0%}" for share in found.shares], fontsize=8, color=INK)
+    picture = Figure(figsize=(3.5 + 0.62 * columns, 1.6 + 0.24 * rows), layout="constrained")
+    axes = picture.add_subplot()
+    axes.set_facecolor(REFUSED_COLOR)
+    heat_map = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, vmax=max(result.dense, 1e-9))
+    axes.set_yticks(range(rows), [_label(row) for row in result.rows], fontsize=7, color=INK)
+    axes.set_xticks(range(columns), [f"{share:.0%}" for share in result.shares], fontsize=8, color=INK)
     axes.set_xlabel("share of the filters removed, from this row alone", fontsize=9, color=INK)
-    axes.set_title(_title(found, metric), loc="left", fontsize=9, color=INK)
+    axes.set_title(_title(result, metric), loc="left", fontsize=9, color=INK)
     for (y, x), value in np.ndenumerate(values):
-        dark = not math.isnan(value) and value <= 0.6 * found.dense
-        text = _number(value, 2, "\N{EN DASH}")
-        axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-    whole.colorbar(shown, ax=axes, shrink=0.8).set_label(metric, fontsize=8, color=INK)
-    return whole
+        on_dark = not math.isnan(value) and value <= 0.6 * result.dense
+        text = _format(value, 2, "\N{EN DASH}")
+        axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if on_dark else "black")
+    picture.colorbar(heat_map, ax=axes, shrink=0.8).set_label(metric, fontsize=8, color=INK)
+    return picture
 
 
-def _title(found: Sensitivity, metric: str) -> str:
-    refused = any(math.isnan(score) for row in found.rows for score in row.scores)
-    grey = "; grey: this cut is refused" if refused else ""
-    return f"{metric} after one cut; {found.dense:.3f} with all filters{grey}"
+def _title(result: Sensitivity, metric: str) -> str:
+    refused = any(math.isnan(score) for row in result.rows for score in row.scores)
+    legend = "; grey: this cut is refused" if refused else ""
+    return f"{metric} after one cut; {result.dense:.3f} with all filters{legend}"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command; see its ``--help``."""
-    parser = argparse.ArgumentParser("lightning-prune sensitivity", description=__doc__)
-    parser.add_argument(
-        "run", type=Path, help="folder of a run; sensitivity.json and .png are written into it"
-    )
-    parser.add_argument("--criterion", default="ipad", help="which filters go first: l1, l2, fpgm, ipad, ...")
-    parser.add_argument("--batches", type=int, default=0, help="of the validation set; all if left out")
-    parser.add_argument("--recalibrate", type=int, default=0, help="training batches to renew batch norms on")
-    parser.add_argument("--device", default="", help="as torch names it; a GPU if there is one, if left out")
-    parser.add_argument("--out", type=Path, help="folder to write into instead")
-    given = parser.parse_args(arguments)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = _parser().parse_args(arguments)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = sensitivity_run(
-            given.run, given.criterion, given.batches, given.recalibrate, _progress, device
+        result = sensitivity_run(
+            options.run, options.criterion, options.batches, options.recalibrate, _progress, device
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"lightning-prune sensitivity: {error}") from error
-    folder = given.out or given.run
-    (folder / "sensitivity.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n")
-    figure(found).savefig(folder / "sensitivity.png", dpi=130)
-    show(table(found))
-    print(f"mIoU {found.dense:.3f} as it is; {found.seconds:.0f} s; {folder / 'sensitivity.png'}")
+    folder = options.out or options.run
+    (folder / "sensitivity.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    figure(result).savefig(folder / "sensitivity.png", dpi=130)
+    show(table(result))
+    print(f"mIoU {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lightning-prune sensitivity", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, help="folder of a run; sensitivity.json and sensitivity.png are written into it"
+    )
+    parser.add_argument(
+        "--criterion", default="ipad", help="which filters are removed first: l1, l2, fpgm, ipad, ..."
+    )
+    parser.add_argument(
+        "--batches", type=int, default=0, help="number of batches of the validation set; default: all"
+    )
+    parser.add_argument(
+        "--recalibrate",
+        type=int,
+        default=0,
+        help="number of training batches to estimate batch norms on after each cut; default 0: none",
+    )
+    parser.add_argument(
+        "--device", default="", help="torch device; default: a GPU if there is one, else the CPU"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write into instead of that of the run")
+    return parser
 
 
 def _progress(done: int, total: int, row: Row) -> None:
-    print(f"{done}/{total} {_label(row)}: {row.scores[-1]:.3f} at most removed", file=sys.stderr, flush=True)
+    print(
+        f"{done}/{total} {_label(row)}: {row.scores[-1]:.3f} with the largest share removed",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,4 +1,4 @@
-"""One run from its configuration: build, train and prune, test, measure, write down (level 5)."""
+"""One run from its configuration: build, train and prune, test, measure, and write the results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from torch import nn
 
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.pruning import FilterPruningCallback
-from lightning_prune.reporting import run_folder as runs
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
-from lightning_prune.reporting.run_folder import Summary
+from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, save_net
 from lightning_prune.segmentation.module import SegmentationModule
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_pruned
@@ -29,21 +28,21 @@ from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["Components", "build", "run"]
 
-EXPECTED_WARNINGS = (  # none of them is news to somebody who chose the configuration
+EXPECTED_WARNINGS = (  # they repeat what the configuration says
     r".*does not have many workers",
     r".*number of training batches .* is smaller than the logging interval",
     r".isinstance.treespec, LeafSpec.. is deprecated",
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
-    r"The dirpath has changed from",  # of a run that goes on in a folder of its own
+    r"The dirpath has changed from",  # when a run is resumed in another folder
 )
-TRAIN = "train"
-MADE_BY = ("module", "data", "trainer")  # what a teacher depends on, with the seed
+TRAIN = "train"  # value of distill.teacher: train the teacher first
+TEACHER_KEYS = ("module", "data", "trainer")  # groups that a teacher depends on, besides the seed
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a configuration builds."""
+    """The objects of a run."""
 
     module: SegmentationModule
     data: L.LightningDataModule
@@ -53,10 +52,10 @@ class Components:
 
 
 def build(config: DictConfig, prefix: str = "") -> Components:
-    """Instantiate every group of a composed configuration; ``prefix`` comes before the line of each epoch."""
+    """Instantiate all groups of a composed configuration; ``prefix`` is printed before the line of each epoch."""
     module = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
-    # An experiment may set keys of a callback that prune=none then takes away.
+    # With prune=none the group may still hold keys that an experiment sets, but no _target_.
     pruning = instantiate(config.prune, _convert_="all") if "_target_" in (config.prune or ()) else None
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
@@ -74,18 +73,18 @@ def run(
     prefix: str = "",
     weights: Path | None = None,
 ) -> Summary:
-    """Train, prune and test as ``config`` says, and write everything into ``folder``.
+    """Train, prune and test a network, and write all results into ``folder``.
 
     Args:
-        config: as composed from ``conf/``.
-        folder: of the run; see :mod:`lightning_prune.reporting.run_folder` for what is in it afterwards.
-        overrides: as given on the command line, for the summary.
-        choices: option of each group, for the summary.
-        prefix: before the line of each epoch, to tell parallel runs apart.
-        weights: of a trained network to begin with, a run's ``net.pt``.
+        config: composed from ``conf/``.
+        folder: folder of the run; :mod:`lightning_prune.reporting.run_folder` lists its files.
+        overrides: key -> value on the command line, for the summary.
+        choices: group -> option, for the summary.
+        prefix: printed before the line of each epoch, to distinguish parallel runs.
+        weights: ``net.pt`` of a run whose trained network to begin with; None: begin with random weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / runs.CONFIG, resolve=True)
+    OmegaConf.save(config, folder / CONFIG, resolve=True)
     config = _with_teacher(config)
     _prepare(config)
     parts = build(config, prefix)
@@ -127,7 +126,7 @@ def _summary(
 
 
 def dense_config(config: DictConfig) -> DictConfig:
-    """The same run without pruning, distillation, loggers and further callbacks: how a teacher is trained."""
+    """Return the configuration of a teacher: without pruning, distillation, loggers and further callbacks."""
     dense = config.copy()
     dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
     dense.latency_runs = 0
@@ -135,29 +134,28 @@ def dense_config(config: DictConfig) -> DictConfig:
 
 
 def trained_teacher(config: DictConfig) -> Path:
-    """The dense network of a configuration, trained to its end: once, whoever asks again gets the same file.
+    """Train the dense network of a configuration, unless it was trained before, and return its ``net.pt``.
 
-    It lies under ``config.teachers``, in a folder that is named by everything that made it.
+    The run is in a folder under ``config.teachers`` that is named by a digest of all keys that it depends on.
     """
     dense = dense_config(config)
-    made_by = {key: OmegaConf.to_container(dense[key], resolve=True) for key in MADE_BY} | {
-        "seed": dense.seed
-    }
-    name = json_digest(made_by)[:12]
+    settings = {key: OmegaConf.to_container(dense[key], resolve=True) for key in TEACHER_KEYS}
+    settings["seed"] = dense.seed
+    name = json_digest(settings)[:12]
     folder = Path(config.teachers) / name
-    if not (folder / runs.NET).is_file():
+    if not (folder / NET).is_file():
         print(f"training the teacher, {folder}", flush=True)
         run(dense, folder, prefix="teacher │ ")
-    return folder / runs.NET
+    return folder / NET
 
 
 def _with_teacher(config: DictConfig) -> DictConfig:
-    """Train the teacher if one is asked for; none where all weights are 0."""
-    told = config.get("distill")
+    """Return the configuration with the file of a trained teacher, and without distillation if its weights are 0."""
+    distill = config.get("distill")
     config = config.copy()
-    if not told or not any(told[name] for name in ("alpha", "beta", "lambda_")):
+    if not distill or not any(distill[name] for name in ("alpha", "beta", "lambda_")):
         config.distill = None
-    elif told.teacher == TRAIN:
+    elif distill.teacher == TRAIN:
         config.distill.teacher = str(trained_teacher(config))
     return config
 
@@ -171,7 +169,7 @@ def _prepare(config: DictConfig) -> None:
 
 
 def _measured(config: DictConfig, parts: Components) -> dict[str, Any]:
-    """What the network cost before and after. The dense one is built anew: its weights do not matter."""
+    """Return the sizes of the trained network and of a newly built dense one, as arguments of a summary."""
     device = parts.trainer.strategy.root_device
     dense: nn.Module = instantiate(config.net, _convert_="all").to(device).eval()
     net = parts.module.net.to(device).eval()
@@ -188,7 +186,7 @@ def _measured(config: DictConfig, parts: Components) -> dict[str, Any]:
 
 
 def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Filters of each layer before and after; one that has vanished has none left.
+    """Return the filters of each layer before and after pruning; a layer that was removed has 0.
 
     Example:
         >>> both_widths({"conv": 8, "branch.conv": 8}, {"conv": 5})
@@ -199,7 +197,7 @@ def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
 
 def _write(folder: Path, parts: Components, summary: Summary) -> None:
     record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
-    record.save(folder / runs.RECORD)
-    runs.save_net(folder / runs.NET, parts.module.net.cpu(), record)
+    record.save(folder / RECORD)
+    save_net(folder / NET, parts.module.net.cpu(), record)
     summary.save(folder)
-    draw_report(summary, folder / runs.REPORT)
+    draw_report(summary, folder / REPORT)
