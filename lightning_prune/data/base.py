@@ -1,4 +1,4 @@
-"""What the data modules share: augmented samples, loaders that say why they are empty."""
+"""Base class of the data modules, and the data sets that augment samples or add distance maps."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
@@ -16,19 +16,23 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Samples(Protocol):
-    """Anything with a length that gives ``(image (c, h, w) float32, mask (h, w) int64)`` by index."""
+    """Sized collection of samples ``(image (c, h, w) float32, mask (h, w) int64)``, read by index."""
 
     def __len__(self) -> int:
-        """How many samples."""
+        """Return the number of samples."""
         ...
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample."""
+        """Return one sample."""
         ...
 
 
 class Augmented(Dataset[Sample]):
-    """The samples, each passed through the transform when it is asked for.
+    """Samples that pass through a random transform each time they are read.
+
+    Args:
+        samples: images and masks.
+        transform: see :func:`~lightning_prune.data.augment`.
 
     Example:
         >>> from torchvision.transforms import v2
@@ -53,7 +57,11 @@ class Augmented(Dataset[Sample]):
 
 
 class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The samples, each with its :func:`signed_distances` as third entry.
+    """Samples with their :func:`signed_distances` as third entry, computed when a sample is read.
+
+    Args:
+        samples: images and masks.
+        num_classes: number of distance maps per sample.
 
     Example:
         >>> samples = [(torch.zeros(1, 2, 2), torch.tensor([[0, 1], [0, 1]]))]
@@ -74,16 +82,15 @@ class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def without_augmentation(self) -> "Distanced":
         """Return the same data set over samples without augmentation; the distances follow their masks."""
-        augmented = isinstance(self.samples, Augmented | Distanced)
-        samples = self.samples.without_augmentation() if augmented else self.samples
+        samples = self.samples.without_augmentation() if isinstance(self.samples, Augmented) else self.samples
         return Distanced(samples, self.num_classes)
 
 
 def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """One batch ``(n, c, h, w), (n, h, w)``, and whatever else the samples have.
+    """Stack samples to one batch ``(n, c, h, w), (n, h, w)``, and further entries of the samples likewise.
 
     Raises:
-        ValueError: if the samples differ in size.
+        ValueError: the images differ in shape.
 
     Example:
         >>> image, mask = torch.zeros(1, 4, 4), torch.zeros(4, 4, dtype=torch.int64)
@@ -97,23 +104,23 @@ def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 
 class SegmentationData(L.LightningDataModule):
-    """Loaders for three sets of samples; a subclass says where they come from (``load``).
+    """Base class of data modules with three sets of samples; a subclass provides them in :meth:`load`.
 
-    Only training samples are augmented. The order of the training samples, and the seeds of the workers,
-    follow from ``seed`` alone, so that two runs see the same batches whatever else draws random numbers. With
-    ``num_workers=0`` the augmentation itself draws from torch's global generator.
+    Only training samples are augmented. The order of the training samples and the seeds of the workers depend on
+    ``seed`` alone, so that two runs train on the same batches whatever else draws random numbers. With
+    ``num_workers=0``, however, the augmentation draws from torch's global generator.
 
     Args:
         batch_size: samples per batch; training drops an incomplete last one unless it is the only one.
         num_workers: loader processes.
-        transform: training augmentation, any v2 transform. None: `default_augmentation`; none at all:
-            ``v2.Identity()``.
-        seed: for the order and the split.
-        distance_maps: batches have a third entry, :func:`~lightning_prune.data.signed_distances`
-            ``(n, num_classes, h, w)``, for losses that ask for it.
+        transform: training augmentation, any v2 transform. None: `default_augmentation`. To switch augmentation
+            off: ``v2.Identity()``.
+        seed: seed of the order and of the split.
+        distance_maps: add :func:`~lightning_prune.data.signed_distances` ``(n, num_classes, h, w)`` as third entry
+            of each batch, for losses that need them.
 
     Raises:
-        ValueError: when a loader is asked for: no samples, or distance maps without ``num_classes``.
+        ValueError: when a loader is made: there are no samples, or ``distance_maps`` without ``num_classes``.
     """
 
     num_classes: int
@@ -136,26 +143,26 @@ class SegmentationData(L.LightningDataModule):
 
     @abstractmethod
     def load(self) -> Mapping[str, Samples]:
-        """The samples under ``"train"``, ``"val"`` and ``"test"``."""
+        """Return the samples of ``"train"``, ``"val"`` and ``"test"``."""
 
     def samples(self, stage: str) -> Samples:
-        """The samples of a stage, without augmentation; loaded once.
+        """Return the samples of a stage without augmentation; loaded once.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: there are none.
         """
         self.setup()
-        found = self._sets.get(stage, ())
-        if not len(found):
-            raise ValueError(self._empty(stage))
-        return cast(Samples, found)
+        samples = self._sets.get(stage, ())
+        if not len(samples):
+            raise ValueError(self._no_samples(stage))
+        return cast(Samples, samples)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load everything, the first time."""
+        """Load the samples of all stages at the first call."""
         self._sets = self._sets or self.load()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Augmented, in an order that follows from the seed."""
+        """Return a loader of augmented training samples, shuffled by the seed."""
         samples = self.samples("train")
         rank = self.trainer.global_rank if self.trainer else 0
         generator = torch.Generator().manual_seed(self.seed + rank)
@@ -164,15 +171,15 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(augmented, shuffle=True, drop_last=drop_last, generator=generator)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """As they are, in order."""
+        """Return a loader of the validation samples, in order and without augmentation."""
         return self._loader(self.samples("val"))
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """As they are, in order."""
+        """Return a loader of the test samples, in order and without augmentation."""
         return self._loader(self.samples("test"))
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test set."""
+        """Return the loader of the test samples."""
         return self.test_dataloader()
 
     def _loader(
@@ -194,15 +201,16 @@ class SegmentationData(L.LightningDataModule):
         )
 
     def _with_distances(self, samples: Samples) -> Dataset[Any]:
-        """The samples with their distance maps, if these are wanted."""
+        """Add distance maps to the samples, if the option is set."""
         if self.distance_maps and not hasattr(self, "num_classes"):
             raise ValueError(f"{type(self).__name__} needs an attribute num_classes to make distance maps")
-        made = Distanced(samples, self.num_classes) if self.distance_maps else samples
-        return cast(Dataset[Any], made)
+        return cast(Dataset[Any], Distanced(samples, self.num_classes) if self.distance_maps else samples)
 
-    def _empty(self, stage: str) -> str:
-        counts = {name: len(cast(Sized, found)) for name, found in self._sets.items()}
-        return f"{type(self).__name__} has no samples for {stage!r} (it has {counts}): {self._way_out(stage)}"
+    def _no_samples(self, stage: str) -> str:
+        """Return the error message for a stage without samples."""
+        counts = {name: len(cast(Sized, samples)) for name, samples in self._sets.items()}
+        return f"{type(self).__name__} has no samples for {stage!r} (it has {counts}): {self._advice(stage)}"
 
-    def _way_out(self, stage: str) -> str:
+    def _advice(self, stage: str) -> str:
+        """Return how to get samples for a stage that has none."""
         return "give it a larger share"

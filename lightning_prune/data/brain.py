@@ -1,24 +1,22 @@
-"""Brain slices: grey and white matter of the ICBM-152 template that ships inside the nilearn wheel.
+"""Brain slices: grey and white matter of the ICBM-152 template, read from the installed nilearn package.
 
-Nothing is downloaded and nothing is copied. One average brain is a demonstration, not a benchmark of
-medicine; what can be asked of it is that the score is honest. Three ways in which slices of one volume leak,
-and what is done about each:
+Nothing is downloaded. One average brain serves as a demonstration, not as a medical benchmark. Test slices must
+still not leak into training. Slices of one volume can leak in three ways, each with a remedy:
 
-- *Neighbours* look alike. Along each axis train, val and test are contiguous blocks with ``gap`` millimetres
-  between them that belong to none.
-- *Left and right* are identical: this template is symmetric to the last bit, so a sagittal slice from the
-  right is its mirror image on the left. Sagittal slices come from one half, and the blocks of that axis are
-  mirrored.
-- *The axes cross.* A sagittal training slice would show a column of every axial test slice. Such voxels are
-  blanked (intensity 0, class "other") in the slices that must not show them, before resampling: no voxel of a
-  test slice is to be seen in a train or val slice, none of a val slice in a train slice, the gap included.
-  Test slices are whole. ``blank=False`` leaves all slices whole, and then this does leak.
+- *Neighbouring slices* are alike. Along each axis train, val and test are contiguous blocks, separated by gaps of
+  ``gap`` millimetres that belong to no set.
+- *Left and right* are identical: the template is exactly symmetric, so a sagittal slice of the right half is the
+  mirror image of one of the left half. Sagittal slices come from one half, and the blocks of that axis are mirrored.
+- *Axes cross.* A sagittal training slice contains a column of every axial test slice. Such voxels are blanked
+  (intensity 0, class "other") before resampling: train and val slices show no voxel of a test slice or of its gaps,
+  and train slices none of a val slice or of its gaps. Test slices are whole. ``blank=False`` leaves all slices
+  whole, and then voxels leak.
 
-Blanking costs: with blocks along all three axes less than half of a training slice is left, in small pieces,
-and networks learn slowly. By default the blocks therefore lie along one axis, ``held_out``: training has
-slices along all three (those along the others with bands blanked), val and test have whole axial slices.
+With blocks along all three axes, blanking leaves less than half of a training slice, in small pieces, and networks
+learn slowly. By default there are blocks along one axis only, ``held_out``: the training slices lie along all three
+axes (with blanked bands in those along the two others), val and test slices are whole and lie along ``held_out``.
 
-What remains: it is one brain, so all sets share its contrast, its shape and its registration.
+All sets share the contrast, shape and registration of the one brain; this cannot be avoided.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,26 +34,26 @@ from lightning_prune.data.transforms import Transform
 CLASS_NAMES = ("other", "grey", "white")
 AXES = ("sagittal", "coronal", "axial")
 
-# What a coordinate of an axis is for. A set may look at its own level and at those below.
+# Levels: the use of a coordinate along an axis. A set may show voxels of its own level and of lower ones.
 TRAIN, VAL_GAP, VAL, TEST_GAP, TEST = range(5)
 LEVELS = {"train": TRAIN, "val": VAL, "test": TEST}
 
 
 def split_axis(length: int, val: float, test: float, gap: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """What each of ``length`` coordinates is for: one val and one test block between three of training.
+    """Return the level of each of ``length`` coordinates: a val and a test block between three train blocks.
 
     Args:
         length: number of coordinates.
-        val: share of them for validation.
-        test: share of them for testing.
-        gap: coordinates on either side of a val or test block that are for nothing.
-        rng: decides which of the two comes first, and where.
+        val: share of the coordinates for validation.
+        test: share of the coordinates for testing.
+        gap: number of unused coordinates on either side of a val or test block.
+        rng: draws the order of the two blocks and their places.
 
     Returns:
         ``(length,)`` of ``TRAIN``, ``VAL_GAP``, ``VAL``, ``TEST_GAP``, ``TEST``.
 
     Raises:
-        ValueError: if fewer than three coordinates remain for training.
+        ValueError: fewer than three coordinates remain for training.
 
     Example:
         >>> split_axis(14, val=0.2, test=0.2, gap=1, rng=np.random.default_rng(0))
@@ -77,7 +75,7 @@ def split_axis(length: int, val: float, test: float, gap: int, rng: np.random.Ge
 def plan_axis(
     volume: NDArray[np.uint8], axis: int, val: float, test: float, gap: int, seed: int
 ) -> NDArray[np.int64]:
-    """The level of each coordinate of one axis, ``(FIELD,)``; mirrored along the first axis."""
+    """Return the level of each coordinate of one axis, ``(FIELD,)``; mirrored along the first axis."""
     first, last = extent(volume, axis)
     half = axis == 0
     stop = (first + last) // 2 if half else last
@@ -89,10 +87,10 @@ def plan_axis(
 
 
 def positions(volume: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.int64]:
-    """``count`` evenly spaced slice numbers, from one half only along the first axis.
+    """Return ``count`` evenly spaced slice numbers; along the first axis from one half only.
 
     Raises:
-        ValueError: if there are not as many slices.
+        ValueError: there are fewer slices.
     """
     first, last = extent(volume, axis)
     last = (first + last) // 2 if axis == 0 else last
@@ -108,7 +106,7 @@ def cut_slices(
     visible: Sequence[NDArray[np.bool_]],
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Slices across one axis, blanked and resampled.
+    """Cut slices perpendicular to one axis, blank the voxels that must not be seen, and resample.
 
     Args:
         volume: ``(3, x, y, z)`` as from `load_template`.
@@ -118,8 +116,8 @@ def cut_slices(
         size: side of the result in pixels.
 
     Returns:
-        Images ``(n, 1, size, size)`` float32 in 0 to 1, and masks ``(n, size, size)`` uint8; the up or front
-        of the head is the top row.
+        Images ``(n, 1, size, size)`` float32 in 0 to 1, and masks ``(n, size, size)`` uint8. The top row is the
+        top or the front of the head.
     """
     columns, rows = (a for a in range(3) if a != axis)
     maps = np.moveaxis(volume, 1 + axis, 1)[:, where]  # (3, n, columns, rows)
@@ -133,20 +131,21 @@ def cut_slices(
 
 
 def _mirrored(levels: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """``result[i] = levels[total - i]`` where that exists."""
+    """Return ``levels[total - i]`` for each ``i``; ``TRAIN`` where that index does not exist."""
     index = total - np.arange(len(levels))
     inside = (index >= 0) & (index < len(levels))
     return np.where(inside, levels[np.clip(index, 0, len(levels) - 1)], TRAIN)
 
 
-def _numbers(argument: str, names: Sequence[str], allowed: Sequence[str]) -> list[int]:
+def _axis_numbers(argument: str, names: Sequence[str], allowed: Sequence[str]) -> list[int]:
+    """Return the numbers of the named axes, ascending; raise ValueError for other names."""
     if not names or set(names) - set(allowed):
         raise ValueError(f"{argument}={list(names)}: choose from {list(allowed)}")
     return sorted({AXES.index(name) for name in names})
 
 
 class SliceSamples:
-    """Images ``(n, 1, s, s)`` float32 and masks ``(n, s, s)`` uint8 in memory, as samples."""
+    """Samples of images ``(n, 1, s, s)`` float32 and masks ``(n, s, s)`` uint8 in memory."""
 
     def __init__(self, images: Tensor, masks: Tensor) -> None:
         self.images = images
@@ -162,28 +161,29 @@ class SliceSamples:
 class BrainSlices(SegmentationData):
     """2-D slices of the ICBM-152 T1 volume with three classes: other, grey matter, white matter.
 
-    See the module's docstring for what leaks and what does not. The template takes a third of a second to
-    load.
+    The docstring of the module describes how leaks between the sets are avoided. Loading the template takes a third
+    of a second.
 
     Args:
         size: side of the square images in pixels; the field of view is 192 mm.
-        axes: any of ``"sagittal"``, ``"coronal"``, ``"axial"``. With one axis nothing needs to be blanked.
+        axes: any of ``"sagittal"``, ``"coronal"``, ``"axial"``. With one axis nothing is blanked.
         held_out: the axes along which val and test have their blocks; all slices along the other axes are for
             training. None: the last one of ``axes`` in the order above.
-        slices_per_axis: evenly spaced over the brain (over one half for sagittal), those in gaps left out.
+        slices_per_axis: number of slices, evenly spaced over the brain (over one half for sagittal); slices in
+            gaps are left out.
         val: share of each held-out axis for validation.
         test: share of each held-out axis for testing.
         gap: millimetres between the blocks.
-        blank: hide from each set the voxels that it must not know.
+        blank: blank the voxels that a set must not show.
         batch_size: see `SegmentationData`.
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`.
-        seed: where the blocks lie, and the order of the training slices.
+        seed: seed of the places of the blocks and of the order of the training slices.
         distance_maps: see `SegmentationData`.
 
     Raises:
-        ValueError: for an unknown axis, or shares that leave nothing for training.
-        ModuleNotFoundError: if nilearn is not installed.
+        ValueError: an axis is unknown; when samples are loaded: the shares leave nothing for training.
+        ModuleNotFoundError: when samples are loaded: nilearn is not installed.
 
     Example:
         >>> image, mask = BrainSlices(size=64, slices_per_axis=20).samples("test")[0]
@@ -213,39 +213,39 @@ class BrainSlices(SegmentationData):
     ) -> None:
         super().__init__(batch_size, num_workers, transform, seed, distance_maps)
         self.size = size
-        self.axes = _numbers("axes", axes, AXES)
-        used = [AXES[axis] for axis in self.axes]
-        self.held_out = _numbers("held_out", used[-1:] if held_out is None else held_out, used)
+        self.axes = _axis_numbers("axes", axes, AXES)
+        names = [AXES[axis] for axis in self.axes]
+        self.held_out = _axis_numbers("held_out", names[-1:] if held_out is None else held_out, names)
         self.slices_per_axis = slices_per_axis
         self.val_share, self.test_share, self.gap = val, test, gap
         self.blank = blank
 
     def levels(self) -> list[NDArray[np.int64]]:
-        """For each of the three axes what each coordinate is for; all training unless held out."""
+        """Return the level of each coordinate of the three axes; ``TRAIN`` along axes not in ``held_out``."""
         volume = load_template()
-        unused = np.full(FIELD, TRAIN, dtype=np.int64)
+        all_train = np.full(FIELD, TRAIN, dtype=np.int64)
         shares = (self.val_share, self.test_share, self.gap, self.seed)
-        return [plan_axis(volume, axis, *shares) if axis in self.held_out else unused for axis in range(3)]
+        return [plan_axis(volume, axis, *shares) if axis in self.held_out else all_train for axis in range(3)]
 
     def load(self) -> Mapping[str, Samples]:
-        """Cut all slices of the three sets."""
+        """Cut the slices of the three sets."""
         levels = self.levels()
         return {stage: self._cut(levels, level) for stage, level in LEVELS.items()}
 
     def _cut(self, levels: Sequence[NDArray[np.int64]], level: int) -> SliceSamples:
+        """Cut the slices of the set with the given level, along all axes."""
         volume = load_template()
-        visible = [coordinate <= (level if self.blank else TEST) for coordinate in levels]
-        where = [positions(volume, axis, self.slices_per_axis) for axis in self.axes]
-        where = [w[levels[axis][w] == level] for axis, w in zip(self.axes, where, strict=True)]
-        parts = [
-            cut_slices(volume, a, w, visible, self.size)
-            for a, w in zip(self.axes, where, strict=True)
-            if len(w)
-        ]
+        visible = [axis_levels <= (level if self.blank else TEST) for axis_levels in levels]
+        parts = []
+        for axis in self.axes:
+            where = positions(volume, axis, self.slices_per_axis)
+            where = where[levels[axis][where] == level]
+            if len(where):
+                parts.append(cut_slices(volume, axis, where, visible, self.size))
         if not parts:
             return SliceSamples(torch.empty(0), torch.empty(0))
         images, masks = zip(*parts, strict=True)
         return SliceSamples(torch.cat(images), torch.cat(masks))
 
-    def _way_out(self, stage: str) -> str:
+    def _advice(self, stage: str) -> str:
         return f"raise {stage} or slices_per_axis" if stage != "train" else "lower val, test or gap"

@@ -1,7 +1,7 @@
-"""Signed distances to the boundaries of classes, for losses that weigh an error by how far off it is.
+"""Signed distances to the boundaries of classes, for losses that weight errors by their distance to a boundary.
 
-They are made where samples are made, in the workers of a data loader, after augmentation: a Euclidean distance
-transform takes longer than a training step of a small network.
+They are computed in the workers of the data loader, after augmentation, because a Euclidean distance transform takes
+longer than a training step of a small network.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ __all__ = ["signed_distances"]
 
 
 def signed_distances(mask: Tensor, num_classes: int) -> Tensor:
-    """How far each pixel is from the boundary of each class: positive outside, negative inside.
+    """Return the distance of each pixel to the boundary of each class: positive outside, negative inside.
 
-    The boundary are a class's own outermost pixels, as in RITnet's code (Chaudhary et al., ICCV Workshops 2019): 0
-    there, 1 pixel on their outer neighbours. A class that is absent, or everywhere, has no boundary: 0. Pixels
-    with a class number out of range (``ignore_index``) lie outside of all classes.
+    The boundary consists of the outermost pixels of a class, as in RITnet's code (Chaudhary et al., ICCV Workshops
+    2019): the distance is 0 there and 1 pixel at their outer neighbours. A class that is absent, or covers the whole
+    image, has no boundary, and its distances are 0. Pixels with a class number out of range (``ignore_index``) are
+    outside all classes.
 
     Args:
         mask: class numbers ``(h, w)``, integer.
-        num_classes: of them.
+        num_classes: number of classes.
 
     Returns:
-        ``(num_classes, h, w)`` float32, as shares of the image's diagonal.
+        ``(num_classes, h, w)`` float32, in units of the image's diagonal.
 
     Example:
         >>> mask = torch.tensor([[0, 0, 0, 1]])
@@ -39,13 +40,13 @@ def signed_distances(mask: Tensor, num_classes: int) -> Tensor:
                 [ 0.,  0.,  0.,  0.]])
     """
     pixels = mask.cpu().numpy()
-    maps = [_to_boundary(pixels == number) for number in range(num_classes)]
+    maps = [_distance_to_boundary(pixels == number) for number in range(num_classes)]
     return torch.from_numpy(np.stack(maps) / math.hypot(*pixels.shape)).float()
 
 
-def _to_boundary(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Pixels to the boundary of one class."""
+def _distance_to_boundary(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the signed distance in pixels to the boundary of one class."""
     if inside.all() or not inside.any():
         return np.zeros(inside.shape)
-    outwards, inwards = distance_transform_edt(~inside), distance_transform_edt(inside)
-    return np.asarray(outwards - np.maximum(inwards - 1, 0))
+    outer, inner = distance_transform_edt(~inside), distance_transform_edt(inside)
+    return np.asarray(outer - np.maximum(inner - 1, 0))

@@ -1,14 +1,15 @@
-"""Eyes: the data sets MOBIUS and SBVPI, in folders as they are shipped (https://sclera.fri.uni-lj.si/datasets.html).
+"""Eye images: the data sets MOBIUS and SBVPI, in their original folders.
 
-Both come on request from the University of Ljubljana, for research. What is expected::
+The University of Ljubljana gives both on request, for research: https://sclera.fri.uni-lj.si/datasets.html. Expected
+files::
 
     MOBIUS/Images/<subject>/<subject>_<phone><light>_<eye><gaze>_<number>.jpg      Images/1/1_1i_Ll_1.jpg
     MOBIUS/Masks/<subject>/<the same name>.png                                     Masks/1/1_1i_Ll_1.png
     SBVPI/<subject>/<subject><eye>_<gaze>_<number>.jpg                             1/1L_l_1.jpg
     SBVPI/<subject>/<the same name>_<part>.png                                     1/1L_l_1_sclera.png
 
-Images without mask are left out: those of two thirds of MOBIUS' subjects, its deliberately bad ones, and many of
-SBVPI's for parts other than the sclera. Nobody is in two of train, val and test: the split is by subject.
+Images without mask are left out: in MOBIUS those of two thirds of the subjects and the deliberately bad ones, in
+SBVPI many for parts other than the sclera. The split is by subject: all images of a person are in one set.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ from lightning_prune.data.transforms import Transform
 __all__ = ["MOBIUS", "SBVPI"]
 
 SBVPI_PARTS = ("sclera", "iris", "pupil", "vessels", "canthus", "eyelashes")
-GREEN, TOLERANCE = (0, 255, 0), 3  # of a painted part, and how far off a colour may be
+GREEN, TOLERANCE = (0, 255, 0), 3  # colour of a painted part, and largest difference per channel
 
 
 class EyeData(FolderDataModule):
-    """What the two have in common: names that tell the subject, and a split by subject.
+    """Base class of both data sets: file names that contain the subject, and a split by subject.
 
-    A subclass has ``names``, a pattern for the names of its images that has the subject as a group, ``example``, an
-    image that is expected, ``class_names``, and, where masks are coloured, ``colours``.
+    Attributes:
+        names: pattern of the images' names, with a group ``subject``.
+        example: paths of an expected image and its masks, for error messages.
+        class_names: names of the classes.
+        colours: class of each colour in the masks; None: masks are not coloured.
     """
 
     names: re.Pattern[str]
@@ -76,46 +80,48 @@ class EyeData(FolderDataModule):
 
     @abstractmethod
     def find(self) -> list[Pair]:
-        """All images that have masks."""
+        """Return all images that have masks."""
 
     def subject(self, pair: Pair) -> str:
-        """Whose eye it is.
+        """Return the subject of an image, from its name.
 
         Raises:
-            ValueError: the file is not named as expected.
+            ValueError: the name does not match the pattern.
         """
-        found = self.names.fullmatch(pair.image.stem)
-        if found is None:
+        match = self.names.fullmatch(pair.image.stem)
+        if match is None:
             raise ValueError(f"{pair.image} is not named as in {self._layout()}: rename it or move it away")
-        return found["subject"]
+        return match["subject"]
 
     def pairs(self) -> dict[str, list[Pair]]:
-        """The files of each stage; the shares are those of the subjects.
+        """Return the files of each stage; the shares are shares of the subjects.
 
         Raises:
-            FileNotFoundError: nothing is where it is expected.
-            ValueError: names are not as expected, or there are too few subjects.
+            FileNotFoundError: a folder is missing, or no image has its masks.
+            ValueError: a name does not match the pattern, or there are too few subjects.
         """
-        found = self.find()
-        if not found:
+        pairs = self.find()
+        if not pairs:
             raise FileNotFoundError(f"no image with its masks in {self.root}: expected is {self._layout()}")
-        subjects = [self.subject(pair) for pair in found]
+        subjects = [self.subject(pair) for pair in pairs]
         shares = {"val": self.val_share, "test": self.test_share}
         stages = split(sorted(set(subjects)), shares, self.seed, "subjects")
         return {
-            stage: [pair for pair, subject in zip(found, subjects, strict=True) if subject in members]
+            stage: [pair for pair, subject in zip(pairs, subjects, strict=True) if subject in members]
             for stage, members in stages.items()
         }
 
     def _layout(self) -> str:
-        return f"{type(self).__name__} as it is shipped, {self.root / self.example}"
+        """Return the expected files, for error messages."""
+        return f"the original {type(self).__name__}, {self.root / self.example}"
 
-    def _folder(self, folder: Path) -> Path:
+    def _existing(self, folder: Path) -> Path:
+        """Return the folder; raise FileNotFoundError if it does not exist."""
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}: expected is {self._layout()}; check root")
         return folder
 
-    def _way_out(self, stage: str) -> str:
+    def _advice(self, stage: str) -> str:
         return f"give {stage} a larger share of the subjects"
 
 
@@ -125,20 +131,21 @@ class MOBIUS(EyeData):
     3,559 of 16,717 images have masks, those of 35 of the 100 subjects.
 
     Args:
-        root: the folder that holds ``Images`` and ``Masks``.
-        size: resize to ``(h, w)``; the images have 1700 x 3000 pixels.
+        root: the folder with ``Images`` and ``Masks``.
+        size: ``(h, w)`` to resize to; the images have 1700 x 3000 pixels.
         channels: 3 for colour, 1 for grey.
         val: share of the subjects for validation.
         test: share of the subjects for testing.
         batch_size: see `SegmentationData`.
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`.
-        seed: for the split, and the order of the training samples.
+        seed: seed of the split and of the order of the training samples.
         distance_maps: see `SegmentationData`.
 
     Raises:
-        FileNotFoundError: when it is used: something is not where it is expected.
-        ValueError: names or colours are not as expected, masks have no images, or there are too few subjects.
+        FileNotFoundError: when samples are loaded: a folder or all masks are missing.
+        ValueError: when samples are loaded: names or colours do not match, masks have no images, or there are too
+            few subjects.
 
     Example:
         >>> MOBIUS("MOBIUS").class_names
@@ -151,35 +158,35 @@ class MOBIUS(EyeData):
     colours: Palette = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2, (0, 0, 255): 3}
 
     def find(self) -> list[Pair]:
-        """All images that have masks."""
-        images, masks = self._folder(self.root / "Images"), self._folder(self.root / "Masks")
+        """Return all images that have masks."""
+        images, masks = self._existing(self.root / "Images"), self._existing(self.root / "Masks")
         return find_pairs(images, masks, unmasked=True)
 
 
 class SBVPI(EyeData):
     """Sclera blood vessels, periocular and iris (Rot et al., 2020): 1,858 photographs of the eyes of 55 subjects.
 
-    Each part has a mask of its own, painted in pure green, or white on black. Every image has one of the sclera,
-    the other parts only some of them.
+    Each part of the eye has a separate mask, painted in pure green, or white on black. Every image has a mask of the
+    sclera; only some images have masks of the other parts.
 
     Args:
-        root: the folder that holds one folder for each subject.
-        parts: that make the classes 1, 2, ..., later ones over earlier ones; of ``"sclera"``, ``"iris"``,
-            ``"pupil"``, ``"vessels"``, ``"canthus"``, ``"eyelashes"``. Images that lack one of these masks are left
-            out.
-        size: resize to ``(h, w)``; the images have about 2000 x 3000 pixels.
+        root: the folder with one folder per subject.
+        parts: parts of the classes 1, 2, ...; where they overlap, the later one counts. Any of ``"sclera"``,
+            ``"iris"``, ``"pupil"``, ``"vessels"``, ``"canthus"``, ``"eyelashes"``. Images that lack one of these
+            masks are left out.
+        size: ``(h, w)`` to resize to; the images have about 2000 x 3000 pixels.
         channels: 3 for colour, 1 for grey.
         val: share of the subjects for validation.
         test: share of the subjects for testing.
         batch_size: see `SegmentationData`.
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`.
-        seed: for the split, and the order of the training samples.
+        seed: seed of the split and of the order of the training samples.
         distance_maps: see `SegmentationData`.
 
     Raises:
-        FileNotFoundError: when it is used: something is not where it is expected.
-        ValueError: there is no such part; when it is used: there are too few subjects.
+        FileNotFoundError: when samples are loaded: a folder or all masks are missing.
+        ValueError: there is no such part; when samples are loaded: there are too few subjects.
 
     Example:
         >>> SBVPI("SBVPI", parts=["sclera", "iris", "pupil"]).num_classes
@@ -210,18 +217,18 @@ class SBVPI(EyeData):
         self.example = f"1/1L_l_1.jpg with {' and '.join(f'1/1L_l_1_{part}.png' for part in parts)}"
 
     def find(self) -> list[Pair]:
-        """All images that have a mask of every part; the pair holds the first."""
-        files = files_by_key(self._folder(self.root))
+        """Return all images that have a mask of every part, each with the mask of the first part."""
+        files = files_by_key(self._existing(self.root))
         images = [file for key, file in files.items() if self.names.fullmatch(Path(key).name)]
-        whole = [file for file in images if all(part_file(file, part).is_file() for part in self.parts)]
-        return [Pair(file, part_file(file, self.parts[0])) for file in whole]
+        complete = [file for file in images if all(part_file(file, part).is_file() for part in self.parts)]
+        return [Pair(file, part_file(file, self.parts[0])) for file in complete]
 
     def _samples(self, pairs: Sequence[Pair]) -> FileSamples:
         return PartSamples(pairs, self.parts, self.size, self.channels)
 
 
 class PartSamples(FileSamples):
-    """Images of SBVPI with the masks of some parts laid over each other."""
+    """Samples of SBVPI; the masks of several parts are combined to one."""
 
     def __init__(
         self, pairs: Sequence[Pair], parts: Sequence[str], size: tuple[int, int] | None, channels: int
@@ -230,7 +237,7 @@ class PartSamples(FileSamples):
         self.parts = parts
 
     def mask(self, pair: Pair) -> Tensor:
-        """Class numbers ``(h, w)`` int64: 0, and one for each part."""
+        """Return class numbers ``(h, w)`` int64: 0 for the background, then one for each part."""
         masks = [read_part(part_file(pair.image, part)) for part in self.parts]
         if len(sizes := {mask.shape for mask in masks}) > 1:
             raise ValueError(f"the masks of {pair.image} differ in size (h, w): {sorted(sizes)}")
@@ -241,7 +248,7 @@ class PartSamples(FileSamples):
 
 
 def part_file(image: Path, part: str) -> Path:
-    """The mask of a part of an image.
+    """Return the path of the mask of a part of an image.
 
     Example:
         >>> part_file(Path("1/1L_l_1.jpg"), "iris").name
@@ -251,7 +258,7 @@ def part_file(image: Path, part: str) -> Path:
 
 
 def read_part(file: Path) -> NDArray[np.bool_]:
-    """Where the part is, ``(h, w)``: what is pure green in a coloured file, what is bright in a grey one."""
+    """Return the pixels of a part ``(h, w)``: pure green ones in a coloured file, bright ones in a grey file."""
     with Image.open(file) as opened:
         pixels = np.array(opened.convert("RGB"))
     if not (np.ptp(pixels, axis=2) > TOLERANCE).any():

@@ -1,14 +1,14 @@
-"""Images and masks in folders, as people have them.
+"""Data module of image and mask files in folders.
 
-Three layouts are understood (the folder names are arguments)::
+Three layouts are supported (the folder names are arguments)::
 
     root/images/*, root/masks/*                      split by val, test and seed
     root/train/images/*, root/train/masks/*, ...     split by folders
     root/images/train/*, root/masks/train/*, ...     split by folders
 
-An image belongs to the mask with the same path below its folder, without extension and suffixes, so that
-``images/berlin/01_photo.jpg`` meets ``masks/berlin/01_label.png`` given the two suffixes.
-See `lightning_prune.data.image_files` for what may be in them.
+An image and a mask are paired if their paths below these folders agree, without extension and suffixes:
+``images/berlin/01_photo.jpg`` and ``masks/berlin/01_label.png`` with the suffixes ``_photo`` and ``_label``.
+`lightning_prune.data.image_files` lists the supported kinds of files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,22 @@ from lightning_prune.data.transforms import Transform, default_augmentation
 
 STAGES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
-
 Item = TypeVar("Item")
 
 
 def split(
     items: Sequence[Item], shares: Mapping[str, float], seed: int, what: str = "images"
 ) -> dict[str, list[Item]]:
-    """Cut off the given shares at random; the rest, which comes first in the result, is ``"train"``.
+    """Split items at random into the given shares; the rest, first in the result, is ``"train"``.
 
-    A share that is not 0 gets at least one item.
+    Args:
+        items: the items; each part keeps their order.
+        shares: stage -> share of the items; a share above 0 gets at least one.
+        seed: seed of the split.
+        what: name of the items in the error message.
 
     Raises:
-        ValueError: if nothing is left for training; ``what`` is what the message calls the items.
+        ValueError: nothing is left for training.
 
     Example:
         >>> {stage: len(part) for stage, part in split(range(10), {"val": 0.2, "test": 0.1}, seed=0).items()}
@@ -57,8 +60,8 @@ def split(
 
 
 def find_stages(root: Path, images: str, masks: str) -> dict[str, tuple[Path, Path]]:
-    """The folders of images and masks of each stage; under ``"all"`` if no folder is named after a stage."""
-    found: dict[str, tuple[Path, Path]] = {}
+    """Return the folders of images and masks of each stage; of ``"all"`` if no folder has the name of a stage."""
+    stages: dict[str, tuple[Path, Path]] = {}
     for stage, names in STAGES.items():
         for name in names:
             for folders in (
@@ -66,12 +69,12 @@ def find_stages(root: Path, images: str, masks: str) -> dict[str, tuple[Path, Pa
                 (root / images / name, root / masks / name),
             ):
                 if folders[0].is_dir():
-                    found.setdefault(stage, folders)
-    return found or {"all": (root / images, root / masks)}
+                    stages.setdefault(stage, folders)
+    return stages or {"all": (root / images, root / masks)}
 
 
 class FileSamples:
-    """Pairs of files, read when asked for, checked and resized."""
+    """Samples of image and mask files, which are read, checked and resized at each access."""
 
     def __init__(
         self,
@@ -93,23 +96,23 @@ class FileSamples:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Image ``(c, h, w)`` float32 and mask ``(h, w)`` int64.
+        """Return image ``(c, h, w)`` float32 and mask ``(h, w)`` int64.
 
         Raises:
-            ValueError: if the two differ in size, or for a class number out of range; naming the file.
+            ValueError: the two differ in size, or a class number is out of range.
         """
         pair = self.pairs[index]
         image, mask = read_image(pair.image, self.channels), self.mask(pair)
         if image.shape[1:] != mask.shape:
             sizes = f"{tuple(image.shape[1:])} and {tuple(mask.shape)}"
             raise ValueError(
-                f"{pair.image} and {pair.mask} differ in size (h, w): {sizes}; are they partners?"
+                f"{pair.image} and {pair.mask} differ in size (h, w): {sizes}; check that they belong together"
             )
         check_mask(mask, self.num_classes, self.ignore_index, where=str(pair.mask))
         return (image, mask) if self.size is None else _resize(image, mask, self.size)
 
     def mask(self, pair: Pair) -> Tensor:
-        """Class numbers ``(h, w)`` int64."""
+        """Return class numbers ``(h, w)`` int64."""
         return read_mask(pair.mask, self.palette)
 
 
@@ -119,30 +122,30 @@ def _resize(image: Tensor, mask: Tensor, size: tuple[int, int]) -> Sample:
 
 
 class FolderDataModule(SegmentationData):
-    """Image and mask files below ``root``; see the module's docstring for the layouts.
+    """Image and mask files below ``root``, in one of the layouts in the docstring of the module.
 
     Args:
         root: folder of the data set.
         num_classes: class numbers in the masks are ``0 .. num_classes - 1``.
         images: name of the folders of images.
-        masks: name of the folders of masks; the same as ``images`` if the suffixes differ.
+        masks: name of the folders of masks; may be the same as ``images`` if the suffixes differ.
         image_suffix: end of the images' names before the extension, such as ``"_photo"``.
         mask_suffix: end of the masks' names before the extension, such as ``"_mask"``.
         palette: class of each colour, ``{(255, 0, 0): 1}`` or ``{"#ff0000": 1}``.
-        size: resize to ``(h, w)``, masks by nearest neighbour. None: as they are, which needs equal sizes.
+        size: ``(h, w)`` to resize to, masks by nearest neighbour. None: no resizing; all sizes must be equal.
         channels: 3 for colour, 1 for grey.
-        ignore_index: a class number for pixels without class.
-        val: share for validation, where no folder is named after it.
-        test: share for testing, where no folder is named after any stage.
+        ignore_index: class number of pixels without class.
+        val: share for validation, if no folder has the name of that stage.
+        test: share for testing, if no folder has the name of any stage.
         batch_size: see `SegmentationData`.
         num_workers: see `SegmentationData`.
         transform: see `SegmentationData`; the default fills with ``ignore_index``.
-        seed: for the split, and the order of the training samples.
+        seed: seed of the split and of the order of the training samples.
         distance_maps: see `SegmentationData`.
 
     Raises:
-        FileNotFoundError: if folders or images are missing.
-        ValueError: for images without masks, masks without images, masks that do not fit.
+        FileNotFoundError: when samples are loaded: folders or images are missing.
+        ValueError: when samples are loaded: images have no masks, masks have no images, or the two do not fit.
     """
 
     def __init__(
@@ -178,23 +181,23 @@ class FolderDataModule(SegmentationData):
         self.val_share, self.test_share = val, test
 
     def pairs(self) -> dict[str, list[Pair]]:
-        """The files of each stage."""
-        stages = find_stages(self.root, *self.folders)
-        found = {stage: find_pairs(*folders, *self.suffixes) for stage, folders in stages.items()}
-        if "all" in found:
-            return split(found["all"], {"val": self.val_share, "test": self.test_share}, self.seed)
-        if "train" in found and "val" not in found:
-            found |= split(found["train"], {"val": self.val_share}, self.seed)
-        return found
+        """Return the files of each stage."""
+        folders = find_stages(self.root, *self.folders)
+        pairs = {stage: find_pairs(*both, *self.suffixes) for stage, both in folders.items()}
+        if "all" in pairs:
+            return split(pairs["all"], {"val": self.val_share, "test": self.test_share}, self.seed)
+        if "train" in pairs and "val" not in pairs:
+            pairs |= split(pairs["train"], {"val": self.val_share}, self.seed)
+        return pairs
 
     def load(self) -> Mapping[str, Samples]:
-        """Find the files; they are read when asked for."""
+        """Find the files; each is read when its sample is accessed."""
         return {stage: self._samples(pairs) for stage, pairs in self.pairs().items()}
 
     def _samples(self, pairs: Sequence[Pair]) -> FileSamples:
         return FileSamples(pairs, self.num_classes, self.size, self.channels, self.palette, self.ignore_index)
 
-    def _way_out(self, stage: str) -> str:
+    def _advice(self, stage: str) -> str:
         folder = self.root / stage / self.folders[0]
         return f"add a folder {folder}, or give {stage} a share of one folder of images"
 

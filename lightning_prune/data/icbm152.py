@@ -1,4 +1,4 @@
-"""The ICBM-152 template as it lies inside the nilearn wheel."""
+"""The ICBM-152 brain template, read from the installed nilearn package."""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -12,10 +12,10 @@ _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
 def template_folder() -> Path:
-    """The folder inside the installed nilearn that holds the template.
+    """Return the folder of the template inside the installed nilearn.
 
     Raises:
-        ModuleNotFoundError: if nilearn is not installed.
+        ModuleNotFoundError: nilearn is not installed.
     """
     spec = find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
@@ -25,13 +25,13 @@ def template_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def load_template() -> NDArray[np.uint8]:
-    """T1 intensity, grey- and white-matter probability, each 0 to 255, centred: ``(3, FIELD, FIELD, FIELD)``.
+    """Return T1 intensity, grey- and white-matter probability, each 0 to 255: ``(3, FIELD, FIELD, FIELD)``.
 
-    The spatial axes are left to right, back to front, bottom to top.
+    The brain is in the middle. The spatial axes are left to right, back to front, bottom to top.
 
     Raises:
-        ModuleNotFoundError: if nilearn is not installed.
-        FileNotFoundError: if this version of nilearn does not hold the files.
+        ModuleNotFoundError: nilearn is not installed.
+        FileNotFoundError: this version of nilearn does not contain the files.
     """
     files = [template_folder() / _FILE.format(kind) for kind in ("t1", "gm", "wm")]
     for file in files:
@@ -43,12 +43,12 @@ def load_template() -> NDArray[np.uint8]:
 
 
 def extent(volume: NDArray[np.uint8], axis: int, share: float = 0.1) -> tuple[int, int]:
-    """First and last slice with at least ``share`` of the tissue of the fullest slice.
+    """Return the first and last slice along an axis that contain tissue.
 
     Args:
         volume: ``(3, x, y, z)`` as from `load_template`.
         axis: 0, 1 or 2.
-        share: leaves out the nearly empty slices at either end.
+        share: least tissue of a slice, as share of the slice with most tissue.
     """
     tissue = volume[1].astype(np.uint16) + volume[2] > 127
     area = tissue.sum(axis=tuple(a for a in range(3) if a != axis))
@@ -57,7 +57,7 @@ def extent(volume: NDArray[np.uint8], axis: int, share: float = 0.1) -> tuple[in
 
 
 def _centred(volume: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut or pad every spatial axis to ``FIELD``, with the brain in the middle."""
+    """Crop or pad every spatial axis to ``FIELD``, with the brain in the middle."""
     for axis in range(3):
         first, last = extent(volume, axis, share=0.0001)
         start = (first + last + 1 - FIELD) // 2

@@ -1,7 +1,7 @@
-"""Images and masks as files: which belong together, and what is in them.
+"""Reading of images and masks from files, and pairing of their names.
 
-A mask is a palette image (its indices count), a greyscale or integer image (its values count), or, with a
-`palette`, an image of colours.
+The class numbers of a mask are the indices of a palette image, the values of a greyscale or integer image, or, with a
+`palette`, the classes of the colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,23 +30,23 @@ class Pair(NamedTuple):
 def find_pairs(
     images: Path, masks: Path, image_suffix: str = "", mask_suffix: str = "", unmasked: bool = False
 ) -> list[Pair]:
-    """Images with their masks, sorted by name.
+    """Return the images with their masks, sorted by name.
 
     Args:
         images: folder of the images, searched with its subfolders.
         masks: folder of the masks; may be the same one if the suffixes differ.
-        image_suffix: end of the images' names before the extension; other files are left alone.
-        mask_suffix: likewise for the masks.
-        unmasked: images may be without mask, and are left out.
+        image_suffix: end of the images' names before the extension; other files are ignored.
+        mask_suffix: end of the masks' names before the extension.
+        unmasked: ignore images without mask instead of raising.
 
     Raises:
-        FileNotFoundError: if a folder or all images are missing.
-        ValueError: for images without masks or the reverse, and for two images of the same name.
+        FileNotFoundError: a folder or all images are missing.
+        ValueError: an image has no mask or the reverse, or two images have the same name.
     """
     image_files = files_by_key(images, image_suffix)
     mask_files = files_by_key(masks, mask_suffix)
     if images == masks:
-        image_files, mask_files = _apart(image_files, mask_files, image_suffix, mask_suffix)
+        image_files, mask_files = _separate(image_files, mask_files, image_suffix, mask_suffix)
     if not image_files:
         raise FileNotFoundError(f"no images {image_suffix}{{{','.join(EXTENSIONS)}}} in {images}")
     if unmasked:
@@ -57,98 +57,115 @@ def find_pairs(
 
 
 def read_image(file: Path, channels: int = 3) -> Tensor:
-    """One image as ``(channels, h, w)`` float32; 8 and 16 bits become 0 to 1, floating point stays as it is.
+    """Read an image as ``(channels, h, w)`` float32, scaled to 0 to 1 unless the file has floating point values.
+
+    Args:
+        file: image of 8 or 16 bits or of floating point.
+        channels: 1 for grey or 3 for colour.
 
     Raises:
-        ValueError: if channels is neither 1 nor 3.
+        ValueError: channels is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: images are read as 1 (grey) or 3 (colour)")
     with Image.open(file) as opened:
         if opened.mode.startswith(("I", "F")):
-            return _deep(np.asarray(opened)).expand(channels, -1, -1).clone()
+            return _read_deep(np.asarray(opened)).expand(channels, -1, -1).clone()
         pixels = np.array(opened.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1) / 255
 
 
 def read_mask(file: Path, palette: Palette | None = None) -> Tensor:
-    """One mask as ``(h, w)`` int64.
+    """Read a mask as class numbers ``(h, w)`` int64.
 
     Args:
-        file: palette, greyscale, 1-bit or 16-bit image, or colours with ``palette``.
+        file: palette, greyscale, 1-bit or 16-bit image; with ``palette`` an image of colours.
         palette: class of each colour; a colour is a tuple ``(255, 0, 0)`` or a string, ``"#ff0000"`` or
-        ``"red"``.
+            ``"red"``.
 
     Raises:
-        ValueError: for a colour without class, or colours without palette.
+        ValueError: a colour has no class, the file has colours and there is no palette, or values are not whole
+            numbers.
     """
     with Image.open(file) as opened:
         if palette is not None:
             return torch.from_numpy(_classes_of_colours(np.array(opened.convert("RGB")), palette, file))
         pixels = np.array(opened)
     if pixels.ndim == 3:
-        pixels = _grey_saved_as_colour(pixels, file)
+        pixels = _single_channel(pixels, file)
     if not np.issubdtype(pixels.dtype, np.integer) and pixels.dtype != bool:
         raise ValueError(f"{file} has values of type {pixels.dtype}: a mask needs whole numbers")
     return torch.from_numpy(pixels.astype(np.int64))
 
 
 def files_by_key(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Files whose stem ends with ``suffix``, by their path below the folder without it."""
+    """Return the image files whose stem ends with ``suffix``, by their path below the folder without it.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: two files have the same path without extension.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: check root and the names of the subfolders")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in EXTENSIONS and file.stem.endswith(suffix) and not file.name.startswith("."):
             key = file.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
-            if key in found:
-                raise ValueError(f"{found[key]} and {file} have the same name: keep one of them")
-            found[key] = file
-    return found
+            if key in files:
+                raise ValueError(f"{files[key]} and {file} have the same name: keep one of them")
+            files[key] = file
+    return files
 
 
-def _apart(
+def _separate(
     images: dict[str, Path], masks: dict[str, Path], image_suffix: str, mask_suffix: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """In one folder for both, the longer suffix says which of the two a file is."""
+    """Separate images and masks of one folder: the longer suffix marks one kind, the rest is the other."""
     if image_suffix == mask_suffix:
         raise ValueError("images and masks lie in the same folder: give mask_suffix to tell them apart")
-    longer, shorter = (masks, images) if len(mask_suffix) >= len(image_suffix) else (images, masks)
-    taken = set(longer.values())
-    rest = {key: file for key, file in shorter.items() if file not in taken}
-    return (rest, longer) if longer is masks else (longer, rest)
+    if len(mask_suffix) >= len(image_suffix):
+        return _without(images, masks), masks
+    return images, _without(masks, images)
+
+
+def _without(files: dict[str, Path], others: dict[str, Path]) -> dict[str, Path]:
+    """Return the files that are not among the others."""
+    excluded = set(others.values())
+    return {key: file for key, file in files.items() if file not in excluded}
 
 
 def _check_partners(
-    ours: Mapping[str, Path], theirs: Mapping[str, Path], us: str, them: str, way: str
+    files: Mapping[str, Path], partners: Mapping[str, Path], kind: str, partner_kind: str, argument: str
 ) -> None:
-    alone = sorted(file.name for key, file in ours.items() if key not in theirs)
+    """Raise ValueError if a file has no partner; ``argument`` is the one that may have to be set."""
+    alone = sorted(file.name for key, file in files.items() if key not in partners)
     if alone:
         names = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
         raise ValueError(
-            f"{len(alone)} of {len(ours)} {us} have no partner among the {len(theirs)} {them}: {names}; "
-            f"names must agree up to extension and suffix (set {way}), or move these files away"
+            f"{len(alone)} of {len(files)} {kind} have no partner among the {len(partners)} {partner_kind}: "
+            f"{names}; names must agree up to extension and suffix (set {argument}), or move these files away"
         )
 
 
-def _deep(pixels: NDArray[np.generic]) -> Tensor:
-    """More than 8 bits: ``(h, w)`` whole numbers are taken for 16 bits."""
+def _read_deep(pixels: NDArray[np.generic]) -> Tensor:
+    """Scale pixels ``(h, w)`` of 16 bits to 0 to 1; floating point pixels are not scaled."""
     scale = 65535 if np.issubdtype(pixels.dtype, np.integer) else 1
     return torch.from_numpy(pixels.astype(np.float32) / scale)
 
 
 def _classes_of_colours(pixels: NDArray[np.uint8], palette: Palette, file: Path) -> NDArray[np.int64]:
-    """``(h, w, 3)`` to ``(h, w)``, by looking up each colour as one number."""
+    """Map colours ``(h, w, 3)`` to class numbers ``(h, w)``."""
     numbers = _as_number(pixels)
     classes = {int(_as_number(np.array(_rgb(colour)))): number for colour, number in palette.items()}
-    found, where = np.unique(numbers, return_inverse=True)
-    unknown = [int(number) for number in found if int(number) not in classes]
+    colours, where = np.unique(numbers, return_inverse=True)
+    unknown = [int(number) for number in colours if int(number) not in classes]
     if unknown:
         names = ", ".join(f"#{number:06x}" for number in unknown[:3])
         raise ValueError(
             f"{file} has {len(unknown)} colours without class, {names} among them: add to palette"
         )
-    return np.array([classes[int(number)] for number in found], dtype=np.int64)[where].reshape(numbers.shape)
+    lookup = np.array([classes[int(number)] for number in colours], dtype=np.int64)
+    return lookup[where].reshape(numbers.shape)
 
 
 def _rgb(colour: Colour) -> Sequence[int]:
@@ -156,11 +173,12 @@ def _rgb(colour: Colour) -> Sequence[int]:
 
 
 def _as_number(pixels: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Return each colour ``(..., 3)`` as one number ``0xrrggbb``."""
     return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
-def _grey_saved_as_colour(pixels: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
-    """The first channel, if all three are equal; alpha is left out."""
+def _single_channel(pixels: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
+    """Return the first channel of a grey image saved as colour; raise if channels other than alpha differ."""
     if pixels.shape[2] >= 3 and (pixels[..., :3] != pixels[..., :1]).any():
         raise ValueError(f"{file} has colours: give palette={{colour: class, ...}}")
     return pixels[..., 0]

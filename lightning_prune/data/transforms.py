@@ -1,9 +1,8 @@
-"""Augmentation of image and mask together, with torchvision's transforms v2.
+"""Joint augmentation of image and mask with torchvision's transforms v2.
 
-Any v2 transform can be used: images arrive as `tv_tensors.Image`, masks as `tv_tensors.Mask`, and v2 moves
-both by the same random parameters, resamples masks by nearest neighbour and leaves their values alone where
-it changes intensities. Random numbers come from torch's global generator, which a data loader seeds
-differently in each worker.
+Any v2 transform can be used. It gets the image as `tv_tensors.Image` and the mask as `tv_tensors.Mask`, so that it
+moves both by the same random parameters, resamples the mask by nearest neighbour, and changes the intensities of the
+image only. Random numbers come from torch's global generator, which a data loader seeds differently in each worker.
 """
 
 from collections.abc import Callable
@@ -23,14 +22,14 @@ def default_augmentation(
     intensity: float = 0.2,
     mask_fill: int = 0,
 ) -> v2.Transform:
-    """Horizontal flip, small affine motion, brightness and contrast.
+    """Return the default transform: horizontal flip, small affine motion, brightness and contrast.
 
     Args:
-        degrees: rotation at most this far to either side.
-        translate: shift at most this fraction of each side.
-        scale: range of the zoom.
-        intensity: brightness and contrast change by at most this fraction.
-        mask_fill: class of the pixels that move in from outside; `ignore_index` where there is one.
+        degrees: largest rotation to either side.
+        translate: largest shift as a fraction of each side.
+        scale: range of the zoom factor.
+        intensity: largest change of brightness and contrast, as a fraction.
+        mask_fill: class of pixels that move in from outside the image; use `ignore_index` if there is one.
 
     Example:
         >>> import torch
@@ -51,7 +50,7 @@ def default_augmentation(
 
 
 def augment(transform: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`transform` on both, plain tensors in and out.
+    """Apply a transform to image and mask, and return both as plain tensors.
 
     Args:
         transform: called as ``transform(image, mask)`` with `tv_tensors`; returns both.

@@ -1,1 +1,1 @@
-"""Reports: run folders, figures, tables, sizes, live curves."""
+"""Reports of runs: folders, figures, tables, sizes, logs of epochs and live curves."""

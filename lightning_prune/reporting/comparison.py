@@ -1,44 +1,49 @@
-"""Tables for people: rich on a terminal, aligned Markdown anywhere else (level 4)."""
+"""Tables of the sizes and scores of one network, or of a dense and a pruned one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.tables import NOTHING, Table
 
-__all__ = ["Table", "comparison", "only", "share", "threads_or_device"]
+__all__ = ["Table", "comparison", "share", "single", "threads_or_device"]
 
 Scores = Mapping[str, float]
 
 
 def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores: Scores, where: str) -> Table:
-    """Dense against pruned: sizes, latency where it was measured, scores on the test set.
+    """Return a table that compares a dense and a pruned network: sizes, latency if measured, and test scores.
 
     Args:
-        dense: sizes of the one.
-        pruned: sizes of the other.
-        dense_scores: ``miou`` and ``iou_<class>``; may be empty where no dense network was trained.
-        pruned_scores: likewise.
-        where: what the latency was measured on, in words.
+        dense: sizes of the dense network.
+        pruned: sizes of the pruned network.
+        dense_scores: ``miou`` and ``iou_<class>`` of the dense network; empty if none was trained.
+        pruned_scores: ``miou`` and ``iou_<class>`` of the pruned network.
+        where: device of the latency measurement, see :func:`threads_or_device`.
     """
-    sizes = zip(_sizes(dense, where), _sizes(pruned, where), strict=True)
-    rows = [(label, shown, after, share(b, a)) for (label, shown, a), (_, after, b) in sizes]
-    scores = [
-        _change(label, dense_scores.get(name), pruned_scores[name]) for name, label in _ious(pruned_scores)
+    sizes = [
+        (before.label, before.text, after.text, share(after.value, before.value))
+        for before, after in zip(_size_rows(dense, where), _size_rows(pruned, where), strict=True)
     ]
-    return Table(("", "dense", "pruned", "pruned / dense"), [*rows, *scores])
+    scores = [
+        _change(label, dense_scores.get(name), pruned_scores[name])
+        for name, label in _iou_labels(pruned_scores)
+    ]
+    return Table(("", "dense", "pruned", "pruned / dense"), [*sizes, *scores])
 
 
-def only(net: Sizes, scores: Scores, where: str) -> Table:
-    """The same facts about one network that was not pruned."""
-    sizes = [(label, text) for label, text, _ in _sizes(net, where)]
-    return Table(("", "dense"), [*sizes, *((label, f"{scores[name]:.4f}") for name, label in _ious(scores))])
+def single(net: Sizes, scores: Scores, where: str) -> Table:
+    """Return the same table for one network that was not pruned."""
+    sizes = [(row.label, row.text) for row in _size_rows(net, where)]
+    ious = [(label, f"{scores[name]:.4f}") for name, label in _iou_labels(scores)]
+    return Table(("", "dense"), [*sizes, *ious])
 
 
 def threads_or_device(threads: int, device: str) -> str:
-    """What something was measured on.
+    """Return the device of a measurement for a table: the number of threads on a CPU, else its name.
 
     Example:
         >>> threads_or_device(1, "cpu"), threads_or_device(2, "cpu"), threads_or_device(2, "NVIDIA H200")
@@ -48,7 +53,7 @@ def threads_or_device(threads: int, device: str) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in percent.
+    """Return a part of a whole in percent, as text.
 
     Example:
         >>> share(1, 3)
@@ -57,25 +62,34 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else NOTHING
 
 
-def _sizes(net: Sizes, where: str) -> list[tuple[str, str, float]]:
-    """Label, text and number of each."""
-    rows: list[tuple[str, str, float]] = [
-        ("MACs", si(net.macs, 4, " "), net.macs),
-        ("parameters", si(net.params, 4, " "), net.params),
-        ("file size", si(net.bytes, 3, " ", "B"), net.bytes),
+class _SizeRow(NamedTuple):
+    """A size with its label, as text and as number."""
+
+    label: str
+    text: str
+    value: float
+
+
+def _size_rows(net: Sizes, where: str) -> list[_SizeRow]:
+    rows = [
+        _SizeRow("MACs", si(net.macs, 4, " "), net.macs),
+        _SizeRow("parameters", si(net.params, 4, " "), net.params),
+        _SizeRow("file size", si(net.bytes, 3, " ", "B"), net.bytes),
     ]
     if net.latency_ms is not None:
-        rows.append((f"latency, 1 image, {where}", f"{net.latency_ms:.2f} ms", net.latency_ms))
+        rows.append(_SizeRow(f"latency, 1 image, {where}", f"{net.latency_ms:.2f} ms", net.latency_ms))
     return rows
 
 
-def _ious(scores: Scores) -> list[tuple[str, str]]:
-    """Name and label, the mIoU first."""
+def _iou_labels(scores: Scores) -> list[tuple[str, str]]:
+    """Return name and label of each IoU, the mean first."""
+    mean = [("miou", "test mIoU")] if "miou" in scores else []
     classes = [(name, f"test IoU, {name.removeprefix('iou_')}") for name in scores if name.startswith("iou_")]
-    return [("miou", "test mIoU")] * ("miou" in scores) + classes
+    return mean + classes
 
 
 def _change(label: str, before: float | None, after: float) -> tuple[str, str, str, str]:
+    """Return the table row of a score before and after pruning, with the difference if both are known."""
     if before is None:
         return label, NOTHING, f"{after:.4f}", NOTHING
     return label, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"

@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and what it remembers of its epochs (level 4)."""
+"""The metrics of each epoch of a run: kept in memory, and printed as one line per epoch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import lightning as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_prune.callbacks.pruning import pruning_callbacks
+from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.pruning.cut_summary import CutSummary
 
 __all__ = ["EpochHistory", "EpochLines"]
 
 
 class EpochHistory(Logger):
-    """Keeps everything that is logged once per epoch, whatever other loggers there are.
+    """Logger that keeps every metric that is logged once per epoch, for the report of the run.
 
     Example:
         >>> history = EpochHistory()
@@ -34,84 +34,88 @@ class EpochHistory(Logger):
 
     @property
     def curves(self) -> list[dict[str, float]]:
-        """One row per epoch: metric -> value."""
+        """One row per epoch: metric -> value, with the key ``epoch``."""
         return [{"epoch": epoch, **row} for epoch, row in sorted(self._rows.items())]
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """Return ``"history"``; Lightning requires a name."""
         return "history"
 
     @property
     def version(self) -> str:
-        """Lightning asks for one."""
+        """Return an empty version; Lightning requires one."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep what belongs to an epoch; the test set's scores are no part of a curve."""
-        kept = {name: float(value) for name, value in metrics.items() if not name.startswith("test/")}
-        epoch = int(kept.pop("epoch", -1))
-        if kept and epoch >= 0:
-            self._rows.setdefault(epoch, {}).update(kept)
+        """Keep the metrics of an epoch, except those of the test set."""
+        row = {name: float(value) for name, value in metrics.items() if not name.startswith("test/")}
+        epoch = int(row.pop("epoch", -1))
+        if row and epoch >= 0:
+            self._rows.setdefault(epoch, {}).update(row)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """They are in the configuration."""
+        """Ignore hyperparameters: the run's configuration file has them."""
 
 
 class EpochLines(L.Callback):
-    """Prints one line per epoch. Comes after the pruning callback, so that it can tell of the cut.
+    """Callback that prints one line per epoch. Put it after the pruning callback, whose cuts it prints too.
 
     Args:
-        prefix: before every line, to tell parallel runs apart.
+        prefix: text before every line, to distinguish parallel runs.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
-        self.start = 0.0
+        self._start = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+        """Store the start time of the epoch."""
+        self._start = time.perf_counter()
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the line."""
-        seconds = time.perf_counter() - self.start
+        """Print the line of the epoch."""
+        seconds = time.perf_counter() - self._start
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         line = epoch_line(trainer.current_epoch, trainer.max_epochs, seconds, scores)
-        print(self.prefix + line + _cut(trainer), flush=True)
+        print(self.prefix + line + _cuts_of_epoch(trainer), flush=True)
 
 
 def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[str, float]) -> str:
-    """One line about an epoch.
+    """Return the line of an epoch: number, seconds and scores.
+
+    Args:
+        epoch: number from 0.
+        epochs: number of epochs of the training; None or -1 if there is no limit.
+        seconds: duration of the epoch.
+        scores: metric -> value; ``train/loss`` and ``val/miou`` are used.
 
     Example:
         >>> epoch_line(1, 20, 5.23, {"train/loss": 0.4, "val/miou": 0.7})
         'epoch  2/20 ·  5.2 s · loss 0.4000 · val mIoU 0.7000'
     """
-    shown = {"train/loss": "loss", "val/miou": "val mIoU"}
-    parts = [f"{label} {scores[name]:.4f}" for name, label in shown.items() if name in scores]
+    labels = {"train/loss": "loss", "val/miou": "val mIoU"}
+    parts = [f"{label} {scores[name]:.4f}" for name, label in labels.items() if name in scores]
     total = str(epochs) if epochs and epochs > 0 else "?"
     return " · ".join([f"epoch {epoch + 1:>{len(total)}}/{total}", f"{seconds:4.1f} s", *parts])
 
 
-def _cut(trainer: L.Trainer) -> str:
-    """What the pruning callbacks removed at the end of this epoch."""
+def _cuts_of_epoch(trainer: L.Trainer) -> str:
+    """Return what the pruning callbacks removed in the current epoch, as end of its line."""
     cuts = [cut for callback in pruning_callbacks(trainer) for cut in callback.history]
     return "".join(f" · {cut_line(cut)}" for cut in cuts if cut.epoch == trainer.current_epoch)
 
 
 def cut_line(cut: CutSummary) -> str:
-    """What one cut removed, and what is left.
+    """Return how many filters a cut removed, and the shares of the resources that are left.
 
     Example:
-        >>> cut_line(Cut(1, 20, 3, {"macs": 100}, {"macs": 90}, {"macs": 0.9}, "amount", 0.1))
+        >>> cut_line(CutSummary(1, 20, 3, {"macs": 100}, {"macs": 90}, {"macs": 0.9}, "amount", 0.1))
         'cut 20 filters: 90.0 % of MACs left'
     """
     labels = {"macs": "MACs", "params": "parameters"}
-    left = ", ".join(
-        f"{share:.1%}".replace("%", " %") + f" of {labels.get(r, r)}" for r, share in cut.share.items()
-    )
-    return f"cut {cut.filters} filters: {left} left"
+    shares = [f"{100 * share:.1f} % of {labels.get(name, name)}" for name, share in cut.share.items()]
+    return f"cut {cut.filters} filters: {', '.join(shares)} left"

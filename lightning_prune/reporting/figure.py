@@ -1,10 +1,11 @@
-"""One picture of a run: channels per layer before and after, beside mIoU and MACs over the epochs (level 5).
+"""Figure of a run: channels per layer before and after pruning, mIoU and MACs over the epochs.
 
-``python -m lightning_prune.reporting.figure RUN [BASELINE]`` draws it anew from the run's ``summary.json``.
+``python -m lightning_prune.reporting.figure RUN [BASELINE]`` draws it again from the run's ``summary.json``.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lightning_prune.reporting.comparison import comparison, only, share, threads_or_device
+from lightning_prune.reporting.comparison import comparison, share, single, threads_or_device
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.run_folder import REPORT, Summary
 from lightning_prune.utils.formatting import si
@@ -25,38 +26,38 @@ __all__ = ["draw_report", "figure", "show_run"]
 PALE, STRONG, ACCENT, INK = "#cfd8dc", "#1565c0", "#e65100", "#37474f"
 SMALL: dict[str, Any] = {"fontsize": 6, "color": INK, "va": "center"}
 ROW = 0.17  # inches per layer
-MOST_LABELS = 70
+MOST_LABELS = 70  # of layers; with more layers only every second, third, ... gets one
 
 
 def draw_report(summary: Summary, path: Path, baseline: Summary | None = None) -> None:
-    """Write the picture.
+    """Draw the figure of a run and write it to a file.
 
     Args:
-        summary: of the run.
-        path: of the PNG.
-        baseline: of a dense run of the same data, whose curve and score are drawn as well.
+        summary: results of the run.
+        path: path of the PNG file.
+        baseline: results of a dense run on the same data, whose curve and score are added.
     """
     figure(summary, baseline).savefig(path, dpi=130)
 
 
 def figure(summary: Summary, baseline: Summary | None = None) -> Figure:
-    """The picture: bars on the left, curves on the right."""
+    """Return the figure: bars on the left, curves on the right."""
     height = min(12.0, max(5.2, 1.6 + ROW * len(summary.widths)))
-    whole = Figure(figsize=(12, height), layout="constrained")
-    whole.suptitle(headline(summary, baseline), color=INK, fontsize=12)
-    grid = whole.add_gridspec(2, 2, width_ratios=(1, 1.15))
-    draw_widths(whole.add_subplot(grid[:, 0]), summary.widths)
-    top = whole.add_subplot(grid[0, 1])
+    page = Figure(figsize=(12, height), layout="constrained")
+    page.suptitle(headline(summary, baseline), color=INK, fontsize=12)
+    grid = page.add_gridspec(2, 2, width_ratios=(1, 1.15))
+    draw_widths(page.add_subplot(grid[:, 0]), summary.widths)
+    top = page.add_subplot(grid[0, 1])
     draw_miou(top, summary, baseline)
-    draw_macs(whole.add_subplot(grid[1, 1], sharex=top), summary)
-    return whole
+    draw_macs(page.add_subplot(grid[1, 1], sharex=top), summary)
+    return page
 
 
 def headline(summary: Summary, baseline: Summary | None = None) -> str:
-    """What came out, in one line."""
-    score = f"test mIoU {summary.test.get('miou', float('nan')):.3f}"
+    """Return the results of a run in one line: sizes or shares that are left, and the test score."""
+    score = f"test mIoU {_miou(summary)}"
     if baseline is not None:
-        score += f" (dense {baseline.test.get('miou', float('nan')):.3f})"
+        score += f" (dense {_miou(baseline)})"
     if summary.dense is None or summary.final is None:
         return score
     if not summary.pruned:
@@ -67,61 +68,65 @@ def headline(summary: Summary, baseline: Summary | None = None) -> str:
     return f"{macs} of the MACs and {params} of the parameters left · {score}"
 
 
+def _miou(summary: Summary) -> str:
+    return f"{summary.test.get('miou', float('nan')):.3f}"
+
+
 def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
-    """One bar per layer, top to bottom as the data flows: pale before, strong after."""
+    """Draw one bar per layer in the order of the forward, from the top: pale before pruning, strong after."""
     rows = range(len(widths))
     axes.barh(rows, [before for before, _ in widths.values()], color=PALE, height=0.8, label="dense")
     axes.barh(rows, [after for _, after in widths.values()], color=STRONG, height=0.5, label="pruned")
-    step = -(-len(widths) // MOST_LABELS) or 1
+    step = max(math.ceil(len(widths) / MOST_LABELS), 1)
     axes.set_yticks(rows[::step], list(widths)[::step])
     for row, (before, after) in list(enumerate(widths.values()))[::step]:
         axes.annotate(f"{after}/{before}", (before, row), (3, 0), textcoords="offset points", **SMALL)
     axes.margins(x=0.12)
     axes.set_ylim(len(widths) - 0.4, -0.6)
-    axes.set_title("channels per layer", loc="left", fontsize=10, color=INK)
+    _set_title(axes, "channels per layer")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-    _tidy(axes, "x")
+    _style(axes, "x")
     axes.tick_params(axis="y", labelsize=7, length=0)
 
 
 def draw_miou(axes: Axes, summary: Summary, baseline: Summary | None = None) -> None:
-    """Validation mIoU at the end of each epoch, measured before that epoch's cut."""
+    """Draw the validation mIoU at the end of each epoch, measured before the cut of the epoch."""
     _mark_cuts(axes, summary)
     if baseline is not None:
         axes.plot(*curve(baseline, "val/miou"), color="#90a4ae", lw=1.5, label="dense")
     label = "pruned" if summary.pruned else "dense"
     axes.plot(*curve(summary, "val/miou"), color=STRONG, lw=1.8, marker="o", ms=3, label=label)
-    axes.set_title("validation mIoU (before the cut of its epoch)", loc="left", fontsize=10, color=INK)
+    _set_title(axes, "validation mIoU (before the cut of its epoch)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.tick_params(labelbottom=False)
-    _tidy(axes, "both")
+    _style(axes, "both")
 
 
 def draw_macs(axes: Axes, summary: Summary) -> None:
-    """The share of the dense MACs that each epoch was trained with."""
+    """Draw the share of the dense network's MACs in each epoch."""
     _mark_cuts(axes, summary)
-    epochs, left = macs_curve(summary)
-    axes.step(epochs, left, where="post", color=ACCENT, lw=1.8)
-    axes.set_title("MACs left of the dense network", loc="left", fontsize=10, color=INK)
+    epochs, shares = macs_curve(summary)
+    axes.step(epochs, shares, where="post", color=ACCENT, lw=1.8)
+    _set_title(axes, "MACs left of the dense network")
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epochs trained; dotted: cuts", fontsize=9, color=INK)
-    _tidy(axes, "both")
+    _style(axes, "both")
 
 
 def curve(summary: Summary, metric: str) -> tuple[list[float], list[float]]:
-    """Epochs trained, and the metric after each of them."""
+    """Return numbers of trained epochs, and the values of the metric after them."""
     rows = [row for row in summary.curves if metric in row]
     return [row["epoch"] + 1 for row in rows], [row[metric] for row in rows]
 
 
 def macs_curve(summary: Summary) -> tuple[list[float], list[float]]:
-    """Epochs trained, and the share of the MACs from then on."""
-    epochs, left = curve(summary, "prune/macs_share")
+    """Return numbers of trained epochs, and the share of the MACs that is left after them."""
+    epochs, shares = curve(summary, "prune/macs_share")
     if not epochs:
         return [0, summary.epochs], [1.0, 1.0]
-    return [0, *epochs], [1.0, *left]
+    return [0, *epochs], [1.0, *shares]
 
 
 def _mark_cuts(axes: Axes, summary: Summary) -> None:
@@ -129,7 +134,11 @@ def _mark_cuts(axes: Axes, summary: Summary) -> None:
         axes.axvline(cut["epoch"] + 1, color=ACCENT, lw=0.8, ls=":", alpha=0.7)
 
 
-def _tidy(axes: Axes, grid: Literal["both", "x"]) -> None:
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+
+
+def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
     axes.grid(axis=grid, color="#eceff1", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -137,7 +146,7 @@ def _tidy(axes: Axes, grid: Literal["both", "x"]) -> None:
 
 
 def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = True) -> None:
-    """Print what came out of a run and where it lies: a table, or one line."""
+    """Print the results of a run: a table unless ``whole`` is false, and a line with the path of the figure."""
     if whole and summary.dense and summary.final:
         show(_table(summary, summary.dense, summary.final))
     print(f"{prefix}{headline(summary)} · {folder / REPORT}", flush=True)
@@ -147,11 +156,11 @@ def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:
     where = threads_or_device(summary.threads, summary.device)
     if summary.pruned:
         return comparison(dense, final, {}, summary.test, where)
-    return only(final, summary.test, where)
+    return single(final, summary.test, where)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Draw the picture of a run again, with a baseline if there is one."""
+    """Draw the figure of a run again from its summary, with a baseline if one is named."""
     if not 1 <= len(arguments) <= 2:
         raise SystemExit("usage: python -m lightning_prune.reporting.figure RUN [BASELINE]")
     run, *others = map(Path, arguments)

@@ -1,4 +1,4 @@
-"""What a network costs: MACs, parameters, bytes in a file, and measured latency (level 3)."""
+"""Sizes of a network: MACs, parameters, bytes of its file, and measured latency."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one network costs.
+    """Sizes of one network.
 
     Attributes:
         macs: multiply-accumulates of one forward on one sample.
-        params: parameters.
-        bytes: length of the file that ``torch.save(net.state_dict())`` writes.
-        latency_ms: median milliseconds of one forward on one sample, or None if it was not measured.
+        params: number of parameters.
+        bytes: size of the file that ``torch.save(net.state_dict())`` writes.
+        latency_ms: median milliseconds of one forward on one sample; None if not measured.
     """
 
     macs: int
@@ -37,7 +37,7 @@ class Sizes:
 
 
 def file_size(net: nn.Module) -> int:
-    """Bytes that ``torch.save(net.state_dict())`` writes.
+    """Return the number of bytes that ``torch.save(net.state_dict())`` writes.
 
     Example:
         >>> file_size(nn.Linear(100, 100)) - file_size(nn.Linear(100, 50)) >= 4 * 50 * 101 - 64
@@ -49,25 +49,26 @@ def file_size(net: nn.Module) -> int:
 
 
 def sizes(graph: ChannelGraph, net: nn.Module, latency_ms: float | None = None) -> Sizes:
-    """The sizes of ``net``, which ``graph`` is the graph of."""
+    """Return the sizes of ``net``, the network of ``graph``."""
     params = sum(parameter.numel() for parameter in net.parameters())
     return Sizes(graph.cost("macs"), params, file_size(net), latency_ms)
 
 
 def layer_widths(graph: ChannelGraph) -> dict[str, int]:
-    """Filters of every layer, in the order of the forward, by the layer's name."""
+    """Return layer name -> number of filters, in the order of the forward."""
     return {name.removesuffix(".weight"): width for name, width in graph.widths().items()}
 
 
 def latency(nets: Mapping[str, nn.Module], image: Tensor, runs: int = 30) -> dict[str, float]:
-    """Median milliseconds of one forward of each net, measured in turns so that all see the same machine.
+    """Return the median milliseconds of one forward of each network, measured in turns.
 
-    Every other round goes backwards, lest something that comes and goes with the rounds hits one net only.
+    In turns, changes of the machine's speed affect all networks alike. Every other round runs in reverse order, so
+    that periodic disturbances do not always affect the same network.
 
     Args:
-        nets: name -> network, on the device of ``image``; in eval mode while measured.
+        nets: name -> network, on the device of ``image``; in eval mode during the measurement.
         image: the input, usually one sample.
-        runs: forwards of each that count; five more come first.
+        runs: measured forwards of each network, after five that are not measured.
 
     Example:
         >>> sorted(latency({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)}, torch.zeros(1, 2), runs=3))
@@ -76,30 +77,31 @@ def latency(nets: Mapping[str, nn.Module], image: Tensor, runs: int = 30) -> dic
     modes = {name: net.training for name, net in nets.items()}
     times: dict[str, list[float]] = {name: [] for name in nets}
     with torch.inference_mode():
-        for turn in range(WARM_UP + runs):
-            for name in reversed(list(nets)) if turn % 2 else nets:
+        for round_ in range(WARM_UP + runs):
+            for name in reversed(list(nets)) if round_ % 2 else nets:
                 times[name].append(_milliseconds(nets[name].eval(), image))
     for name, net in nets.items():
         net.train(modes[name])
-    return {name: statistics.median(found[WARM_UP:]) for name, found in times.items()}
+    return {name: statistics.median(net_times[WARM_UP:]) for name, net_times in times.items()}
 
 
 def _milliseconds(net: nn.Module, image: Tensor) -> float:
-    _wait(image)
+    _synchronize(image)
     start = time.perf_counter()
     net(image)
-    _wait(image)
+    _synchronize(image)
     return 1000 * (time.perf_counter() - start)
 
 
-def _wait(image: Tensor) -> None:
+def _synchronize(image: Tensor) -> None:
+    """Wait until the GPU of the image has finished its work."""
     if image.is_cuda:
         torch.cuda.synchronize(image.device)
 
 
 @dataclass(frozen=True)
 class MeasuredSize:
-    """What :func:`compare` finds out about one network."""
+    """Sizes of a network, and the filters of each of its layers."""
 
     sizes: Sizes
     widths: dict[str, int]
@@ -108,11 +110,11 @@ class MeasuredSize:
 def compare(
     dense: nn.Module, pruned: nn.Module, image: Tensor, runs: int = 30
 ) -> tuple[MeasuredSize, MeasuredSize]:
-    """Sizes and widths of both networks; latencies measured in turns, unless ``runs`` is 0."""
+    """Measure sizes and layer widths of both networks, and their latency unless ``runs`` is 0."""
     times = latency({"dense": dense, "pruned": pruned}, image, runs) if runs else {}
-    return _measured(dense, image, times.get("dense")), _measured(pruned, image, times.get("pruned"))
+    return _measure(dense, image, times.get("dense")), _measure(pruned, image, times.get("pruned"))
 
 
-def _measured(net: nn.Module, image: Tensor, latency_ms: float | None) -> MeasuredSize:
+def _measure(net: nn.Module, image: Tensor, latency_ms: float | None) -> MeasuredSize:
     graph = trace(net, image)
     return MeasuredSize(sizes(graph, net, latency_ms), layer_widths(graph))

@@ -1,14 +1,14 @@
-"""A run's folder: what is written into it, and how to get it back (level 4).
+"""The folder of a run: its files, and how they are written and read.
 
 ::
 
-    config.yaml         every key, resolved
-    summary.json        every fact: sizes, scores, curves, widths, cuts
-    record.json         what pruning removed
+    config.yaml         every key of the configuration, resolved
+    summary.json        sizes, scores, curves, widths and cuts
+    record.json         the pruning record
     net.pt              weights and record; torch.load(..., weights_only=True)
     report.png          channels per layer, mIoU and MACs over the epochs
-    csv/metrics.csv     what was logged, and the same under tensorboard/
-    error.txt           the traceback, where the run failed
+    csv/metrics.csv     the logged metrics, also under tensorboard/
+    error.txt           the traceback of a run that failed
 """
 
 from __future__ import annotations
@@ -27,38 +27,32 @@ from lightning_prune.serialization.record import PruningRecord
 
 __all__ = ["Summary", "find_runs", "save_net"]
 
-CONFIG, SUMMARY, RECORD, NET, REPORT, ERROR = (
-    "config.yaml",
-    "summary.json",
-    "record.json",
-    "net.pt",
-    "report.png",
-    "error.txt",
-)
+CONFIG, SUMMARY, RECORD = "config.yaml", "summary.json", "record.json"
+NET, REPORT, ERROR = "net.pt", "report.png", "error.txt"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything worth knowing about a run, as plain values.
+    """Results of a run as plain values.
 
     Attributes:
         status: ``"completed"``, ``"failed"`` or ``"unfinished"``.
-        overrides: key -> value, as given on the command line.
+        overrides: key -> value, from the command line.
         choices: configuration group -> option.
-        seed: of weights and augmentation.
-        epochs: trained.
-        steps: of the optimizers, in training.
-        seconds: of training.
-        threads: that torch used on the CPU.
-        device: where it was trained and measured.
+        seed: seed of weights and augmentation.
+        epochs: number of trained epochs.
+        steps: number of optimizer steps in training.
+        seconds: duration of training.
+        threads: number of CPU threads of torch.
+        device: device of training and measurement.
         dense: sizes before pruning.
         final: sizes after training.
         test: metric -> value on the test set.
-        curves: for each epoch, metric -> value. MACs are those after the epoch's cut, scores those before it.
-        widths: layer -> filters before and after, in the order of the forward.
-        cuts: the facts of every cut.
-        candidate_steps: optimizer steps of a search's candidates, beside those of the training.
-        error: what went wrong, in one line.
+        curves: for each epoch, metric -> value: scores before the cut of the epoch, MACs after it.
+        widths: layer -> filters before and after pruning, in the order of the forward.
+        cuts: one dictionary per cut, of a :class:`~lightning_prune.pruning.cut_summary.CutSummary`.
+        candidate_steps: optimizer steps of the candidates of a search, not included in ``steps``.
+        error: the error of a failed run, in one line.
     """
 
     status: str = "unfinished"
@@ -81,14 +75,14 @@ class Summary:
 
     @property
     def pruned(self) -> bool:
-        """Whether anything was removed."""
+        """Whether the run made a cut."""
         return bool(self.cuts)
 
     def with_latency(self, dense_ms: float, final_ms: float, threads: int) -> Summary:
-        """The same with measured latencies.
+        """Return a copy with measured latencies.
 
         Raises:
-            ValueError: the run did not come to its end.
+            ValueError: the run is not completed.
         """
         if self.dense is None or self.final is None:
             raise ValueError(f"a run that is {self.status} has no sizes")
@@ -96,48 +90,49 @@ class Summary:
         return replace(self, dense=dense, final=final, threads=threads)
 
     def save(self, folder: Path) -> None:
-        """Write ``summary.json``; NaN becomes null, so that every reader of JSON can read it."""
-        text = json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        """Write ``summary.json``. NaN, which JSON does not have, becomes null."""
+        text = json.dumps(_nan_to_null(asdict(self)), indent=1, allow_nan=False)
         (folder / SUMMARY).write_text(text + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Summary:
-        """Read ``summary.json`` of a run's folder.
+        """Read ``summary.json`` in the folder of a run.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not what :meth:`save` writes.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or was written by another version.
         """
         path = Path(folder) / SUMMARY
         try:
-            return _summary(json.loads(path.read_text()))
+            return _summary_from(json.loads(path.read_text()))
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged, or of another version: {error}") from error
 
 
-def _summary(found: dict[str, Any]) -> Summary:
+def _summary_from(values: dict[str, Any]) -> Summary:
+    """Return the summary with the values of a JSON file."""
     for name in ("dense", "final"):
-        found[name] = Sizes(**found[name]) if found.get(name) else None
-    found["test"] = _numbers(found["test"])
-    found["curves"] = [_numbers(row) for row in found["curves"]]
-    found["widths"] = {name: (before, after) for name, (before, after) in found["widths"].items()}
-    return Summary(**found)
+        values[name] = Sizes(**values[name]) if values.get(name) else None
+    values["test"] = _null_to_nan(values["test"])
+    values["curves"] = [_null_to_nan(row) for row in values["curves"]]
+    values["widths"] = {name: (before, after) for name, (before, after) in values["widths"].items()}
+    return Summary(**values)
 
 
-def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+def _null_to_nan(row: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in row.items()}
 
 
-def _plain(value: Any) -> Any:
+def _nan_to_null(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, Mapping):
-        return {key: _plain(held) for key, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, (list, tuple)) else value
+        return {key: _nan_to_null(entry) for key, entry in value.items()}
+    return [_nan_to_null(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def save_net(path: Path, net: nn.Module, record: PruningRecord) -> None:
-    """Write weights and record into one file of plain tensors, numbers and strings.
+    """Write the weights and the record to one file, as tensors, numbers and strings.
 
     Example:
         >>> import tempfile
@@ -152,18 +147,21 @@ def save_net(path: Path, net: nn.Module, record: PruningRecord) -> None:
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:
-    """The runs in or directly below the folders, in the order of their numbers.
+    """Return folder -> summary of the runs, in the order of the numbers in their names.
+
+    Args:
+        folders: folders of runs, or of sweeps with the folders of their runs.
 
     Raises:
-        FileNotFoundError: a folder does not exist, or holds no run.
+        FileNotFoundError: a folder does not exist, or contains no run.
     """
-    found: dict[Path, Summary] = {}
+    runs: dict[Path, Summary] = {}
     for folder in map(Path, folders):
-        inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*")), key=_number)
-        if not inside:
+        run_folders = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*")), key=_number)
+        if not run_folders:
             raise FileNotFoundError(f"{folder} holds no run: give the folder of a run or of a sweep")
-        found |= {run: _load_or_unfinished(run) for run in inside}
-    return found
+        runs |= {run: _load_or_unfinished(run) for run in run_folders}
+    return runs
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Curves in Visdom, live: one window per metric (level 5). Needs the extra ``visdom``."""
+"""Logger that draws live curves in Visdom, one window per metric. Needs the extra ``visdom``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["VisdomLogger"]
 
 
 class VisdomLogger(Logger):
-    """Sends what is logged to a Visdom server; metrics that are logged once per epoch run over the epochs.
+    """Logger that sends metrics to a Visdom server.
 
-    Training does not depend on the server: if there is none, or if it goes away, a warning says how to start one,
-    nothing more is sent, and training goes on.
+    Metrics that are logged once per epoch are drawn over the epochs, others over the steps. Training does not depend
+    on the server: if the connection fails, the logger warns once, explains how to start a server, and sends nothing
+    more.
 
     Args:
         server: address without the port.
-        port: of the server.
+        port: port of the server.
         env: the environment, Visdom's word for a page of windows.
         offline: never connect.
 
@@ -29,7 +30,7 @@ class VisdomLogger(Logger):
 
     Example:
         >>> logger = VisdomLogger(env="unet", offline=True)
-        >>> logger.log_metrics({"epoch": 0, "train/loss": 0.5}, step=9)  # goes nowhere
+        >>> logger.log_metrics({"epoch": 0, "train/loss": 0.5}, step=9)
         >>> logger.name
         'unet'
     """
@@ -47,46 +48,47 @@ class VisdomLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The environment."""
+        """Return the environment."""
         return self.env
 
     @property
     def version(self) -> str:
-        """Lightning asks for one."""
+        """Return an empty version; Lightning requires one."""
         return ""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The ``visdom.Visdom`` client; None without a server."""
+        """Return the ``visdom.Visdom`` client; None without a server."""
         if self._client is None and not self.offline:
-            self._client = self._connected()
+            self._client = self._connect()
         return self._client
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a point to the window of each metric."""
+        """Append one point to the window of each metric."""
         values = {name: float(value) for name, value in metrics.items()}
         epoch = values.pop("epoch", None)
         by_epoch = epoch is not None and not any(name.endswith("_step") for name in values)
         x, label = (epoch, "epoch") if by_epoch else (step, "step")
         for name, value in values.items():
-            self._line(name, 0.0 if x is None else float(x), value, label)
+            self._append(name, 0.0 if x is None else float(x), value, label)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """They are in the configuration."""
+        """Ignore hyperparameters: the run's configuration file has them."""
 
-    def _line(self, name: str, x: float, y: float, label: str) -> None:
+    def _append(self, name: str, x: float, y: float, label: str) -> None:
         if (client := self.experiment) is None:
             return
         options = {"title": name, "xlabel": label}
         try:
             client.line([y], [x], win=name, env=self.env, update="append", opts=options)
-        except Exception as error:  # the client passes on whatever its libraries raise
-            self._give_up(type(error).__name__)
+        except Exception as error:  # the client does not catch the errors of its libraries
+            self._go_offline(type(error).__name__)
 
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
+        """Return a client; None, after a warning, if no server answers."""
         try:
             from visdom import Visdom
         except ImportError as error:
@@ -99,12 +101,13 @@ class VisdomLogger(Logger):
                 self.server, port=self.port, env=self.env, raise_exceptions=True, use_incoming_socket=False
             )
         except ConnectionError as error:
-            self._give_up(type(error).__name__)
+            self._go_offline(type(error).__name__)
             return None
 
-    def _give_up(self, why: str) -> None:
+    def _go_offline(self, reason: str) -> None:
+        """Send nothing more, and warn."""
         self._client, self.offline = None, True
         rank_zero_warn(
-            f"no Visdom server answers at {self.server}:{self.port} ({why}); training goes on without live curves. "
-            f"Start one with: python -m visdom.server -port {self.port}"
+            f"no Visdom server answers at {self.server}:{self.port} ({reason}); training continues without live "
+            f"curves. Start one with: python -m visdom.server -port {self.port}"
         )

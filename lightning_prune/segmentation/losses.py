@@ -1,8 +1,7 @@
-"""Losses for segmentation: tensors in, scalar out (level 0).
+"""Losses for segmentation: functions of tensors that return a scalar.
 
-A loss takes logits and target. What else it wants to know it says by name, in its attribute ``wants``:
-``"distances"``, the third entry of a batch, and ``"epoch"``, a number from 0. :func:`loss_of` gives it to those who
-ask.
+A loss is called as ``loss(logits, target)``. One that needs more arguments names them in its attribute ``wants``:
+``"distances"``, the third entry of a batch, or ``"epoch"``, a number from 0. :func:`loss_of` passes these by name.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from torch import Tensor, nn
 
 __all__ = ["CrossEntropy", "EpochRamp", "Loss", "WeightedSum", "loss_of", "scheduled"]
 
-#: ``loss(logits, target)``, and what it wants by name
+#: ``loss(logits, target)``, with the arguments that it ``wants`` by name
 Loss = Callable[..., Tensor]
 Weight = float | Callable[[int], float]
 
-NO_CLASS = -100  # torch's own default: no mask holds it
+NO_CLASS = -100  # torch's default of ignore_index, which no mask contains
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """torch's cross-entropy with arguments as a configuration file writes them.
+    """torch's cross-entropy with arguments of plain types, for configuration files.
 
     Args:
-        ignore_index: class number of pixels that do not count; None: all count.
+        ignore_index: class number of the pixels to leave out; None: none are.
         weight: one number per class.
         label_smoothing: in [0, 1].
 
@@ -50,13 +49,14 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
 
 class EpochRamp:
-    """A weight that goes from one value to another over so many epochs, in a straight line.
+    """Loss weight that changes linearly from one value to another over a number of epochs.
 
     Args:
-        first: in epoch 0.
-        last: from epoch ``epochs`` on.
-        epochs: how long it takes.
-        at_most: of the training, which shortens what takes longer (as RITnet's code does); None or -1: no end.
+        first: value in epoch 0.
+        last: value from epoch ``epochs`` on.
+        epochs: number of epochs of the change.
+        at_most: upper bound of ``epochs``, such as the length of the training (as in RITnet's code); None or -1: no
+            bound.
 
     Raises:
         ValueError: ``epochs`` is below 1.
@@ -73,22 +73,22 @@ class EpochRamp:
         self.epochs = min(epochs, at_most) if at_most is not None and at_most > 0 else epochs
 
     def __call__(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
+        """Return the weight in an epoch, counted from 0."""
         return self.first + min(epoch / self.epochs, 1.0) * (self.last - self.first)
 
 
-def loss_of(loss: Loss, logits: Tensor, target: Tensor, **known: Any) -> Tensor:
-    """``loss(logits, target)``, and by name what it ``wants`` of what is ``known``.
+def loss_of(loss: Loss, logits: Tensor, target: Tensor, **extras: Any) -> Tensor:
+    """Return ``loss(logits, target)``, called with those of the ``extras`` that it ``wants``.
 
     Example:
         >>> loss_of(nn.L1Loss(), torch.tensor([2.0]), torch.tensor([0.0]), epoch=3)
         tensor(2.)
     """
-    return loss(logits, target, **{name: known[name] for name in getattr(loss, "wants", ())})
+    return loss(logits, target, **{name: extras[name] for name in getattr(loss, "wants", ())})
 
 
 def scheduled(loss: Loss, epoch: int) -> dict[str, float]:
-    """The weights of a :class:`WeightedSum` that change with the epoch, as they are in it; of others: none.
+    """Return the weights of a :class:`WeightedSum` that depend on the epoch, at an epoch; none for other losses.
 
     Example:
         >>> both = WeightedSum({"l1": nn.L1Loss(), "l2": nn.MSELoss()}, {"l2": EpochRamp(0, 1, epochs=4)})
@@ -101,14 +101,15 @@ def scheduled(loss: Loss, epoch: int) -> dict[str, float]:
 
 
 class WeightedSum(nn.Module):
-    """Several losses of the same logits and target, summed.
+    """Weighted sum of several losses of the same logits and target.
 
     Args:
-        losses: name -> ``loss(logits, target)``, or one that wants more.
-        weights: name -> factor, or a function of the epoch such as :class:`EpochRamp`; 1 where absent.
+        losses: name -> loss; losses may have an attribute ``wants``.
+        weights: name -> factor, or a function of the epoch such as :class:`EpochRamp`; 1 for losses that are not
+            named.
 
     Raises:
-        ValueError: a weight names no loss.
+        ValueError: a weight has the name of no loss.
 
     Example:
         >>> both = WeightedSum({"l1": nn.L1Loss(), "l2": nn.MSELoss()}, {"l2": 0.5})
@@ -121,23 +122,24 @@ class WeightedSum(nn.Module):
         if unknown := set(weights) - set(losses):
             raise ValueError(f"weights for {sorted(unknown)}, but the losses are {sorted(losses)}")
         self.losses = dict(losses)
-        # Registered as well, so that class weights move to the device with the module.
+        # A dict registers no modules; the list does, so that class weights move to the device with the module.
         self.registered = nn.ModuleList(loss for loss in losses.values() if isinstance(loss, nn.Module))
         self.weights = {name: weights.get(name, 1.0) for name in losses}
-        wanted = {name for loss in losses.values() for name in getattr(loss, "wants", ())}
-        changing = {"epoch"} if any(map(callable, self.weights.values())) else set()
-        self.wants = tuple(sorted(wanted | changing))
+        names = {name for loss in losses.values() for name in getattr(loss, "wants", ())}
+        if any(map(callable, self.weights.values())):
+            names.add("epoch")
+        self.wants = tuple(sorted(names))
 
-    def forward(self, logits: Tensor, target: Tensor, **known: Any) -> Tensor:
-        """The weighted sum, a scalar; ``known`` is what this loss ``wants``."""
-        epoch = known.get("epoch", 0)
+    def forward(self, logits: Tensor, target: Tensor, **extras: Any) -> Tensor:
+        """Return the weighted sum, a scalar; ``extras`` are the arguments that this loss ``wants``."""
+        epoch = extras.get("epoch", 0)
         terms = [
-            self.weight(name, epoch) * loss_of(loss, logits, target, **known)
+            self.weight(name, epoch) * loss_of(loss, logits, target, **extras)
             for name, loss in self.losses.items()
         ]
         return torch.stack(terms).sum()
 
     def weight(self, name: str, epoch: int) -> float:
-        """The factor of one loss in an epoch, counted from 0."""
+        """Return the factor of one loss in an epoch, counted from 0."""
         weight = self.weights[name]
         return float(weight(epoch)) if callable(weight) else weight

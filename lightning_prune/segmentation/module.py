@@ -1,11 +1,11 @@
-"""Semantic segmentation as a LightningModule: a network, a loss, and the *dataset* mIoU.
+"""LightningModule for semantic segmentation: a network, a loss, and the *dataset* mIoU.
 
-Two numbers are called mIoU, and they differ (0.805 against 0.637 on one toy set). What is logged here is the
-dataset mIoU: one confusion matrix over all pixels of the epoch (and over all ranks), one IoU per class from
-it, then their mean. It is not the mean over images of each image's mIoU.
+Two different numbers are called mIoU (0.805 and 0.637 on one toy set). The dataset mIoU, which is logged here, comes
+from one confusion matrix over all pixels of the epoch and all ranks: it gives one IoU per class, and their mean. The
+other is the mean over images of each image's mIoU.
 
-A class that occurs neither in the masks nor in the predictions of an epoch has no IoU: it is logged as NaN
-and left out of the mean. A class that is only predicted has IoU 0 and counts.
+A class that occurs neither in the masks nor in the predictions of an epoch has no IoU: it is logged as NaN and left
+out of the mean. A class that is predicted but occurs in no mask has IoU 0 and is part of the mean.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,26 +33,27 @@ ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
 
 
 def check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
-    """Refuse what is not ``(n, num_classes, h, w)`` logits for an ``(n, h, w)`` target.
+    """Raise unless the output of a network is ``(n, num_classes, h, w)`` logits for an ``(n, h, w)`` target.
 
     Raises:
-        TypeError: if the network gave something other than a tensor (torchvision's models give a dict).
-        ValueError: if the shapes do not fit.
+        TypeError: the output is no tensor (torchvision's models return a dictionary).
+        ValueError: the shapes do not fit.
 
     Example:
         >>> check_logits(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8), num_classes=3)
     """
     if not isinstance(logits, Tensor):
-        raise TypeError(f"the net must give a tensor of logits, not {type(logits).__name__}: wrap it")
+        raise TypeError(f"the net must return a tensor of logits, not {type(logits).__name__}: wrap it")
     expected = (target.shape[0], num_classes, *target.shape[1:])
     if target.ndim != 3 or logits.shape != expected:
         raise ValueError(
-            f"the net gave logits {tuple(logits.shape)} for masks {tuple(target.shape)} and "
+            f"the net returned logits {tuple(logits.shape)} for masks {tuple(target.shape)} and "
             f"num_classes={num_classes}; expected logits (n, num_classes, h, w) and masks (n, h, w)"
         )
 
 
-def _check_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+def _resolve_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes, their numbers by default; raise ValueError for missing or equal names."""
     names = tuple(map(str, range(num_classes))) if names is None else tuple(names)
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise ValueError(
@@ -62,40 +63,40 @@ def _check_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ..
 
 
 def _check_plateau(scheduler: LRScheduler, monitor: str) -> None:
-    """Minimising an IoU would cut the learning rate for as long as the network improves."""
-    rises = "/miou" in monitor or "/iou_" in monitor
-    if rises and isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min":
+    """Raise ValueError if the scheduler lowers the learning rate while an IoU rises, its default mode."""
+    is_iou = "/miou" in monitor or "/iou_" in monitor
+    if is_iou and isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min":
         raise ValueError(f"monitor={monitor!r} should rise: give ReduceLROnPlateau mode='max'")
 
 
 class SegmentationModule(DistillationMixin):
-    """Trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
+    """LightningModule that trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
 
-    A batch may have a third entry, the signed distances that losses of boundaries ask for.
+    A batch may have a third entry, the signed distances for boundary losses.
 
-    Logged once per epoch, for each stage of train, val and test: ``<stage>/loss``, ``<stage>/miou``, and for
-    val and test ``<stage>/iou_<class>``; ``loss/weight_<part>`` of a loss whose weights change. See the module's
-    docstring for what mIoU means here.
+    Logged once per epoch: ``<stage>/loss`` and ``<stage>/miou`` of the stages train, val and test,
+    ``<stage>/iou_<class>`` of val and test, and ``loss/weight_<part>`` of a loss whose weights depend on the epoch.
+    The docstring of the module defines mIoU.
 
-    Nothing but ``self.net`` refers to the network's parameters, so that a callback may replace ``p.data``.
+    Only ``self.net`` refers to the network's parameters, so that a callback may replace ``p.data``.
 
     Args:
-        net: anything that maps ``(n, c, h, w)`` to logits ``(n, num_classes, h, w)``.
-        loss: ``loss(logits, target)``; must itself know ``ignore_index`` if there is one. Cross-entropy if None.
-            What else it wants to know, it says: see :mod:`lightning_prune.segmentation.losses`.
+        net: network that maps ``(n, c, h, w)`` to logits ``(n, num_classes, h, w)``.
+        loss: ``loss(logits, target)``, with its own ``ignore_index`` if there is one; None: cross-entropy. For losses
+            with more arguments see :mod:`lightning_prune.segmentation.losses`.
         optimizer: called with the parameters that require gradients.
         scheduler: called with the optimizer, stepped once per epoch.
         num_classes: number of logits per pixel, at least 2.
-        class_names: for the names of the logged values; class numbers if None.
-        ignore_index: pixels with this number count for no metric; inside ``0 .. num_classes - 1`` the class
-            itself is left out of the mean as well.
-        monitor: what ``ReduceLROnPlateau`` watches. ``val/miou`` needs its ``mode="max"``.
-        example_input_shape: with the batch dimension; sets ``example_input_array``.
-        distillation: from whom to learn besides, and how much of it.
+        class_names: names of the classes in logged metrics; None: class numbers.
+        ignore_index: class number of the pixels that are left out of the metrics. If it is in
+            ``0 .. num_classes - 1``, that class is left out of the mean too.
+        monitor: metric for ``ReduceLROnPlateau``. ``val/miou`` requires its ``mode="max"``.
+        example_input_shape: shape of ``example_input_array``, with the batch dimension; None: there is none.
+        distillation: options of distillation from a teacher.
 
     Raises:
-        ValueError: for ``num_classes < 2``, class names that do not fit, and while training for masks with class
-            numbers out of range.
+        ValueError: ``num_classes`` is below 2, or class names do not fit; in training: a mask has a class number out
+            of range.
 
     Example:
         >>> net = nn.Conv2d(1, 3, 1)
@@ -125,7 +126,7 @@ class SegmentationModule(DistillationMixin):
         self.loss = loss or nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.class_names = _check_names(class_names, num_classes)
+        self.class_names = _resolve_names(class_names, num_classes)
         self.ignore_index = ignore_index
         self.monitor = monitor
         self.distillation = distillation
@@ -135,54 +136,56 @@ class SegmentationModule(DistillationMixin):
             self.example_input_array = torch.rand(tuple(example_input_shape), generator=generator)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits ``(n, num_classes, h, w)`` for images ``(n, c, h, w)``."""
+        """Return logits ``(n, num_classes, h, w)`` for images ``(n, c, h, w)``."""
         return self.net(image)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """The loss of one batch, with gradient."""
+        """Return the loss of one batch, with gradient."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         return self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         return self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class numbers ``(n, h, w)``; the batch may be images alone or images with masks."""
+        """Return class numbers ``(n, h, w)`` for a batch of images, with or without masks."""
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch).argmax(1)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the last epoch's pixels; log the weights of a loss that change with the epoch."""
+        """Reset the metric, and log the loss weights that depend on the epoch."""
         self._metric_of("train").reset()
         weights = scheduled(self.loss, self.current_epoch)
         self.log_dict({f"loss/weight_{name}": weight for name, weight in weights.items()})
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's pixels."""
+        """Reset the metric."""
         self._metric_of("val").reset()
 
     def on_test_epoch_start(self) -> None:
-        """Forget the last epoch's pixels."""
+        """Reset the metric."""
         self._metric_of("test").reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mIoU, unless the epoch was resumed at its end, so that none of it was seen."""
-        if self._metric_of("train").update_called:
+        """Log the mIoU of the epoch."""
+        if self._metric_of(
+            "train"
+        ).update_called:  # not if training resumed after the last batch of the epoch
             self._log_iou("train", per_class=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch's mIoU and the IoU of each class."""
+        """Log the mIoU of the epoch and the IoU of each class."""
         self._log_iou("val", per_class=True)
 
     def on_test_epoch_end(self) -> None:
-        """Log the epoch's mIoU and the IoU of each class."""
+        """Log the mIoU of the epoch and the IoU of each class."""
         self._log_iou("test", per_class=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over what requires gradients, and its scheduler with ``monitor``."""
+        """Make the optimizer of the parameters that require gradients, and its scheduler with ``monitor``."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
@@ -205,13 +208,13 @@ class SegmentationModule(DistillationMixin):
         return metric
 
     def _step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
-        """Waits for the device between forward and loss only, where the metric makes it wait anyhow."""
-        image, target, *more = batch
+        """Return the loss of one batch, and update and log the metrics of the stage."""
+        image, target, *rest = batch
         logits = self(image)
         check_logits(logits, target, self.num_classes)
         check_mask(target, self.num_classes, self.ignore_index)
-        known = {"distances": more[0] if more else None, "epoch": self.current_epoch}
-        loss = loss_of(self.loss, logits, target, **known)
+        distances = rest[0] if rest else None
+        loss = loss_of(self.loss, logits, target, distances=distances, epoch=self.current_epoch)
         self._metric_of(stage).update(logits.detach().max(1).indices, target)
         self._log_loss(loss.detach(), stage, len(image))
         return loss
@@ -223,8 +226,8 @@ class SegmentationModule(DistillationMixin):
         )
 
     def _log_iou(self, stage: str, per_class: bool) -> None:
-        """Every rank holds the same numbers: the metric was summed over ranks by ``compute``."""
-        iou = self._metric_of(stage).compute()
+        """Log the mIoU of a stage, and the IoU of each class if ``per_class``."""
+        iou = self._metric_of(stage).compute()  # summed over all ranks
         if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
             iou = iou.index_fill(0, torch.tensor(self.ignore_index, device=iou.device), float("nan"))
         self.log(f"{stage}/miou", mean_iou(iou), prog_bar=stage != "test", sync_dist=True)

@@ -1,4 +1,4 @@
-"""The losses of RITnet (Chaudhary et al., ICCV Workshops 2019): tensors in, scalar out (level 0)."""
+"""The losses of RITnet (Chaudhary et al., ICCV Workshops 2019)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["EdgeWeightedCrossEntropy", "GeneralisedDice", "SurfaceLoss", "edge_w
 def edge_weights(
     target: Tensor, factor: float = 20.0, radius: int = 2, ignore_index: int | None = None
 ) -> Tensor:
-    """``factor`` where another class is within ``radius`` pixels (in the square around), 0 elsewhere.
+    """Return ``factor`` for pixels with another class in the square of ``radius`` around them, 0 for others.
 
-    The morphological gradient of the class numbers, by pooling, on the device. On a label map, which has no noise and
-    only sharp edges, that is what RITnet's dilated Canny edges are.
+    This is the morphological gradient of the class numbers, computed by pooling. On label maps, which have no noise
+    and sharp edges only, it equals the dilated Canny edges of RITnet.
 
     Args:
         target: class numbers ``(n, h, w)``.
         factor: weight of an edge.
-        radius: in pixels.
-        ignore_index: class number of pixels that make no edge; None: all do.
+        radius: largest distance to the edge in pixels.
+        ignore_index: class number of pixels that form no edges; None: all do.
 
     Returns:
         ``(n, h, w)`` float32.
@@ -32,19 +32,21 @@ def edge_weights(
     """
     classes, window = target.float()[:, None], 2 * radius + 1
     ignored = torch.zeros_like(classes, dtype=torch.bool) if ignore_index is None else classes == ignore_index
-    nothing = -torch.inf
-    highest = F.max_pool2d(classes.masked_fill(ignored, nothing), window, stride=1, padding=radius)
-    lowest = -F.max_pool2d((-classes).masked_fill(ignored, nothing), window, stride=1, padding=radius)
+    lowest_value = -torch.inf  # never the maximum, like the padding of max_pool2d
+    highest = F.max_pool2d(classes.masked_fill(ignored, lowest_value), window, stride=1, padding=radius)
+    lowest = -F.max_pool2d((-classes).masked_fill(ignored, lowest_value), window, stride=1, padding=radius)
     return factor * (highest > lowest)[:, 0].float()
 
 
 class EdgeWeightedCrossEntropy(nn.Module):
-    """``mean (1 + w) * CE``, weighted pixel by pixel before the mean (the published code averaged first).
+    """Cross-entropy with higher weight near edges: ``mean((1 + w) * CE)``, ``w`` from :func:`edge_weights`.
+
+    Each pixel is weighted before the mean; the published code takes the mean first, which removes the effect.
 
     Args:
-        factor: further weight of pixels near an edge.
-        radius: how near, in pixels.
-        ignore_index: class number of pixels that neither count nor make edges; None: all count.
+        factor: weight of pixels near an edge, added to 1.
+        radius: largest distance to the edge in pixels.
+        ignore_index: class number of pixels that are left out and form no edges; None: none are.
 
     Example:
         >>> loss = EdgeWeightedCrossEntropy(factor=2.0, radius=1)
@@ -59,18 +61,19 @@ class EdgeWeightedCrossEntropy(nn.Module):
         self.factor, self.radius, self.ignore_index = factor, radius, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits ``(n, c, h, w)`` and class numbers ``(n, h, w)`` to a scalar."""
+        """Return the loss, a scalar, of logits ``(n, c, h, w)`` and class numbers ``(n, h, w)``."""
         weights = 1 + edge_weights(target, self.factor, self.radius, self.ignore_index)
-        counts, target = _counted(target, self.ignore_index)
+        valid, target = _valid_pixels(target, self.ignore_index)
         entropy = F.cross_entropy(logits, target, reduction="none")
-        return (weights * entropy * counts).sum() / counts.sum().clamp(min=1)
+        return (weights * entropy * valid).sum() / valid.sum().clamp(min=1)
 
 
 class GeneralisedDice(nn.Module):
-    """``1 - 2 * sum_c v_c sum(p * g) / sum_c v_c sum(p + g)``, ``v_c = 1 / clamp((sum g_c)^2, 1e-5)``.
+    """Generalised Dice loss (Sudre et al., DLMIA 2017, in RITnet's form), the mean over images.
 
-    Per image, averaged (Sudre et al., DLMIA 2017, in RITnet's form). A class that an image lacks has the largest
-    weight by far: predicting any of it costs nearly all of the image's loss.
+    ``1 - 2 * sum_c v_c sum(p * g) / sum_c v_c sum(p + g)`` with ``v_c = 1 / clamp((sum g_c)^2, 1e-5)``, for
+    probabilities ``p`` and the target ``g`` as 0 or 1. A class that is absent from an image has by far the largest
+    weight: if any of it is predicted, the loss of the image is nearly 1.
 
     Args:
         smallest: lower bound of a class's squared size.
@@ -88,25 +91,25 @@ class GeneralisedDice(nn.Module):
         self.smallest, self.ignore_index = smallest, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits ``(n, c, h, w)`` and class numbers ``(n, h, w)`` to a scalar."""
-        counts, target = _counted(target, self.ignore_index)
-        truth = (F.one_hot(target, logits.shape[1]).movedim(-1, 1) * counts[:, None]).float().flatten(2)
-        chance = (logits.float().softmax(1) * counts[:, None]).flatten(2)
+        """Return the loss, a scalar, of logits ``(n, c, h, w)`` and class numbers ``(n, h, w)``."""
+        valid, target = _valid_pixels(target, self.ignore_index)
+        truth = (F.one_hot(target, logits.shape[1]).movedim(-1, 1) * valid[:, None]).float().flatten(2)
+        probability = (logits.float().softmax(1) * valid[:, None]).flatten(2)
         weights = 1 / truth.sum(2).square().clamp(min=self.smallest)
-        common = (weights * (chance * truth).sum(2)).sum(1)
-        both = (weights * (chance + truth).sum(2)).sum(1)
-        return (1 - 2 * common / both.clamp(min=torch.finfo(both.dtype).tiny)).mean()
+        intersection = (weights * (probability * truth).sum(2)).sum(1)
+        total = (weights * (probability + truth).sum(2)).sum(1)
+        return (1 - 2 * intersection / total.clamp(min=torch.finfo(total.dtype).tiny)).mean()
 
 
 class SurfaceLoss(nn.Module):
-    """Mean over pixels and classes of ``softmax_c * phi_c``, ``phi_c`` the signed distance to the class's boundary.
+    """Boundary loss (Kervadec et al., MIDL 2019, as in RITnet): a wrong pixel costs more with its distance.
 
-    The boundary loss of Kervadec et al. (MIDL 2019), as in RITnet: a wrong pixel costs more the further it is from
-    where it belongs. It is negative where predictions are right, and has no use on its own: a class that an image
-    lacks costs nothing.
+    It is the mean over pixels and classes of ``softmax_c * phi_c``, where ``phi_c`` is the signed distance to the
+    boundary of class ``c``, and is negative for correct predictions. Use it together with another loss: predictions
+    of a class that is absent from an image cost nothing.
 
     Args:
-        ignore_index: class number of pixels that do not count; None: all count.
+        ignore_index: class number of the pixels to leave out; None: none are.
 
     Example:
         >>> from lightning_prune.data import signed_distances
@@ -125,28 +128,29 @@ class SurfaceLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor, distances: Tensor | None = None) -> Tensor:
-        """Logits and distances ``(n, c, h, w)`` and class numbers ``(n, h, w)`` to a scalar.
+        """Return the loss, a scalar, of logits and distances ``(n, c, h, w)`` and class numbers ``(n, h, w)``.
 
         Raises:
             ValueError: there are no distances, or they do not have the shape of the logits.
         """
         if distances is None or distances.shape != logits.shape:
             raise ValueError(_no_distances(logits, distances))
-        counts, _ = _counted(target, self.ignore_index)
-        each = (logits.float().softmax(1) * distances).mean(1)
-        return (each * counts).sum() / counts.sum().clamp(min=1)
+        valid, _ = _valid_pixels(target, self.ignore_index)
+        per_pixel = (logits.float().softmax(1) * distances).mean(1)
+        return (per_pixel * valid).sum() / valid.sum().clamp(min=1)
 
 
-def _no_distances(logits: Tensor, found: Tensor | None) -> str:
-    has = "has none" if found is None else f"has a tensor of shape {tuple(found.shape)}"
+def _no_distances(logits: Tensor, distances: Tensor | None) -> str:
+    """Return the error message for missing or misshaped distances."""
+    entry = "has none" if distances is None else f"has a tensor of shape {tuple(distances.shape)}"
     return (
-        f"the surface loss needs signed distances {tuple(logits.shape)} as third entry of the batch, which {has}: "
-        "set distance_maps=true of the data (data.distance_maps=true on the command line); for your own dataset, "
-        "lightning_prune.data.signed_distances makes them"
+        f"the surface loss needs signed distances {tuple(logits.shape)} as third entry of the batch, which {entry}: "
+        "set distance_maps=true of the data (data.distance_maps=true on the command line); in your own data set, "
+        "compute them with lightning_prune.data.signed_distances"
     )
 
 
-def _counted(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Which pixels count, as numbers, and the class numbers with 0 for the others."""
-    counts = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    return counts.float(), target.where(counts, 0)
+def _valid_pixels(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Return 1.0 for pixels with a class and 0.0 for ignored ones, and the class numbers with 0 for ignored ones."""
+    valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    return valid.float(), target.where(valid, 0)

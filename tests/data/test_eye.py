@@ -122,7 +122,7 @@ def test_sizes_and_distance_maps(mobius):
     [(MOBIUS, "Images/1/1_1i_Ll_1.jpg with Masks"), (SBVPI, "1/1L_l_1.jpg with 1/1L_l_1_sclera")],
 )
 def test_a_folder_that_is_missing_is_named_with_what_is_expected(kind, first, tmp_path):
-    expected = rf"there is no folder .*missing.*{kind.__name__} as it is shipped, .*{first}"
+    expected = rf"there is no folder .*missing.*the original {kind.__name__}, .*{first}"
     with pytest.raises(FileNotFoundError, match=expected):
         kind(tmp_path / "missing").setup()
 
@@ -148,7 +148,7 @@ def test_a_mask_without_image_is_an_error(mobius):
 def test_a_name_without_subject_is_an_error(mobius):
     write(mobius / "Images/eye.jpg", photograph())
     write(mobius / "Masks/eye.png", COLOURS[eye()])
-    with pytest.raises(ValueError, match=r"eye\.jpg is not named as in MOBIUS as it is shipped"):
+    with pytest.raises(ValueError, match=r"eye\.jpg is not named as in the original MOBIUS,"):
         MOBIUS(mobius).setup()
 
 

@@ -1,4 +1,4 @@
-"""Networks of the literature, written from their descriptions (level 0)."""
+"""Segmentation networks, implemented from their publications."""
 
 from lightning_prune.segmentation.networks.atom_mobile import AtomMobile
 from lightning_prune.segmentation.networks.ritnet import RITnet

@@ -1,4 +1,4 @@
-"""A mobile network of parallel branches, which may vanish (level 0)."""
+"""AtomMobile: a mobile network with parallel branches that pruning may remove."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 __all__ = ["AtomMobile", "Block", "Branch"]
 
-#: channels, blocks and first stride of each stage
+#: Channels, number of blocks and stride of the first block, of each stage.
 STAGES = ((16, 1, 1), (24, 2, 2), (40, 2, 2), (80, 2, 2))
 
 
 def layer(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution without bias, norm and ReLU6."""
+    """Return a convolution without bias, followed by batch norm and ReLU6."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
 
 
 class Branch(nn.Module):
-    """Expand by a convolution of one element, then a depthwise one with a kernel of its own."""
+    """Expansion by a 1x1 convolution, then a depthwise convolution."""
 
     def __init__(self, inputs: int, width: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -30,16 +30,16 @@ class Branch(nn.Module):
 
     @property
     def alive(self) -> bool:
-        """Whether a channel is left."""
+        """Whether the branch has channels left."""
         return self.expand[0].get_parameter("weight").numel() > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, inputs, h, w)`` to ``(n, width, h, w)``, smaller by the stride."""
+        """Map ``(n, inputs, h, w)`` to ``(n, width, h / stride, w / stride)``."""
         return self.depthwise(self.expand(x))
 
 
 class Block(nn.Module):
-    """An inverted residual with a branch for each kernel; those that have lost their last channel are left out."""
+    """Inverted residual block with one branch per kernel size; branches without channels are skipped."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, kernels: Sequence[int], width: int) -> None:
         super().__init__()
@@ -50,33 +50,33 @@ class Block(nn.Module):
 
     @property
     def optional_parts(self) -> list[nn.Module]:
-        """All but one of them may vanish."""
+        """The branches; pruning may remove all but one of them."""
         return list(self.branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, inputs, h, w)`` to ``(n, outputs, h, w)``, smaller by the stride."""
+        """Map ``(n, inputs, h, w)`` to ``(n, outputs, h / stride, w / stride)``."""
         atoms = torch.cat([branch(x) for branch in self.branches if branch.alive], 1)
         out = self.norm(self.project(atoms))
         return x + out if self.residual else out
 
 
 class AtomMobile(nn.Module):
-    """Inverted residuals whose channels, and whole branches, are for a penalty to choose (after AtomNAS).
+    """Network of inverted residual blocks whose channels and branches a penalty selects (after AtomNAS).
 
-    AtomNAS (Mei et al., ICLR 2020) starts from MobileNetV2 with depthwise kernels of 3, 5 and 7 beside each other in
-    every block and lets network slimming decide. Here with a light decoder for segmentation: each scale's features
-    are brought to ``decoder`` channels and added up, from the coarsest to the finest.
+    AtomNAS (Mei et al., ICLR 2020) is MobileNetV2 with parallel depthwise convolutions of the kernel sizes 3, 5 and 7
+    in every block, from which network slimming selects. The decoder for segmentation maps the features of each
+    resolution to ``decoder`` channels and adds them up, from the coarsest to the finest.
 
     Args:
-        in_channels: of the image.
+        in_channels: number of channels of the image.
         classes: number of logits per pixel.
-        width: multiplies the channels of every stage.
-        expansion: channels inside a block as a multiple of what it gets, over all branches together.
-        kernels: of the branches.
-        decoder: channels of the decoder.
+        width: factor of the channels of every stage.
+        expansion: channels inside a block, over all branches, as a multiple of its input channels.
+        kernels: kernel sizes of the branches.
+        decoder: number of channels of the decoder.
 
     Raises:
-        ValueError: kernels are not odd, or there are none; the width leaves no channels.
+        ValueError: there are no kernels or an even one, or the width leaves no channels.
 
     Example:
         >>> net = AtomMobile(width=0.5)
@@ -103,12 +103,12 @@ class AtomMobile(nn.Module):
             raise ValueError(f"width={width} leaves no channels; the stem has 16 times as many")
         self.stem = layer(in_channels, inputs, 3, 2)
         self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
-        for channels, number, stride in STAGES:
+        for channels, block_count, stride in STAGES:
             blocks = []
-            for index in range(number):
+            for index in range(block_count):
                 outputs = round(channels * width)
-                inside = max(inputs * expansion // len(kernels), 1)
-                blocks.append(Block(inputs, outputs, stride if index == 0 else 1, kernels, inside))
+                branch_width = max(inputs * expansion // len(kernels), 1)
+                blocks.append(Block(inputs, outputs, stride if index == 0 else 1, kernels, branch_width))
                 inputs = outputs
             self.stages.append(nn.Sequential(*blocks))
             self.laterals.append(layer(inputs, decoder))
@@ -116,15 +116,17 @@ class AtomMobile(nn.Module):
         self.head = nn.Conv2d(decoder, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
+        """Return logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
         features, out = [], self.stem(x)
         for stage, lateral in zip(self.stages, self.laterals, strict=True):
             out = stage(out)
             features.append(lateral(out))
-        found = features.pop()
+        decoded = features.pop()
         while features:
             finer = features.pop()
-            found = finer + F.interpolate(found, size=finer.shape[2:], mode="bilinear", align_corners=False)
+            decoded = finer + F.interpolate(
+                decoded, size=finer.shape[2:], mode="bilinear", align_corners=False
+            )
         return F.interpolate(
-            self.head(self.refine(found)), size=x.shape[2:], mode="bilinear", align_corners=False
+            self.head(self.refine(decoded)), size=x.shape[2:], mode="bilinear", align_corners=False
         )

@@ -1,4 +1,4 @@
-"""RITnet: a small dense U-Net for the parts of the eye (level 0)."""
+"""RITnet: a small densely connected U-Net that segments the parts of the eye."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["RITnet"]
 
 
 class Down(nn.Module):
-    """Halve the map (but for the first block), then three densely connected convolutions and a norm."""
+    """Encoder block: pooling (except in the first block), three densely connected convolutions, batch norm."""
 
     def __init__(self, inputs: int, width: int, halve: bool) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Down(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, inputs, h, w)`` to ``(n, width, h, w)`` or half of that."""
+        """Map ``(n, inputs, h, w)`` to ``(n, width, h, w)``, or to half of that size with pooling."""
         x = self.pool(x)
         x = torch.cat([x, F.leaky_relu(self.dropout(self.conv1(x)))], 1)
         x = torch.cat([x, F.leaky_relu(self.dropout(self.conv2(self.squeeze2(x))))], 1)
@@ -32,7 +32,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Enlarge the map to the skip's size, join the two, then two densely connected convolutions."""
+    """Decoder block: upsampling, concatenation with the skip connection, two densely connected convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,21 +43,21 @@ class Up(nn.Module):
         self.dropout = nn.Dropout(0.2)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """``(n, width, h', w')`` and ``(n, width, h, w)`` to ``(n, width, h, w)``."""
+        """Map features ``(n, width, h', w')`` and a skip connection ``(n, width, h, w)`` to ``(n, width, h, w)``."""
         x = torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], 1)
         x = torch.cat([x, F.leaky_relu(self.dropout(self.conv1(self.squeeze1(x))))], 1)
         return F.leaky_relu(self.dropout(self.conv2(self.squeeze2(x))))
 
 
 class RITnet(nn.Module):
-    """Five dense blocks down, four up, 32 channels everywhere (Chaudhary et al., ICCV Workshops 2019).
+    """RITnet (Chaudhary et al., ICCV Workshops 2019): five encoder and four decoder blocks of 32 channels.
 
     248,900 parameters with one input channel and four classes; 16.42 GMAC at 1x640x400.
 
     Args:
-        in_channels: of the image.
+        in_channels: number of channels of the image.
         classes: number of logits per pixel.
-        width: channels of every block.
+        width: number of channels of every block.
 
     Example:
         >>> net = RITnet()
@@ -76,7 +76,7 @@ class RITnet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
+        """Return logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
         skips = []
         for block in self.down:
             x = block(x)

@@ -1,4 +1,4 @@
-"""The U-Net of 17 million parameters that IPAD was published with (level 0)."""
+"""The U-Net of 17 million parameters in the publication of IPAD."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ __all__ = ["UNet"]
 
 
 def double(inputs: int, outputs: int, between: int | None = None) -> nn.Sequential:
-    """Two 3x3 convolutions, each with norm and ReLU."""
+    """Return two 3x3 convolutions, each followed by batch norm and ReLU.
+
+    Args:
+        inputs: number of input channels.
+        outputs: number of output channels.
+        between: number of channels between the convolutions; None: ``outputs``.
+    """
     middle = between or outputs
-    parts: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for a, b in ((inputs, middle), (middle, outputs)):
-        parts += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
-    return nn.Sequential(*parts)
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 class UNet(nn.Module):
-    """Four halvings by maximum, four bilinear doublings, skips by concatenation (Ronneberger et al., MICCAI 2015).
+    """U-Net: an encoder with max pooling, a bilinear decoder, and skip connections by concatenation.
 
-    Padded convolutions and norms, as usual today, and half of the channels at the bottom, since bilinear
-    doubling does not halve them. 17.27 M parameters with one input channel and four classes; 155.93 GMAC at
-    1x640x400.
+    Ronneberger et al. (MICCAI 2015), with two usual changes: convolutions are padded and followed by batch norm, and
+    the lowest level has half as many channels, because bilinear upsampling, unlike a transposed convolution, does not
+    halve them. 17.27 M parameters with one input channel and four classes; 155.93 GMAC at 1x640x400.
 
     Args:
-        in_channels: of the image.
+        in_channels: number of channels of the image.
         classes: number of logits per pixel.
-        width: channels at full resolution; doubled three times.
+        width: number of channels at full resolution; doubled three times.
 
     Example:
         >>> net = UNet(width=4)
@@ -48,7 +54,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
+        """Return logits ``(n, classes, h, w)`` for images ``(n, in_channels, h, w)``; h and w at least 16."""
         skips = []
         for depth, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if depth else x)
