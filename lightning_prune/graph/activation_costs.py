@@ -1,4 +1,4 @@
-"""Activation memory as a resource: what the operators of one forward write (level 3)."""
+"""Activation memory as a resource: the elements that the operators of one forward write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.costs import Term
-from lightning_prune.graph.layer_costs import evidence_of
+from lightning_prune.graph.layer_costs import dense_trace_of
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Labels
@@ -20,9 +20,9 @@ from lightning_prune.tracing.tracker import Labels
 __all__ = ["activations"]
 
 aten = torch.ops.aten
-#: how many indices for each unit in the array, or for good
-Side = tuple[int, Units | None]
-#: their further results are a few numbers per channel or sample, and depend on the device
+#: A share of the indices of a dimension: (number of fixed indices, None), or (1, unit of each removable index).
+DimensionPart = tuple[int, Units | None]
+#: Only their first result counts: the others are a few numbers per channel or sample, and depend on the device.
 _NORMS = {
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
     aten.native_layer_norm, aten.native_group_norm,
@@ -30,13 +30,14 @@ _NORMS = {
 
 
 def activations(graph: ChannelGraph) -> list[Term]:
-    """How many elements the operators of one eval-mode forward on the example input write, summed.
+    """Return the number of elements that the operators of one eval-mode forward on the example input write, as terms.
 
-    Every tensor with memory of its own counts, when it is written: results of convolutions, norms, activations,
-    additions, pooling (with its indices), copies. Views and what is done in place count nothing, nor do parameters,
-    buffers and the input. It is about what training keeps for the backward, in bytes times the size of an element
-    (4 in float32), and exact for any cut, but where a single channel or head is left, and torch saves itself a copy.
-    It is not the peak of a forward: that is a maximum over time, of memory that is used again, and no sum.
+    Counted is every tensor with its own memory: results of convolutions, norms, activation functions, additions,
+    pooling (with its indices), copies. Not counted are views, in-place results, parameters, buffers and the input.
+
+    In bytes (times 4 in float32), this approximates what training stores for the backward pass. It is not the peak
+    memory of a forward, which reuses memory. The number is exact for any cut, except where a single channel or head
+    remains and torch itself avoids a copy.
 
     Raises:
         ValueError: the graph was not made by :func:`~lightning_prune.trace`.
@@ -50,43 +51,48 @@ def activations(graph: ChannelGraph) -> list[Term]:
         >>> graph.cost("activations", remove=[0]) == (7 + 7 + 2) * 8 * 8
         True
     """
-    evidence = evidence_of(graph)
-    tracker, pinned = evidence.tracker, np.array(sorted(graph.pinned), dtype=np.int64)
+    dense = dense_trace_of(graph)
+    pinned = np.array(sorted(graph.pinned), dtype=np.int64)
     terms: list[Term] = []
-    for followed in tracker.followed[: tracker.counted]:
-        labels = followed.labels[len(followed.call.tensors) :]
-        for tensor, known in zip(written(followed.call), labels, strict=False):
+    for operator in dense.tracker.operators[: dense.tracker.num_costed]:
+        result_labels = operator.labels[len(operator.call.tensors) :]
+        for tensor, labels in zip(_written_results(operator.call), result_labels, strict=False):
             shape = [int(size) for size in tensor.shape]
-            terms += _terms(followed.call.module, shape, known, evidence, pinned)
+            terms += _terms(operator.call.module, shape, labels, dense, pinned)
     return terms
 
 
-def written(call: OperatorCall) -> Sequence[Tensor]:
-    """The results of an operator that have memory of their own."""
-    shares = any(returned.alias_info is not None for returned in call.op._schema.returns)
-    if shares or call.op == aten._unsafe_view.default:
+def _written_results(call: OperatorCall) -> Sequence[Tensor]:
+    """Return the results of an operator that have their own memory."""
+    shares_memory = any(result.alias_info is not None for result in call.op._schema.returns)
+    if shares_memory or call.op == aten._unsafe_view.default:
         return []
     return call.outputs[:1] if call.op.overloadpacket in _NORMS else call.outputs
 
 
 def _terms(
-    module: str, shape: Sequence[int], labels: Labels, evidence: DenseTrace, pinned: Units
+    module: str, shape: Sequence[int], labels: Labels, dense: DenseTrace, pinned: Units
 ) -> Iterator[Term]:
-    """The elements of a tensor: a product over its dimensions of what stays for good and what may go."""
-    sides = [_side(size, arrays, evidence, pinned) for size, arrays in zip(shape, labels, strict=True)]
-    for chosen in product(*sides):
-        scale = prod(number for number, _ in chosen)
-        yield Term(module, scale, tuple(units for _, units in chosen if units is not None))
+    """Yield terms whose sum is the number of elements of a tensor.
+
+    Each dimension is a sum of fixed and removable indices; the product of these sums is expanded.
+    """
+    dims = [_dimension_parts(size, arrays, dense, pinned) for size, arrays in zip(shape, labels, strict=True)]
+    for parts in product(*dims):
+        scale = prod(number for number, _ in parts)
+        yield Term(module, scale, tuple(units for _, units in parts if units is not None))
 
 
-def _side(size: int, arrays: Sequence[Ids], evidence: DenseTrace, pinned: Units) -> list[Side]:
-    """One dimension: indices that always stay, and those of units.
+def _dimension_parts(
+    size: int, arrays: Sequence[Ids], dense: DenseTrace, pinned: Units
+) -> list[DimensionPart]:
+    """Split a dimension into its removable and its fixed indices.
 
-    Of two dimensions merged into one, the trace pins all but one.
+    Of two dimensions that were merged into this one, the trace pins all but one.
     """
     for ids in arrays:
-        units = evidence.unit_of[evidence.components[ids.numpy()]]
+        units = dense.unit_of[dense.components[ids.numpy()]]
         if not ((units < 0) | np.isin(units, pinned)).all():
-            stay = int((units < 0).sum())
-            return [(1, units[units >= 0]), *([(stay, None)] if stay else [])]
+            num_fixed = int((units < 0).sum())
+            return [(1, units[units >= 0]), *([(num_fixed, None)] if num_fixed else [])]
     return [(size, None)]

@@ -1,4 +1,4 @@
-"""``trace(model, *inputs) -> ChannelGraph``: follow a network's channels and name its units (level 2)."""
+"""Entry point of tracing: ``trace(model, *inputs)`` returns the channel graph of a network."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.graph.builder import graph_of
+from lightning_prune.graph.builder import build_graph
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.pins import pinned_tensors
 from lightning_prune.tracing.calls import Recording
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.isolation import uncollected
-from lightning_prune.tracing.recorder import raised_in, record
-from lightning_prune.tracing.rules.dynamic_sizes import pin_number, pin_what_sizes_do_not_follow
-from lightning_prune.tracing.rules.registry import follow
-from lightning_prune.tracing.traceable import kept_whole, refusal, unwrapped
+from lightning_prune.tracing.isolation import gc_paused
+from lightning_prune.tracing.recorder import raised_in, record_forward
+from lightning_prune.tracing.rules.dynamic_sizes import pin_converted_size, pin_mismatched_sizes
+from lightning_prune.tracing.rules.registry import apply_rule
+from lightning_prune.tracing.traceable import refusal_reason, unprunable_tensors, unwrapped
 from lightning_prune.tracing.traced_int import Attribute, evaluate, leaves
-from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.tracing.tracker import SizeUse, Tracker
 
 __all__ = ["TraceError", "analyse", "trace"]
 
-MODES = (False, True)  # eval first: MACs are counted there
+MODES = (False, True)  # values of `training`; eval first, since MACs are counted in the first mode
 
 
 class TraceError(RuntimeError):
-    """The network could not be traced; nothing was changed."""
+    """Raised if a network cannot be traced. The network is unchanged."""
 
 
 def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
-    """Find what depends on what in ``model`` by following its forward on ``inputs``.
+    """Trace the forward of ``model`` on example inputs, and return which channels depend on which.
 
-    The forward is run on fake tensors, once in eval and once in train mode (auxiliary heads exist only there).
-    Nothing about the model changes, and no arithmetic is done.
+    The forward runs on fake tensors, which have shapes but no values: once in eval mode and once in train mode
+    (auxiliary heads exist only there). The model is not changed.
 
     Args:
         model: any eager network.
-        *inputs: example inputs, as the forward takes them; their values do not matter, their shapes do:
-            MACs are those of one forward on them.
+        *inputs: example inputs of the forward. Their values do not matter; their shapes do, since MACs are those of
+            one forward on these inputs.
         **kwargs: example keyword inputs.
 
     Raises:
-        TraceError: the forward raises in both modes (the message has the model's own error), or the model is
+        TraceError: the forward raises in both modes (the message includes the error of the model); or the model is
             quantised, wrapped for distributed training, lazy or scripted (the message says what to do instead).
 
     Example:
@@ -54,85 +54,101 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         >>> graph.pinned[graph.layers["2.weight"][0]]
         "is the network's output"
     """
-    if (reason := refusal(model)) is not None:
+    if (reason := refusal_reason(model)) is not None:
         raise TraceError(reason)
-    with uncollected():
-        tracker, modes, notes = analyse(Tracker(model), inputs, kwargs, MODES)
-        _link_attributes(tracker)
-        pin_what_sizes_do_not_follow(tracker)
-        for tensor, reason in [*pinned_tensors(model), *kept_whole(model)]:
+    with gc_paused():
+        tracker = Tracker(model)
+        modes, notes = analyse(tracker, inputs, kwargs, MODES)
+        _tie_by_attributes(tracker)
+        pin_mismatched_sizes(tracker)
+        for tensor, reason in [*pinned_tensors(model), *unprunable_tensors(model)]:
             tracker.pin_all([tensor], reason)
-        return graph_of(tracker, modes, notes, inputs, kwargs)
+        return build_graph(tracker, modes, notes, inputs, kwargs)
 
 
 def analyse(
     tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
-) -> tuple[Tracker, tuple[bool, ...], list[str]]:
-    """Record the forward in each mode and follow it. MACs come from the first mode that runs."""
-    with unwrapped(tracker.model):
-        return _analyse(tracker, inputs, kwargs, modes)
+) -> tuple[tuple[bool, ...], list[str]]:
+    """Record the forward in each mode and apply the rules to its operators. MACs come from the first mode that runs.
 
+    Args:
+        tracker: of the model; receives ties, pins and costs.
+        inputs: of the forward.
+        kwargs: keyword inputs of the forward.
+        modes: values of ``training`` to try.
 
-def _analyse(
-    tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
-) -> tuple[Tracker, tuple[bool, ...], list[str]]:
-    done: list[bool] = []
+    Returns:
+        The modes that ran, and notes for the user.
+
+    Raises:
+        TraceError: the forward raises in all modes.
+    """
+    finished: list[bool] = []
     notes: list[str] = []
     error: Exception | None = None
-    for training in modes:
-        try:
-            recording = record(tracker.model, inputs, kwargs, training)
-        except Exception as raised:
-            error = raised
-            notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
-            continue
-        _follow(recording, tracker, count=not done)
-        done.append(training)
-        if recording.real:
-            notes.append("needs values to run; the branches that the example input takes were followed")
-    if not done:
-        raise TraceError(f"the network raises on its example input: {_told(error)}") from error
-    return tracker, tuple(done), notes
+    with unwrapped(tracker.model):
+        for training in modes:
+            try:
+                recording = record_forward(tracker.model, inputs, kwargs, training)
+            except Exception as raised:
+                error = raised
+                notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
+                continue
+            _apply_rules(recording, tracker, count_macs=not finished)
+            finished.append(training)
+            if recording.real:
+                notes.append("needs values to run; the branches that the example input takes were followed")
+        if not finished:
+            raise TraceError(f"the network raises on its example input: {_describe(error)}") from error
+    return tuple(finished), notes
 
 
-def _told(error: Exception | None) -> str:
+def _describe(error: Exception | None) -> str:
     where = raised_in(error) if error is not None else ""
     return f"{type(error).__name__}: {error}{f' (in {where!r})' if where else ''}"
 
 
-def _follow(recording: Recording, tracker: Tracker, count: bool) -> None:
+def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> None:
     costs = list(tracker.costs)
     for call in recording.calls:
-        follow(call, tracker)
-    tracker.pin_all(recording.left, "leaves torch for numpy, where it cannot be followed")
+        apply_rule(call, tracker)
+    tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")
     tracker.pin_all(recording.outputs, "is the network's output")
     tracker.outputs += [tensor.shape for tensor in recording.outputs]
-    for size in recording.escaped:
-        tracker.enters(size)
-    for size in recording.numbers:
-        pin_number(size, tracker)
-    if count:
-        tracker.counted = len(tracker.followed)
+    for size in recording.size_events.as_floats:
+        tracker.mark_float_use(size)
+    for size in recording.size_events.as_ints:
+        pin_converted_size(size, tracker)
+    if count_macs:
+        tracker.num_costed = len(tracker.operators)
     else:
         tracker.costs = costs
 
 
-def _link_attributes(tracker: Tracker) -> None:
-    """One attribute cannot have two values: dimensions that it fixes shrink together, in proportion."""
-    first: dict[Any, Ids] = {}
-    for use in sorted(tracker.uses, key=lambda use: len(use.ids)):
-        found = list(leaves(use.size))
-        if len(found) == 1 and isinstance(found[0], Attribute) and len(use.ids):
-            ids = first.setdefault(found[0].key, use.ids)
+def _tie_by_attributes(tracker: Tracker) -> None:
+    """Tie dimensions whose sizes come from the same attribute, since it can have only one value after a cut.
+
+    Where one size is a multiple of the other, each channel of the smaller dimension is tied to that many of the
+    larger one.
+    """
+    smallest: dict[Any, Ids] = {}
+    for use in sorted(tracker.size_uses, key=lambda use: len(use.ids)):
+        origins = list(leaves(use.size))
+        if len(origins) == 1 and isinstance(origins[0], Attribute) and len(use.ids):
+            ids = smallest.setdefault(origins[0].key, use.ids)
             times, rest = divmod(len(use.ids), len(ids))
-            if (
-                not rest
-                and evaluate(use.size, {found[0].key: found[0].value - 1})
-                == len(use.ids) - _step(ids, found[0]) * times
-            ):
+            if not rest and _is_proportional(use, origins[0], len(ids)):
                 tracker.ties.tie(ids, tracker.tie_across(use.ids.view(times, -1)), use.where)
 
 
-def _step(ids: Ids, attribute: Attribute) -> int:
-    """How many of ``ids`` one unit of the attribute stands for."""
-    return len(ids) // max(attribute.value, 1)
+def _is_proportional(use: SizeUse, attribute: Attribute, num_ids: int) -> bool:
+    """Return whether lowering the attribute by 1 lowers the size by its share of ``num_ids`` ids.
+
+    Args:
+        use: a size computed from the attribute.
+        attribute: the attribute.
+        num_ids: the number of ids in the smallest dimension that the attribute determines.
+    """
+    ids_per_step = num_ids // max(attribute.value, 1)
+    times = len(use.ids) // num_ids
+    return evaluate(use.size, {attribute.key: attribute.value - 1}) == len(use.ids) - ids_per_step * times

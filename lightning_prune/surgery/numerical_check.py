@@ -1,10 +1,12 @@
-"""Check by numbers that each operator of the smaller network does what the dense one did (level 3).
+"""Check by numbers that each operator of the smaller network computes what the dense one did.
 
-The rules *claim* which index of a result comes from which index of the operands. Here the claim is tried, one
-operator at a time: random operands in the dense shapes, zero where something was removed, go through the dense
-call; the same operands without what was removed go through the smaller one's call. The results must agree where
-they survive. This knows nothing of the rules, so that a wrong rule shows, and nothing of the rest of the
-network, so that activations with f(0) != 0 do no harm. Dimensions without channels are cropped: it costs little.
+The rules *claim* which index of a result comes from which index of the operands. Here this claim is tested, one
+operator at a time. Random operands of the dense shapes, zero where something was removed, go through the dense call;
+the same operands without the removed parts go through the call of the smaller network. Both results must agree where
+they survive.
+
+The check uses no rule, so a wrong rule shows. It runs each operator alone, so activations with f(0) != 0 do not
+disturb it. Dimensions without channels are cropped to make it fast.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_prune.surgery.mask_check import fits
+from lightning_prune.surgery.mask_check import masks_agree
 from lightning_prune.surgery.masks import Mask
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
@@ -29,11 +31,11 @@ __all__ = ["mismatches"]
 
 aten = torch.ops.aten
 TOLERANCE = 1e-3
-# Alike but for memory: which of them runs depends on strides.
+#: Operators with the same result; which of them torch runs depends on the strides of the operand.
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
 _NORMS = ("native_layer_norm", "native_group_norm", "native_batch_norm", "rms_norm", "_fused_rms_norm")
-# Their values say nothing.
-_ARBITRARY = {
+#: Operators whose results are memory without defined values.
+_UNDEFINED_VALUES = {
     aten.empty_like.default,
     aten.new_empty.default,
     aten.as_strided.default,
@@ -42,97 +44,99 @@ _ARBITRARY = {
 
 
 @dataclass
-class _Survival:
-    """Which ids survive the cut, as a mask over the dense network's."""
+class _Survivors:
+    """The ids of the dense network that survive the cut, and what follows for tensors labelled with ids."""
 
     alive: NDArray[np.bool_]
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        self._masks: dict[int, tuple[Ids, Mask]] = {}  # by identity: the same ids run through many operators
+        # By identity, since many operators share the same id arrays; the arrays are stored so that they stay alive.
+        self._masks: dict[int, tuple[Ids, Mask]] = {}
 
     def mask(self, arrays: Sequence[Ids]) -> Mask:
-        """What survives along one dimension, None where everything stays."""
-        masks = [mask for ids in arrays if (mask := self._mask(ids)) is not None]
+        """Return the mask of one dimension; an index survives if its id survives in each of ``arrays``."""
+        masks = [mask for ids in arrays if (mask := self._mask_of_ids(ids)) is not None]
         return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks) if masks else None
 
-    def _mask(self, ids: Ids) -> Mask:
+    def _mask_of_ids(self, ids: Ids) -> Mask:
         if id(ids) not in self._masks:
             mask = self.alive[ids.numpy()]
             self._masks[id(ids)] = ids, None if mask.all() else mask
         return self._masks[id(ids)][1]
 
     def masks(self, labels: Sequence[Labels]) -> list[list[Mask]]:
-        """What survives of each tensor along each dimension."""
-        return [[self.mask(arrays) for arrays in known] for known in labels]
+        """Return the masks of several tensors, one per dimension."""
+        return [[self.mask(arrays) for arrays in dims] for dims in labels]
 
     def kept(self, arrays: Sequence[Ids]) -> Tensor | None:
-        """Surviving indices of one dimension, None where everything stays."""
+        """Return the surviving indices of one dimension, or None if all survive."""
         mask = self.mask(arrays)
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
     def restrict(self, value: Tensor, labels: Labels) -> Tensor:
-        """``value`` without what was removed."""
+        """Return ``value`` without what was removed."""
         for dim, arrays in enumerate(labels):
-            if (stays := self.kept(arrays)) is not None:
-                value = value.index_select(dim, stays)
+            if (kept := self.kept(arrays)) is not None:
+                value = value.index_select(dim, kept)
         return value
 
-    def numbers(self, shape: Sequence[int], kind: torch.dtype, labels: Labels) -> Tensor:
-        """Random values, zero where something was removed; zeros for integers, which may be indices."""
-        if not kind.is_floating_point:
-            return torch.zeros(list(shape), dtype=kind)
-        values = torch.rand(list(shape), generator=self.generator, dtype=_wide(kind)) + 0.1
+    def random_values(self, shape: Sequence[int], dtype: torch.dtype, labels: Labels) -> Tensor:
+        """Return random values, zero where something was removed; only zeros for integers, which may be indices."""
+        if not dtype.is_floating_point:
+            return torch.zeros(list(shape), dtype=dtype)
+        values = torch.rand(list(shape), generator=self.generator, dtype=_at_least_float32(dtype)) + 0.1
         for dim, arrays in enumerate(labels):
-            if (stays := self.kept(arrays)) is not None:
-                gone = torch.ones(shape[dim], dtype=torch.bool).index_fill_(0, stays, False)
-                values.index_fill_(dim, gone.nonzero().flatten(), 0)
+            if (kept := self.kept(arrays)) is not None:
+                removed = torch.ones(shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
+                values.index_fill_(dim, removed.nonzero().flatten(), 0)
         return values
 
-    def touches(self, followed: TracedOperator) -> bool:
+    def affects(self, operator: TracedOperator) -> bool:
         """Whether anything that the operator reads or writes was removed."""
-        return any(self.mask(arrays) is not None for labels in followed.labels for arrays in labels)
+        return any(self.mask(arrays) is not None for labels in operator.labels for arrays in labels)
 
 
 def mismatches(
     dense: Sequence[TracedOperator], small: Sequence[TracedOperator], alive: NDArray[np.bool_]
 ) -> Iterator[tuple[TracedOperator, str]]:
-    """Every operator whose result is not the dense one's, restricted to what survives, and what is wrong.
+    """Yield each dense operator whose result differs from that of the smaller network, and a description.
 
     Args:
-        dense: what was followed in the dense network.
-        small: what was followed in the smaller one.
-        alive: mask over the dense network's ids.
+        dense: operators of the dense network, in order.
+        small: operators of the smaller network, in order.
+        alive: which ids of the dense network survive; mask of shape (number of ids,).
     """
-    survival = _Survival(alive)
+    survivors = _Survivors(alive)
     for before, after in _pairs(dense, small):
-        if not survival.touches(before) or not _telling(before.call):
+        if not survivors.affects(before) or not _is_comparable(before.call):
             continue
-        check = _blanked(before, survival) if before.mixed else _compare(before, after, survival)
-        if (what := check) is not None:
-            yield before, what
+        mixes = before.mixes_channels
+        problem = _check_norm(before, survivors) if mixes else _check_call(before, after, survivors)
+        if problem is not None:
+            yield before, problem
 
 
 def _pairs(
     dense: Sequence[TracedOperator], small: Sequence[TracedOperator]
 ) -> Iterator[tuple[TracedOperator, TracedOperator]]:
-    """Operators of both networks that belong together, in order.
+    """Pair the operators of both networks, by module and line of code, in order.
 
-    Where torch takes another way inside one line of the network's code, because a dimension has one element
-    left, that line cannot be compared.
+    Where a dimension is left with one element, torch may run other operators for the same line of the network's
+    code. Such lines cannot be compared and are left out.
     """
-    places = _by_place(dense), _by_place(small)
-    for place, before in places[0].items():
-        after = places[1].get(place, [])
-        if [_kind(followed.call) for followed in before] == [_kind(followed.call) for followed in after]:
+    dense_places, small_places = _by_place(dense), _by_place(small)
+    for place, before in dense_places.items():
+        after = small_places.get(place, [])
+        if [_kind(operator.call) for operator in before] == [_kind(operator.call) for operator in after]:
             yield from zip(before, after, strict=True)
 
 
-def _by_place(followed: Sequence[TracedOperator]) -> dict[tuple[str, str], list[TracedOperator]]:
+def _by_place(operators: Sequence[TracedOperator]) -> dict[tuple[str, str], list[TracedOperator]]:
     places: dict[tuple[str, str], list[TracedOperator]] = {}
-    for each in followed:
-        if each.call.op is not aten.clone.default:  # whether a copy is needed depends on strides
-            places.setdefault((each.call.module, each.call.line), []).append(each)
+    for operator in operators:
+        if operator.call.op is not aten.clone.default:  # whether torch needs a copy depends on strides
+            places.setdefault((operator.call.module, operator.call.line), []).append(operator)
     return places
 
 
@@ -140,106 +144,121 @@ def _kind(call: OperatorCall) -> tuple[Any, int]:
     return ("reshape" if call.op in _RESHAPES else call.op), len(call.tensors)
 
 
-def _telling(call: OperatorCall) -> bool:
+def _is_comparable(call: OperatorCall) -> bool:
+    """Whether the call computes its results from its operands, without random numbers."""
     seeded = torch.Tag.nondeterministic_seeded in call.op.tags
-    return bool(call.tensors and call.outputs) and not seeded and call.op not in _ARBITRARY
+    return bool(call.tensors and call.outputs) and not seeded and call.op not in _UNDEFINED_VALUES
 
 
-def _compare(before: TracedOperator, after: TracedOperator, survival: _Survival) -> str | None:
-    """What is wrong with the smaller call, or None."""
+def _check_call(before: TracedOperator, after: TracedOperator, survivors: _Survivors) -> str | None:
+    """Describe what is wrong with the smaller call; None if it is right."""
     count = len(before.shapes)
     operands, results = before.labels[:count], before.labels[count:]
-    for shape, small, known in zip(before.shapes, after.shapes, operands, strict=True):
-        if (what := _misfit(shape, small, known, survival)) is not None:
-            return what
-    if fits(before, after, survival.masks(operands), survival.masks(results)):
+    for shape, small_shape, labels in zip(before.shapes, after.shapes, operands, strict=True):
+        if (problem := _check_shape(shape, small_shape, labels, survivors)) is not None:
+            return problem
+    if masks_agree(before, after, survivors.masks(operands), survivors.masks(results)):
         return None
-    return _by_numbers(before, after, survival)
+    return _check_by_numbers(before, after, survivors)
 
 
-def _by_numbers(before: TracedOperator, after: TracedOperator, survival: _Survival) -> str | None:
-    """Run both calls on the same numbers."""
-    labels, kinds = before.labels[: len(before.shapes)], [tensor.dtype for tensor in before.call.tensors]
-    shapes = _cropped(before, labels)
-    full = [survival.numbers(*each) for each in zip(shapes, kinds, labels, strict=True)]
+def _check_by_numbers(before: TracedOperator, after: TracedOperator, survivors: _Survivors) -> str | None:
+    """Run both calls on the same random numbers, and describe the difference; None if there is none."""
+    labels = before.labels[: len(before.shapes)]
+    dense_operands = _random_operands(before, _cropped_shapes(before, labels), labels, survivors)
     try:
-        wanted = _run(before.call, full)
+        expected = _run(before.call, dense_operands)
     except (RuntimeError, NotImplementedError):
-        return None  # not an operator for such numbers, or for this device
-    cut = [survival.restrict(value, known) for value, known in zip(full, labels, strict=True)]
-    return _judge(wanted, after.call, cut, before.labels[len(labels) :], survival)
+        return None  # the operator is not defined for such numbers, or not on the CPU
+    operands = [survivors.restrict(x, dims) for x, dims in zip(dense_operands, labels, strict=True)]
+    return _check_results(expected, after.call, operands, before.labels[len(labels) :], survivors)
 
 
-def _blanked(before: TracedOperator, survival: _Survival) -> str | None:
-    """Statistics across channels change with the cut; but a norm whose removed parameters are zero must give zero
-    there, and nowhere else."""
+def _random_operands(
+    operator: TracedOperator,
+    shapes: Sequence[Sequence[int]],
+    labels: Sequence[Labels],
+    survivors: _Survivors,
+) -> list[Tensor]:
+    dtypes = [tensor.dtype for tensor in operator.call.tensors]
+    return [survivors.random_values(*each) for each in zip(shapes, dtypes, labels, strict=True)]
+
+
+def _check_norm(before: TracedOperator, survivors: _Survivors) -> str | None:
+    """Check that a norm over channels with zeros for its removed parameters is zero exactly in removed channels.
+
+    Its statistics change with the cut, so its values cannot be compared.
+    """
     count = len(before.shapes)
-    labels = [before.labels[0][:0] if i == 0 else known for i, known in enumerate(before.labels[:count])]
-    removed = any(survival.kept(arrays) is not None for known in labels for arrays in known)
-    if before.call.op._opname not in _NORMS or not removed:
+    labels = [before.labels[0][:0], *before.labels[1:count]]  # the input itself gets no zeros
+    cut_along = any(survivors.kept(arrays) is not None for dims in labels for arrays in dims)
+    if before.call.op._opname not in _NORMS or not cut_along:
         return None
-    kinds = [tensor.dtype for tensor in before.call.tensors]
     try:
-        out = _run(
-            before.call, [survival.numbers(*each) for each in zip(before.shapes, kinds, labels, strict=True)]
-        )[0]
+        out = _run(before.call, _random_operands(before, before.shapes, labels, survivors))[0]
     except (RuntimeError, NotImplementedError):
         return None
-    alive = survival.restrict(out, _scaled(before, before.labels[count]))
-    zeros, missing = int((out == 0).sum()), out.numel() - alive.numel()
-    return None if zeros == missing and bool((alive != 0).all()) else "scales other channels than its own"
+    kept = survivors.restrict(out, _scaled_labels(before, before.labels[count]))
+    num_zeros, num_removed = int((out == 0).sum()), out.numel() - kept.numel()
+    right = num_zeros == num_removed and bool((kept != 0).all())
+    return None if right else "scales other channels than those of its parameters"
 
 
-def _scaled(norm: TracedOperator, labels: Labels) -> Labels:
-    """The labels of a norm's result along the dimensions that its parameters run along."""
+def _scaled_labels(norm: TracedOperator, labels: Labels) -> Labels:
+    """Labels of a norm's result, only along the dimensions along which it has parameters."""
     rank = len(labels)
-    layer = norm.call.op._opname not in ("native_batch_norm", "native_group_norm")
-    dims = range(rank - len(norm.call.args[1]), rank) if layer else [1]
+    layer_norm = norm.call.op._opname not in ("native_batch_norm", "native_group_norm")
+    dims = range(rank - len(norm.call.args[1]), rank) if layer_norm else [1]
     return tuple(arrays if dim in dims else () for dim, arrays in enumerate(labels))
 
 
-def _misfit(shape: torch.Size, small: torch.Size, labels: Labels, survival: _Survival) -> str | None:
-    survive = [
-        size if (mask := survival.mask(arrays)) is None else int(mask.sum())
+def _check_shape(
+    shape: torch.Size, small_shape: torch.Size, labels: Labels, survivors: _Survivors
+) -> str | None:
+    expected = [
+        size if (mask := survivors.mask(arrays)) is None else int(mask.sum())
         for size, arrays in zip(shape, labels, strict=True)
     ]
-    return None if survive == list(small) else f"reads {tuple(small)} where {tuple(survive)} survive"
+    if expected == list(small_shape):
+        return None
+    return f"reads an operand of shape {tuple(small_shape)}, expected {tuple(expected)}"
 
 
-def _judge(
-    wanted: list[Tensor],
+def _check_results(
+    expected: list[Tensor],
     call: OperatorCall,
     operands: list[Tensor],
     labels: Sequence[Labels],
-    survival: _Survival,
+    survivors: _Survivors,
 ) -> str | None:
+    """Run the smaller call, and describe how its results differ from the surviving part of ``expected``."""
     try:
-        found = _run(call, operands)
+        results = _run(call, operands)
     except RuntimeError as error:
-        return f"cannot read what survives: {error}"
-    for want, have, known in zip(wanted, found, labels, strict=False):
-        if not any(known) and want.shape != have.shape:
-            continue  # nobody has said what this is; where it is read, the reader's operands will not fit
-        if (what := _differ(survival.restrict(want, known), have)) is not None:
-            return what
+        return f"raises for the smaller operands: {error}"
+    for dense_result, result, dims in zip(expected, results, labels, strict=False):
+        if not any(dims) and dense_result.shape != result.shape:
+            continue  # without labels nothing is known of this result; a check of its reader will fail if it is wrong
+        if (problem := _difference(survivors.restrict(dense_result, dims), result)) is not None:
+            return problem
     return None
 
 
-def _differ(want: Tensor, have: Tensor) -> str | None:
-    if want.shape != have.shape:
-        return f"gives {tuple(have.shape)} where {tuple(want.shape)} survive"
-    if not want.numel() or not want.dtype.is_floating_point:
+def _difference(expected: Tensor, result: Tensor) -> str | None:
+    if expected.shape != result.shape:
+        return f"has a result of shape {tuple(result.shape)}, expected {tuple(expected.shape)}"
+    if not expected.numel() or not expected.dtype.is_floating_point:
         return None
-    scale = want.abs().nan_to_num().max().clamp_min(1e-6)
-    error = float((want - have).abs().nan_to_num().max() / scale)
-    return f"is off by {error:.2g} of its largest value" if error > TOLERANCE else None
+    scale = expected.abs().nan_to_num().max().clamp_min(1e-6)
+    error = float((expected - result).abs().nan_to_num().max() / scale)
+    return f"differs by {error:.2g} of its largest value" if error > TOLERANCE else None
 
 
 def _run(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The recorded call on other tensors, on the CPU."""
+    """Repeat the recorded call with other tensors, on the CPU."""
     leaves, spec = tree_flatten((call.args, call.kwargs))
-    fresh = iter(tensors)
-    leaves = [next(fresh).clone() if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves]
+    operands = iter(tensors)
+    leaves = [next(operands).clone() if isinstance(x, Tensor) else _cpu_argument(x) for x in leaves]
     args, kwargs = tree_unflatten(leaves, spec)
     operator = aten.reshape.default if call.op in _RESHAPES else call.op
     with torch.no_grad():
@@ -247,30 +266,31 @@ def _run(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [leaf for leaf in results if isinstance(leaf, Tensor)]
 
 
-def _wide(kind: torch.dtype) -> torch.dtype:
-    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _plain(leaf: Any) -> Any:
+def _cpu_argument(leaf: Any) -> Any:
     if isinstance(leaf, torch.dtype):
-        return _wide(leaf)
+        return _at_least_float32(leaf)
     return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 
-def _cropped(followed: TracedOperator, labels: Sequence[Labels]) -> list[list[int]]:
-    """The operands' shapes, small along dimensions that carry no channels, where the operator allows it."""
-    call, shapes = followed.call, [list(shape) for shape in followed.shapes]
+def _cropped_shapes(operator: TracedOperator, labels: Sequence[Labels]) -> list[list[int]]:
+    """Return the operands' shapes, made small along dimensions without channels where the operator allows it."""
+    call, shapes = operator.call, [list(shape) for shape in operator.shapes]
     name = call.op._opname
     if name == "convolution":
         _crop_convolution(call, labels, shapes)
     elif name in ("mm", "addmm") and not labels[-2][0] and (name == "mm" or len(shapes[0]) < 2):
         shapes[-2][0] = min(shapes[-2][0], 4)
     elif torch.Tag.pointwise in call.op.tags or name in ("cat", "native_batch_norm"):
-        _crop_alike(labels, shapes, call.args[1] if name == "cat" and len(call.args) > 1 else None)
+        _crop_equally(labels, shapes, call.args[1] if name == "cat" and len(call.args) > 1 else None)
     return shapes
 
 
 def _crop_convolution(call: OperatorCall, labels: Sequence[Labels], shapes: list[list[int]]) -> None:
+    """Crop the input to two positions of the kernel in each spatial dimension."""
     source, kernel = shapes[0], shapes[1][2:]
     if len(source) != len(shapes[1]) or any(labels[0][2:]):
         return
@@ -280,12 +300,15 @@ def _crop_convolution(call: OperatorCall, labels: Sequence[Labels], shapes: list
         source[2 + dim] = min(source[2 + dim], dilation[dim % len(dilation)] * (size - 1) + 1 + step)
 
 
-def _crop_alike(labels: Sequence[Labels], shapes: list[list[int]], besides: int | None) -> None:
-    """Crop dimensions, counted from the back, that are unlabelled in every operand of that rank."""
+def _crop_equally(labels: Sequence[Labels], shapes: list[list[int]], excluded: int | None) -> None:
+    """Crop to 2 the dimensions, counted from the back as in broadcasting, that have no labels in any operand.
+
+    The dimension ``excluded``, along which operands are concatenated, keeps its size.
+    """
     rank = max(len(shape) for shape in shapes)
     for back in range(1, rank + 1):
-        labelled = any(known[-back] for known in labels if len(known) >= back)
-        if labelled or (besides is not None and (besides % rank) == rank - back):
+        labelled = any(dims[-back] for dims in labels if len(dims) >= back)
+        if labelled or (excluded is not None and (excluded % rank) == rank - back):
             continue
         for shape in shapes:
             if len(shape) >= back and shape[-back] > 2:

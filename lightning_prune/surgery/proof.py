@@ -1,9 +1,9 @@
-"""Proof that a cut is right: the smaller network must meet what the dense one met (level 3).
+"""Prove that a cut is right, by a trace of the smaller network.
 
-The smaller network is traced again, starting from the ids that survive. It may tie only what the dense trace
-tied, pin only what it pinned, and cost what was predicted. Where both traces meet the same operators, each tie
-must be the dense one restricted to what stays, position by position. Last, each operator is tried on numbers
-(:mod:`~lightning_prune.surgery.numerical_check`), so that a wrong rule shows as well.
+The smaller network is traced again, starting from the ids that survive. It may tie and pin only what the dense trace
+tied and pinned, and must cost what was predicted. As long as both traces contain the same operators,
+each tie must be the surviving part of the dense one, position by position. Last, each operator is run on numbers
+(:mod:`~lightning_prune.surgery.numerical_check`), so that a wrong rule of tracing shows as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -26,7 +25,7 @@ from lightning_prune.utils.modules import cut
 
 __all__ = ["ProofError", "prove"]
 
-
+#: Parameter or buffer -> dimension -> surviving indices.
 Indices = Mapping[str, Mapping[int, list[int]]]
 
 
@@ -34,7 +33,7 @@ class ProofError(RuntimeError):
     """The smaller network does not compute what the dense one did.
 
     Attributes:
-        units: the units that run through the offending operator, as far as it is known.
+        units: the units that the operator at fault reads, as far as it is known.
     """
 
     def __init__(self, message: str, units: Units) -> None:
@@ -43,32 +42,32 @@ class ProofError(RuntimeError):
 
 
 def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> None:
-    """Trace the network of ``graph``, from which all but ``kept`` was cut, and hold the trace against the dense one.
+    """Trace the network of ``graph``, which has been cut to ``kept``, and compare the trace with the dense one.
 
     Args:
-        graph: the dense network's graph, with its evidence.
+        graph: graph of the dense network, with its trace.
         kept: mask over units, shape (num_units,).
-        indices: parameter or buffer -> dimension -> what the surgery kept.
+        indices: parameter or buffer -> dimension -> indices that surgery has kept.
 
     Raises:
-        ProofError: the smaller network raises, or reads a channel that the dense one did not read there.
+        ProofError: the smaller network raises, or computes something else than the dense one.
     """
     evidence = graph.evidence
     assert evidence is not None
-    survives = np.append(kept, True)[evidence.unit_of]  # per component; those without a unit stay
-    again = _retrace(graph, evidence, indices)
-    _check_ties(graph, evidence, again)
-    _check_pins(graph, evidence, again)
-    _check_positions(graph, evidence, again, survives)
-    _check_cost(graph, again, kept)
-    if again.outputs != evidence.tracker.outputs:
-        raise ProofError(f"the outputs would be {again.outputs}, not {evidence.tracker.outputs}", _none())
-    _check_numbers(evidence, again, survives)
+    survives = np.append(kept, True)[evidence.unit_of]  # per component; those without a unit (-1) survive
+    small = _retrace(graph, evidence, indices)
+    _check_ties(graph, evidence, small)
+    _check_pins(graph, evidence, small)
+    _check_positions(graph, evidence, small, survives)
+    _check_cost(graph, small, kept)
+    if (outputs := small.outputs) != (expected := evidence.tracker.outputs):
+        raise ProofError(f"the smaller network returns {outputs}, expected {expected}", _no_units())
+    _check_numbers(evidence, small, survives)
 
 
 def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tracker:
     dense = evidence.tracker
-    # The ids are cut by the very call that cut the tensors, so that a wrong cut shows.
+    # The ids are cut by the same function and indices as the tensors, so that wrong indices show.
     initial = {
         name: {
             dim: cut(ids, {0: indices[name][dim]}) if dim in indices.get(name, {}) else ids
@@ -83,122 +82,124 @@ def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tra
         cause = error.__cause__ or error
         module = raised_in(cause)
         raise ProofError(
-            f"the smaller network raises in {module!r}: {cause}", _within(graph, module)
+            f"the smaller network raises in {module!r}: {cause}", _units_within(graph, module)
         ) from error
-    except Exception as error:  # whatever a rule stumbles over: the smaller network cannot be followed
-        where = tracker.where
+    except Exception as error:  # a rule may raise anything if the shapes of the smaller network do not match
         raise ProofError(
-            f"the smaller network does not fit together: {error}", _through(graph, where)
+            f"the smaller network cannot be traced: {error}", _units_at(graph, tracker.where)
         ) from error
     return tracker
 
 
-def _none() -> Units:
+def _no_units() -> Units:
     return np.empty(0, np.int64)
 
 
-def _within(graph: ChannelGraph, module: str) -> Units:
-    """Units bound to the parameters of a module, or of the nearest one around it that has any."""
+def _units_within(graph: ChannelGraph, module: str) -> Units:
+    """Return the units of the parameters of a module, or of the nearest module around it that has any."""
     while True:
         names = [name for name in graph.bindings if not module or name.startswith(f"{module}.")]
         if names or not module:
             break
         module = module.rpartition(".")[0]
     units = [units for name in names for units in graph.bindings[name].values()]
-    return np.unique(np.concatenate([*units, _none()])) if module else _none()
+    return np.unique(np.concatenate([*units, _no_units()])) if module else _no_units()
 
 
-def _through(graph: ChannelGraph, where: str) -> Units:
-    """Units that met the operator ``where`` in the dense trace."""
+def _units_at(graph: ChannelGraph, where: str) -> Units:
+    """Return the units that the operator ``where`` ties in the dense trace."""
     evidence = graph.evidence
     assert evidence is not None
-    met = [tie.left for tie in evidence.tracker.ties.ties if tie.where == where]
-    units = [evidence.unit_of[evidence.components[ids.numpy()]] for ids in met]
-    found = np.unique(np.concatenate([*units, _none()]))
-    return found[found >= 0]
+    tied_ids = [tie.left for tie in evidence.tracker.ties.ties if tie.where == where]
+    return _units_of(evidence, *tied_ids)
 
 
-def _fail(graph: ChannelGraph, what: str, where: str) -> None:
-    raise ProofError(f"{what} at {where or 'the output'}", _through(graph, where))
+def _units_of(evidence: DenseTrace, *ids: Ids) -> Units:
+    """Return the units of ids of the dense trace, sorted."""
+    units = [evidence.unit_of[evidence.components[array.numpy()]] for array in ids]
+    all_units = np.unique(np.concatenate([*units, _no_units()]))
+    return all_units[all_units >= 0]
 
 
-def _check_ties(graph: ChannelGraph, evidence: DenseTrace, again: Tracker) -> None:
-    """No two units of the dense trace may be joined; ids made during the trace may join any one of them."""
-    for tie, joined in _joined(evidence, again.ties):
-        if joined:
+def _fail(graph: ChannelGraph, problem: str, where: str) -> None:
+    raise ProofError(f"{problem} at {where or 'the output'}", _units_at(graph, where))
+
+
+def _check_ties(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> None:
+    """Raise if the second trace joins two components of the dense trace.
+
+    Ids that were made during the second trace may be joined with any one component.
+    """
+    for tie, joins in _joining_ties(evidence, small.ties):
+        if joins:
             _fail(graph, "a filter would read the wrong channel", tie.where)
 
 
-def _quotient(evidence: DenseTrace, ties: Ties) -> NDArray[np.int64]:
-    """Node of each id of the second trace: its dense component, or a new node for ids made since."""
-    made = ties.count - len(evidence.components)
-    top = int(evidence.components.max(initial=-1)) + 1
-    return np.concatenate([evidence.components, np.arange(top, top + made)])
+def _nodes(evidence: DenseTrace, ties: Ties) -> NDArray[np.int64]:
+    """Node of each id of the second trace: its dense component, or a new node for an id made during that trace."""
+    num_new = ties.count - len(evidence.components)
+    num_components = int(evidence.components.max(initial=-1)) + 1
+    return np.concatenate([evidence.components, np.arange(num_components, num_components + num_new)])
 
 
-def _joined(evidence: DenseTrace, ties: Ties) -> Iterator[tuple[Tie, bool]]:
-    nodes = _quotient(evidence, ties)
-    dense = int(evidence.components.max(initial=-1)) + 1
+def _joining_ties(evidence: DenseTrace, ties: Ties) -> Iterator[tuple[Tie, bool]]:
+    """Yield each tie of the second trace, and whether it takes part in joining two dense components."""
+    nodes = _nodes(evidence, ties)
+    num_components = int(evidence.components.max(initial=-1)) + 1
     edges = [(nodes[tie.left.numpy()], nodes[tie.right.numpy()]) for tie in ties.ties]
-    left = np.concatenate([a for a, _ in edges] or [_none()])
-    right = np.concatenate([b for _, b in edges] or [_none()])
+    left = np.concatenate([a for a, _ in edges] or [_no_units()])
+    right = np.concatenate([b for _, b in edges] or [_no_units()])
     size = int(nodes.max(initial=-1)) + 1
     matrix = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(size, size))
     labels = connected_components(matrix, directed=False)[1]
-    crowded = np.bincount(labels[:dense], minlength=size) > 1
+    joined = np.bincount(labels[:num_components], minlength=size) > 1
     for tie, (a, b) in zip(ties.ties, edges, strict=True):
-        yield tie, bool((crowded[labels[a]] & (a != b)).any())
+        yield tie, bool((joined[labels[a]] & (a != b)).any())
 
 
-def _check_pins(graph: ChannelGraph, evidence: DenseTrace, again: Tracker) -> None:
-    known = len(evidence.components)
-    for pin in again.ties.pins:
-        ids = pin.ids[pin.ids < known].numpy()
-        units = evidence.unit_of[evidence.components[ids]]
-        if (~evidence.pinned[evidence.components[ids]] & (units >= 0)).any():
+def _check_pins(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> None:
+    """Raise if the second trace pins a unit that the dense trace did not pin."""
+    for pin in small.ties.pins:
+        components = evidence.components[pin.ids[pin.ids < len(evidence.components)].numpy()]
+        units = evidence.unit_of[components]
+        if (~evidence.pinned[components] & (units >= 0)).any():
             raise ProofError(
                 f"a channel {pin.reason} only in the smaller network, at {pin.where}", np.unique(units)
             )
 
 
 def _check_positions(
-    graph: ChannelGraph, evidence: DenseTrace, again: Tracker, survives: NDArray[np.bool_]
+    graph: ChannelGraph, evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]
 ) -> None:
-    """Tie by tie, where both traces met the same operators in the same order."""
-    before, after = evidence.tracker.ties.ties, again.ties.ties
-    for old, new in zip(before, after, strict=False):
-        if _operator(old) != _operator(new):
-            return  # the code took another way, or a dimension of one element was met
-        for was, now in ((old.left, new.left), (old.right, new.right)):
-            if not _restricted(evidence, was, now, survives):
-                _fail(graph, "a filter would read its channels in another order", new.where)
+    """Compare the ties of both traces one by one, as long as the same operators made them."""
+    for dense_tie, tie in zip(evidence.tracker.ties.ties, small.ties.ties, strict=False):
+        if dense_tie.where != tie.where:
+            return  # the smaller network runs other operators, or a dimension has one element left
+        for dense_ids, ids in ((dense_tie.left, tie.left), (dense_tie.right, tie.right)):
+            if not _is_surviving_part(evidence, dense_ids, ids, survives):
+                _fail(graph, "a filter would read its channels in another order", tie.where)
 
 
-def _operator(tie: Tie) -> str:
-    return tie.where
+def _is_surviving_part(evidence: DenseTrace, dense_ids: Ids, ids: Ids, survives: NDArray[np.bool_]) -> bool:
+    if bool((ids >= len(evidence.components)).any()):
+        return True  # ids made during the second trace are checked by _check_ties
+    dense = evidence.components[dense_ids.numpy()]
+    return np.array_equal(dense[survives[dense]], evidence.components[ids.numpy()])
 
 
-def _restricted(evidence: DenseTrace, was: Ids, now: Ids, survives: NDArray[np.bool_]) -> bool:
-    known = len(evidence.components)
-    if bool((now >= known).any()):
-        return True  # made during the trace: checked by the ties themselves
-    dense = evidence.components[was.numpy()]
-    return np.array_equal(dense[survives[dense]], evidence.components[now.numpy()])
-
-
-def _check_cost(graph: ChannelGraph, again: Tracker, kept: NDArray[np.bool_]) -> None:
-    if len(again.costs) != len(graph.terms["macs"]):
-        return  # torch multiplies instead of contracting where one element is left
+def _check_cost(graph: ChannelGraph, small: Tracker, kept: NDArray[np.bool_]) -> None:
+    """Raise if the smaller network's MACs are not those predicted."""
+    if len(small.costs) != len(graph.terms["macs"]):
+        return  # where one element is left, torch multiplies pointwise instead of contracting
     predicted = graph.cost_models["macs"].total(kept)
-    found = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in again.costs)
-    if found != predicted:
-        raise ProofError(f"the smaller network takes {found} MACs, {predicted} were predicted", _none())
+    actual = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in small.costs)
+    if actual != predicted:
+        raise ProofError(f"the smaller network takes {actual} MACs, predicted were {predicted}", _no_units())
 
 
-def _check_numbers(evidence: DenseTrace, again: Tracker, survives: NDArray[np.bool_]) -> None:
-    """Operator by operator, on random numbers: what the rules say must also be so."""
+def _check_numbers(evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]) -> None:
+    """Raise if an operator of the smaller network computes something else on random numbers."""
     alive = survives[evidence.components]
-    for followed, what in mismatches(evidence.tracker.followed, again.followed, alive):
-        ids = [ids for labels in followed.labels for arrays in labels for ids in arrays]
-        units = np.unique(evidence.unit_of[evidence.components[torch.cat(ids).numpy()]])
-        raise ProofError(f"{followed.call} {what}", units[units >= 0])
+    for operator, problem in mismatches(evidence.tracker.operators, small.operators, alive):
+        ids = [ids for labels in operator.labels for arrays in labels for ids in arrays]
+        raise ProofError(f"{operator.call} {problem}", _units_of(evidence, *ids))

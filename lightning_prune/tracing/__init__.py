@@ -1,1 +1,1 @@
-"""Trace a forward: follow the identity of every channel through every ATen operator."""
+"""Trace the forward of a network: follow the identity of every channel through every ATen operator."""

@@ -1,4 +1,4 @@
-"""What one forward of a network was: its operators, in order, with who called them (level 1)."""
+"""The record of one forward: its operators in order, each with the module and the Python call it came from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.tracing.traced_int import TracedInt
+from lightning_prune.tracing.traced_int import SizeEvents
 
-__all__ = ["OperatorCall", "PythonCall", "Recording", "tensors_among", "tensors_in"]
+__all__ = ["OperatorCall", "PythonCall", "Recording", "operator_tensors", "tensors_in"]
 
 
 @dataclasses.dataclass(eq=False)
 class PythonCall:
-    """A call of the Python API, with its arguments as the user's code passed them."""
+    """A call of torch's Python API, with the arguments that the user's code passed."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -26,13 +26,23 @@ class PythonCall:
 
     @property
     def name(self) -> str:
-        """``"view"`` for ``Tensor.view``."""
+        """Name of the function: ``"view"`` for ``Tensor.view``."""
         return getattr(self.function, "__name__", "")
 
 
 @dataclasses.dataclass(eq=False)
 class OperatorCall:
-    """One ATen operator as it ran: its arguments, its result, and who called it."""
+    """One call of an ATen operator: arguments, result, and its origin in the network.
+
+    Attributes:
+        op: the overload, such as ``aten.add.Tensor``.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        out: the result.
+        module: name of the innermost running module; "" for the network itself.
+        python: the Python-level call that led to this operator.
+        line: place in the user's code, ``"net.py:12"``; "" if it is not known.
+    """
 
     op: OpOverload
     args: tuple[Any, ...]
@@ -43,7 +53,7 @@ class OperatorCall:
     line: str
 
     def arg(self, name: str, default: Any = None) -> Any:
-        """The argument by its name in the operator's schema."""
+        """Return the argument of that name in the operator's schema, or its default value."""
         for position, argument in enumerate(self.op._schema.arguments):
             if argument.name == name:
                 if position < len(self.args):
@@ -53,13 +63,13 @@ class OperatorCall:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """Every tensor among the arguments, also inside lists."""
-        return tensors_among((*self.args, *self.kwargs.values()))
+        """All tensors among the arguments, also those inside lists."""
+        return operator_tensors((*self.args, *self.kwargs.values()))
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """Every tensor among the results."""
-        return tensors_among(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
+        """All tensors among the results."""
+        return operator_tensors(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
 
     def __str__(self) -> str:
         place = f" in {self.module}" if self.module else ""
@@ -68,40 +78,48 @@ class OperatorCall:
 
 @dataclasses.dataclass(eq=False)
 class Recording:
-    """All operators of one forward, in order, and the tensors that left the network."""
+    """All operators of one forward, and the tensors that left the network.
+
+    Attributes:
+        calls: the operators, in order.
+        outputs: tensors in the network's output.
+        training: whether the forward ran in train mode.
+        real: whether it ran on real values, not on meta or fake tensors.
+        size_events: traced sizes that were converted to floats or plain ints.
+        numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
+    """
 
     calls: list[OperatorCall]
     outputs: list[Tensor]
     training: bool
     real: bool
-    escaped: list[TracedInt]  # sizes whose values entered the arithmetic
-    numbers: list[TracedInt]  # sizes that became plain numbers
-    left: list[Tensor]  # what went on outside torch, where nobody follows it
+    size_events: SizeEvents
+    numpy_tensors: list[Tensor]
 
 
-def tensors_among(values: Iterable[Any]) -> list[Tensor]:
-    """Tensors among an operator's arguments or results: flat, or in lists."""
-    found: list[Tensor] = []
+def operator_tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among an operator's arguments or results, which are plain values or lists of them."""
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found += tensors_among(value)
-    return found
+            tensors += operator_tensors(value)
+    return tensors
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists, dictionaries and plain objects such as dataclasses.
+    """Return all tensors in nested tuples, lists, dictionaries and plain objects such as dataclasses.
 
     Example:
         >>> import torch
         >>> len(tensors_in({"out": torch.zeros(1), "aux": [torch.zeros(2), None]}))
         2
     """
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
-            found.append(leaf)
+            tensors.append(leaf)
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
-            found += tensors_in(dict(vars(leaf)))
-    return found
+            tensors += tensors_in(dict(vars(leaf)))
+    return tensors

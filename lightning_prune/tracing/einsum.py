@@ -1,4 +1,4 @@
-"""What ``torch.einsum`` is asked to do, where it contracts two tensors and no more (level 0)."""
+"""Equations of ``torch.einsum`` that contract two tensors, the only ones that the trace follows."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["letters", "two_tensors"]
+__all__ = ["contraction_arguments", "parse_contraction"]
 
 _EQUATION = re.compile(r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)")
 
 
-def letters(equation: str) -> tuple[str, str, str] | None:
-    """The letters of both operands and of the result of a contraction; None for anything else.
+def parse_contraction(equation: str) -> tuple[str, str, str] | None:
+    """Return the indices of both operands and of the result; None if the equation is not a plain contraction.
+
+    In a plain contraction no index occurs twice in a term, an index of only one operand is in the result, and at
+    least one index of both operands is summed over.
 
     Example:
-        >>> letters("bhqd, bhkd -> bhqk")
+        >>> parse_contraction("bhqd, bhkd -> bhqk")
         ('bhqd', 'bhkd', 'bhqk')
-        >>> letters("bc,bc->bc") is letters("bcd,be->be") is letters("ii,ij->ij") is None
-        True
+        >>> [parse_contraction(equation) for equation in ("bc,bc->bc", "bcd,be->be", "ii,ij->ij")]
+        [None, None, None]
     """
-    found = _EQUATION.fullmatch(equation.replace(" ", ""))
-    if found is None:
+    match = _EQUATION.fullmatch(equation.replace(" ", ""))
+    if match is None:
         return None
-    left, right, out = found.groups()
-    once = all(len(set(each)) == len(each) for each in found.groups())
-    alone, both = set(left) ^ set(right), set(left) & set(right)
-    return (left, right, out) if once and alone <= set(out) and not both <= set(out) else None
+    left, right, out = match.groups()
+    unique = all(len(set(term)) == len(term) for term in (left, right, out))
+    single, common = set(left) ^ set(right), set(left) & set(right)
+    return (left, right, out) if unique and single <= set(out) and not common <= set(out) else None
 
 
-def two_tensors(args: tuple[Any, ...]) -> tuple[str, list[Tensor]] | None:
-    """Equation and operands as they were passed to ``torch.einsum``, if it contracts two tensors that fit."""
-    if len(args) < 2 or not isinstance(args[0], str) or (found := letters(args[0])) is None:
+def contraction_arguments(args: tuple[Any, ...]) -> tuple[str, list[Tensor]] | None:
+    """Return equation and operands from the arguments of ``torch.einsum``; None if it is no plain contraction.
+
+    None is also returned if the operands do not fit the equation.
+    """
+    if len(args) < 2 or not isinstance(args[0], str) or (terms := parse_contraction(args[0])) is None:
         return None
     operands = list(args[1] if isinstance(args[1], (list, tuple)) else args[1:])
-    if [tensor.dim() for tensor in operands] != [len(found[0]), len(found[1])]:
+    if [tensor.dim() for tensor in operands] != [len(terms[0]), len(terms[1])]:
         return None
     left, right = (
-        dict(zip(each, tensor.shape, strict=True)) for each, tensor in zip(found, operands, strict=False)
+        dict(zip(term, tensor.shape, strict=True)) for term, tensor in zip(terms, operands, strict=False)
     )
-    return (
-        (args[0], operands) if all(left[letter] == right[letter] for letter in left.keys() & right) else None
-    )
+    fits = all(left[index] == right[index] for index in left.keys() & right)
+    return (args[0], operands) if fits else None

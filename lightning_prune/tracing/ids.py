@@ -1,13 +1,13 @@
-"""Ids of channels, and what ties them together (level 0).
+"""Ids of channels, the ties between them, and their connected components.
 
-Every index of every dimension of every parameter and buffer has an integer id. While a network is traced,
-ids that must live or die together are *tied*, as whole arrays; one connected-components call at the end turns
-ids into units. There is no Python object per channel.
+Every index of every dimension of every parameter and buffer has an integer id. While a network is traced, ids that
+can only be removed together are *tied*, as whole arrays; one call of connected components at the end turns ids into
+units. There is no Python object per channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,18 +17,20 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-__all__ = ["Ids", "Pin", "Tie", "Ties"]
+__all__ = ["Ids", "Pin", "Tie", "Ties", "Units"]
 
-
+#: Ids, int64, of one dimension.
+Ids = Tensor
+#: Numbers of units, int64, of one dimension.
 Units = NDArray[np.int64]
-
-
-Ids = Tensor  # int64, one dimension
 
 
 @dataclass(frozen=True)
 class Tie:
-    """Two id arrays of the same length that live or die together, position by position, and who said so."""
+    """Two id arrays of the same length that can only be removed together, position by position.
+
+    ``where`` names the operator that ties them, for messages.
+    """
 
     left: Ids
     right: Ids
@@ -37,7 +39,7 @@ class Tie:
 
 @dataclass(frozen=True)
 class Pin:
-    """Ids that must stay, and why."""
+    """Ids that must not be removed, with the reason and the operator that requires them."""
 
     ids: Ids
     reason: str
@@ -45,8 +47,22 @@ class Pin:
 
 
 @dataclass
+class _TieLabels:
+    """Component labels of the first ids, by the first ``num_ties`` ties."""
+
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    num_ties: int = 0
+
+
+@dataclass
 class Ties:
-    """All ties and pins of a trace, in the order in which they were met.
+    """All ties and pins of a trace, in the order in which they were added.
+
+    Attributes:
+        count: number of ids.
+        ties: pairs of id arrays.
+        pins: ids that must stay.
+        statistics: id arrays over which an operator takes statistics across channels.
 
     Example:
         >>> ties = Ties()
@@ -60,17 +76,19 @@ class Ties:
     ties: list[Tie] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     statistics: list[Ids] = field(default_factory=list)
-    _known: tuple[Tensor, int] = field(
-        default_factory=lambda: (torch.empty(0, dtype=torch.int64), 0), repr=False
-    )
+    _cache: _TieLabels = field(default_factory=_TieLabels, repr=False)
 
     def fresh(self, size: int) -> Ids:
-        """``size`` ids never used before."""
+        """Return ``size`` new ids."""
         self.count += size
         return torch.arange(self.count - size, self.count)
 
     def tie(self, left: Ids, right: Ids, where: str = "") -> None:
-        """Tie two arrays position by position; they must have the same length."""
+        """Tie two arrays position by position.
+
+        Raises:
+            ValueError: they differ in length.
+        """
         if left.shape != right.shape:
             raise ValueError(f"cannot tie {len(left)} ids to {len(right)} in {where}")
         if left is not right and not torch.equal(left, right):
@@ -81,47 +99,40 @@ class Ties:
         self.pins.append(Pin(ids, reason, where))
 
     def closure(self, ids: Ids) -> Callable[[Ids], Tensor]:
-        """A function that says of each id whether it is tied so far to any of ``ids``, themselves included."""
+        """Return a function that maps ids to a mask: True if an id is in ``ids`` or tied so far to one of them."""
         labels = self._labels()
-        gone = labels[ids].unique()
-        return lambda asked: torch.isin(labels[asked], gone)
+        closure_labels = labels[ids].unique()
+        return lambda other_ids: torch.isin(labels[other_ids], closure_labels)
 
     def _labels(self) -> Tensor:
-        """Component of each id by the ties so far, brought up to date by the new ones alone."""
-        known, done = self._known
-        if len(known) == self.count and done == len(self.ties):
-            return known
-        known = torch.cat([known, torch.arange(len(known), self.count)])
-        edges = [(known[tie.left], known[tie.right]) for tie in self.ties[done:]]
-        left, right = (
-            torch.cat([*side, known[:0]]).numpy() for side in ([a for a, _ in edges], [b for _, b in edges])
-        )
-        if (left != right).any():  # else the ties say what is known
-            matrix = coo_matrix(
-                (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count)
-            )
-            known = torch.from_numpy(connected_components(matrix, directed=False)[1].astype(np.int64))[known]
-        self._known = known, len(self.ties)
-        return known
+        """Return the component of each id by the ties so far; only the ties since the last call are processed."""
+        labels, num_ties = self._cache.labels, self._cache.num_ties
+        if len(labels) == self.count and num_ties == len(self.ties):
+            return labels
+        labels = torch.cat([labels, torch.arange(len(labels), self.count)])
+        new_ties = self.ties[num_ties:]
+        left = _concatenate([labels[tie.left] for tie in new_ties])
+        right = _concatenate([labels[tie.right] for tie in new_ties])
+        if (left != right).any():  # otherwise the new ties are within the components
+            labels = torch.from_numpy(_connect(left, right, self.count).astype(np.int64))[labels]
+        self._cache = _TieLabels(labels, len(self.ties))
+        return labels
 
-    def components(self) -> NDArray[np.int64]:
-        """Component of each id, shape (count,), numbered by first appearance."""
-        left, right = self._edges()
-        edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count))
-        labels = connected_components(edges, directed=False)[1]
+    def components(self) -> Units:
+        """Return the component of each id, shape (count,), numbered by first appearance."""
+        left = _concatenate([tie.left for tie in self.ties])
+        right = _concatenate([tie.right for tie in self.ties])
+        labels = _connect(left, right, self.count)
         _, first = np.unique(labels, return_index=True)
-        order = np.argsort(np.argsort(first))
-        return order[labels].astype(np.int64)
+        rank = np.argsort(np.argsort(first))
+        return rank[labels].astype(np.int64)
 
-    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        empty = [torch.empty(0, dtype=torch.int64)]
-        left = torch.cat([tie.left for tie in self.ties] or empty)
-        right = torch.cat([tie.right for tie in self.ties] or empty)
-        return left.numpy(), right.numpy()
 
-    def reasons(self) -> Iterator[tuple[int, str]]:
-        """Every pinned id with its reason, in order."""
-        for pin in self.pins:
-            text = f"{pin.reason} ({pin.where})" if pin.where else pin.reason
-            for index in pin.ids.tolist():
-                yield index, text
+def _concatenate(arrays: Sequence[Ids]) -> Units:
+    return torch.cat([*arrays, torch.empty(0, dtype=torch.int64)]).numpy()
+
+
+def _connect(left: Units, right: Units, count: int) -> NDArray[np.int32]:
+    """Return the component label of each of ``count`` nodes in the graph with the edges (left[i], right[i])."""
+    edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
+    return connected_components(edges, directed=False)[1]

@@ -1,4 +1,4 @@
-"""Run a network and leave no trace on it (level 0)."""
+"""Context managers that isolate the process from a trace: state of the model, random numbers, garbage collector."""
 
 from __future__ import annotations
 
@@ -12,57 +12,63 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["uncollected", "untouched"]
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does to the model's attributes, flags, counters and the random state is undone."""
-    modules = list(model.modules())
-    before = [dict(vars(module)) for module in modules]
-    # Registries, and caches that a forward fills: the same object must have the same content again.
-    # Most are empty; those need no copy.
-    containers = [
-        (held, held.copy() if held else ())
-        for attributes in before
-        for held in attributes.values()
-        if type(held) in _CONTAINERS
-    ]
-    # Fake tensors leave buffers alone, except counters: a scalar on the CPU is computed for real.
-    counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
-    states = torch.get_rng_state(), random.getstate()
-    random.seed(0)  # networks that drop layers at random then do the same in every recording
-    try:
-        yield
-    finally:
-        for module, attributes in zip(modules, before, strict=True):
-            vars(module).clear()
-            vars(module).update(attributes)
-        for held, content in containers:
-            _refill(held, content)
-        for buffer, value in counters:
-            buffer.data.copy_(value)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-
+__all__ = ["gc_paused", "restored"]
 
 _CONTAINERS = frozenset((dict, OrderedDict, list, set))
 
 
-def _refill(held: Any, content: Any) -> None:
-    if not held and not content:
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restore the model's attributes, modes and counters, and the random state, at the end of the block.
+
+    Buffers of more than one element are not restored.
+    """
+    modules = list(model.modules())
+    attributes_before = [dict(vars(module)) for module in modules]
+    # Registries, and caches that a forward fills: the same object must have the same content again.
+    # Most are empty and need no copy.
+    containers = [
+        (value, value.copy() if value else ())
+        for attributes in attributes_before
+        for value in attributes.values()
+        if type(value) in _CONTAINERS
+    ]
+    # Fake tensors do not change buffers, except counters: a scalar on the CPU is computed for real.
+    counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    random.seed(0)  # networks that drop layers at random drop the same layers in every recording
+    try:
+        yield
+    finally:
+        for module, attributes in zip(modules, attributes_before, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+        for container, content in containers:
+            _refill(container, content)
+        for buffer, value in counters:
+            buffer.data.copy_(value)
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Make ``content`` the content of a dictionary, list or set."""
+    if not container and not content:
         return
-    held.clear()
-    if isinstance(held, list):
-        held.extend(content)
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
     else:
-        held.update(content)
+        container.update(content)
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: the block makes many small objects and keeps them, and a search through
-    all of a process's objects, set off by their number, would take longer than the block."""
+def gc_paused() -> Iterator[None]:
+    """Disable the cyclic garbage collector within the block.
+
+    A trace makes many small objects and keeps them. Their number starts collections over all objects of the process,
+    which would take longer than the trace.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

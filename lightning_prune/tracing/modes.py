@@ -1,7 +1,7 @@
-"""The two modes that listen to a forward, and where in the network it is (level 1).
+"""The two torch modes that record a forward, and the stack of running modules.
 
-A ``TorchDispatchMode`` sees each ATen operator, a ``TorchFunctionMode`` outside it sees the Python-level call with
-its arguments as they were passed, traced ints included.
+A ``TorchDispatchMode`` receives each ATen operator. A ``TorchFunctionMode`` outside of it receives the Python-level
+call with the arguments that the user's code passed, traced ints included.
 """
 
 from __future__ import annotations
@@ -20,46 +20,49 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lightning_prune.tracing.calls import OperatorCall, PythonCall
-from lightning_prune.tracing.einsum import two_tensors
-from lightning_prune.tracing.shape_functions import quick
+from lightning_prune.tracing.einsum import contraction_arguments
+from lightning_prune.tracing.shape_functions import infer
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
 
-__all__ = ["Means", "ModuleStack", "Operators", "PythonCalls"]
+__all__ = ["ModuleStack", "OperatorMode", "PythonCallMode", "TensorKind"]
 
 aten = torch.ops.aten
-Means = Literal["meta", "fake", "real"]
-_LEAVING = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+#: What a forward is recorded on: tensors without data (meta, fake), or real ones.
+TensorKind = Literal["meta", "fake", "real"]
+_NUMPY_GETTERS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
-_OURS = __name__.split(".")[0]
-_RECORDING = f"{_OURS}.recording"  # where a recorded forward is called from
+_PACKAGE = __name__.split(".")[0]
+_RECORDER = f"{__package__}.recorder"  # this module calls the forward that is recorded
 
 
 class ModuleStack:
-    """The stack of running modules, by name."""
+    """The stack of modules whose forward is running, by name."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = []
-        self.failed: str | None = None
+        self.failed_module: str | None = None
 
     @property
-    def module(self) -> str:
-        """Name of the innermost one."""
+    def innermost(self) -> str:
+        """Name of the innermost running module; "" if none is running."""
         return self.stack[-1] if self.stack else ""
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """The forward of ``module`` begins."""
+        """Push ``module``, whose forward begins."""
         self.stack.append(self.names.get(id(module), type(module).__name__))
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        """The forward of ``module`` ends, or raises."""
-        if self.failed is None and sys.exc_info()[1] is not None:
-            self.failed = self.module  # torch calls this hook also when the module raises, innermost first
+        """Pop ``module``, whose forward ends or raises; remember the innermost module that raised."""
+        if self.failed_module is None and sys.exc_info()[1] is not None:
+            self.failed_module = (
+                self.innermost
+            )  # torch calls this hook also on errors, innermost module first
         self.stack.pop()
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follow the forwards within the block."""
+    def hooked(self) -> Iterator[None]:
+        """Keep the stack up to date, by global hooks, within the block."""
         before = register_module_forward_pre_hook(self.enter)
         after = register_module_forward_hook(self.leave, always_call=True)
         try:
@@ -70,49 +73,52 @@ class ModuleStack:
 
 
 def _line() -> str:
-    """``file.py:12`` of the innermost frame of the network's own code, outside torch and this package."""
+    """Return ``file.py:12`` of the innermost frame of the network's code, outside of torch and this package."""
     frame = sys._getframe(2)
-    while frame is not None and (module := frame.f_globals.get("__name__", "")) != _RECORDING:
-        if module.split(".")[0] not in ("torch", "contextlib", _OURS):
+    while frame is not None and (module := frame.f_globals.get("__name__", "")) != _RECORDER:
+        if module.split(".")[0] not in ("torch", "contextlib", _PACKAGE):
             return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 
 
-class PythonCalls(TorchFunctionMode):
-    """Remembers the running Python-level call, and answers sizes with traced ints."""
+class PythonCallMode(TorchFunctionMode):
+    """Keep the running Python-level call, and return sizes of tensors as traced ints."""
 
-    operators: Operators
+    operators: OperatorMode
     current: PythonCall | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.left: list[Tensor] = []
+        self.numpy_tensors: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _LEAVING:
-            self.left.append(args[0])
+        if func in _NUMPY_GETTERS:
+            self.numpy_tensors.append(args[0])
         if func in _SIZE_GETTERS:
             return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
-            if func is F.scaled_dot_product_attention and self.operators.means == "meta":
-                return self.operators.attention(*args, **kwargs)
-            if (whole := _whole(func, args, kwargs)) is not None:
-                return self.operators.whole(*whole)
+            if func is F.scaled_dot_product_attention and self.operators.kind == "meta":
+                return self.operators.run_attention(*args, **kwargs)
+            if (composite := _composite(func, args, kwargs)) is not None:
+                return self.operators.run_composite(*composite)
             return func(*args, **kwargs)
         finally:
             self.current = outer
 
 
-def _whole(
+def _composite(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[OpOverload, tuple[Any, ...]] | None:
-    """The operator for a call that torch takes apart, in ways that hang on sizes or hide what was meant."""
-    if func is torch.einsum and (contraction := two_tensors(args)) is not None:
+    """Return operator and arguments of a call that must be recorded as one operator; None for any other call.
+
+    Torch decomposes these calls in a way that depends on sizes, or that hides which channels belong together.
+    """
+    if func is torch.einsum and (contraction := contraction_arguments(args)) is not None:
         return aten.einsum.default, contraction
     if func is torch._C._nn.pad and "circular" in args:
         return aten.pad.default, args
@@ -123,23 +129,30 @@ def _whole(
     return None
 
 
-def _traced_sizes(tensor: Tensor, answer: Any, *at: Any, **kwargs: Any) -> Any:
-    """``answer`` of ``tensor.shape``, ``.size()`` or ``.size(dim)`` as traced ints."""
-    if isinstance(answer, int):
-        dim = int(at[0] if at else kwargs["dim"]) % tensor.dim()
-        return TracedInt(answer, TensorSize(tensor, dim, answer))
-    return torch.Size([TracedInt(size, TensorSize(tensor, dim, size)) for dim, size in enumerate(answer)])
+def _traced_sizes(tensor: Tensor, sizes: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return ``sizes``, the result of ``tensor.shape``, ``.size()`` or ``.size(dim)``, as traced ints."""
+    if isinstance(sizes, int):
+        dim = int(args[0] if args else kwargs["dim"]) % tensor.dim()
+        return TracedInt(sizes, TensorSize(tensor, dim, sizes))
+    return torch.Size([TracedInt(size, TensorSize(tensor, dim, size)) for dim, size in enumerate(sizes)])
 
 
-class Operators(TorchDispatchMode):
-    """Writes down every operator that has a tensor among its results or arguments."""
+class OperatorMode(TorchDispatchMode):
+    """Record every ATen operator that has a tensor among its arguments or results.
 
-    def __init__(self, python: PythonCalls, where: ModuleStack, means: Means) -> None:
+    Args:
+        python: the mode that has the running Python-level call.
+        modules: the stack of running modules.
+        kind: the kind of tensors that the forward runs on.
+    """
+
+    def __init__(self, python: PythonCallMode, modules: ModuleStack, kind: TensorKind) -> None:
         super().__init__()
-        self.python, self.where, self.means = python, where, means
+        self.python, self.modules, self.kind = python, modules, kind
         self.calls: list[OperatorCall] = []
-        self.twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self.silent = False
+        self.paused = False
+        # id of a real tensor -> the tensor, which keeps its id in use, and its copy without data
+        self._meta_copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -147,52 +160,50 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.means == "meta":
-            given = tuple(self._given(leaf) for leaf in args)
-            named = {name: self._given(leaf) for name, leaf in kwargs.items()}
-            out = quick(func, given, named)
-            out = func(*given, **named) if out is NotImplemented else out
-        else:
-            out = func(*args, **kwargs)
-        if func.namespace != "prim" and not self.silent:  # prim.device and the like return no tensor
-            self.write(func, args, kwargs, out)
+        out = self._run_on_meta(func, args, kwargs) if self.kind == "meta" else func(*args, **kwargs)
+        if func.namespace != "prim" and not self.paused:  # prim.device and the like return no tensor
+            self._append(func, args, kwargs, out)
         return out
 
-    def write(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
-        """Note one operator. What TorchScript calls was not called from Python: its sizes are written in its code."""
-        python = self.python.current or PythonCall(op.overloadpacket, args, kwargs)
-        self.calls.append(OperatorCall(op, args, kwargs, out, self.where.module, python, _line()))
-
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Fused attention as one operator: on the meta device torch would take it apart."""
+    def run_attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Record fused attention as one operator, which torch would decompose on the meta device."""
         with _disable_current_modes():
             out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
-        self.write(
-            torch.ops.aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out
-        )
+        self._append(aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out)
         return out
 
-    def whole(self, op: OpOverload, args: tuple[Any, ...]) -> Any:
-        """Write one operator down, and not what torch makes of it."""
-        self.silent = True
+    def run_composite(self, op: OpOverload, args: tuple[Any, ...]) -> Any:
+        """Run and record ``op`` as one operator, without the operators that torch decomposes it into."""
+        self.paused = True
         try:
             out = op(*args)
         finally:
-            self.silent = False
-        self.write(op, args, {}, out)
+            self.paused = False
+        self._append(op, args, {}, out)
         return out
 
-    def _given(self, argument: Any) -> Any:
-        """The argument with every tensor on the meta device; what a schema allows is flat, or a list."""
-        if isinstance(argument, Tensor):
-            return self._twin(argument)
-        return [self._given(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
+    def _append(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
+        # TorchScript calls operators without a Python-level call: their sizes are constants of its code.
+        python = self.python.current or PythonCall(op.overloadpacket, args, kwargs)
+        self.calls.append(OperatorCall(op, args, kwargs, out, self.modules.innermost, python, _line()))
 
-    def _twin(self, tensor: Tensor) -> Tensor:
-        """A meta tensor in the place of a parameter, a buffer, or whatever else is real."""
+    def _run_on_meta(self, op: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        meta_args = tuple(self._to_meta(value) for value in args)
+        meta_kwargs = {name: self._to_meta(value) for name, value in kwargs.items()}
+        out = infer(op, meta_args, meta_kwargs)
+        return op(*meta_args, **meta_kwargs) if out is NotImplemented else out
+
+    def _to_meta(self, argument: Any) -> Any:
+        """Return the argument, a plain value or a list, with every tensor on the meta device."""
+        if isinstance(argument, Tensor):
+            return self._meta_copy(argument)
+        return [self._to_meta(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
+
+    def _meta_copy(self, tensor: Tensor) -> Tensor:
+        """Return the meta tensor that stands for a parameter, a buffer or another real tensor."""
         if tensor.is_meta:
             return tensor
-        if id(tensor) not in self.twins:
-            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            self.twins[id(tensor)] = tensor, twin
-        return self.twins[id(tensor)][1]
+        if id(tensor) not in self._meta_copies:
+            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            self._meta_copies[id(tensor)] = tensor, copy
+        return self._meta_copies[id(tensor)][1]

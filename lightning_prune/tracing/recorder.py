@@ -1,8 +1,8 @@
-"""Run a network's forward without data and write down every operator (level 1).
+"""Run a network's forward without data and record every operator.
 
 Meta and fake tensors have shapes but no data, so a recording costs no arithmetic and no memory. Meta tensors are
-several times quicker; where a network does not run on them, fake tensors, which keep up appearances (a device,
-say), are tried, and where values are needed, the real ones.
+several times faster and are tried first. Fake tensors, which also report a device, are tried where a network does
+not run on meta tensors; real tensors are used where the forward needs values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,103 +25,144 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.tracing.calls import Recording, tensors_in
-from lightning_prune.tracing.isolation import untouched
-from lightning_prune.tracing.modes import Means, ModuleStack, Operators, PythonCalls
-from lightning_prune.tracing.traced_int import listening, trace_attributes
+from lightning_prune.tracing.isolation import restored
+from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
+from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
 
-__all__ = ["raised_in", "record"]
+__all__ = ["raised_in", "record_forward"]
 
-# What fake tensors cannot answer: a branch on a value, a shape that depends on values, an operator without
-# a shape function. Then the network is run for real.
-NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-NEEDS_DATA = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
-RAISED_IN = "raised in module "  # the note that an exception of the forward gets
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-
-
-def raised_in(error: BaseException) -> str:
-    """Name of the innermost module whose forward raised ``error``."""
-    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_IN)]
-    return notes[0].removeprefix(RAISED_IN) if notes else ""
+# Errors of fake tensors for which the forward is run on real tensors: a branch on a value, a shape that depends on
+# values, an operator without a shape function, numpy.
+_VALUE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+_VALUE_ERROR_TEXTS = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
+_NOTE_PREFIX = "raised in module "  # begins the note that is added to an exception of the forward
+_FAKE_TENSOR_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
 
-def _prepared(means: Means, mode: FakeTensorMode, value: Any) -> Any:
-    """The example input as the chosen means want it."""
-    if means == "meta":
-        return tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), value)
-    return tree_map_only(Tensor, mode.from_tensor, value) if means == "fake" else copy.deepcopy(value)
-
-
-def _run(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, means: Means
+def record_forward(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
 ) -> Recording:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    where, python = ModuleStack(model), PythonCalls()
-    operators = python.operators = Operators(python, where, means)
-    inputs, kwargs = _prepared(means, fake, (inputs, dict(kwargs)))
-    model.train(not training)  # networks that cache what they compute in eval mode drop it on a change
-    model.train(training)
-    trace_attributes(model)
-    mode = fake if means == "fake" else contextlib.nullcontext()
-    try:
-        with listening() as heard, torch.no_grad(), mode, where.watching(), python, operators:
-            out = model(*inputs, **kwargs)
-    except Exception as error:
-        error.add_note(f"{RAISED_IN}{where.failed or ''}")
-        raise
-    found = operators.calls, tensors_in(out), training, means == "real"
-    return Recording(*found, heard.floats, heard.numbers, python.left)
+    """Record one forward of ``model`` in eval or train mode, and restore the model's state.
 
-
-@contextlib.contextmanager
-def _seen_whole() -> Iterator[None]:
-    """See into what torch would hide, and keep it from logging what we raise anyway.
-
-    ``nn.MultiheadAttention`` has a fast path of one opaque operator; and a Python function of
-    ``torch.nn.functional`` that meets a function mode is handed over whole, so that the calls inside it are lost.
-    """
-    enabled, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_LOG.level
-    torch.backends.mha.set_fastpath_enabled(False)
-    _FAKE_LOG.setLevel(logging.CRITICAL)
-    checks = {name: check for name, check in vars(F).items() if name.startswith("has_torch_function")}
-    vars(F).update(dict.fromkeys(checks, lambda *args: False))
-    # Norms want several values per channel in train mode; without data one is as good.
-    checks |= {name: getattr(F, name) for name in ("_verify_batch_size", "_verify_spatial_size")}
-    vars(F).update(dict.fromkeys(list(checks)[-2:], lambda size: None))
-    try:
-        yield
-    finally:
-        vars(F).update(checks)
-        torch.backends.mha.set_fastpath_enabled(enabled)
-        _FAKE_LOG.setLevel(level)
-
-
-def record(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Recording:
-    """Record one forward of ``model`` in eval or train mode, and leave the model as it was.
-
-    Where the forward needs values (a branch on a tensor), a copy of the inputs is run for real, and the
-    branch that they take is the one recorded.
+    Where the forward needs values (a branch on a tensor), it is run on a copy of the real inputs, and the branches
+    that they take are recorded.
 
     Raises:
-        Exception: the forward's own, with a note that names the module.
+        Exception: the forward's own exception, with a note that names the module (see :func:`raised_in`).
     """
-    means: Means
-    for means in ("meta", "fake"):
-        try:
-            with untouched(model), _seen_whole():
-                return _run(model, inputs, kwargs, training, means)
-        except Exception as error:
-            if means == "fake" and not _needs_values(error):
-                raise
+    with contextlib.suppress(Exception):
+        return _record_isolated(model, inputs, kwargs, training, "meta")
+    try:
+        return _record_isolated(model, inputs, kwargs, training, "fake")
+    except Exception as error:
+        if not _needs_values(error):
+            raise
+    return _record_on_values(model, inputs, kwargs, training)
+
+
+def _record_on_values(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> Recording:
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with untouched(model), _seen_whole():
+    with restored(model), _patched_torch():
         try:
-            return _run(model, inputs, kwargs, training, "real")
+            return _record(model, inputs, kwargs, training, "real")
         finally:
             for buffer, value in buffers:
                 buffer.data.copy_(value)
 
 
+def _record_isolated(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, kind: TensorKind
+) -> Recording:
+    with restored(model), _patched_torch():
+        return _record(model, inputs, kwargs, training, kind)
+
+
+def _record(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, kind: TensorKind
+) -> Recording:
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    modules, python = ModuleStack(model), PythonCallMode()
+    operators = python.operators = OperatorMode(python, modules, kind)
+    inputs, kwargs = _convert(kind, fake_mode, (inputs, dict(kwargs)))
+    model.train(
+        not training
+    )  # networks that cache what they compute in eval mode drop it on a change of mode
+    model.train(training)
+    trace_attributes(model)
+    outer_mode = fake_mode if kind == "fake" else contextlib.nullcontext()
+    try:
+        with (
+            record_size_events() as size_events,
+            torch.no_grad(),
+            outer_mode,
+            modules.hooked(),
+            python,
+            operators,
+        ):
+            out = model(*inputs, **kwargs)
+    except Exception as error:
+        error.add_note(f"{_NOTE_PREFIX}{modules.failed_module or ''}")
+        raise
+    return Recording(
+        calls=operators.calls,
+        outputs=tensors_in(out),
+        training=training,
+        real=kind == "real",
+        size_events=size_events,
+        numpy_tensors=python.numpy_tensors,
+    )
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the innermost module whose forward raised ``error``; "" if it is not known."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE_PREFIX)]
+    return notes[0].removeprefix(_NOTE_PREFIX) if notes else ""
+
+
+def _convert(kind: TensorKind, fake_mode: FakeTensorMode, inputs: Any) -> Any:
+    """Return the example inputs with all their tensors of the given kind; real ones are copied."""
+    if kind == "meta":
+        return tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), inputs)
+    return tree_map_only(Tensor, fake_mode.from_tensor, inputs) if kind == "fake" else copy.deepcopy(inputs)
+
+
 def _needs_values(error: Exception) -> bool:
-    """Whether fake tensors cannot answer: a branch on a value, a custom operator without a shape function, numpy."""
-    return isinstance(error, NEEDS_VALUES) or any(what in str(error) for what in NEEDS_DATA)
+    """Whether fake tensors raised ``error`` because they have no values."""
+    return isinstance(error, _VALUE_ERRORS) or any(text in str(error) for text in _VALUE_ERROR_TEXTS)
+
+
+@contextlib.contextmanager
+def _patched_torch() -> Iterator[None]:
+    """Make torch show all operators to the modes within the block, and log no errors that are handled here.
+
+    ``nn.MultiheadAttention`` has a fast path of one opaque operator; it is disabled.
+    """
+    fast_path, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_TENSOR_LOGGER.level
+    torch.backends.mha.set_fastpath_enabled(False)
+    _FAKE_TENSOR_LOGGER.setLevel(logging.CRITICAL)
+    replacements = _functional_replacements()
+    originals = {name: getattr(F, name) for name in replacements}
+    vars(F).update(replacements)
+    try:
+        yield
+    finally:
+        vars(F).update(originals)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        _FAKE_TENSOR_LOGGER.setLevel(level)
+
+
+def _functional_replacements() -> dict[str, Callable[..., Any]]:
+    """Return replacements for functions of ``torch.nn.functional``, by name.
+
+    Under a function mode, a Python function of that module passes itself to the mode as one call, which hides the
+    calls inside it; its check for overrides (``has_torch_function``) is therefore made to return False. Norms raise
+    in train mode on a single value per channel, which is enough without data; these checks are made to pass.
+    """
+    overrides = [name for name in vars(F) if name.startswith("has_torch_function")]
+    return {
+        **dict.fromkeys(overrides, lambda *args: False),
+        "_verify_batch_size": lambda size: None,
+        "_verify_spatial_size": lambda size: None,
+    }

@@ -1,4 +1,4 @@
-"""What can be traced, what must be taken out of its wrapper first, and what stays whole (level 0)."""
+"""Checks of a model before its trace: models that are refused, wrappers, tensors that cannot be pruned."""
 
 from __future__ import annotations
 
@@ -12,59 +12,61 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["kept_whole", "refusal", "unwrapped"]
+__all__ = ["refusal_reason", "unprunable_tensors", "unwrapped"]
 
-_ANEW = "remembers the shapes of its parameters: trace and prune its .module, then wrap that again"
-_SHARDED = "holds its parameters in shards: prune the network before it is sharded"
+_REWRAP = "stores the shapes of its parameters: trace and prune its .module, then wrap that again"
+_SHARDED = "splits its parameters into shards: prune the network before it is sharded"
 _WRAPPERS = {
-    "DistributedDataParallel": _ANEW,
+    "DistributedDataParallel": _REWRAP,
     "FullyShardedDataParallel": _SHARDED,
     "FSDPModule": _SHARDED,
 }
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why ``model`` cannot be traced as it is, and what to do instead; None if it can be tried.
+def refusal_reason(model: nn.Module) -> str | None:
+    """Return why ``model`` cannot be traced and what to do instead; None if nothing speaks against a trace.
 
     Example:
-        >>> refusal(nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyBatchNorm2d()))
-        "'1' (LazyBatchNorm2d) has no shape yet: run the network once, so that it gets its parameters"
-        >>> refusal(nn.Conv2d(3, 8, 3)) is None
+        >>> refusal_reason(nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyBatchNorm2d()))
+        "'1' (LazyBatchNorm2d) has no shape yet: run the network once to create its parameters"
+        >>> refusal_reason(nn.Conv2d(3, 8, 3)) is None
         True
     """
     if not isinstance(model, nn.Module):
         return f"can trace an nn.Module, not a {type(model).__name__}"
     if isinstance(model, torch.jit.ScriptModule):
-        return "the network is scripted: trace and prune the one that it was made from, then script that"
+        return "the network is scripted: trace and prune the network that was scripted, then script the smaller one"
     for name, module in model.named_modules():
-        if (why := _why_not(module)) is not None:
-            return f"{repr(name) if name else 'the network'} ({type(module).__name__}) {why}"
+        if (reason := _module_refusal_reason(module)) is not None:
+            return f"{repr(name) if name else 'the network'} ({type(module).__name__}) {reason}"
     return None
 
 
-def _why_not(module: nn.Module) -> str | None:
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+def _module_refusal_reason(module: nn.Module) -> str | None:
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     bases = {base.__name__ for base in type(module).__mro__}
     if (wrapper := next((name for name in _WRAPPERS if name in bases), None)) is not None:
         return _WRAPPERS[wrapper]
-    if any(is_lazy(tensor) for tensor in own):
-        return "has no shape yet: run the network once, so that it gets its parameters"
-    if _quantised(module, own):
+    if any(is_lazy(tensor) for tensor in tensors):
+        return "has no shape yet: run the network once to create its parameters"
+    if _is_quantised(module, tensors):
         return "is quantised: prune the float network, then quantise the smaller one"
-    if any(is_traceable_wrapper_subclass(tensor) for tensor in own):
-        return "has parameters of a tensor type of its own: prune the network before they are converted"
+    if any(is_traceable_wrapper_subclass(tensor) for tensor in tensors):
+        return (
+            "has parameters of a special tensor class: prune the network before its parameters are converted"
+        )
     if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # its train() raises
-        return "is an exported program: trace and prune the network that it was made from, then export that"
+        return "is an exported program: trace and prune the network that was exported, then export the smaller one"
     return None
 
 
-def _quantised(module: nn.Module, own: list[Tensor]) -> bool:
+def _is_quantised(module: nn.Module, tensors: list[Tensor]) -> bool:
     path = type(module).__module__.split(".")
-    return (path[0] == "torch" and "quantized" in path) or any(tensor.is_quantized for tensor in own)
+    return (path[0] == "torch" and "quantized" in path) or any(tensor.is_quantized for tensor in tensors)
 
 
-def kept_whole(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
-    """Parameters and buffers that cannot be cut, or not be proven, with the reason."""
+def unprunable_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
+    """Yield parameters and buffers that cannot be pruned or whose pruning cannot be proven, with the reason."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.layout is not torch.strided:
             yield tensor, "belongs to a sparse tensor"
@@ -74,14 +76,17 @@ def kept_whole(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
         if isinstance(module, nn.LSTM) and module.proj_size:
             for name, tensor in module.named_parameters():
                 if name.startswith("bias_ih"):
-                    yield tensor, "is the state of an LSTM, which torch wants wider than its projection"
+                    yield (
+                        tensor,
+                        "is the state of an LSTM, which torch requires to be wider than its projection",
+                    )
 
 
 @contextlib.contextmanager
 def unwrapped(model: nn.Module) -> Iterator[None]:
-    """Within the block compiled code runs as it was written, and ``nn.DataParallel`` runs the module that it wraps.
+    """Run compiled code uncompiled, and the module inside each ``nn.DataParallel`` directly, within the block.
 
-    The wrappers stay in the model, so names are those of its own ``state_dict``.
+    The wrappers stay in the model, so names remain those of its ``state_dict``.
     """
     parallel = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
     for module in parallel:
@@ -96,17 +101,20 @@ def unwrapped(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
-    compiled = "torch._dynamo" in sys.modules  # else nothing can have been compiled
+    compiled = "torch._dynamo" in sys.modules  # otherwise nothing was compiled
     stance = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
     with stance, _without_onednn(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*global hooks on modules")  # ours, on a compiled module
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # in a checkpoint
+        warnings.filterwarnings("ignore", message=".*global hooks on modules")  # the trace's hooks
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # checkpointing
         yield
 
 
 @contextlib.contextmanager
 def _without_onednn() -> Iterator[None]:
-    """Its recurrent layers are one opaque operator. (``torch.backends.mkldnn.flags`` touches TF32, and warns.)"""
+    """Disable oneDNN, whose recurrent layers are one opaque operator.
+
+    ``torch.backends.mkldnn.flags`` is not used: it also sets TF32, and warns.
+    """
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:

@@ -1,8 +1,9 @@
-"""Whole numbers that remember where they came from (level 0).
+"""Integers that remember the expression they were computed from.
 
-``x.view(b, 3, self.num_heads, -1)``: a size held in a Python attribute does not shrink by itself. During a
-trace the integer attributes of modules, and the sizes of tensors, are :class:`TracedInt`: ordinary ints that
-carry an expression over their origins, through arithmetic, to the call that uses them.
+``x.view(b, 3, self.num_heads, -1)``: a size that is stored in a Python attribute does not shrink with the weights.
+During a trace the integer attributes of modules, and the sizes of tensors, are :class:`TracedInt`: ordinary ints
+that carry an expression through arithmetic to the call that uses them. After surgery the expression shows which
+attribute must be set, and to which value.
 """
 
 from __future__ import annotations
@@ -19,49 +20,29 @@ from torch import nn
 __all__ = [
     "Attribute",
     "Leaf",
+    "PassedSize",
+    "SizeEvents",
     "TensorSize",
     "TracedInt",
     "evaluate",
     "leaves",
-    "listening",
+    "record_size_events",
+    "set_attribute",
+    "solve",
     "trace_attributes",
-    "write",
+    "try_evaluate",
 ]
 
-
-def solve(size: Size, wanted: int, values: dict[Any, int]) -> dict[Any, int] | None:
-    """Add a value for one attribute such that ``size`` becomes ``wanted``; None if there is no such value.
-
-    Sizes of tensors (in ``values``) shrink by themselves; an attribute is set only if that is not enough.
-    """
-    if size is None or size < 0 or _value(size, values) == wanted:
-        return values
-    for attribute in [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]:
-        for value in _guesses(attribute.value, wanted, int(size)):
-            if _value(size, {**values, attribute.key: value}) == wanted:
-                return {**values, attribute.key: value}
-    return None
+#: A size as the user's code passed it; None if it was not passed.
+PassedSize = int | None
 
 
-def _value(size: int, values: dict[Any, int]) -> int | None:
-    try:
-        return evaluate(size, values)
-    except ZeroDivisionError:
-        return None
-
-
-def _guesses(value: int, wanted: int, size: int) -> Iterator[int]:
-    """Proportional first, then all smaller ones."""
-    yield value * wanted // max(size, 1)
-    yield from range(value, 0, -1)
-
-
-Size = int | None
+# -- expressions --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """An integer attribute of a module, or one item of a tuple or list of them."""
+    """An integer attribute of a module, or one item of an attribute that is a tuple or list of integers."""
 
     owner: nn.Module
     name: str
@@ -70,7 +51,7 @@ class Attribute:
 
     @property
     def key(self) -> tuple[int, str, int | None]:
-        """Equal for two readings of the same attribute."""
+        """Hashable key, equal for two readings of the same attribute."""
         return (id(self.owner), self.name, self.item)
 
     def __str__(self) -> str:
@@ -87,7 +68,7 @@ class TensorSize:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Equal for two readings of the same size."""
+        """Hashable key, equal for two readings of the same size."""
         return (id(self.tensor), self.dim)
 
     def __str__(self) -> str:
@@ -99,7 +80,7 @@ Leaf = Attribute | TensorSize
 
 @dataclass(frozen=True, eq=False)
 class Arithmetic:
-    """An operator applied to two expressions."""
+    """A binary operator applied to two expressions."""
 
     operator: Callable[[int, int], int]
     left: Expression
@@ -109,28 +90,33 @@ class Arithmetic:
 Expression = Leaf | Arithmetic | int
 
 
-_PLAIN = int.__int__  # without a word to the listener
+# -- events -------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class SizeEvents:
-    """What became of traced ints while a recording ran."""
+    """Traced ints that were converted while a forward was recorded, so that their expression was lost."""
 
-    floats: list[TracedInt] = field(default_factory=list)  # their values enter the arithmetic
-    numbers: list[TracedInt] = field(default_factory=list)  # they look like constants of the code
+    as_floats: list[TracedInt] = field(default_factory=list)  # their values enter the arithmetic on tensors
+    as_ints: list[TracedInt] = field(default_factory=list)  # they cannot be told from constants of the code
 
 
-_LISTENERS: list[SizeEvents] = []
+_ACTIVE_EVENTS: list[SizeEvents] = []
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[SizeEvents]:
-    """Remember the traced ints that are turned into floats or plain numbers within the block."""
-    _LISTENERS.append(SizeEvents())
+def record_size_events() -> Iterator[SizeEvents]:
+    """Record the traced ints that are converted to floats or plain ints within the block."""
+    _ACTIVE_EVENTS.append(SizeEvents())
     try:
-        yield _LISTENERS[-1]
+        yield _ACTIVE_EVENTS[-1]
     finally:
-        _LISTENERS.pop()
+        _ACTIVE_EVENTS.pop()
+
+
+# -- the integer --------------------------------------------------------------------------------------------
+
+_to_int = int.__int__  # unlike `int(size)`, records no event
 
 
 class TracedInt(int):
@@ -147,61 +133,67 @@ class TracedInt(int):
     expression: Expression
 
     def __new__(cls, value: int, expression: Expression) -> TracedInt:
-        """An int of ``value`` that was computed by ``expression``."""
+        """Create an int of ``value`` that was computed by ``expression``."""
         self = super().__new__(cls, value)
         self.expression = expression
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (int, (_PLAIN(self),))  # copies and pickles are plain
+        return (int, (_to_int(self),))  # copies and pickles are plain ints
 
     def __int__(self) -> int:
-        """A plain number, which from here on looks like a constant of the code."""
-        for listener in _LISTENERS[-1:]:
-            listener.numbers.append(self)
-        return _PLAIN(self)
+        """Convert to a plain int, which the trace cannot tell from a constant of the code; record that."""
+        for events in _ACTIVE_EVENTS[-1:]:
+            events.as_ints.append(self)
+        return _to_int(self)
 
 
-def expression_of(size: int) -> Expression:
-    """The expression of a traced int; a plain int is its own."""
+def _expression(size: int) -> Expression:
+    """Return the expression of a traced int; a plain int is an expression already."""
     return size.expression if isinstance(size, TracedInt) else size
 
 
-def _binary(function: Callable[[int, int], int], reflected: bool) -> Callable[[TracedInt, Any], Any]:
+def _arithmetic_method(
+    function: Callable[[int, int], int], reflected: bool
+) -> Callable[[TracedInt, Any], Any]:
+    """Build a method like ``__add__`` (or ``__radd__`` if ``reflected``) whose result is a traced int."""
+
     def method(self: TracedInt, other: Any) -> Any:
         if not isinstance(other, int):
             return NotImplemented
         left, right = (other, self) if reflected else (self, other)
-        result = function(_PLAIN(left), _PLAIN(right))
-        return TracedInt(result, Arithmetic(function, expression_of(left), expression_of(right)))
+        result = function(_to_int(left), _to_int(right))
+        return TracedInt(result, Arithmetic(function, _expression(left), _expression(right)))
+
+    return method
+
+
+def _float_method(name: str) -> Callable[..., Any]:
+    """Build a method whose result is a plain float (``__pow__``: number), and which records that."""
+    int_method = getattr(int, name)
+
+    def method(self: TracedInt, *args: Any) -> Any:
+        for events in _ACTIVE_EVENTS[-1:]:
+            events.as_floats.append(self)
+        return int_method(_to_int(self), *args)
 
     return method
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(TracedInt, f"__{_name}__", _binary(getattr(operator, _name), reflected=False))
-    setattr(TracedInt, f"__r{_name}__", _binary(getattr(operator, _name), reflected=True))
+    setattr(TracedInt, f"__{_name}__", _arithmetic_method(getattr(operator, _name), reflected=False))
+    setattr(TracedInt, f"__r{_name}__", _arithmetic_method(getattr(operator, _name), reflected=True))
 setattr(TracedInt, "__neg__", lambda self: 0 - self)  # noqa: B010  (mypy refuses the plain assignment)
-
-
-def _escaping(name: str) -> Callable[..., Any]:
-    plain = getattr(int, name)
-
-    def method(self: TracedInt, *args: Any) -> Any:
-        for listener in _LISTENERS[-1:]:
-            listener.floats.append(self)
-        return plain(_PLAIN(self), *args)
-
-    return method
-
-
 for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
-    setattr(TracedInt, f"__{_name}__", _escaping(f"__{_name}__"))
+    setattr(TracedInt, f"__{_name}__", _float_method(f"__{_name}__"))
+
+
+# -- evaluation ---------------------------------------------------------------------------------------------
 
 
 def leaves(size: int) -> Iterator[Leaf]:
-    """The attributes and tensor sizes that a number was computed from."""
-    stack = [expression_of(size)]
+    """Yield the attributes and tensor sizes that ``size`` was computed from; none for a plain int."""
+    stack = [_expression(size)]
     while stack:
         node = stack.pop()
         if isinstance(node, Arithmetic):
@@ -211,42 +203,81 @@ def leaves(size: int) -> Iterator[Leaf]:
 
 
 def evaluate(size: int, values: Mapping[Any, int]) -> int:
-    """Compute ``size`` again with other values for some of its leaves, by their keys."""
+    """Compute ``size`` again, with the new ``values`` of some of its leaves (key of the leaf -> value).
+
+    Raises:
+        ZeroDivisionError: the expression divides by a value that is zero now.
+    """
 
     def value(node: Expression) -> int:
         if isinstance(node, Arithmetic):
             return node.operator(value(node.left), value(node.right))
         return node if isinstance(node, int) else values.get(node.key, node.value)
 
-    return value(expression_of(size))
+    return value(_expression(size))
 
 
-def _traced(owner: nn.Module, name: str, held: Any) -> Any:
-    """``held`` with every int replaced by a traced one; None where there is none."""
-    if type(held) is int:
-        return TracedInt(held, Attribute(owner, name, None, held))
-    if type(held) in (tuple, list) and held and all(type(item) is int for item in held):
-        items = [TracedInt(item, Attribute(owner, name, i, item)) for i, item in enumerate(held)]
-        return type(held)(items)
+def try_evaluate(size: int, values: Mapping[Any, int]) -> int | None:
+    """Compute ``size`` again like :func:`evaluate`; None if that divides by zero."""
+    try:
+        return evaluate(size, values)
+    except ZeroDivisionError:
+        return None
+
+
+def solve(size: PassedSize, target: int, values: dict[Any, int]) -> dict[Any, int] | None:
+    """Extend ``values`` by a value of one attribute such that ``size`` becomes ``target``.
+
+    Sizes of tensors (in ``values``) shrink with their tensors; an attribute is set only if that is not enough.
+
+    Returns:
+        The values of leaves, by their keys; None if no value of a single attribute gives ``target``.
+    """
+    if size is None or size < 0 or try_evaluate(size, values) == target:
+        return values
+    for attribute in [leaf for leaf in leaves(size) if isinstance(leaf, Attribute)]:
+        for value in _candidate_values(attribute.value, target, int(size)):
+            solution = {**values, attribute.key: value}
+            if try_evaluate(size, solution) == target:
+                return solution
     return None
 
 
+def _candidate_values(value: int, target: int, size: int) -> Iterator[int]:
+    """Yield possible new values of an attribute: first the proportional one, then all from ``value`` down to 1."""
+    yield value * target // max(size, 1)
+    yield from range(value, 0, -1)
+
+
+# -- attributes of modules ----------------------------------------------------------------------------------
+
+
 def trace_attributes(model: nn.Module) -> None:
-    """Replace every integer attribute of the model's modules by a traced one. The caller restores them."""
+    """Replace every integer attribute of the model's modules by a traced int. The caller restores them."""
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        for name, held in list(vars(module).items()):
-            if (traced := _traced(module, name, held)) is not None:
-                vars(module)[name] = traced
+        for name, value in list(vars(module).items()):
+            if (traced_value := _traced(module, name, value)) is not None:
+                vars(module)[name] = traced_value
 
 
-def write(attribute: Attribute, value: int) -> None:
-    """Set the attribute. Tuples and lists are replaced, not changed, since others may hold them."""
+def _traced(owner: nn.Module, name: str, value: Any) -> Any:
+    """Return the value of an attribute with its int, or all its ints, traced; None if it has another type."""
+    if type(value) is int:
+        return TracedInt(value, Attribute(owner, name, None, value))
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
+        items = [TracedInt(item, Attribute(owner, name, i, item)) for i, item in enumerate(value)]
+        return type(value)(items)
+    return None
+
+
+def set_attribute(attribute: Attribute, value: int) -> None:
+    """Set the attribute. Tuples and lists are replaced, not changed, since other objects may share them."""
     if attribute.item is not None:
-        held = getattr(attribute.owner, attribute.name)
-        items = list(held)
+        old_items = getattr(attribute.owner, attribute.name)
+        items = list(old_items)
         items[attribute.item] = value
-        setattr(attribute.owner, attribute.name, type(held)(items))
+        setattr(attribute.owner, attribute.name, type(old_items)(items))
     else:
         setattr(attribute.owner, attribute.name, value)

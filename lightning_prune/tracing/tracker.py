@@ -1,13 +1,12 @@
-"""What is known while the recorded operators are followed: labels, ties, sizes, costs (level 1).
+"""State of a trace while the recorded operators are followed: labels of tensors, ties, sizes, costs.
 
-A tensor's *labels* give, for each of its dimensions, the id arrays that run along it: none for a batch or a
-pixel, one for channels, rarely two where two labelled dimensions were merged. An index survives when its id
-survives in each of the arrays.
+The *labels* of a tensor give, for each of its dimensions, the id arrays along it: none for a batch or a pixel
+dimension, one for channels, rarely two where two labelled dimensions were merged. An index of a dimension survives
+if its id survives in each of the arrays.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +17,25 @@ from torch import Tensor, nn
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Ties
-from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves
+from lightning_prune.tracing.tensor_ids import TensorIds, TensorOrigin
+from lightning_prune.tracing.traced_int import Attribute, PassedSize, TensorSize, TracedInt, leaves
 
-__all__ = ["Cost", "Labels", "Sized", "TensorOrigin", "TracedOperator", "Tracker", "Use"]
+__all__ = [
+    "ContractionCost",
+    "Labels",
+    "SizeUse",
+    "TensorOrigin",
+    "TracedOperator",
+    "TracedReshape",
+    "Tracker",
+]
 
 Labels = tuple[tuple[Ids, ...], ...]
 
 
 @dataclass(frozen=True)
-class TensorOrigin:
-    """The ids of one dimension of a parameter or buffer."""
-
-    name: str
-    dim: int
-    ids: Ids
-
-
-@dataclass(frozen=True)
-class Use:
-    """A Python-level size that must equal the number of ``ids`` that stay."""
+class SizeUse:
+    """A traced size, passed by the user's code, that must equal the number of ``ids`` that remain."""
 
     size: TracedInt
     ids: Ids
@@ -44,18 +43,18 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Sized:
-    """A reshape to sizes that were read from other tensors, and the labels of its result."""
+class TracedReshape:
+    """A reshape to sizes that were read from other tensors, with the shape and labels of its result."""
 
-    passed: tuple[int | None, ...]
+    passed: tuple[PassedSize, ...]
     shape: torch.Size
     labels: Labels
     where: str
 
 
 @dataclass(frozen=True)
-class Cost:
-    """MACs of one contraction: ``scale * prod(kept in factor)``."""
+class ContractionCost:
+    """Multiply-accumulates of one contraction: ``scale`` times the number of remaining ids of each factor."""
 
     layer: str
     scale: int
@@ -64,145 +63,141 @@ class Cost:
 
 @dataclass(frozen=True)
 class TracedOperator:
-    """An operator that was followed: the labels of its tensor arguments, then those of its results."""
+    """An operator that was followed.
+
+    Attributes:
+        call: the recorded call.
+        labels: those of its tensor arguments, then those of its results.
+        shapes: of the arguments at the time of the call; surgery changes the tensors.
+        mixes_channels: whether it takes statistics across channels.
+    """
 
     call: OperatorCall
     labels: list[Labels]
-    shapes: list[torch.Size]  # of the arguments, which a cut changes
-    mixed: bool  # takes statistics across channels
+    shapes: list[torch.Size]
+    mixes_channels: bool
 
 
 @dataclass
 class Tracker:
-    """State of one analysis. Rules read and write it through its methods.
+    """State of one trace. Rules of operators read and change it through its methods.
 
     Args:
         model: the network whose parameters and buffers carry the ids.
         initial: id arrays to start from, parameter or buffer name -> dimension -> ids; fresh ones if None.
-        dense: the tracker of the network before the cut, when the smaller one is followed.
+        dense: the tracker of the network before the cut, when the smaller network is traced.
+
+    Attributes:
+        size_uses: sizes that must follow the number of channels.
+        reshapes: reshapes that are checked when all ties are known.
+        costs: MACs of contractions.
+        filters: name of each weight that has filters -> their dimension.
+        unsupported: name of each operator without a rule -> modules that call it.
+        operators: all operators, of every mode (eval, train) that was traced.
+        num_costed: number of operators, from the first, of the mode whose costs are used.
+        outputs: shapes of the network's outputs.
+        call: the operator that is being followed.
+        sources: parameter or buffer name -> dimension -> ids.
+        sizes: key of a tensor size -> ids along that dimension.
+        buffers: names of the buffers.
     """
 
     model: nn.Module
     initial: dict[str, dict[int, Ids]] | None = None
     dense: Tracker | None = None
     ties: Ties = field(default_factory=Ties)
-    uses: list[Use] = field(default_factory=list)
-    reshapes: list[Sized] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
+    size_uses: list[SizeUse] = field(default_factory=list)
+    reshapes: list[TracedReshape] = field(default_factory=list)
+    costs: list[ContractionCost] = field(default_factory=list)
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
-    followed: list[TracedOperator] = field(default_factory=list)
-    counted: int = 0  # how many of these, from the first, belong to the mode whose costs count
+    operators: list[TracedOperator] = field(default_factory=list)
+    num_costed: int = 0
     outputs: list[torch.Size] = field(default_factory=list)
     call: OperatorCall | None = None
 
     def __post_init__(self) -> None:
-        self.sources: dict[str, dict[int, Ids]] = {}
         self.sizes: dict[object, Ids | None] = {}
-        self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self.buffers = {name for name, _ in self.model.named_buffers()}
+        self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self._labels: dict[int, Labels] = {}
-        self._alive: list[Tensor] = []
-        self._storages: dict[int, str] = {}
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        for name, tensor in named:
-            self._introduce(name, tensor)
-        self._index_sources()
-
-    def _introduce(self, name: str, tensor: Tensor) -> None:
-        known = (self.initial or {}).get(name, {})
-        ids = {d: known[d] if d in known else self.ties.fresh(n) for d, n in enumerate(tensor.shape)}
-        self.sources[name] = ids
-        self.label(tensor, tuple((ids[dim],) for dim in range(tensor.dim())))
-        if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
-            self._storages[tensor.untyped_storage().data_ptr()] = name
-
-    def _index_sources(self) -> None:
-        flat = [
-            TensorOrigin(n, d, ids) for n, dims in self.sources.items() for d, ids in dims.items() if len(ids)
-        ]
-        self._ordered = sorted(flat, key=lambda source: int(source.ids[0]))
-        self._starts = [int(source.ids[0]) for source in self._ordered]
+        self._kept_alive: list[Tensor] = []  # after a tensor is freed, another may get its id()
+        self._tensor_ids = TensorIds(self.model, self.ties, self.initial or {})
+        self.sources = self._tensor_ids.by_name
+        for name, tensor in self._tensor_ids.tensors:
+            self.label(tensor, _labels_of(self.sources[name]))
 
     @property
     def where(self) -> str:
-        """The operator and module that is being followed, for messages."""
+        """The operator that is being followed and its module, for messages."""
         return str(self.call) if self.call is not None else ""
 
     # -- labels ---------------------------------------------------------------------------------------------
 
     def labels(self, tensor: Tensor) -> Labels:
-        """Id arrays along each dimension of ``tensor``."""
-        found = self._labels.get(id(tensor))
-        if found is None or len(found) != tensor.dim():
-            found = self._alias(tensor) or ((),) * tensor.dim()
-        return found
-
-    def _alias(self, tensor: Tensor) -> Labels | None:
-        """Labels of ``p.data`` and the like: another tensor object over a parameter's memory."""
-        real = type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta
-        name = self._storages.get(tensor.untyped_storage().data_ptr()) if real else None
-        dims = self.sources[name] if name is not None else {}
-        same = name is not None and tuple(len(dims[d]) for d in range(len(dims))) == tuple(tensor.shape)
-        return tuple((dims[dim],) for dim in range(tensor.dim())) if same else None
+        """Return the id arrays along each dimension of ``tensor``."""
+        labels = self._labels.get(id(tensor))
+        if labels is None or len(labels) != tensor.dim():
+            alias = self._tensor_ids.of_alias(tensor)
+            labels = _labels_of(alias) if alias else ((),) * tensor.dim()
+        return labels
 
     def label(self, tensor: Tensor, labels: Sequence[Iterable[Ids]]) -> None:
-        """Say which ids run along the dimensions of ``tensor``. Ids that do not fit it are pinned and dropped."""
-        fitting: list[tuple[Ids, ...]] = [() for _ in tensor.shape]
+        """Set the id arrays along each dimension of ``tensor``; an array of a wrong length is pinned and dropped."""
+        valid_labels: list[tuple[Ids, ...]] = [() for _ in tensor.shape]
         for dim, arrays in enumerate(labels):
             for ids in arrays:
-                if dim < len(fitting) and len(ids) == tensor.shape[dim]:
-                    fitting[dim] += (ids,)
+                if dim < len(valid_labels) and len(ids) == tensor.shape[dim]:
+                    valid_labels[dim] += (ids,)
                 else:
                     self.pin(ids, "is lost in an operator whose rule does not fit its result")
-        self._labels[id(tensor)] = tuple(fitting)
-        self._alive.append(tensor)
+        self._labels[id(tensor)] = tuple(valid_labels)
+        self._kept_alive.append(tensor)
 
     def along(self, tensor: Tensor, dim: int) -> Ids | None:
-        """The ids along one dimension, None if it has none. Where there are two arrays, the second is pinned."""
+        """Return the ids along one dimension, None if it has none. If there are two arrays, the second is pinned."""
         if tensor.dim() == 0:
             return None
         arrays = self.labels(tensor)[dim]
-        for extra in arrays[1:]:
-            self.pin(extra, "two prunable dimensions were merged into one")
+        for ids in arrays[1:]:
+            self.pin(ids, "two prunable dimensions were merged into one")
         return arrays[0] if arrays else None
 
-    def owner(self, ids: Ids | None) -> TensorOrigin | None:
-        """The parameter's dimension that these ids come from, unchanged."""
-        if ids is None or not len(ids):
-            return None
-        source = self._ordered[bisect_right(self._starts, int(ids[0])) - 1]
-        return source if torch.equal(source.ids, ids) else None
+    def origin(self, ids: Ids | None) -> TensorOrigin | None:
+        """Return the parameter's or buffer's dimension whose ids are exactly these; None if there is none."""
+        return self._tensor_ids.origin(ids)
 
-    def before(self, what: str) -> Any:
-        """What :meth:`decided` was told at this place of the dense trace, when the smaller network is followed.
+    # -- decisions ------------------------------------------------------------------------------------------
 
-        A dimension of one element looks like any other: the smaller network is read as the dense one was, and
-        the proof finds out whether it may be.
+    def dense_decision(self, name: str) -> Any:
+        """Return the decision that was recorded for this operator in the dense trace; None if there is none.
+
+        In the smaller network a dimension of one element does not show what it is. So that network is read like the
+        dense one, and the proof checks whether this is right.
         """
-        key = self._place(what)
-        place = len(self._decisions[key])
-        before = self.dense._decisions[key] if self.dense is not None else []
-        return before[place] if place < len(before) else None
+        key = self._decision_key(name)
+        index = len(self._decisions[key])
+        decisions = self.dense._decisions[key] if self.dense is not None else []
+        return decisions[index] if index < len(decisions) else None
 
-    def decided(self, what: str, decision: Any) -> None:
-        """Remember a decision that the operator's sizes alone do not settle."""
-        self._decisions[self._place(what)].append(decision)
+    def record_decision(self, name: str, decision: Any) -> None:
+        """Record a decision of a rule that the operator's sizes alone do not determine."""
+        self._decisions[self._decision_key(name)].append(decision)
 
-    def _place(self, what: str) -> tuple[str, ...]:
-        # The operator's name is no part of it: where a dimension has one element, a copy becomes a view.
+    def _decision_key(self, name: str) -> tuple[str, ...]:
+        # Without the operator's name: where a dimension has one element, a copy becomes a view.
         call = self.call
-        return (what, call.module, call.line, call.python.name if call.python else "") if call else (what,)
+        return (name, call.module, call.line, call.python.name if call.python else "") if call else (name,)
 
-    # -- what rules say -------------------------------------------------------------------------------------
+    # -- ties and pins --------------------------------------------------------------------------------------
 
     def pin(self, ids: Ids | None, reason: str) -> None:
-        """Forbid the removal of ``ids``; None is nothing."""
+        """Forbid the removal of ``ids``; do nothing for None."""
         if ids is not None:
             self.ties.pin(ids, reason, self.where)
 
     def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
-        """Pin every id that any of the tensors carries."""
+        """Forbid the removal of all ids along any dimension of the tensors."""
         for tensor in tensors:
             for arrays in self.labels(tensor):
                 for ids in arrays:
@@ -211,71 +206,88 @@ class Tracker:
     def tie(
         self, left: Ids | None, right: Ids | None, missing: str = "meets a dimension of fixed size"
     ) -> None:
-        """Tie two dimensions; where only one of them is labelled, it is pinned."""
+        """Tie two dimensions; if only one has ids, pin it for the reason ``missing``."""
         if left is None or right is None:
             self.pin(right if left is None else left, missing)
         else:
             self.ties.tie(left, right, self.where)
 
     def tie_across(self, grid: Tensor) -> Ids:
-        """Tie the rows of a (k, n) grid of ids to its first row, which is returned: n channels, each k times."""
+        """Tie all rows of a (k, n) grid of ids, k ids for each of n channels, and return the first row."""
         for row in grid[1:]:
             self.ties.tie(grid[0], row, self.where)
         return grid[0]
 
-    def mixes(self, ids: Ids | None) -> None:
-        """Remember ids that meet statistics taken across channels."""
+    def mark_statistics(self, ids: Ids | None) -> None:
+        """Record ids over which an operator takes statistics, so that their removal changes other channels."""
         if ids is not None:
             self.ties.statistics.append(ids)
 
-    def use(self, size: int | None, ids: Ids) -> None:
-        """A size that the user's code passed must equal the number of ``ids`` that stay; a constant pins them."""
+    # -- sizes ----------------------------------------------------------------------------------------------
+
+    def require_size(self, size: PassedSize, ids: Ids) -> None:
+        """Require that a passed size equals the number of ``ids`` that remain; pin ``ids`` if it is a constant."""
         if isinstance(size, TracedInt) and size >= 0:
-            self.uses.append(Use(size, ids, self.where))
-            self.remember(size)
+            self.size_uses.append(SizeUse(size, ids, self.where))
+            self.register_size(size)
         elif size is not None and size >= 0:
             self.pin(ids, f"its size is written as the number {int(size)} in the code")
 
-    def remember(self, size: int | None) -> None:
-        """Note which ids run along the dimensions that a traced size was read from."""
+    def register_size(self, size: PassedSize) -> None:
+        """Store in ``sizes`` the ids along each dimension that a traced size was read from."""
         for leaf in leaves(size) if size is not None else ():
             if isinstance(leaf, TensorSize):
                 self.sizes[leaf.key] = self.along(leaf.tensor, leaf.dim)
-                self._alive.append(leaf.tensor)
+                self._kept_alive.append(leaf.tensor)
 
-    def sized(self, passed: Sequence[int | None], out: Tensor) -> None:
-        """Remember sizes that were read from channels: whether they follow is known when all ties are."""
+    def register_reshape(self, passed: Sequence[PassedSize], out: Tensor) -> None:
+        """Store a reshape to sizes that depend on channels, to be checked when all ties are known."""
         for size in passed:
-            self.remember(size)
-        shapes = [leaf.key for size in passed if size is not None for leaf in leaves(size)]
-        if any(self.sizes.get(key) is not None for key in shapes):
-            self.reshapes.append(Sized(tuple(passed), out.shape, self.labels(out), self.where))
+            self.register_size(size)
+        keys = [leaf.key for size in passed if size is not None for leaf in leaves(size)]
+        if any(self.sizes.get(key) is not None for key in keys):
+            self.reshapes.append(TracedReshape(tuple(passed), out.shape, self.labels(out), self.where))
 
-    def enters(self, size: TracedInt) -> None:
-        """The value of a size enters the arithmetic: when it shrinks, the channels that stay are scaled otherwise."""
-        self.remember(size)
+    def mark_float_use(self, size: TracedInt) -> None:
+        """Mark ids whose number is used as a float: removing some of them changes how the others are scaled."""
+        self.register_size(size)
         for leaf in leaves(size):
             if isinstance(leaf, TensorSize):
-                self.mixes(self.sizes[leaf.key])
-                continue
-            for use in self.uses:
-                if any(other.key == leaf.key for other in leaves(use.size)):
-                    self.mixes(use.ids)
-            for parameter in leaf.owner.parameters(recurse=False):  # `conv.out_channels` and the like
-                for ids in (
-                    ids for arrays in self.labels(parameter) for ids in arrays if len(ids) == leaf.value
-                ):
-                    self.mixes(ids)
+                self.mark_statistics(self.sizes[leaf.key])
+            else:
+                self._mark_sized_by(leaf)
+
+    def _mark_sized_by(self, attribute: Attribute) -> None:
+        for use in self.size_uses:
+            if any(leaf.key == attribute.key for leaf in leaves(use.size)):
+                self.mark_statistics(use.ids)
+        for parameter in attribute.owner.parameters(recurse=False):  # `conv.out_channels` and the like
+            for arrays in self.labels(parameter):
+                for ids in arrays:
+                    if len(ids) == attribute.value:
+                        self.mark_statistics(ids)
+
+    # -- costs ----------------------------------------------------------------------------------------------
 
     def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:
-        """Register MACs; unlabelled factors must be part of ``scale`` already."""
-        self.costs.append(Cost(layer, int(scale), tuple(ids for ids in factors if ids is not None)))
+        """Add MACs of a layer: ``scale`` times the size of each factor; sizes without ids belong into ``scale``."""
+        self.costs.append(
+            ContractionCost(layer, int(scale), tuple(ids for ids in factors if ids is not None))
+        )
 
-    def filter(self, ids: Ids | None) -> str:
-        """Note that ``ids`` are the filters of a layer, if they are a parameter's; the parameter's name."""
-        source = self.owner(ids)
-        if source is None or source.name in self.buffers:
+    def register_filters(self, ids: Ids | None) -> str:
+        """Register ``ids`` as the filters of a layer if they are a dimension of a parameter.
+
+        Returns:
+            The parameter's name; "" if it is none.
+        """
+        origin = self.origin(ids)
+        if origin is None or origin.name in self.buffers:
             return ""
-        if self.filters.setdefault(source.name, source.dim) != source.dim:
-            self.pin(ids, f"{source.name} is a weight in both directions")
-        return source.name
+        if self.filters.setdefault(origin.name, origin.dim) != origin.dim:
+            self.pin(ids, f"{origin.name} is a weight in both directions")
+        return origin.name
+
+
+def _labels_of(dims: dict[int, Ids]) -> Labels:
+    return tuple((dims[dim],) for dim in range(len(dims)))

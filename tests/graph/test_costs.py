@@ -25,7 +25,7 @@ from lightning_prune.graph.layer_costs import layer_calls
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.incremental_cost import IncrementalCost
 from lightning_prune.selection.limits import Limits
-from tests.support.nets import Attention, Net, Small, assert_same, some, state
+from tests.support.nets import Attention, Net, Small, assert_same, random_units, state
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -87,7 +87,7 @@ def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_c
     graph = trace(model, IMAGE).with_resources({"stairs": cost})
     assert [(c.layer, len(c.reads), len(c.filters)) for c in layer_calls(graph)] == executed(model, IMAGE)
     assert graph.cost("stairs") == expected()
-    remove = some(graph, seed=3)
+    remove = random_units(graph, seed=3)
     predicted = graph.cost("stairs", remove)
     prune_(model, graph, remove)
     assert predicted == expected() < graph.cost("stairs")
@@ -152,7 +152,7 @@ def test_activations_are_what_a_forward_really_writes_before_and_after_a_cut(kin
     model, image = kind().eval(), torch.rand(2, 3, 8, 8)
     graph = trace(model, image).with_resources({"activations": activations})
     assert graph.cost("activations") == Written(model, image).elements
-    remove = some(graph, seed=1, share=0.3, among=graph.prunable)
+    remove = random_units(graph, seed=1, share=0.3, among=graph.prunable)
     predicted = graph.cost("activations", remove)
     prune_(model, graph, remove)
     assert predicted == Written(model, image).elements < graph.cost("activations")

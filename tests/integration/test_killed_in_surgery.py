@@ -21,7 +21,7 @@ from lightning_prune.surgery import optimizer_state as optimizers
 from lightning_prune.surgery import proof as proving
 from lightning_prune.surgery import prune as surgery
 from lightning_prune.testing import randomise_
-from tests.support.nets import Attention, Small, assert_same, some
+from tests.support.nets import Attention, Small, assert_same, random_units
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def load(folder: Path) -> tuple[nn.Module, torch.optim.Optimizer, PruningRecord]
 
 def prune_once(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> PruningRecord:
     graph = trace(model, X)
-    remove = some(graph, seed, 0.3, among=graph.prunable)
+    remove = random_units(graph, seed, 0.3, among=graph.prunable)
     return prune_(model, graph, remove, [optimizer])
 
 

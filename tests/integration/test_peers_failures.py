@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_prune import PruningRecord, SurgeryError, prune_, trace
 from lightning_prune.testing import error, randomise_, with_dead_filters
-from tests.support.nets import Attention, Net, Outcome, counted_macs, cut, filters, parameters, some, state
+from tests.support.nets import Attention, Net, Outcome, counted_macs, cut, independent_units, parameters, random_units, state
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
@@ -70,7 +70,7 @@ def test_peer_02_every_parameter_of_the_optimizer_is_alive_after_surgery_issue_1
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     train(model, optimizer, 2)
     graph = trace(model, X)
-    prune_(model, graph, some(graph), [optimizer])
+    prune_(model, graph, random_units(graph), [optimizer])
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
     before = [p.detach().clone() for p in model.parameters()]
@@ -89,7 +89,7 @@ def test_peer_03_the_loss_falls_on_when_surgery_is_inside_the_loop_issue_379(car
     before = train(model, optimizer, 5)
     for seed in range(3):
         graph = trace(model, X)
-        prune_(model, graph, some(graph, seed, 0.2), [optimizer] if carried else [])
+        prune_(model, graph, random_units(graph, seed, 0.2), [optimizer] if carried else [])
         if not carried:
             optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         losses = train(model, optimizer, 8)
@@ -116,7 +116,7 @@ def test_peer_05_a_thousand_layers_do_not_exhaust_the_stack():
 def test_peer_06_weights_and_record_reload_without_pickle_issues_51_399():
     model = backbone()
     graph = trace(model, X)
-    record = prune_(model, graph, some(graph))
+    record = prune_(model, graph, random_units(graph))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     text = json.dumps(record.to_dict())
@@ -409,7 +409,7 @@ def test_peer_23_a_trace_and_a_cut_leave_the_mode_of_every_module(training):
     modes = state(model)["modes"]
     graph = trace(model, X)
     assert state(model)["modes"] == modes
-    prune_(model, graph, some(graph))
+    prune_(model, graph, random_units(graph))
     assert state(model)["modes"] == modes
 
 
@@ -418,7 +418,7 @@ def test_peer_23_two_graphs_share_no_state():
     first.pinned[10_000] = "mine"
     first.notes.append("mine")
     first.unsupported["mine"] = []
-    first.layers["mine"] = filters(first)
+    first.layers["mine"] = independent_units(first)
     assert 10_000 not in second.pinned
     assert "mine" not in {**second.layers, **second.unsupported}
     assert second.notes == []
@@ -428,7 +428,7 @@ def test_peer_23_two_graphs_share_no_state():
 def test_peer_23_a_graph_pruned_twice_is_refused_not_applied_to_the_wrong_channels():
     model = backbone()
     graph = trace(model, X)
-    remove = some(graph)
+    remove = random_units(graph)
     dense = copy.deepcopy(model)
     prune_(model, graph, remove)
     with pytest.raises(SurgeryError, match="trace the model again"):

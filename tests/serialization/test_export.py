@@ -20,7 +20,7 @@ from lightning_prune.reporting.run_folder import save_net
 from lightning_prune.serialization import export as module
 from lightning_prune.serialization.export import ExportError, export, exported_record
 from lightning_prune.testing import randomise_
-from tests.support.nets import Net, Small, assert_same, some, state
+from tests.support.nets import Net, Small, assert_same, random_units, state
 
 X = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 ENDINGS = ["onnx", "pt2"]
@@ -29,7 +29,7 @@ ENDINGS = ["onnx", "pt2"]
 def small() -> tuple[nn.Module, PruningRecord]:
     model = randomise_(Small())
     graph = trace(model, X)
-    return model, prune_(model, graph, some(graph))
+    return model, prune_(model, graph, random_units(graph))
 
 
 def outputs(path: Path, x: Tensor) -> np.ndarray:

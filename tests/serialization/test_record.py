@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_prune import PruningRecord, RecordError, prune_, trace
 from lightning_prune.testing import randomise_
-from tests.support.nets import Attention, Small, assert_same, parameters, some, state
+from tests.support.nets import Attention, Small, assert_same, parameters, random_units, state
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
@@ -28,7 +28,7 @@ def cut():
     dense = randomise_(Small()).eval()
     model = copy.deepcopy(dense)
     graph = trace(model, X)
-    return dense, model, prune_(model, graph, some(graph))
+    return dense, model, prune_(model, graph, random_units(graph))
 
 
 def test_a_record_says_what_survives_as_plain_numbers(cut):
@@ -138,9 +138,9 @@ def test_two_rounds_composed_are_the_model_after_both(cut):
     dense, model, first = cut
     model = copy.deepcopy(model)
     graph = trace(model, X)
-    second = prune_(model, graph, some(graph, 1))
+    second = prune_(model, graph, random_units(graph, 1))
     third_graph = trace(model, X)
-    third = prune_(model, third_graph, some(third_graph, 2, 0.4))
+    third = prune_(model, third_graph, random_units(third_graph, 2, 0.4))
     for record in (first.then(second).then(third), first.then(second.then(third))):
         again = record.apply_(copy.deepcopy(dense))
         assert_same(dict(again.state_dict()), dict(model.state_dict()))

@@ -21,7 +21,7 @@ from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.reporting.run_folder import save_net
 from lightning_prune.testing import randomise_
 from tests.serialization.test_record import CONTENTS, DAMAGES
-from tests.support.nets import Small, assert_same, some, state
+from tests.support.nets import Small, assert_same, random_units, state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|GPU available|not met)")
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
@@ -123,7 +123,7 @@ def small() -> tuple[nn.Module, PruningRecord]:
     torch.manual_seed(0)
     model = randomise_(Small()).eval()
     graph = trace(model, X)
-    return model, prune_(model, graph, some(graph))
+    return model, prune_(model, graph, random_units(graph))
 
 
 def test_a_run_s_file_comes_back_too(tmp_path: Path) -> None:

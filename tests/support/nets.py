@@ -1,4 +1,4 @@
-"""Small networks and the checks that all engine tests share."""
+"""Small networks, and helpers that the tests of tracing and surgery share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_prune.testing import error, randomise_, with_dead_filters, with_z
 
 
 class Net(nn.Module):
-    """A network from its parts (modules, parameters, numbers) and a function of itself and the inputs."""
+    """A network made of ``parts`` (modules, parameters, numbers), whose forward is ``run(self, *inputs)``."""
 
     def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Small(nn.Module):
-    """A residual, a concatenation, a depthwise convolution, norms and a linear classifier: the usual things."""
+    """A residual sum, a concatenation, a depthwise convolution, norms and a linear classifier."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Small(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention by hand, its sizes in attributes."""
+    """Attention written with matrix products, with its sizes in attributes."""
 
     def __init__(self, dim: int = 12, heads: int = 4) -> None:
         super().__init__()
@@ -72,7 +72,17 @@ class Attention(nn.Module):
 
 @dataclass
 class Outcome:
-    """One cut, and how far its result is from what each oracle expects."""
+    """A cut network, and its relative errors against both oracles.
+
+    Attributes:
+        dense: the network before the cut.
+        model: the network after it.
+        graph: of the dense network.
+        remove: the units that were removed.
+        record: of the cut.
+        dead: error against the dense network with the removed filters set to zero.
+        zeroed: error against the dense network with the weights that read the removed filters set to zero.
+    """
 
     dense: nn.Module
     model: nn.Module
@@ -83,16 +93,16 @@ class Outcome:
     zeroed: float
 
 
-def filters(graph: ChannelGraph) -> np.ndarray:
-    """Prunable units whose removal leaves the values of all others as they are."""
+def independent_units(graph: ChannelGraph) -> np.ndarray:
+    """Return the prunable units whose removal does not change the values of other channels."""
     return graph.prunable[~np.isin(graph.prunable, graph.statistics_units)]
 
 
-def some(
+def random_units(
     graph: ChannelGraph, seed: int = 0, share: float = 0.5, among: np.ndarray | None = None
 ) -> np.ndarray:
-    """A random share of the units, with at least one left in every dimension."""
-    among = filters(graph) if among is None else among
+    """Choose a random share of the units (``among`` these, if given); at least one remains in every dimension."""
+    among = independent_units(graph) if among is None else among
     remove = np.random.default_rng(seed).permutation(among)[: max(1, round(len(among) * share))]
     for dims in graph.bindings.values():
         for units in dims.values():
@@ -102,11 +112,11 @@ def some(
 
 
 def cut(model: nn.Module, *inputs: Tensor, seed: int = 0, share: float = 0.5) -> Outcome:
-    """Randomise a copy of ``model``, trace it, cut a random share, and hold it against both oracles."""
+    """Randomise a copy of ``model``, trace it, remove random units, and compare it with both oracles."""
     dense = randomise_(copy.deepcopy(model)).eval()
     small = copy.deepcopy(dense)
     graph = trace(small, *inputs)
-    remove = some(graph, seed, share)
+    remove = random_units(graph, seed, share)
     dead, zeroed = with_dead_filters(dense, graph, remove), with_zeroed_consumers(dense, graph, remove)
     record = prune_(small, graph, remove)
     return Outcome(
@@ -115,13 +125,13 @@ def cut(model: nn.Module, *inputs: Tensor, seed: int = 0, share: float = 0.5) ->
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
+    """Return the number of parameters; shared ones are counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def counted_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates of one eval forward by torch's own counter (two FLOPs each)."""
+    """Count the multiply-accumulates of one eval forward with torch's counter of FLOPs (two per MAC)."""
     counter = FlopCounterMode(display=False)
     with counter:
         model.eval()(*inputs)
@@ -129,7 +139,7 @@ def counted_macs(model: nn.Module, *inputs: Tensor) -> int:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that an operation that promises to change nothing must leave as it was."""
+    """Return all that an operation without side effects must not change, also modes, hooks and random state."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         "values": {name: tensor.detach().clone() for name, tensor in tensors.items()},
@@ -138,7 +148,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "needs": {name: tensor.requires_grad for name, tensor in tensors.items()},
         "modes": {name: module.training for name, module in model.named_modules()},
         "attributes": {
-            name: {key: (type(value), value) for key, value in vars(module).items() if _plain(value)}
+            name: {key: (type(value), value) for key, value in vars(module).items() if _is_plain(value)}
             for name, module in model.named_modules()
         },
         "hooks": {
@@ -149,23 +159,23 @@ def state(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     return isinstance(value, (int, float, str, tuple, list))
 
 
-def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Nested dictionaries and lists of tensors and plain values are equal, bit by bit."""
+def assert_same(actual: Any, expected: Any, where: str = "") -> None:
+    """Assert that nested dictionaries and lists of tensors and plain values are equal, bit by bit."""
     if isinstance(expected, Tensor):
-        assert isinstance(found, Tensor), where
-        assert torch.equal(found, expected), where
+        assert isinstance(actual, Tensor), where
+        assert torch.equal(actual, expected), where
     elif isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
+        assert actual.keys() == expected.keys(), where
         for key, value in expected.items():
-            assert_same(found[key], value, f"{where}.{key}")
+            assert_same(actual[key], value, f"{where}.{key}")
     elif isinstance(expected, (list, tuple)):
-        assert type(found) is type(expected), where
-        assert len(found) == len(expected), where
-        for index, (have, want) in enumerate(zip(found, expected, strict=True)):
-            assert_same(have, want, f"{where}[{index}]")
+        assert type(actual) is type(expected), where
+        assert len(actual) == len(expected), where
+        for index, items in enumerate(zip(actual, expected, strict=True)):
+            assert_same(*items, f"{where}[{index}]")
     else:
-        assert found == expected, where
+        assert actual == expected, where

@@ -1,4 +1,4 @@
-"""Random cuts of a network, and everything that must hold after one. Used by tests and benchmarks."""
+"""Cut a network at random and check all properties of the result. Used by tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TOLERANCE = 1e-9
 Units = NDArray[np.int64]
 
 
-class Wrong(AssertionError):
-    """The engine did something wrong to a network."""
+class CheckFailed(AssertionError):
+    """A property that every cut must have does not hold."""
 
 
 @dataclass
 class Outcome:
-    """What came of one network.
+    """Result of the cuts of one network.
 
     Attributes:
-        cuts: how many cuts were proven.
-        refusals: why the others were refused.
-        removed: how many units went.
-        prunable: the units that might have gone, in the dense network.
-        units: all of its units that are filters.
-        bites: the cut changed the output, so that the oracles had something to see.
+        cuts: number of cuts that were made.
+        refusals: messages of the cuts that were refused.
+        removed: number of removed units.
+        prunable: number of prunable units of the dense network.
+        units: number of its units that are filters.
+        changes_output: whether a cut changed the output; otherwise the oracles can show no error.
     """
 
     cuts: int = 0
@@ -43,54 +43,54 @@ class Outcome:
     removed: int = 0
     prunable: int = 0
     units: int = 0
-    bites: bool = False
+    changes_output: bool = False
 
 
 def random_units(graph: ChannelGraph, generator: np.random.Generator, share: float, among: Units) -> Units:
-    """Random units ``among`` the prunable ones, about a ``share`` of them; every bound dimension keeps one."""
+    """Choose about a ``share`` of the units ``among``, at random; every bound dimension keeps one index."""
     bound = [units for dims in graph.bindings.values() for units in dims.values()]
     counts = [dict(zip(*np.unique(units, return_counts=True), strict=True)) for units in bound]
-    left = [len(units) for units in bound]
-    where: dict[int, list[int]] = {}
-    for place, count in enumerate(counts):
+    remaining = [len(units) for units in bound]
+    dims_of_unit: dict[int, list[int]] = {}
+    for index, count in enumerate(counts):
         for unit in count:
-            where.setdefault(int(unit), []).append(place)
+            dims_of_unit.setdefault(int(unit), []).append(index)
     chosen: list[int] = []
     for unit in generator.permutation(among).tolist():
-        places = where.get(unit, [])
-        if len(chosen) < max(1, share * len(among)) and all(left[p] > counts[p][unit] for p in places):
+        dims = dims_of_unit.get(unit, [])
+        if len(chosen) < max(1, share * len(among)) and all(remaining[d] > counts[d][unit] for d in dims):
             chosen.append(unit)
-            for place in places:
-                left[place] -= counts[place][unit]
+            for dim in dims:
+                remaining[dim] -= counts[dim][unit]
     return np.array(sorted(chosen), dtype=np.int64)
 
 
 def state(model: nn.Module) -> list[tuple[str, Any]]:
-    """Everything that a refused cut must leave alone."""
+    """Return all tensors and plain attributes of a model, which a refused cut must not change."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    found: list[tuple[str, Any]] = [(name, (id(t), t.detach().clone())) for name, t in tensors.items()]
+    values: list[tuple[str, Any]] = [(name, (id(t), t.detach().clone())) for name, t in tensors.items()]
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, (int, float, str, tuple, list)):
-                found.append((f"{path}.{name}", copy.copy(value)))
-    return found
+                values.append((f"{path}.{name}", copy.copy(value)))
+    return values
 
 
 def same_state(before: list[tuple[str, Any]], after: list[tuple[str, Any]]) -> bool:
-    """Are both the same, tensors bit by bit, attributes with their types?"""
+    """Whether both states are equal: tensors bit by bit, attributes with their types."""
     return len(before) == len(after) and all(
-        a == b and _same(x, y) for (a, x), (b, y) in zip(before, after, strict=True)
+        a == b and _is_same(x, y) for (a, x), (b, y) in zip(before, after, strict=True)
     )
 
 
-def _same(x: Any, y: Any) -> bool:
+def _is_same(x: Any, y: Any) -> bool:
     if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], Tensor):
         return x[0] == y[0] and torch.equal(x[1], y[1])
     return type(x) is type(y) and x == y
 
 
 def measured_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates by torch's own counter, which leaves out fused attention on the CPU."""
+    """Count multiply-accumulates with torch's counter, which does not see fused attention on the CPU."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(*inputs)
     return counter.get_total_flops() // 2
@@ -99,25 +99,25 @@ def measured_macs(model: nn.Module, *inputs: Tensor) -> int:
 def examine(
     model: nn.Module, example: Tensor, seed: int, share: float, by_weights: bool = True, mixing: bool = False
 ) -> Outcome:
-    """Cut ``model`` twice at random and hold every promise against it.
+    """Cut ``model`` twice at random, and check each result or refusal.
 
     Args:
         model: changed in place.
         example: an input.
         seed: of the random choice of units.
         share: of the prunable units, about.
-        by_weights: whether the zeroed-consumer oracle holds for it.
-        mixing: cut units whose statistics mix, too: then values cannot be compared.
+        by_weights: whether the zeroed-consumer oracle is valid for the model.
+        mixing: cut also units over which statistics are taken; values are not compared then.
 
     Raises:
-        Wrong: something does not hold, with the reason.
+        CheckFailed: a property does not hold.
     """
     generator, outcome = np.random.default_rng(seed), Outcome()
     graph = trace(model, example)
-    outcome.prunable, outcome.units = len(graph.prunable), _filters(graph)
+    outcome.prunable, outcome.units = len(graph.prunable), _count_filters(graph)
     for _ in range(2):
-        clean = np.setdiff1d(graph.prunable, graph.statistics_units)
-        remove = random_units(graph, generator, share, graph.prunable if mixing else clean)
+        independent = np.setdiff1d(graph.prunable, graph.statistics_units)
+        remove = random_units(graph, generator, share, graph.prunable if mixing else independent)
         after = _cut(model, graph, example, remove, by_weights, mixing, outcome) if len(remove) else None
         if after is None:
             break
@@ -125,7 +125,7 @@ def examine(
     return outcome
 
 
-def _filters(graph: ChannelGraph) -> int:
+def _count_filters(graph: ChannelGraph) -> int:
     return len(np.unique(np.concatenate([*graph.layers.values(), np.empty(0, np.int64)])))
 
 
@@ -133,7 +133,7 @@ def _cut(
     model: nn.Module, graph: ChannelGraph, example: Tensor, remove: Units, by_weights: bool, mixing: bool,
     outcome: Outcome,
 ) -> ChannelGraph | None:  # fmt: skip
-    """Cut and check; the graph of what is left, None where the cut was refused."""
+    """Cut and check; return the graph of the smaller network, None if the cut was refused."""
     before, dense = state(model), copy.deepcopy(model)
     oracles = {"dead filters": with_dead_filters(model, graph, remove)}
     if by_weights:
@@ -143,60 +143,60 @@ def _cut(
     except SurgeryError as refusal:
         outcome.refusals.append(str(refusal))
         if not same_state(before, state(model)):
-            raise Wrong(f"refused, but not rolled back: {refusal}") from refusal
+            raise CheckFailed(f"refused, but not rolled back: {refusal}") from refusal
         return None
     outcome.cuts, outcome.removed = outcome.cuts + 1, outcome.removed + len(remove)
     if not mixing:
-        _values(model, oracles, example)
-        outcome.bites |= error(dense, model, example) > TOLERANCE
+        _check_values(model, oracles, example)
+        outcome.changes_output |= error(dense, model, example) > TOLERANCE
     again = trace(model, example)
-    _costs(model, graph, again, remove, example)
+    _check_costs(model, graph, again, remove, example)
     if error(record.apply_(dense), model, example) > 0:
-        raise Wrong("the record, applied to the dense network, gives another one")
-    _trains(model, example)
+        raise CheckFailed("the record, applied to the dense network, gives a different network")
+    _check_training(model, example)
     return again
 
 
-def _values(model: nn.Module, oracles: Mapping[str, nn.Module], example: Tensor) -> None:
-    found = {name: error(oracle, model, example) for name, oracle in oracles.items()}
-    if not all(value <= TOLERANCE for value in found.values()):
-        raise Wrong(f"oracles differ: {found}")
+def _check_values(model: nn.Module, oracles: Mapping[str, nn.Module], example: Tensor) -> None:
+    errors = {name: error(oracle, model, example) for name, oracle in oracles.items()}
+    if not all(value <= TOLERANCE for value in errors.values()):
+        raise CheckFailed(f"the network differs from the oracles: {errors}")
 
 
-def _costs(
+def _check_costs(
     model: nn.Module, graph: ChannelGraph, after: ChannelGraph, remove: Units, example: Tensor
 ) -> None:
     params = sum(p.numel() for p in model.parameters())
     if params != graph.cost("params", remove):
-        raise Wrong(f"{params} parameters, {graph.cost('params', remove)} were predicted")
+        raise CheckFailed(f"{params} parameters, predicted were {graph.cost('params', remove)}")
     predicted, again = graph.cost("macs", remove), after.cost("macs")
-    measured = again if _fused(model) else measured_macs(model, example)
+    measured = again if _has_fused_attention(model) else measured_macs(model, example)
     if again != predicted:
-        raise Wrong(f"{again} MACs in a new trace, {predicted} were predicted")
-    # einsum over a single channel multiplies, which torch does not count
-    if measured != again and not (measured < again and _einsum(model)):
-        raise Wrong(f"torch counts {measured} MACs, the new trace {again}")
+        raise CheckFailed(f"{again} MACs in a new trace, predicted were {predicted}")
+    # torch computes einsum over a single channel as a product of elements, which its counter does not see
+    if measured != again and not (measured < again and _has_einsum(model)):
+        raise CheckFailed(f"torch counts {measured} MACs, the new trace {again}")
 
 
-def _fused(model: nn.Module) -> bool:
-    """Is there attention that torch's counter does not see?"""
+def _has_fused_attention(model: nn.Module) -> bool:
+    """Whether there is attention that torch's counter does not see."""
     kinds = (nn.MultiheadAttention,)
     return any(getattr(m, "product", "") == "fused" or isinstance(m, kinds) for m in model.modules())
 
 
-def _einsum(model: nn.Module) -> bool:
+def _has_einsum(model: nn.Module) -> bool:
     names = {getattr(m, name, "") for m in model.modules() for name in ("style", "product")}
     return bool(names & {"einsum", "grouped"})
 
 
-def _trains(model: nn.Module, example: Tensor) -> None:
+def _check_training(model: nn.Module, example: Tensor) -> None:
     model.train()
     outputs = tensors_in(model(example))
     loss = torch.stack([out.square().mean() for out in outputs]).sum()
     if loss.requires_grad:
         loss.backward()
-    wrong = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.shape != p.shape]
-    if wrong or not torch.isfinite(loss):
-        raise Wrong(f"does not train: {wrong or loss}")
+    misshapen = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.shape != p.shape]
+    if misshapen or not torch.isfinite(loss):
+        raise CheckFailed(f"does not train: {misshapen or loss}")
     model.zero_grad(set_to_none=True)
     model.eval()

@@ -1,4 +1,4 @@
-"""What is said of the commonest operators without arithmetic never contradicts the arithmetic."""
+"""Tests of the check by masks: it never accepts a call that the check by numbers rejects."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from timm.layers import ScaledStdConv2d
 from torch import nn
 
 from lightning_prune import prune_, trace
-from lightning_prune.surgery import numerical_check as replay
+from lightning_prune.surgery import numerical_check
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.tracker import TracedOperator
 from tests.support.nets import Small
 from tests.support.random_cuts import random_units
 
-Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], replay._Survival]
+Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], numerical_check._Survivors]
 
 NETWORKS = {
     "small": lambda: (Small(), 16),
@@ -32,71 +32,74 @@ NETWORKS = {
 }
 
 
-def pairs(monkeypatch: pytest.MonkeyPatch, model: nn.Module, size: int) -> Pairs:
-    """The operators before and after a random cut, and what survives of it."""
-    seen: list[tuple[list[TracedOperator], list[TracedOperator], np.ndarray]] = []
-    original = replay.mismatches
+def pairs_of_random_cut(monkeypatch: pytest.MonkeyPatch, model: nn.Module, size: int) -> Pairs:
+    """Operators before and after a random cut, in pairs, and what survives."""
+    calls: list[tuple[list[TracedOperator], list[TracedOperator], np.ndarray]] = []
+    original = numerical_check.mismatches
 
-    def watch(
+    def record(
         dense: list[TracedOperator], small: list[TracedOperator], alive: np.ndarray
     ) -> Iterator[tuple[TracedOperator, str]]:
-        seen.append((dense, small, alive))
+        calls.append((dense, small, alive))
         yield from original(dense, small, alive)
 
-    monkeypatch.setattr("lightning_prune.surgery.proof.mismatches", watch)
+    monkeypatch.setattr("lightning_prune.surgery.proof.mismatches", record)
     graph = trace(model, torch.zeros(2, 3, size, size))
     prune_(model, graph, random_units(graph, np.random.default_rng(0), 0.4, graph.prunable))
-    dense, small, alive = seen[0]
-    return list(replay._pairs(dense, small)), replay._Survival(alive)
+    dense, small, alive = calls[0]
+    return list(numerical_check._pairs(dense, small)), numerical_check._Survivors(alive)
 
 
-def wrong(followed: TracedOperator, generator: np.random.Generator) -> TracedOperator:
-    """The same operator with one of its labels in another order, or gone."""
-    labels = copy.copy(followed.labels)
+def with_wrong_label(operator: TracedOperator, generator: np.random.Generator) -> TracedOperator:
+    """The same operator with the ids of one dimension permuted or removed."""
+    labels = copy.copy(operator.labels)
     places = [(i, d) for i, dims in enumerate(labels) for d, arrays in enumerate(dims) if arrays]
     if not places:
-        return followed
+        return operator
     at, dim = places[generator.integers(len(places))]
-    other: tuple[Ids, ...] = ()
+    wrong: tuple[Ids, ...] = ()
     if generator.random() < 0.8:
         ids = labels[at][dim][0]
-        other = (ids[torch.from_numpy(generator.permutation(len(ids)))],)
-    labels[at] = tuple(other if d == dim else arrays for d, arrays in enumerate(labels[at]))
-    return replace(followed, labels=labels)
+        wrong = (ids[torch.from_numpy(generator.permutation(len(ids)))],)
+    labels[at] = tuple(wrong if d == dim else arrays for d, arrays in enumerate(labels[at]))
+    return replace(operator, labels=labels)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masks_and_numbers_agree_under_wrong_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    found, survival = pairs(monkeypatch, *NETWORKS[name]())
-    generator, caught = np.random.default_rng(1), 0
-    for before, after in found:
-        if not survival.touches(before) or not replay._telling(before.call) or before.mixed:
+    pairs, survivors = pairs_of_random_cut(monkeypatch, *NETWORKS[name]())
+    generator, num_wrong = np.random.default_rng(1), 0
+    for before, after in pairs:
+        comparable = survivors.affects(before) and numerical_check._is_comparable(before.call)
+        if not comparable or before.mixes_channels:
             continue
         for attempt in range(3):
-            tried = wrong(before, generator) if attempt else before
-            count = len(tried.shapes)
-            masks = survival.masks(tried.labels[:count]), survival.masks(tried.labels[count:])
-            shapes = zip(tried.shapes, after.shapes, tried.labels, strict=False)
-            misfit = any(replay._misfit(*each, survival) for each in shapes)
-            said = replay.fits(tried, after, *masks)
-            if misfit:
+            operator = with_wrong_label(before, generator) if attempt else before
+            count = len(operator.shapes)
+            masks = survivors.masks(operator.labels[:count]), survivors.masks(operator.labels[count:])
+            shapes = zip(operator.shapes, after.shapes, operator.labels, strict=False)
+            wrong_shape = any(numerical_check._check_shape(*each, survivors) for each in shapes)
+            accepted = numerical_check.masks_agree(operator, after, *masks)
+            if wrong_shape:
                 continue
-            numbers = replay._by_numbers(tried, after, survival)
-            assert not (said and numbers), f"{before.call}: {numbers}"
-            caught += bool(numbers)
-    assert caught, "no wrong label was wrong"
+            problem = numerical_check._check_by_numbers(operator, after, survivors)
+            assert not (accepted and problem), f"{before.call}: {problem}"
+            num_wrong += bool(problem)
+    assert num_wrong, "no wrong label changed a result"
 
 
 def test_most_operators_of_common_networks_need_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the proof is slow again: numbers are the exception."""
-    asked: list[str] = []
-    monkeypatch.setattr(replay, "_by_numbers", lambda before, *rest: asked.append(str(before.call)))
+    """The check by numbers is slow and must stay the exception."""
+    checked: list[str] = []
+    monkeypatch.setattr(
+        numerical_check, "_check_by_numbers", lambda before, *rest: checked.append(str(before.call))
+    )
     for name in ("small", "mobilenet", "regnet", "vit"):
         torch.manual_seed(0)
-        found, _ = pairs(monkeypatch, *NETWORKS[name]())
-        assert len(asked) <= len(found) // 20, asked
-        asked.clear()
+        pairs, _ = pairs_of_random_cut(monkeypatch, *NETWORKS[name]())
+        assert len(checked) <= len(pairs) // 20, checked
+        checked.clear()
 
 
 def test_a_norm_of_weights_may_lose_inputs_as_well_as_filters() -> None:

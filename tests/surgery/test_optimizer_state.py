@@ -15,9 +15,9 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from lightning_prune import PruningRecord, SurgeryError, prune_, trace
-from lightning_prune.surgery.optimizer_state import Sliced, cut_state_
+from lightning_prune.surgery.optimizer_state import CutParameter, cut_state_
 from lightning_prune.utils.modules import cut
-from tests.support.nets import Small, some
+from tests.support.nets import Small, random_units
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])
@@ -93,7 +93,7 @@ def twins(
 
 def cut_half(model: nn.Module, *optimizers: Optimizer) -> PruningRecord:
     graph = trace(model, X)
-    return prune_(model, graph, some(graph), optimizers)
+    return prune_(model, graph, random_units(graph), optimizers)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def test_adafactor_keeps_the_right_row_of_a_square_weight():
         "col_var": torch.tensor([[4.0, 5.0, 6.0]]),
     }
     before, weight.data = weight.shape, weight.data[[0, 2]]
-    cut_state_(optimizer, {"weight": Sliced(weight, before, {0: [0, 2]})})
+    cut_state_(optimizer, {"weight": CutParameter(weight, before, {0: [0, 2]})})
     assert optimizer.state[weight]["row_var"].tolist() == [[1.0], [3.0]]
     assert optimizer.state[weight]["col_var"].tolist() == [[4.0, 5.0, 6.0]]
 
@@ -181,7 +181,7 @@ def test_lbfgs_starts_afresh_and_says_so():
     model = Small().double().eval()
     optimizer = optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     closure_step(model, optimizer)
-    with pytest.warns(UserWarning, match="LBFGS state starts afresh: its history of all parameters"):
+    with pytest.warns(UserWarning, match="LBFGS state is reset: its history of all parameters"):
         cut_half(model, optimizer)
     other = copy.deepcopy(model)
     fresh = optim.LBFGS(other.parameters(), lr=0.1, max_iter=3)
@@ -229,7 +229,7 @@ def test_a_preconditioner_is_not_taken_for_a_moment_where_the_weight_is_square()
     optimizer.step()
     graph = trace(net, X.flatten(1))
     with pytest.warns(
-        UserWarning, match="'0.weight', '1.weight', '2.weight' starts afresh: left, sides cannot"
+        UserWarning, match="'0.weight', '1.weight', '2.weight' is reset: left, sides cannot be cut"
     ):
         prune_(net, graph, [*graph.layers["0.weight"][:2], *graph.layers["1.weight"][:3]], [optimizer])
     assert not optimizer.state
@@ -268,7 +268,7 @@ def test_groups_keep_their_order_and_options_and_foreign_parameters_their_state(
     assert all(value.shape in (p.shape, ()) for p, s in first.state.items() for value in s.values())
 
 
-@pytest.mark.filterwarnings("ignore:LBFGS state starts afresh:UserWarning")
+@pytest.mark.filterwarnings("ignore:LBFGS state is reset:UserWarning")
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS"])
 def test_a_rolled_back_cut_leaves_every_optimizer_as_it_was(name, monkeypatch):
     model = Small().double()
@@ -285,10 +285,10 @@ def test_a_rolled_back_cut_leaves_every_optimizer_as_it_was(name, monkeypatch):
 
     monkeypatch.setattr("lightning_prune.surgery.prune.prove", refuse)
     with pytest.raises(SurgeryError, match="rolled back"):
-        prune_(model, graph, some(graph), [optimizer])
+        prune_(model, graph, random_units(graph), [optimizer])
     held = loss_of(model)  # as in training, where the last loss is still around
     with pytest.raises(SurgeryError, match="rolled back"):
-        prune_(model, graph, some(graph), [optimizer])
+        prune_(model, graph, random_units(graph), [optimizer])
     assert held.isfinite()
     after = optimizer.state_dict()["state"]
     assert after.keys() == before["state"].keys()

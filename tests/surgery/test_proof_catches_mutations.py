@@ -22,8 +22,7 @@ from lightning_prune.surgery import prune as surgery
 from lightning_prune.testing import error, randomise_, with_dead_filters, with_zeroed_consumers
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Tie
-from lightning_prune.tracing.rules import contractions as contraction
-from lightning_prune.tracing.rules import reshape
+from lightning_prune.tracing.rules import contractions, reshape
 from lightning_prune.tracing.rules.registry import RULES, same_labels
 from lightning_prune.tracing.tracker import Labels, Tracker
 from lightning_prune.utils.modules import cut
@@ -124,9 +123,9 @@ def unused(*operators: Any) -> Plant:
     """The right rule, but the attributes that it met are forgotten."""
 
     def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        made = len(tracker.uses)
+        made = len(tracker.size_uses)
         right()
-        del tracker.uses[made:]
+        del tracker.size_uses[made:]
 
     return wrapped(*operators, by=by)
 
@@ -538,8 +537,8 @@ FAULTS = [
     Fault("concat offset ignored", TWO, relabelled(aten.cat, change=_offset_ignored)),
     Fault("concat order swapped", THREE, relabelled(aten.cat, change=_order_swapped)),
     Fault("concat order swapped, equal parts", TWO, relabelled(aten.cat, change=_order_swapped)),
-    Fault("groups counted with the wrong stride", GROUPED, patched(contraction, "_across", _wrong_stride)),
-    Fault("groups not tied", GROUPED, patched(contraction, "_across", _no_groups)),
+    Fault("groups counted with the wrong stride", GROUPED, patched(contractions, "_tie_groups", _wrong_stride)),
+    Fault("groups not tied", GROUPED, patched(contractions, "_tie_groups", _no_groups)),
     Fault("depthwise multiplier ignored", DEPTHWISE, wrapped(aten.convolution, by=_one_filter_each)),
     Fault(
         "transposed convolution: in and out swapped", UP, wrapped(aten.convolution, by=_in_and_out_swapped)
@@ -613,15 +612,15 @@ FAULTS = [
     Fault(
         "attention: heads tied along a head's channels, fused",
         attention(True),
-        patched(reshape, "_spread", _heads_across),
+        patched(reshape, "_reshaped_ids", _heads_across),
     ),
     Fault(
         "attention: heads tied along a head's channels, by hand",
         attention(False),
-        patched(reshape, "_spread", _heads_across),
+        patched(reshape, "_reshaped_ids", _heads_across),
     ),
     Fault("attention: number of heads not followed", attention(True), unused(aten.view, aten._unsafe_view)),
-    Fault("foreign size ignored", FOREIGN, patched(reshape, "_foreign", _not_foreign)),
+    Fault("foreign size ignored", FOREIGN, patched(reshape, "_foreign_ids", _not_foreign)),
     Fault("stack not tied", STACKED, untied(aten.stack)),
     Fault("stack not tied, woven", WOVEN, untied(aten.stack)),
     Fault("stack treated as concat", PILED, relabelled(aten.stack, change=_stacked_as_concatenated)),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.testing import error, randomise_, with_dead_filters
 from lightning_prune.tracing.rules.registry import RULES
-from tests.support.nets import Attention, Net, Small, assert_same, filters, some, state
+from tests.support.nets import Attention, Net, Small, assert_same, independent_units, random_units, state
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -103,7 +103,7 @@ def test_a_cut_that_fails_its_proof_leaves_everything_as_it_was(model, monkeypat
     before = everything(model, optimizer)
     shapes = [tuple(p.shape) for p in model.parameters()]
     with pytest.raises(expected) as caught:
-        prune_(model, graph, some(graph), [optimizer])
+        prune_(model, graph, random_units(graph), [optimizer])
     if cause == "raises":
         assert "my stem wants eight filters" in str(caught.value)
     if cause == "wrong_rule":
@@ -148,7 +148,7 @@ def test_after_a_rollback_the_same_graph_can_still_be_cut_elsewhere(model, monke
     with monkeypatch.context() as patched:
         wrong_rule(patched)
         with pytest.raises(SurgeryError):
-            prune_(model, graph, some(graph))
+            prune_(model, graph, random_units(graph))
     remove = graph.layers["inner.weight"][:3]
     prune_(model, graph, remove)
     assert error(with_dead_filters(dense, graph, remove), model, X) < 1e-5
@@ -216,7 +216,7 @@ def test_parameter_objects_stay_and_their_gradients_are_none(model, graph):
     step(model, optimizer)
     before = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
     buffers = {name: id(b) for name, b in model.named_buffers()}
-    record = prune_(model, graph, some(graph))
+    record = prune_(model, graph, random_units(graph))
     assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == before
     assert {name: id(b) for name, b in model.named_buffers()} == buffers
     parameters = dict(model.named_parameters())
@@ -228,7 +228,7 @@ def test_parameter_objects_stay_and_their_gradients_are_none(model, graph):
 
 def test_what_stays_has_the_values_that_it_had(model, graph):
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    record = prune_(model, graph, some(graph))
+    record = prune_(model, graph, random_units(graph))
     for name, tensor in model.state_dict().items():
         expected = dense[name]
         for dim, indices in record.kept.get(name, {}).items():
@@ -239,7 +239,7 @@ def test_what_stays_has_the_values_that_it_had(model, graph):
 
 
 def test_the_printed_model_tells_the_truth(model, graph):
-    prune_(model, graph, some(graph))
+    prune_(model, graph, random_units(graph))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             assert (module.out_channels, module.in_channels // module.groups) == module.weight.shape[:2]
@@ -262,7 +262,7 @@ def test_shared_weights_stay_shared():
     net = randomise_(net)
     dense = copy.deepcopy(net)
     graph = trace(net, X)
-    remove = some(graph)
+    remove = random_units(graph)
     prune_(net, graph, remove)
     assert net.second.weight is net.first.weight
     assert net.first.weight.shape[0] < 8
@@ -272,7 +272,7 @@ def test_shared_weights_stay_shared():
 def test_channels_last_weights_stay_channels_last(model):
     model = model.to(memory_format=torch.channels_last)
     graph = trace(model, X)
-    prune_(model, graph, some(graph))
+    prune_(model, graph, random_units(graph))
     assert model.back.weight.is_contiguous(memory_format=torch.channels_last)
     assert not model.back.weight.is_contiguous()
     assert model.hidden.weight.is_contiguous()
@@ -282,7 +282,7 @@ def test_half_precision_and_integer_buffers_keep_their_types(model):
     model = model.bfloat16()
     model.register_buffer("count", torch.arange(8, dtype=torch.int16))
     graph = trace(model, X.bfloat16())
-    prune_(model, graph, some(graph))
+    prune_(model, graph, random_units(graph))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.norm.num_batches_tracked.dtype == torch.int64
     assert model.count.tolist() == list(range(8))
@@ -298,7 +298,7 @@ def test_a_carried_optimizer_goes_on_as_one_whose_state_is_sliced_by_hand(model,
         step(model, optimizer)
     graph = trace(model, X)
     dense, held = copy.deepcopy((model, optimizer.state_dict()))
-    record = prune_(model, graph, some(graph), [optimizer])
+    record = prune_(model, graph, random_units(graph), [optimizer])
 
     by_hand = record.apply_(dense)
     names = [name for name, _ in by_hand.named_parameters()]
@@ -327,7 +327,7 @@ def test_two_optimizers_and_parameter_groups_are_carried_along(model):
     step(model, first)
     second.step()
     graph = trace(model, X)
-    prune_(model, graph, some(graph), [first, second])
+    prune_(model, graph, random_units(graph), [first, second])
     for optimizer in (first, second):
         assert optimizer.state
         assert all(v.shape in (p.shape, ()) for p, s in optimizer.state.items() for v in s.values())
@@ -344,7 +344,7 @@ def test_state_that_cannot_be_cut_starts_afresh_with_a_warning(model, graph):
     step(model, optimizer)
     optimizer.state[model.inner.weight]["factored"] = torch.zeros(6)
     with pytest.warns(
-        UserWarning, match=r"SGD state of 'inner.weight' starts afresh: factored cannot be cut"
+        UserWarning, match=r"SGD state of 'inner.weight' is reset: factored cannot be cut"
     ):
         prune_(model, graph, graph.layers["inner.weight"][:2], [optimizer])
     assert model.inner.weight not in optimizer.state
@@ -355,7 +355,7 @@ def test_state_that_cannot_be_cut_starts_afresh_with_a_warning(model, graph):
 
 def test_an_optimizer_that_has_not_stepped_yet_needs_nothing(model, graph):
     optimizer = torch.optim.Adam(model.parameters())
-    prune_(model, graph, some(graph), [optimizer])
+    prune_(model, graph, random_units(graph), [optimizer])
     first = step(model, optimizer)
     assert step(model, optimizer) < first
 
@@ -368,7 +368,7 @@ def test_several_rounds_of_trace_and_cut_stay_exact(model):
     dense, twin, macs = copy.deepcopy(model), copy.deepcopy(model), []
     for seed in range(4):
         graph = trace(model, X.double())
-        remove = some(graph, seed, 0.25)
+        remove = random_units(graph, seed, 0.25)
         twin = with_dead_filters(copy.deepcopy(model), graph, remove)
         prune_(model, graph, remove)
         assert error(twin, model, X.double()) < 1e-12
@@ -380,13 +380,13 @@ def test_several_rounds_of_trace_and_cut_stay_exact(model):
 def test_down_to_one_filter_in_every_layer(model):
     dense = copy.deepcopy(model)
     graph = trace(model, X)
-    remove = some(graph, 0, 1.0)
+    remove = random_units(graph, 0, 1.0)
     prune_(model, graph, remove)
     assert {model.stem.out_channels, model.inner.out_channels, model.mix.out_channels} == {1}
     assert model.hidden.out_features == 1
     assert error(with_dead_filters(dense, graph, remove), model, X) < 1e-5
     again = trace(model, X)
-    assert some(again, 0, 1.0).size == 0
+    assert random_units(again, 0, 1.0).size == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -395,7 +395,7 @@ def test_one_unit_at_a_time_is_the_same_as_all_at_once(seed):
     at_once = randomise_(Small()).eval()
     one_by_one = copy.deepcopy(at_once)
     graph = trace(at_once, X)
-    remove = some(graph, seed, 0.3)
+    remove = random_units(graph, seed, 0.3)
     names = {unit: (name, i) for name, units in graph.layers.items() for i, unit in enumerate(units)}
     kept = {name: list(range(len(units))) for name, units in graph.layers.items()}
     prune_(at_once, graph, remove)
@@ -458,7 +458,7 @@ def test_a_cut_leaves_training_flags_hooks_and_random_state_as_they_were(model, 
     model.norm.eval()
     graph = trace(model, X)
     before = state(model)
-    prune_(model, graph, some(graph))
+    prune_(model, graph, random_units(graph))
     after = state(model)
     for what in ("modes", "hooks", "random", "objects", "needs"):
         assert_same(after[what], before[what])
@@ -476,4 +476,4 @@ def test_no_unit_of_a_trace_depends_on_the_values_or_the_mode_of_the_model(model
     assert_same(
         {n: u.tolist() for n, u in second.layers.items()}, {n: u.tolist() for n, u in first.layers.items()}
     )
-    assert filters(second).tolist() == filters(first).tolist()
+    assert independent_units(second).tolist() == independent_units(first).tolist()

@@ -1,4 +1,4 @@
-"""What we say that operators give is what torch says."""
+"""Shape functions return what torch returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.shape_functions import SHAPES, quick
+from lightning_prune.tracing.shape_functions import SHAPE_FUNCTIONS, infer
 
 aten = torch.ops.aten
 
@@ -28,16 +28,18 @@ OPERANDS = [
     meta(2, 6, 5, 4, dtype=torch.int64),
 ]
 PAIRS = [(x, y) for x in OPERANDS for y in [*OPERANDS, meta(2, 1, 5, 4), meta(3, 1), 2.5]]
+BINARY = (aten.add, aten.mul, aten.sub, aten.div)
 NORM = [meta(6) for _ in range(4)]
 
 
 def cases() -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    for op in SHAPES:
+    """Yield operators with arguments, some of which do not fit."""
+    for op in SHAPE_FUNCTIONS:
         arguments = op._schema.arguments
         if len(arguments) == 1 or all(argument.has_default_value() for argument in arguments[1:]):
-            many = op is aten.cat.default
-            yield from ((op, ([x, x] if many else x,)) for x in OPERANDS)
-    yield from ((op, pair) for op in SHAPES if op.overloadpacket in BINARY for pair in PAIRS)
+            takes_list = op is aten.cat.default
+            yield from ((op, ([x, x] if takes_list else x,)) for x in OPERANDS)
+    yield from ((op, pair) for op in SHAPE_FUNCTIONS if op.overloadpacket in BINARY for pair in PAIRS)
     for x in OPERANDS[:2]:
         yield from (
             (aten.native_batch_norm.default, (x, *NORM, training, 0.1, 1e-5)) for training in (True, False)
@@ -53,28 +55,25 @@ def cases() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield aten.addmm.default, (meta(4), meta(3, 6), meta(6, 4))
 
 
-BINARY = (aten.add, aten.mul, aten.sub, aten.div)
-
-
-def described(value: Any) -> list[tuple[Any, ...]]:
+def describe(value: Any) -> list[tuple[Any, ...]]:
     parts = value if isinstance(value, (list, tuple)) else [value]
     return [(part.shape, part.dtype, part.device.type) for part in parts]
 
 
-def test_every_answer_is_torchs_own() -> None:
-    told = set()
+def test_shape_functions_agree_with_torch() -> None:
+    covered = set()
     for op, args in cases():
         try:
-            right = op(*args)
+            expected = op(*args)
         except (RuntimeError, IndexError, ValueError):
-            right = None  # then we must not have an answer either
-        mine = quick(op, args, {})
-        if mine is NotImplemented:
+            expected = None  # then the shape function must not return a result either
+        actual = infer(op, args, {})
+        if actual is NotImplemented:
             continue
-        assert right is not None, (op, args)
-        assert described(mine) == described(right), (op, args)
-        told.add(op)
-    assert told == set(SHAPES)
+        assert expected is not None, (op, args)
+        assert describe(actual) == describe(expected), (op, args)
+        covered.add(op)
+    assert covered == set(SHAPE_FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +86,12 @@ def test_every_answer_is_torchs_own() -> None:
         (aten.add.Tensor, (meta(2, 3), meta(2, 4))),
     ],
 )
-def test_operands_that_do_not_fit_are_left_to_torch(op: Any, args: tuple[Any, ...]) -> None:
-    assert quick(op, args, {}) is NotImplemented
+def test_operands_that_do_not_fit_are_passed_to_torch(op: Any, args: tuple[Any, ...]) -> None:
+    assert infer(op, args, {}) is NotImplemented
     with pytest.raises(RuntimeError):
         op(*args)
 
 
-def test_an_operator_in_place_gives_its_operand() -> None:
+def test_an_inplace_operator_returns_its_operand() -> None:
     x = meta(2, 6)
-    assert quick(aten.relu_.default, (x,), {}) is x
+    assert infer(aten.relu_.default, (x,), {}) is x

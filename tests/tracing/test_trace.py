@@ -1,4 +1,4 @@
-"""The trace: costs against brute force, unknown operators, errors that help, networks with nothing to prune."""
+"""The trace: costs, units, operators without a rule, networks with nothing to prune, errors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.nets import (
     Small,
     assert_same,
     counted_macs,
-    filters,
+    independent_units,
     parameters,
-    some,
+    random_units,
     state,
 )
 
@@ -47,11 +47,11 @@ NETS = {
 }  # fmt: skip
 
 
-# -- costs -----------------------------------------------------------------------------------------------------
+# -- costs ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_costs_of_the_dense_network_are_those_that_torch_counts(name):
+def test_costs_of_the_dense_network_equal_those_counted_by_torch(name):
     build, x = NETS[name]
     net = build()
     graph = trace(net, x)
@@ -61,11 +61,11 @@ def test_costs_of_the_dense_network_are_those_that_torch_counts(name):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", NETS)
-def test_costs_of_any_removal_are_those_of_the_network_that_is_left(name, seed):
+def test_costs_of_a_removal_equal_those_of_the_smaller_network(name, seed):
     build, x = NETS[name]
     net = build()
     graph = trace(net, x)
-    remove = some(graph, seed, (0.1, 0.4, 0.7, 1.0)[seed])
+    remove = random_units(graph, seed, (0.1, 0.4, 0.7, 1.0)[seed])
     predicted = graph.cost("macs", remove), graph.cost("params", remove)
     prune_(net, graph, remove)
     assert predicted == (counted_macs(net, x), parameters(net))
@@ -82,11 +82,11 @@ def test_macs_of_fused_attention_count_both_of_its_products():
             return self.proj(x.transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
 
     x = torch.randn(2, 5, 12)
-    fused, by_hand = Fused(), Attention()
-    assert trace(fused, x).cost("macs") == trace(by_hand, x).cost("macs") == counted_macs(by_hand, x)
+    fused, explicit = Fused(), Attention()
+    assert trace(fused, x).cost("macs") == trace(explicit, x).cost("macs") == counted_macs(explicit, x)
 
 
-def test_macs_grow_with_the_example_and_parameters_do_not():
+def test_macs_grow_with_the_batch_and_parameters_do_not():
     small, large = (trace(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(n, 3, 12, 12)) for n in (1, 4))
     assert large.cost("macs") == 4 * small.cost("macs") == 4 * 144 * 9 * 3 * 8
     assert large.cost("params") == small.cost("params") == 8 * 3 * 9 + 8
@@ -99,22 +99,22 @@ def test_a_weight_used_twice_costs_twice_the_macs_and_once_the_parameters():
     assert twice.cost("params") == once.cost("params")
 
 
-def test_an_unknown_resource_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match="unknown resource 'flops'; this graph knows macs, params"):
+def test_an_unknown_resource_is_refused_with_a_list_of_the_known_ones():
+    with pytest.raises(ValueError, match="unknown resource 'flops'; this graph has macs, params"):
         trace(Small(), X).cost("flops")
 
 
-def test_widths_count_the_filters_that_are_left():
+def test_widths_count_the_remaining_filters():
     graph = trace(Small(), X)
     assert graph.widths()["mix.weight"] == 10
     assert graph.widths(graph.layers["mix.weight"][:4])["mix.weight"] == 6
     assert graph.widths(graph.layers["mix.weight"][:4])["stem.weight"] == 8
 
 
-# -- units -----------------------------------------------------------------------------------------------------
+# -- units ------------------------------------------------------------
 
 
-def test_units_are_shared_exactly_by_what_goes_together():
+def test_dimensions_share_units_exactly_if_they_are_pruned_together():
     graph = trace(Small(), X)
     layers = graph.layers
     for name in ("back.weight", "depthwise.weight"):
@@ -133,14 +133,14 @@ def test_units_are_shared_exactly_by_what_goes_together():
     assert graph.filter_dims["stem.weight"] == 0
 
 
-def test_every_filter_is_free_or_pinned_for_a_reason():
+def test_every_filter_is_prunable_or_pinned_with_a_reason():
     graph = trace(Small(), X)
     units = set(np.concatenate(list(graph.layers.values())).tolist())
     assert units == set(graph.prunable.tolist()) | (set(graph.pinned) & units)
     assert not set(graph.prunable.tolist()) & set(graph.pinned)
 
 
-def test_two_traces_of_the_same_network_are_alike():
+def test_two_traces_of_the_same_network_are_equal():
     first, second = trace(Small(), X), trace(Small(), X)
     assert_same(
         {name: units.tolist() for name, units in first.layers.items()},
@@ -149,12 +149,12 @@ def test_two_traces_of_the_same_network_are_alike():
     assert first.pinned == second.pinned
 
 
-def test_the_batch_and_the_image_size_change_costs_only():
+def test_batch_and_image_size_do_not_change_the_units():
     one, other = trace(Small(), X), trace(Small(), torch.zeros(1, 3, 20, 16))
     assert [u.tolist() for u in one.layers.values()] == [u.tolist() for u in other.layers.values()]
 
 
-def test_a_layer_of_as_many_channels_as_samples_or_pixels_is_not_mixed_up():
+def test_channels_are_not_confused_with_samples_or_pixels_of_the_same_number():
     net = nn.Sequential(
         nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(64, 2)
     )
@@ -162,23 +162,23 @@ def test_a_layer_of_as_many_channels_as_samples_or_pixels_is_not_mixed_up():
     dense = copy.deepcopy(randomise_(net))
     graph = trace(net, x)
     assert len(graph.prunable) == 8
-    remove = some(graph)
+    remove = random_units(graph)
     dead = with_dead_filters(dense, graph, remove)
     prune_(net, graph, remove)
     assert error(dead, net, x) < 1e-5
 
 
-def test_an_operators_place_does_not_depend_on_where_trace_is_called():
+def test_the_line_of_an_operator_does_not_depend_on_the_caller_of_trace():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
     one = trace(net, X)
     other = trace(net, X)
     assert one.pinned == other.pinned
     assert not any("test_trace" in reason for reason in one.pinned.values())
-    wheres = [[tie.where for tie in graph.evidence.tracker.ties.ties] for graph in (one, other)]
-    assert wheres[0] == wheres[1] != []
+    places = [[tie.where for tie in graph.evidence.tracker.ties.ties] for graph in (one, other)]
+    assert places[0] == places[1] != []
 
 
-# -- operators without a rule ----------------------------------------------------------------------------------
+# -- operators without a rule ------------------------------------------------------------
 
 
 @torch.library.custom_op("tests::mystery", mutates_args=())
@@ -196,7 +196,7 @@ def secret(x: Tensor) -> Tensor:
     return x.flip(1).contiguous()  # has no fake implementation
 
 
-def mysterious(operator: object) -> nn.Module:
+def net_with(operator: object) -> nn.Module:
     return Net(
         lambda m, x: m.head(m.tail(m.box(m.stem(x)))),
         stem=nn.Conv2d(3, 8, 1), box=Net(lambda m, x: operator(x)), tail=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1),
@@ -204,8 +204,8 @@ def mysterious(operator: object) -> nn.Module:
 
 
 @pytest.mark.parametrize("operator", [mystery, secret], ids=["with_shapes", "without_shapes"])
-def test_an_operator_without_a_rule_pins_what_it_touches_and_is_named(operator):
-    net = randomise_(mysterious(operator))
+def test_an_operator_without_a_rule_pins_its_channels_and_is_listed(operator):
+    net = randomise_(net_with(operator))
     graph = trace(net, X)
     name = f"tests::{operator._name}"
     assert list(graph.unsupported) == [name]
@@ -218,7 +218,7 @@ def test_an_operator_without_a_rule_pins_what_it_touches_and_is_named(operator):
     assert error(with_dead_filters(dense, graph, remove), net, X) < 1e-5
 
 
-def test_a_rule_of_the_users_makes_the_operator_known():
+def test_a_rule_of_the_user_supports_the_operator():
     operator = torch.ops.tests.mystery.default
 
     @rule(operator)
@@ -228,12 +228,12 @@ def test_a_rule_of_the_users_makes_the_operator_known():
         tracker.label(call.out, labels)
 
     try:
-        net = randomise_(mysterious(mystery))
+        net = randomise_(net_with(mystery))
         dense = copy.deepcopy(net)
         graph = trace(net, X)
         assert not graph.unsupported
         assert len(graph.prunable) == 8 + 6
-        remove = some(graph)
+        remove = random_units(graph)
         prune_(net, graph, remove)
         assert error(with_dead_filters(dense, graph, remove), net, X) < 1e-5
     finally:
@@ -241,11 +241,11 @@ def test_a_rule_of_the_users_makes_the_operator_known():
 
 
 def test_a_second_rule_for_an_operator_is_refused():
-    with pytest.raises(ValueError, match=r"aten.flip.default has a rule already: flip"):
+    with pytest.raises(ValueError, match=r"aten.flip.default already has a rule: flip"):
         rule(torch.ops.aten.flip)(same_labels)
 
 
-# -- nothing to prune ------------------------------------------------------------------------------------------
+# -- nothing to prune ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_a_second_rule_for_an_operator_is_refused():
     [nn.Conv2d(3, 2, 1), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.BatchNorm2d(3)],
     ids=["one_layer", "no_parameters", "only_a_norm"],
 )
-def test_a_network_with_nothing_to_prune_has_an_empty_list_and_exact_costs(net):
+def test_a_network_with_nothing_to_prune_has_no_prunable_units_and_exact_costs(net):
     graph = trace(net, X)
     assert graph.prunable.tolist() == []
-    assert filters(graph).tolist() == []
+    assert independent_units(graph).tolist() == []
     assert graph.cost("params") == parameters(net)
     assert graph.cost("macs") == counted_macs(net, X)
     before = state(net)
@@ -264,14 +264,14 @@ def test_a_network_with_nothing_to_prune_has_an_empty_list_and_exact_costs(net):
     assert_same(state(net), before)
 
 
-def test_a_network_that_ignores_its_layers_lists_none_of_them():
+def test_layers_that_the_forward_does_not_use_are_not_listed():
     net = Net(lambda m, x: m.used(x), used=nn.Conv2d(3, 2, 1), unused=nn.Conv2d(3, 8, 1))
     graph = trace(net, X)
     assert list(graph.layers) == ["used.weight"]
     assert graph.cost("params") == parameters(net)
 
 
-def test_a_graph_made_by_hand_cannot_be_cut():
+def test_a_graph_without_a_trace_cannot_be_pruned():
     net = Small()
     real = trace(net, X)
     graph = ChannelGraph(
@@ -282,10 +282,10 @@ def test_a_graph_made_by_hand_cannot_be_cut():
         prune_(net, graph, real.prunable[:1])
 
 
-# -- errors ----------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------
 
 
-def test_a_model_that_raises_on_its_example_shows_its_own_error():
+def test_the_error_of_a_model_on_its_example_is_shown():
     with pytest.raises(
         TraceError, match=r"the network raises on its example input: .*expected input.*3 channels"
     ) as caught:
@@ -293,24 +293,24 @@ def test_a_model_that_raises_on_its_example_shows_its_own_error():
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_a_missing_input_shows_the_models_own_error():
+def test_the_error_of_a_model_for_a_missing_input_is_shown():
     with pytest.raises(TraceError, match="missing 1 required positional argument: 'x'"):
         trace(Small())
 
 
-def test_a_model_may_raise_whatever_it_likes():
-    class Odd(Exception):
+def test_any_exception_of_the_model_is_the_cause_of_the_trace_error():
+    class CustomError(Exception):
         pass
 
     def run(m: nn.Module, x: Tensor) -> Tensor:
-        raise Odd("no cats here")
+        raise CustomError("invalid state")
 
-    with pytest.raises(TraceError, match="no cats here") as caught:
+    with pytest.raises(TraceError, match="invalid state") as caught:
         trace(Net(run, a=nn.Conv2d(3, 2, 1)), X)
-    assert isinstance(caught.value.__cause__, Odd)
+    assert isinstance(caught.value.__cause__, CustomError)
 
 
-def test_an_interrupt_is_passed_on():
+def test_a_keyboard_interrupt_is_not_caught():
     def run(m: nn.Module, x: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
@@ -346,7 +346,7 @@ def test_checkpointed_blocks_are_traced_like_any_other():
     assert [u.tolist() for u in graph.layers.values()] == [
         u.tolist() for u in trace(plain, X).layers.values()
     ]
-    remove = some(graph)
+    remove = random_units(graph)
     dense = copy.deepcopy(randomise_(again))
     dead = with_dead_filters(dense, graph, remove)
     prune_(again, graph, remove)
@@ -354,7 +354,7 @@ def test_checkpointed_blocks_are_traced_like_any_other():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_a_scripted_submodule_is_traced_but_never_cut_wrongly():
+def test_a_scripted_submodule_is_traced_and_pruned_exactly():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 1)))
     net = Net(
         lambda m, x: m.head(m.box(m.stem(x))), stem=nn.Conv2d(3, 8, 1), box=scripted, head=nn.Conv2d(8, 2, 1)
@@ -363,11 +363,11 @@ def test_a_scripted_submodule_is_traced_but_never_cut_wrongly():
     graph = trace(net, X)
     assert len(graph.prunable) == 8 + 6 + 8
     dead = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    remove = some(graph)
+    remove = random_units(graph)
     for name, dims in graph.bindings.items():
         if name in graph.layers or name.endswith("bias"):
-            gone = ~graph.kept(remove)[dims[0]]
-            dead[name][torch.from_numpy(gone)] = 0
+            removed = ~graph.kept(remove)[dims[0]]
+            dead[name][torch.from_numpy(removed)] = 0
     before = copy.deepcopy(net.state_dict())
     net.load_state_dict(dead)
     expected = net(X)
@@ -376,7 +376,7 @@ def test_a_scripted_submodule_is_traced_but_never_cut_wrongly():
     assert torch.allclose(net(X), expected, atol=1e-5)
 
 
-def test_the_meta_tensors_of_a_trace_do_not_leak_into_the_model():
+def test_meta_tensors_of_the_trace_do_not_remain_in_the_model():
     net = Net(lambda m, x: m.remember(m.head(m.stem(x))), stem=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 2, 1))
     net.cache = None
 
@@ -389,14 +389,14 @@ def test_the_meta_tensors_of_a_trace_do_not_leak_into_the_model():
     assert net.cache is None
 
 
-def test_a_cache_filled_before_the_trace_is_kept():
-    held = {"mask": torch.ones(3)}
+def test_a_cache_has_the_same_content_after_the_trace():
+    cache = {"mask": torch.ones(3)}
     net = Net(
         lambda m, x: m.head(m.stem(x) * m.cache.setdefault("new", torch.ones(()))),
         stem=nn.Conv2d(3, 8, 1),
         head=nn.Conv2d(8, 2, 1),
-        cache=held,
+        cache=cache,
     )
     trace(net, X)
-    assert list(held) == ["mask"]
-    assert net.cache is held
+    assert list(cache) == ["mask"]
+    assert net.cache is cache

@@ -1,4 +1,4 @@
-"""What comes in wrapped, compiled, scripted, sparse or quantised: cut exactly, or refused in one sentence."""
+"""Wrapped, compiled, scripted, sparse and quantised networks: pruned exactly, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.nets import (
     counted_macs,
     cut,
     parameters,
-    some,
+    random_units,
     state,
 )
 
@@ -47,7 +47,7 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _nothing_compiled_yet() -> None:
+def _reset_compiler() -> None:
     torch._dynamo.reset()
 
 
@@ -60,7 +60,7 @@ def plain() -> nn.Module:
 
 
 def around(inner: nn.Module, run: Callable[[nn.Module, Tensor], Tensor] | None = None) -> nn.Module:
-    """A stem and a head around ``inner``, which ``run`` may call in its own way."""
+    """Build a network of a stem, ``inner`` and a head; ``run(inner, x)``, if given, calls ``inner``."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         x = F.relu(m.stem(x))
@@ -89,18 +89,18 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def cut_one(build: Callable[[], nn.Module]) -> Outcome:
-    """As ``nets.cut``, without copies of the model: a copy of a script has no parameters that could be trained."""
+    """Prune like ``nets.cut``, without copies of the model: a copied script has no trainable parameters."""
     dense, small = randomise_(build()).eval(), build().eval()
     small.load_state_dict(dense.state_dict())
     graph = trace(small, X)
-    remove = some(graph, seed=1)
+    remove = random_units(graph, seed=1)
     dead, zeroed = with_dead_filters(dense, graph, remove), with_zeroed_consumers(dense, graph, remove)
     record = prune_(small, graph, remove)
     errors = error(dead, small, X), error(zeroed, small, X)
     return Outcome(dense, small, graph, remove, record, *errors)
 
 
-# -- cut as if they were not wrapped ---------------------------------------------------------------------------
+# -- pruned like the network inside ------------------------------------------------------------
 
 EIGHT = torch.zeros(2, 8, 8, 8)
 CUT: dict[str, Callable[[], nn.Module]] = {
@@ -127,25 +127,25 @@ CUT: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_wrapped_network_is_cut_like_the_one_inside(name):
-    found = cut_one(CUT[name])
-    assert len(found.graph.prunable) == 8 + 6 + 8
-    assert found.graph.cost("macs") == counted_macs(plain(), X)
-    assert found.dead < 1e-5
-    assert found.zeroed < 1e-5
-    assert set(found.record.kept) <= set(found.dense.state_dict())
-    assert parameters(found.model) == found.graph.cost("params", found.remove) < parameters(found.dense)
-    assert error(found.record.apply_(found.dense), found.model, X) == 0
+def test_a_wrapped_network_is_pruned_like_the_network_inside(name):
+    result = cut_one(CUT[name])
+    assert len(result.graph.prunable) == 8 + 6 + 8
+    assert result.graph.cost("macs") == counted_macs(plain(), X)
+    assert result.dead < 1e-5
+    assert result.zeroed < 1e-5
+    assert set(result.record.kept) <= set(result.dense.state_dict())
+    assert parameters(result.model) == result.graph.cost("params", result.remove) < parameters(result.dense)
+    assert error(result.record.apply_(result.dense), result.model, X) == 0
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_wrapped_network_trains_on_after_the_cut(name):
-    found = cut_one(CUT[name])
-    found.model.train()(X).square().mean().backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in found.model.parameters())
+def test_a_wrapped_network_can_be_trained_after_the_cut(name):
+    result = cut_one(CUT[name])
+    result.model.train()(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in result.model.parameters())
 
 
-def test_what_was_compiled_runs_the_smaller_network_and_not_the_old_one():
+def test_a_compiled_network_runs_the_pruned_network_after_the_cut():
     model = randomise_(plain()).eval()
     fast = compiled_and_run(model)
     graph = trace(fast, X)
@@ -154,7 +154,7 @@ def test_what_was_compiled_runs_the_smaller_network_and_not_the_old_one():
     assert torch.equal(fast(X), model(X))
 
 
-def test_a_trace_does_not_change_how_compiled_code_runs_afterwards():
+def test_compiled_code_runs_compiled_after_a_trace():
     runs: list[int] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -168,7 +168,7 @@ def test_a_trace_does_not_change_how_compiled_code_runs_afterwards():
     assert runs
 
 
-def test_data_parallel_on_devices_runs_the_module_inside_and_not_its_copies():
+def test_data_parallel_on_devices_runs_the_inner_module_instead_of_replicas():
     model = parallel(plain())
     model.device_ids, model.src_device_obj = [0, 1], torch.device("cuda:0")  # its forward would raise
     before = state(model)
@@ -179,17 +179,17 @@ def test_data_parallel_on_devices_runs_the_module_inside_and_not_its_copies():
     assert model.module(X).shape == (2, 2, 8, 8)
 
 
-def test_attention_in_a_graph_module_keeps_the_numbers_written_in_its_code():
+def test_sizes_written_as_constants_in_a_graph_module_pin_attention():
     model = nn.Sequential(nn.Linear(5, 12), torch.fx.symbolic_trace(Attention(12, 4)), nn.Linear(12, 2))
     x = torch.randn(2, 7, 5)
-    found = cut(model, x, share=0.3)
-    assert found.dead < 1e-5
-    reasons = {found.graph.pinned.get(int(unit), "") for unit in found.graph.layers["1.qkv.weight"]}
+    result = cut(model, x, share=0.3)
+    assert result.dead < 1e-5
+    reasons = {result.graph.pinned.get(int(unit), "") for unit in result.graph.layers["1.qkv.weight"]}
     assert all("split" in reason or "written" in reason for reason in reasons), reasons
 
 
-class Fixed(nn.Module):
-    """Sizes that TorchScript keeps as numbers: groups, a view, parts."""
+class ConstantSizes(nn.Module):
+    """A module whose sizes are constants in TorchScript: groups, a view, or parts."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -212,15 +212,15 @@ class Fixed(nn.Module):
     "script", [torch.jit.script, lambda m: torch.jit.trace(m, EIGHT)], ids=["script", "trace"]
 )
 @pytest.mark.parametrize("kind", ["groups", "view", "parts"])
-def test_sizes_inside_a_script_are_constants_and_pin_what_they_size(kind, script):
-    found = cut_one(lambda: around(script(Fixed(kind))))
-    pinned = [found.graph.pinned.get(int(unit), "") for unit in found.graph.layers["inner.a.weight"]]
+def test_sizes_inside_a_script_are_constants_and_pin_the_channels(kind, script):
+    result = cut_one(lambda: around(script(ConstantSizes(kind))))
+    pinned = [result.graph.pinned.get(int(unit), "") for unit in result.graph.layers["inner.a.weight"]]
     assert all("in inner" in reason for reason in pinned), pinned
-    assert len(found.graph.prunable) == 8
-    assert max(found.dead, found.zeroed) < 1e-5
+    assert len(result.graph.prunable) == 8
+    assert max(result.dead, result.zeroed) < 1e-5
 
 
-# -- refused -----------------------------------------------------------------------------------------------------
+# -- refused ------------------------------------------------------------
 
 
 def quantised(how: str) -> nn.Module:
@@ -250,9 +250,9 @@ def exported() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "scripted": (lambda: torch.jit.script(plain()), "network is scripted: trace and prune the one"),
-    "traced": (lambda: torch.jit.trace(plain(), X), "network is scripted: trace and prune the one"),
-    "exported": (exported, "the network .* is an exported program: trace and prune the network"),
+    "scripted": (lambda: torch.jit.script(plain()), "network is scripted: trace and prune the network that was"),
+    "traced": (lambda: torch.jit.trace(plain(), X), "network is scripted: trace and prune the network that was"),
+    "exported": (exported, "the network .* is an exported program: trace and prune the network that was"),
     "lazy": (lazy_head, r"'inner.0' \(LazyConv2d\) has no shape yet: run the network once"),
     "dynamically quantised": (lambda: quantised("dynamic"), r"'inner.0' \(Linear\) is quantised: prune the float"),
     "statically quantised": (lambda: quantised("static"), r"'0' \(Conv2d\) is quantised: prune the float"),
@@ -262,11 +262,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_traced_is_refused_by_name_with_what_to_do(name):
-    build, sentence = REFUSED[name]
-    with pytest.raises(TraceError, match=sentence) as refused:
+def test_an_untraceable_network_is_refused_with_module_name_and_advice(name):
+    build, message = REFUSED[name]
+    with pytest.raises(TraceError, match=message) as raised:
         trace(build(), X)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.fixture
@@ -277,23 +277,23 @@ def one_process(tmp_path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("place", ["whole", "submodule"])
-def test_peer_04_a_ddp_wrapped_network_is_refused_and_its_module_is_cut_and_wrapped_anew(place, one_process):
+def test_peer_04_a_ddp_wrapped_network_is_refused_and_its_module_is_pruned_and_wrapped_again(
+    place, one_process
+):
     inner = plain() if place == "whole" else block()
     wrapped = DistributedDataParallel(inner)
     model = wrapped if place == "whole" else around(wrapped)
     named = "the network" if place == "whole" else "'inner'"
-    with pytest.raises(
-        TraceError, match=rf"{named} \(DistributedDataParallel\) remembers .* prune its .module"
-    ):
+    with pytest.raises(TraceError, match=rf"{named} \(DistributedDataParallel\) stores .* prune its .module"):
         trace(model, X)
-    found = cut(wrapped.module, X if place == "whole" else EIGHT)  # as the sentence says
-    assert max(found.dead, found.zeroed) < 1e-5
-    again = DistributedDataParallel(found.model)
+    result = cut(wrapped.module, X if place == "whole" else EIGHT)  # as the message says
+    assert max(result.dead, result.zeroed) < 1e-5
+    again = DistributedDataParallel(result.model)
     again(X if place == "whole" else EIGHT).square().mean().backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in found.model.parameters())
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in result.model.parameters())
 
 
-def test_a_network_without_values_is_traced_but_not_cut():
+def test_a_network_on_the_meta_device_is_traced_but_not_pruned():
     model = plain().to("meta")
     graph = trace(model, X)
     assert len(graph.prunable) == 8 + 6 + 8
@@ -303,21 +303,21 @@ def test_a_network_without_values_is_traced_but_not_cut():
     assert [p.shape for p in model.parameters()] == shapes
 
 
-# -- what stays whole --------------------------------------------------------------------------------------------
+# -- unprunable tensors ------------------------------------------------------------
 
 
-def filtered_by_frequency(m: nn.Module, x: Tensor) -> Tensor:
+def frequency_filter(m: nn.Module, x: Tensor) -> Tensor:
     x = m.b(F.relu(m.a(x)))
     return m.head(torch.fft.irfft2(torch.fft.rfft2(x) * m.waves, s=x.shape[-2:]))
 
 
-def mixed_by_a_graph(m: nn.Module, x: Tensor) -> Tensor:
+def sparse_graph_product(m: nn.Module, x: Tensor) -> Tensor:
     x = m.b(F.relu(m.a(x))).flatten(2)
-    rows = torch.stack([torch.sparse.mm(m.graph, each.t()).t() for each in x])
+    rows = torch.stack([torch.sparse.mm(m.graph, sample.t()).t() for sample in x])
     return m.head(rows.view(2, 6, 8, 8))
 
 
-def masked_by_a_sparse_one(m: nn.Module, x: Tensor) -> Tensor:
+def sparse_mask_product(m: nn.Module, x: Tensor) -> Tensor:
     return m.head(m.b(F.relu(m.a(x))) * m.graph.to_dense()[:6, :1, None])
 
 
@@ -329,32 +329,37 @@ def sparse(layout: torch.layout) -> Tensor:
     return torch.eye(64).to_sparse(layout=layout)
 
 
-WHOLE: dict[str, tuple[Callable[..., Tensor], dict[str, Callable[[], Any]], str]] = {
-    "complex weight": (filtered_by_frequency, {"waves": waves}, "without a rule|complex numbers"),
-    "sparse matrix": (mixed_by_a_graph, {"graph": lambda: sparse(torch.sparse_coo)}, "without a rule|sparse"),
-    "sparse mask": (masked_by_a_sparse_one, {"graph": lambda: sparse(torch.sparse_coo)}, "of fixed size"),
+UNPRUNABLE: dict[str, tuple[Callable[..., Tensor], dict[str, Callable[[], Any]], str]] = {
+    "complex weight": (frequency_filter, {"waves": waves}, "without a rule|complex numbers"),
+    "sparse matrix": (
+        sparse_graph_product,
+        {"graph": lambda: sparse(torch.sparse_coo)},
+        "without a rule|sparse",
+    ),
+    "sparse mask": (sparse_mask_product, {"graph": lambda: sparse(torch.sparse_coo)}, "of fixed size"),
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_sparse_and_complex_tensors_stay_whole_and_the_rest_is_cut(name):
-    run, parts, reason = WHOLE[name]
+@pytest.mark.parametrize("name", UNPRUNABLE)
+def test_sparse_and_complex_tensors_are_pinned_and_the_rest_is_pruned(name):
+    run, parts, reason = UNPRUNABLE[name]
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1))
     for name, part in parts.items():
-        made = part()
-        (model.register_parameter if isinstance(made, nn.Parameter) else model.register_buffer)(name, made)
+        tensor = part()
+        register = model.register_parameter if isinstance(tensor, nn.Parameter) else model.register_buffer
+        register(name, tensor)
     graph = trace(model, X)
     assert len(graph.prunable) == 8
     reasons = {graph.pinned[int(unit)] for unit in graph.layers["b.weight"]}
-    assert all(re.search(reason, why) for why in reasons), reasons
-    found = cut(model, X)
-    assert max(found.dead, found.zeroed) < 1e-5
+    assert all(re.search(reason, text) for text in reasons), reasons
+    result = cut(model, X)
+    assert max(result.dead, result.zeroed) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
-def test_compressed_rows_are_cut_like_coordinates():  # torch cannot copy them, and the oracles copy
+def test_networks_with_csr_tensors_are_pruned_like_coo():  # without oracles, which copy: torch cannot copy CSR
     models = [
-        Net(mixed_by_a_graph, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1))
+        Net(sparse_graph_product, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1))
         for _ in "ab"
     ]
     values = copy.deepcopy(models[0].state_dict())
@@ -367,41 +372,41 @@ def test_compressed_rows_are_cut_like_coordinates():  # torch cannot copy them, 
     assert error(*models, X) == 0
 
 
-def test_what_goes_on_in_numpy_keeps_its_channels():
+def test_channels_that_are_converted_to_numpy_are_pinned():
     def run(m: nn.Module, x: Tensor) -> Tensor:
         return m.head(torch.from_numpy(m.b(F.relu(m.a(x))).detach().numpy()[:, ::-1].copy()))
 
     model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1))
-    found = cut(model, X)
-    assert len(found.graph.prunable) == 8
-    reasons = {found.graph.pinned[int(unit)] for unit in found.graph.layers["b.weight"]}
+    result = cut(model, X)
+    assert len(result.graph.prunable) == 8
+    reasons = {result.graph.pinned[int(unit)] for unit in result.graph.layers["b.weight"]}
     assert reasons == {"leaves torch for numpy, where it cannot be followed"}
-    assert max(found.dead, found.zeroed) < 1e-5
+    assert max(result.dead, result.zeroed) < 1e-5
 
 
-# -- what raises -------------------------------------------------------------------------------------------------
+# -- networks that raise ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_network_that_raises_shows_its_own_error_and_is_as_it_was(training):
-    class Own(LookupError):
+def test_the_error_of_a_network_is_shown_and_its_state_is_restored(training):
+    class NetworkError(LookupError):
         pass
 
     def run(m: nn.Module, x: Tensor) -> Tensor:
         m.calls += 1
         x = m.norm(m.stem(x))
-        raise Own("no such scale: 'x8'")
+        raise NetworkError("no such scale: 'x8'")
 
     inner = Net(run, stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), calls=0)
     model = nn.Sequential(inner, nn.Conv2d(8, 2, 1)).train(training)
     before = state(model)
-    with pytest.raises(TraceError, match=r"Own: no such scale: 'x8' \(in '0'\)") as raised:
+    with pytest.raises(TraceError, match=r"NetworkError: no such scale: 'x8' \(in '0'\)") as raised:
         trace(model, X)
-    assert isinstance(raised.value.__cause__, Own)
+    assert isinstance(raised.value.__cause__, NetworkError)
     assert_same(state(model), before)
 
 
-def test_an_input_of_the_wrong_shape_is_the_models_own_error_and_names_the_layer():
+def test_the_error_for_an_input_of_wrong_shape_names_the_layer():
     model = Small()
     before = state(model)
     with pytest.raises(TraceError, match=r"RuntimeError: .*channels.*\(in 'stem'\)"):
@@ -409,7 +414,7 @@ def test_an_input_of_the_wrong_shape_is_the_models_own_error_and_names_the_layer
     assert_same(state(model), before)
 
 
-def test_a_compiled_network_that_raises_runs_compiled_afterwards():
+def test_code_runs_compiled_after_a_compiled_network_raised():
     def run(m: nn.Module, x: Tensor) -> Tensor:
         raise ValueError("not today")
 

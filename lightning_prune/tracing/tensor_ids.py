@@ -1,0 +1,69 @@
+"""Ids of the dimensions of a model's parameters and buffers."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.tracing.ids import Ids, Ties
+
+__all__ = ["TensorIds", "TensorOrigin"]
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """One dimension of a parameter or buffer, by the tensor's name, and its ids."""
+
+    name: str
+    dim: int
+    ids: Ids
+
+
+class TensorIds:
+    """Assign ids to every dimension of every parameter and buffer, and find the dimension that ids belong to.
+
+    Args:
+        model: the network.
+        ties: gives fresh ids.
+        initial: id arrays to use instead of fresh ones, name -> dimension -> ids.
+    """
+
+    def __init__(self, model: nn.Module, ties: Ties, initial: Mapping[str, Mapping[int, Ids]]) -> None:
+        self.by_name: dict[str, dict[int, Ids]] = {}
+        self._names_by_memory: dict[int, str] = {}
+        self.tensors = [*model.named_parameters(), *model.named_buffers()]
+        for name, tensor in self.tensors:
+            ids = initial.get(name, {})
+            sizes = enumerate(tensor.shape)
+            self.by_name[name] = {dim: ids[dim] if dim in ids else ties.fresh(size) for dim, size in sizes}
+            if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
+                self._names_by_memory[tensor.untyped_storage().data_ptr()] = name
+        origins = [
+            TensorOrigin(name, dim, ids)
+            for name, dims in self.by_name.items()
+            for dim, ids in dims.items()
+            if len(ids)
+        ]
+        self._origins = sorted(origins, key=lambda origin: int(origin.ids[0]))
+        self._first_ids = [int(origin.ids[0]) for origin in self._origins]
+
+    def origin(self, ids: Ids | None) -> TensorOrigin | None:
+        """Return the dimension whose ids are exactly ``ids``, in the same order; None if there is none."""
+        if ids is None or not len(ids):
+            return None
+        origin = self._origins[bisect_right(self._first_ids, int(ids[0])) - 1]
+        return origin if torch.equal(origin.ids, ids) else None
+
+    def of_alias(self, tensor: Tensor) -> dict[int, Ids] | None:
+        """Return the ids of ``p.data`` and the like: a tensor of the same shape over a parameter's memory."""
+        if type(tensor) not in (Tensor, nn.Parameter) or not tensor.numel() or tensor.is_meta:
+            return None
+        name = self._names_by_memory.get(tensor.untyped_storage().data_ptr())
+        if name is None:
+            return None
+        dims = self.by_name[name]
+        return dims if tuple(len(dims[dim]) for dim in range(len(dims))) == tuple(tensor.shape) else None
