@@ -1,13 +1,34 @@
-"""Two ways to know what a pruned network must compute, independent of how it was pruned (level 3).
+"""Oracles for tests: two ways to compute what a pruned network must return, independent of how it was pruned.
 
-*Dead filters*: in the dense network every removed filter's own parameters are zero (weight rows, bias, norm
-scale and shift). It knows nothing of consumers. Holds where a zero stays a zero: activations with f(0) = 0,
-multiplicative gates.
+Both set parameters of the dense network to zero instead of removing them, and know nothing of the surgery:
 
-*Zeroed consumers*: in the dense network every removed input slice of a weight is zero. Holds where weights are
-the only consumers.
+- *Dead filters* (:func:`with_dead_filters`): the parameters of the removed filters are zero: rows of weights, biases,
+  scale and shift of norms. This oracle holds where a zero stays zero on its way to the next layer: activation
+  functions with f(0) = 0, multiplicative gates.
+- *Zeroed consumers* (:func:`with_zeroed_consumers`): the weights are zero where they read the removed filters. This
+  oracle holds where nothing else than weights reads them.
 
-Neither holds for units whose removal changes statistics across channels (``graph.statistics_units``).
+Neither holds for units whose removal changes statistics across channels (``graph.statistics_units``). Use double
+precision for sharp comparisons: there, correct networks differ by less than 1e-12.
+
+Example:
+    Check the pruning of a small network:
+
+    >>> import copy
+    >>> import lightning_prune as lp
+    >>> dense = randomise_(nn.Sequential(
+    ...     nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ... )).double()
+    >>> pruned, image = copy.deepcopy(dense), torch.randn(2, 3, 16, 16).double()
+    >>> graph = lp.trace(pruned, image)
+    >>> remove = graph.prunable[:5]
+    >>> record = lp.prune_(pruned, graph, remove)
+    >>> error(with_dead_filters(dense, graph, remove), pruned, image) < 1e-12
+    True
+    >>> error(with_zeroed_consumers(dense, graph, remove), pruned, image) < 1e-12
+    True
+    >>> error(dense, pruned, image) > 1e-3
+    True
 """
 
 from __future__ import annotations
@@ -26,29 +47,71 @@ __all__ = ["error", "randomise_", "with_dead_filters", "with_zeroed_consumers"]
 
 
 def with_dead_filters(model: nn.Module, graph: ChannelGraph, remove: Iterable[int]) -> nn.Module:
-    """A copy of the dense model in which the removed filters' own parameters are zero."""
-    return _zeroed(model, graph, remove, consumers=False)
+    """Return a copy of the dense model in which the parameters of the removed filters are zero.
+
+    Args:
+        model: the dense network, before :func:`~lightning_prune.prune_`, or a copy of it.
+        graph: of the dense network.
+        remove: numbers of the units to remove.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
+        >>> dead = with_dead_filters(net, graph, [0, 5])
+        >>> (dead[0].weight == 0).all(dim=(1, 2, 3)).nonzero().flatten(), dead[0].bias[5].item()
+        (tensor([0, 5]), 0.0)
+    """
+    return _with_zeros(model, graph, remove, consumers=False)
 
 
 def with_zeroed_consumers(model: nn.Module, graph: ChannelGraph, remove: Iterable[int]) -> nn.Module:
-    """A copy of the dense model in which the weights that read the removed filters are zero there."""
-    return _zeroed(model, graph, remove, consumers=True)
+    """Return a copy of the dense model in which the weights that read the removed filters are zero there.
+
+    Args:
+        model: the dense network, before :func:`~lightning_prune.prune_`, or a copy of it.
+        graph: of the dense network.
+        remove: numbers of the units to remove.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
+        >>> zeroed = with_zeroed_consumers(net, graph, [0, 5])
+        >>> (zeroed[2].weight == 0).all(dim=0).nonzero()[:, 0]
+        tensor([0, 5])
+    """
+    return _with_zeros(model, graph, remove, consumers=True)
 
 
-def _zeroed(model: nn.Module, graph: ChannelGraph, remove: Iterable[int], consumers: bool) -> nn.Module:
+def _with_zeros(model: nn.Module, graph: ChannelGraph, remove: Iterable[int], consumers: bool) -> nn.Module:
+    """Copy the model with zeros for the removed units: in all weights that read them, or in all other parameters."""
     twin = copy.deepcopy(model)
     parameters, kept = dict(twin.named_parameters()), graph.kept(remove)
     for name, dims in graph.bindings.items():
         for dim, units in dims.items() if name in parameters else ():
-            reads = name in graph.layers and dim != graph.filter_dims[name]
-            if reads == consumers:
-                gone = torch.from_numpy(np.flatnonzero(~kept[units]))
-                parameters[name].data.index_fill_(dim, gone, 0)
+            is_consumer = name in graph.layers and dim != graph.filter_dims[name]
+            if is_consumer == consumers:
+                removed = torch.from_numpy(np.flatnonzero(~kept[units]))
+                parameters[name].data.index_fill_(dim, removed, 0)
     return twin
 
 
 def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give norms and biases random values, so that a wrong channel shows; fresh ones are all alike."""
+    """Change biases, norm parameters and running statistics to random values, in place, and return the model.
+
+    In a new network all channels of a norm have the same values, so that a test would not notice if the wrong channel
+    was removed. Parameters with several dimensions are not changed.
+
+    Args:
+        model: any network.
+        seed: of the random values.
+
+    Example:
+        >>> norm = randomise_(nn.BatchNorm2d(8))
+        >>> len(norm.weight.unique()), len(norm.running_var.unique())
+        (8, 8)
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -64,12 +127,35 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def error(expected: nn.Module, found: nn.Module, *inputs: Tensor) -> float:
-    """Largest difference between two networks' outputs in eval mode, relative to the largest output."""
-    pairs = zip(tensors_in(expected.eval()(*inputs)), tensors_in(found.eval()(*inputs)), strict=True)
+def error(expected: nn.Module, actual: nn.Module, *inputs: Tensor) -> float:
+    """Return the largest difference between the outputs of two networks, relative to the largest expected value.
+
+    Both networks are switched to eval mode. Outputs may be nested tuples, lists, dictionaries or dataclasses of
+    tensors; the result is the largest error of all these tensors.
+
+    Args:
+        expected: the reference network, such as :func:`with_dead_filters`.
+        actual: the network to check.
+        *inputs: of both networks.
+
+    Returns:
+        The relative error; infinity if the shapes of two outputs differ.
+
+    Example:
+        >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> second.load_state_dict({name: 1.5 * value for name, value in first.state_dict().items()})
+        <All keys matched successfully>
+        >>> error(first, first, torch.ones(1, 2)), round(error(first, second, torch.ones(1, 2)), 3)
+        (0.0, 0.5)
+    """
+    expected_outputs, actual_outputs = (
+        tensors_in(expected.eval()(*inputs)),
+        tensors_in(actual.eval()(*inputs)),
+    )
     worst = 0.0
-    for want, have in pairs:
-        if want.shape != have.shape:
+    for reference, output in zip(expected_outputs, actual_outputs, strict=True):
+        if reference.shape != output.shape:
             return float("inf")
-        worst = max(worst, float((want - have).abs().max() / want.abs().max().clamp_min(1e-12)))
+        scale = reference.abs().max().clamp_min(1e-12)
+        worst = max(worst, float((reference - output).abs().max() / scale))
     return worst

@@ -1,4 +1,4 @@
-"""The graph of a trace: ids that were tied become units (level 2)."""
+"""Builds the channel graph from a finished trace: ids that are tied become units."""
 
 from __future__ import annotations
 
@@ -15,138 +15,150 @@ from lightning_prune.graph.pins import optional_parts
 from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Tracker
 
-__all__ = ["graph_of"]
+__all__ = ["build_graph"]
 
-#: the units of ids, -1 where there is none
+#: Returns the unit of each id, -1 for ids without a unit.
 UnitsOf = Callable[[Ids], Units]
 
 
-def graph_of(
+def build_graph(
     tracker: Tracker,
     modes: tuple[bool, ...],
     notes: list[str],
     inputs: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> ChannelGraph:
-    """Number the units of a trace and say what they mean.
+    """Build the channel graph of a trace: number the units, and translate ids to units everywhere.
 
     Args:
-        tracker: of the trace, which is over.
-        modes: train or eval, those that ran.
-        notes: for people.
+        tracker: of the finished trace.
+        modes: values of ``training`` in which the forward ran.
+        notes: for the user.
         inputs: of the traced forward.
-        kwargs: likewise, by name.
+        kwargs: keyword inputs of the traced forward.
     """
     components = tracker.ties.components()
-    unit_of = _number(tracker, components)
+    unit_of = _number_units(tracker, components)
 
     def units(ids: Ids) -> Units:
         return unit_of[components[ids.numpy()]]
 
     bindings, layers = _bindings(tracker, units), _layers(tracker, units)
-    pinned, mask = _pinned(tracker, components, unit_of)
+    pinned, pinned_components = _pinned(tracker, components, unit_of)
     return ChannelGraph(
         num_units=int(unit_of.max(initial=-1)) + 1,
         bindings=bindings,
         layers=layers,
         filter_dims={name: tracker.filters[name] for name in layers},
         pinned=pinned,
-        terms={"macs": _macs(tracker, units), "params": _params(tracker, bindings)},
+        terms={"macs": _macs_terms(tracker, units), "params": _params_terms(tracker, bindings)},
         unsupported=tracker.unsupported,
-        statistics_units=_mixing(tracker, units),
+        statistics_units=_statistics_units(tracker, units),
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
-        optional=_optional(tracker.model, layers),
-        evidence=DenseTrace(inputs, kwargs, tracker, modes, components, unit_of, mask),
+        optional=_optional_units(tracker.model, layers),
+        evidence=DenseTrace(inputs, kwargs, tracker, modes, components, unit_of, pinned_components),
     )
 
 
+def _number_units(tracker: Tracker, components: Units) -> Units:
+    """Return the unit of each component of tied ids, -1 for components without a unit.
+
+    Components with filters have the lowest numbers. Then come the components that share a dimension of a parameter
+    with filters. All others have no unit.
+    """
+    has_filter = np.zeros(components.max(initial=-1) + 1, dtype=bool)
+    for name, dim in tracker.filters.items():
+        has_filter[components[tracker.sources[name][dim].numpy()]] = True
+    has_unit = has_filter.copy()
+    for dims in tracker.sources.values():
+        for ids in dims.values():
+            dim_components = components[ids.numpy()]
+            if has_filter[dim_components].any():
+                has_unit[dim_components] = True
+    numbers = np.full(len(has_filter), -1, dtype=np.int64)
+    numbers[has_filter] = np.arange(has_filter.sum())
+    others = has_unit & ~has_filter
+    numbers[others] = np.arange(others.sum()) + has_filter.sum()
+    return numbers
+
+
 def _layers(tracker: Tracker, units: UnitsOf) -> dict[str, Units]:
-    """The filters of each weight, in the order of the model's tensors."""
+    """Return the unit of each filter of each weight, in the order of the model's tensors."""
     filters = tracker.filters
     return {name: units(dims[filters[name]]) for name, dims in tracker.sources.items() if name in filters}
 
 
-def _mixing(tracker: Tracker, units: UnitsOf) -> Units:
-    """Units that met an operator which takes statistics across channels."""
-    met = [units(ids) for ids in tracker.ties.statistics]
-    found = np.unique(np.concatenate([*met, np.empty(0, np.int64)]))
-    return found[found >= 0]
-
-
-def _optional(model: nn.Module, layers: dict[str, Units]) -> list[Units]:
-    """For each part that may vanish, the units with filters in nothing but that part."""
-    alive = [[part for part in parts if _inside(layers, part)] for parts in optional_parts(model)]
-    nothing = np.empty(0, np.int64)
-    found = []
-    for part in (part for parts in alive for part in parts if len(parts) > 1):
-        own = _inside(layers, part)
-        others = [units for name, units in layers.items() if name not in own]
-        found.append(np.setdiff1d(np.concatenate(list(own.values())), np.concatenate([*others, nothing])))
-    return found
-
-
-def _inside(layers: dict[str, Units], part: str) -> dict[str, Units]:
-    return {name: units for name, units in layers.items() if name.startswith(f"{part}.")}
-
-
-def _number(tracker: Tracker, components: Units) -> Units:
-    """Unit of each component, -1 for those that no filter and no neighbour of a filter belongs to."""
-    filters = np.zeros(components.max(initial=-1) + 1, dtype=bool)
-    for name, dim in tracker.filters.items():
-        filters[components[tracker.sources[name][dim].numpy()]] = True
-    beside = filters.copy()
-    for dims in tracker.sources.values():
-        for ids in dims.values():
-            own = components[ids.numpy()]
-            if filters[own].any():
-                beside[own] = True
-    # Filters first, so that the units that may go have the low numbers.
-    numbers = np.full(len(filters), -1, dtype=np.int64)
-    numbers[filters] = np.arange(filters.sum())
-    rest = beside & ~filters
-    numbers[rest] = np.arange(rest.sum()) + filters.sum()
-    return numbers
-
-
 def _bindings(tracker: Tracker, units: UnitsOf) -> dict[str, dict[int, Units]]:
-    found: dict[str, dict[int, Units]] = {}
+    bindings: dict[str, dict[int, Units]] = {}
     for name, dims in tracker.sources.items():
         for dim, ids in dims.items():
-            bound = units(ids)
-            if len(bound) and (bound >= 0).all():
-                found.setdefault(name, {})[dim] = bound
-    return found
+            dim_units = units(ids)
+            if len(dim_units) and (dim_units >= 0).all():
+                bindings.setdefault(name, {})[dim] = dim_units
+    return bindings
 
 
 def _pinned(tracker: Tracker, components: Units, unit_of: Units) -> tuple[dict[int, str], NDArray[np.bool_]]:
-    """Unit -> its first reason, and the mask of pinned components."""
+    """Return the first reason of each pinned unit, and a mask of the pinned components."""
     reasons: dict[int, str] = {}
     mask = np.zeros(len(unit_of), dtype=bool)
     for pin in tracker.ties.pins:
-        text = f"{pin.reason} ({pin.where})" if pin.where else pin.reason
-        own = components[pin.ids.numpy()]
-        mask[own] = True
-        for unit in np.unique(unit_of[own]).tolist():
+        reason = f"{pin.reason} ({pin.where})" if pin.where else pin.reason
+        pin_components = components[pin.ids.numpy()]
+        mask[pin_components] = True
+        for unit in np.unique(unit_of[pin_components]).tolist():
             if unit >= 0:
-                reasons.setdefault(unit, text)
+                reasons.setdefault(unit, reason)
     return reasons, mask
 
 
-def _macs(tracker: Tracker, units: UnitsOf) -> list[Term]:
+def _statistics_units(tracker: Tracker, units: UnitsOf) -> Units:
+    """Return the units over which an operator takes statistics across channels."""
+    arrays = [units(ids) for ids in tracker.ties.statistics]
+    unique = np.unique(np.concatenate([*arrays, np.empty(0, np.int64)]))
+    return unique[unique >= 0]
+
+
+def _optional_units(model: nn.Module, layers: dict[str, Units]) -> list[Units]:
+    """Return, for each part that may vanish, the units whose filters are all in that part.
+
+    A part that is the last of its set with filters may not vanish.
+    """
+    optional = []
+    for parts in optional_parts(model):
+        remaining = [part for part in parts if _layers_inside(layers, part)]
+        if len(remaining) > 1:
+            optional += [_units_only_inside(layers, part) for part in remaining]
+    return optional
+
+
+def _units_only_inside(layers: dict[str, Units], part: str) -> Units:
+    inside = _layers_inside(layers, part)
+    outside = [units for name, units in layers.items() if name not in inside]
+    return np.setdiff1d(
+        np.concatenate(list(inside.values())), np.concatenate([*outside, np.empty(0, np.int64)])
+    )
+
+
+def _layers_inside(layers: dict[str, Units], part: str) -> dict[str, Units]:
+    return {name: units for name, units in layers.items() if name.startswith(f"{part}.")}
+
+
+def _macs_terms(tracker: Tracker, units: UnitsOf) -> list[Term]:
     terms = []
     for cost in tracker.costs:
-        bound = [units(ids) for ids in cost.factors]
-        shrinking = [factor for factor in bound if (factor >= 0).all()]
-        fixed = [len(factor) for factor in bound if not (factor >= 0).all()]
+        factors = [units(ids) for ids in cost.factors]
+        shrinking = [factor for factor in factors if (factor >= 0).all()]
+        fixed = [len(factor) for factor in factors if not (factor >= 0).all()]
         terms.append(Term(cost.layer, cost.scale * int(np.prod(fixed, dtype=np.int64)), tuple(shrinking)))
     return terms
 
 
-def _params(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Term]:
+def _params_terms(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Term]:
     terms = []
     for name, parameter in tracker.model.named_parameters():
-        bound = bindings.get(name, {})
-        fixed = [size for dim, size in enumerate(parameter.shape) if dim not in bound]
-        terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(bound.values())))
+        factors = bindings.get(name, {})
+        fixed = [size for dim, size in enumerate(parameter.shape) if dim not in factors]
+        terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(factors.values())))
     return terms

@@ -1,4 +1,4 @@
-"""What depends on what: units, bindings, costs, and why some units must stay (level 2)."""
+"""The channel graph: units, the tensors that they are bound to, their costs, and the reasons why some are pinned."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_prune.graph.costs import CostModel, Term
+from lightning_prune.graph.layer_tree import LayerTree
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 
 __all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Resource", "Term", "Units"]
 
 
-def module_of(weight: str) -> str:
-    """The module that owns a parameter.
-
-    Example:
-        >>> module_of("encoder.conv1.weight")
-        'encoder.conv1'
-    """
-    return weight.rpartition(".")[0] or weight
-
-
 class Resource(Protocol):
-    """Anything that channels cost: ``resource(graph) -> terms``, called on every graph that is traced.
+    """A function ``resource(graph) -> terms`` that computes the cost of a network, called on every traced graph.
 
-    Costs are whole numbers, and should not rise when channels go. See :mod:`lightning_prune.graph.layer_costs`.
+    Costs are whole numbers, and should not rise when channels are removed. See
+    :class:`~lightning_prune.graph.layer_costs.LayerCost` for the cost of single layers.
     """
 
     def __call__(self, graph: ChannelGraph) -> Sequence[Term]:
-        """What sums up to the resource for the network of ``graph``."""
+        """Return the terms whose sum is the cost of the network of ``graph``."""
 
 
 @dataclass(eq=False)
 class DenseTrace:
-    """What the trace met, kept so that the trace of the smaller network can be held against it."""
+    """The trace of a network before a cut, with which the trace of the smaller network is compared.
+
+    Attributes:
+        inputs: example inputs of the forward.
+        kwargs: example keyword inputs of the forward.
+        tracker: the operators, ties, pins and sizes of the trace.
+        modes: values of ``training`` in which the forward ran.
+        components: the component of tied ids that each id belongs to.
+        unit_of: the unit of each component, -1 for components without a unit.
+        pinned: mask over components, True for those that must stay.
+    """
 
     inputs: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -54,25 +56,24 @@ class DenseTrace:
 
 @dataclass
 class ChannelGraph:
-    """The units of a network, where they are bound, and what they cost. Made by :func:`~lightning_prune.trace`.
+    """The units of a network, the tensors they are bound to, and their costs. Made by :func:`~lightning_prune.trace`.
 
     A *unit* is the smallest set of channels that can only be removed together. Units are numbered from 0.
 
     Attributes:
-        bindings: parameter or buffer name -> dimension -> unit of each index, for every dimension whose
-            channels are known to units (those that never shrink are absent).
+        num_units: number of units.
+        bindings: parameter or buffer name -> dimension -> unit of each index, without dimensions that never shrink.
         layers: qualified name of a weight -> unit of each of its filters.
-        filter_dims: qualified name of a weight -> the dimension its filters are counted along.
-        prunable: the units that may be removed, sorted.
-        pinned: unit -> why it must stay.
-        unsupported: operators without a rule that were met, each with the modules that called it.
-        notes: what a user should know about the trace (a mode that could not be run, a branch that was taken).
+        filter_dims: qualified name of a weight -> the dimension along which its filters are stacked.
+        pinned: unit -> reason why it must not be removed.
+        terms: resource -> the terms whose sum is its cost.
+        unsupported: each operator without a rule -> the modules that called it.
+        statistics_units: units over which an operator takes statistics across channels (layer norm, softmax, ...).
+            They may be removed, but this changes the values of the remaining ones.
+        notes: remarks on the trace for the user (a mode that could not be run, a branch that was taken).
         types: qualified name of each module -> its class.
-        evidence: what :func:`~lightning_prune.prune_` needs to prove its cut; None in a graph made by hand.
-        statistics_units: units that meet an operator that takes statistics across channels (layer norm, ...):
-            removing one is sound, but it changes the values of the others.
-        optional: for each part that may vanish, its units: it may lose the last of them, but not with other parts
-            together.
+        evidence: the trace, with which :func:`~lightning_prune.prune_` proves its cut; None in a graph made by hand.
+        optional: for each part of the network that may vanish, the units that are only in that part.
     """
 
     num_units: int
@@ -90,20 +91,28 @@ class ChannelGraph:
 
     @cached_property
     def prunable(self) -> Units:
-        """Units that are some layer's filters and are not pinned, sorted."""
+        """The units that may be removed: those with filters that are not pinned, sorted."""
         filters = np.unique(np.concatenate(list(self.layers.values()) or [np.empty(0, np.int64)]))
         return filters[~np.isin(filters, list(self.pinned))]
 
     @cached_property
+    def layer_tree(self) -> LayerTree:
+        """The layers and the blocks that contain them, by qualified name."""
+        return LayerTree.of(self.layers)
+
+    @cached_property
     def cost_models(self) -> dict[str, CostModel]:
-        """Resource -> its exact cost model."""
+        """Resource -> the cost model of its terms."""
         return {name: CostModel(terms, self.num_units) for name, terms in self.terms.items()}
 
     def with_resources(self, resources: Mapping[str, Resource]) -> ChannelGraph:
-        """The same graph with further resources beside ``"macs"`` and ``"params"``, by name.
+        """Return the same graph with further resources in addition to ``"macs"`` and ``"params"``.
+
+        Args:
+            resources: name -> resource.
 
         Raises:
-            ValueError: a name is taken by the engine, which proves its cuts by it.
+            ValueError: a resource is named ``"macs"`` or ``"params"``, which the proof of a cut relies on.
 
         Example:
             >>> graph = ChannelGraph(3, {}, {"a.weight": np.arange(3)}, {"a.weight": 0}, {}, {})
@@ -114,51 +123,52 @@ class ChannelGraph:
         for name in resources:
             if name in ("macs", "params"):
                 raise ValueError(f"the resource {name!r} is counted by the engine; choose another name")
-        return replace(self, terms={**self.terms, **{name: list(of(self)) for name, of in resources.items()}})
+        terms = {name: list(resource(self)) for name, resource in resources.items()}
+        return replace(self, terms={**self.terms, **terms})
 
     def kept(self, remove: Iterable[int] = ()) -> NDArray[np.bool_]:
-        """Mask over units, False for those in ``remove``, shape (num_units,)."""
+        """Return a mask over units, False for those in ``remove``, shape (num_units,)."""
         mask = np.ones(self.num_units, dtype=bool)
         mask[np.asarray(list(remove), dtype=np.int64)] = False
         return mask
 
     def cost(self, resource: str = "macs", remove: Iterable[int] = ()) -> int:
-        """What the network costs once the units in ``remove`` are gone; exact, nothing is run.
+        """Return the exact cost of the network without some units, computed without running it.
 
         Args:
-            resource: ``"macs"`` (multiply-accumulates of one forward on the traced input), ``"params"``, or one of
-                :meth:`with_resources`.
-            remove: unit numbers.
+            resource: ``"macs"`` (multiply-accumulates of one forward on the traced input), ``"params"`` (number of
+                parameters), or one added by :meth:`with_resources`.
+            remove: numbers of the units to remove.
 
         Raises:
             ValueError: the resource is unknown.
         """
         if resource not in self.cost_models:
-            known = ", ".join(sorted(self.cost_models))
-            raise ValueError(f"unknown resource {resource!r}; this graph knows {known}")
+            names = ", ".join(sorted(self.cost_models))
+            raise ValueError(f"unknown resource {resource!r}; this graph has {names}")
         return self.cost_models[resource].total(self.kept(remove))
 
     def may_empty(self, units: Units) -> bool:
-        """Whether a dimension of these units may lose them all: they belong to one part that may vanish."""
+        """Return whether a dimension of these units may lose all of them: one part that may vanish has them all."""
         return any(bool(np.isin(units, part).all()) for part in self.optional)
 
     def widths(self, remove: Iterable[int] = ()) -> Mapping[str, int]:
-        """Number of filters that each layer keeps."""
+        """Return the number of filters of each layer without the units in ``remove``."""
         kept = self.kept(remove)
         return {name: int(kept[units].sum()) for name, units in self.layers.items()}
 
     def explain(self, layer: str) -> str:
-        """Say in words what removing a filter of ``layer`` means.
+        """Describe what the removal of a filter of ``layer`` means for the rest of the network.
 
         Args:
             layer: qualified name of a weight in ``layers``, or of its module.
 
         Returns:
-            A few lines: how many units its filters form, which layers shrink along, what a unit costs, and why
-            units are pinned.
+            A few lines of text: the number of its units, the tensors that shrink together with it, the cost of one
+            unit, and the reasons why units are pinned.
 
         Raises:
-            KeyError: there is no such layer; the message has the nearest names.
+            KeyError: there is no such layer; the message suggests the nearest names.
 
         Example:
             >>> import torch
@@ -169,20 +179,20 @@ class ChannelGraph:
               shrink along: 0.bias (dimension 0), 2.weight (dimension 1)
               one unit costs 5684 macs, 30 params
         """
-        name = self._layer(layer)
+        name = self._weight_name(layer)
         units = self.layers[name]
         free = np.intersect1d(units, self.prunable)
         lines = [
             f"{name}: {len(units)} filters in {len(np.unique(units))} units, {len(free)} of them prunable"
         ]
-        beside = ", ".join(
+        dependent = ", ".join(
             f"{other} (dimension {dim})"
-            for other, dim in self._bound(units)
+            for other, dim in self._dims_of(units)
             if (other, dim) != (name, self.filter_dims[name])
         )
-        lines.append(f"  shrink along: {beside or 'nothing'}")
+        lines.append(f"  shrink along: {dependent or 'nothing'}")
         if len(free):
-            costs = (f"{self.cost(r) - self.cost(r, free[:1])} {r}" for r in self.cost_models)
+            costs = (f"{self.cost(name) - self.cost(name, free[:1])} {name}" for name in self.cost_models)
             lines.append(f"  one unit costs {', '.join(costs)}")
         if np.isin(units, self.statistics_units).any():
             lines.append("  meets statistics across channels: removing one changes the values of the others")
@@ -190,16 +200,16 @@ class ChannelGraph:
         lines += [f"  {count} pinned: {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
 
-    def _layer(self, name: str) -> str:
-        found = name if name in self.layers else f"{name}.weight"
-        if found not in self.layers:
-            near = get_close_matches(name, self.layers, n=3, cutoff=0.3)
-            raise KeyError(f"no layer {name!r}; did you mean {' or '.join(near) or 'one of graph.layers'}?")
-        return found
+    def _weight_name(self, layer: str) -> str:
+        weight = layer if layer in self.layers else f"{layer}.weight"
+        if weight not in self.layers:
+            near = get_close_matches(layer, self.layers, n=3, cutoff=0.3)
+            raise KeyError(f"no layer {layer!r}; did you mean {' or '.join(near) or 'one of graph.layers'}?")
+        return weight
 
-    def _bound(self, units: Units) -> Iterator[tuple[str, int]]:
-        """Dimensions of parameters that any of the units runs along."""
+    def _dims_of(self, units: Units) -> Iterator[tuple[str, int]]:
+        """Yield each tensor and dimension that one of the units is bound to."""
         for name, dims in self.bindings.items():
-            for dim, bound in dims.items():
-                if np.isin(bound, units).any():
+            for dim, dim_units in dims.items():
+                if np.isin(dim_units, units).any():
                     yield name, dim

@@ -1,4 +1,4 @@
-"""NEW."""
+"""Costs of a network as exact functions of the units that remain."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from scipy.sparse import csr_matrix
 
 from lightning_prune.tracing.ids import Units
 
+__all__ = ["CostModel", "Term"]
+
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a resource: ``scale * prod(number of channels kept in each factor)``, or any function of these.
+    """One summand of a cost: ``scale * prod(number of remaining channels of each factor)``.
 
-    A convolution has one term in MACs, ``positions * kernel * kept_out * kept_in``; every parameter has one
-    in params. ``factors`` holds, for each dimension that can shrink, the unit of each of its indices.
+    The MACs of a convolution are one term, ``positions * kernel * kernel * channels_out * channels_in``. Each
+    parameter is one term of ``"params"``.
 
-    With a ``function`` of these numbers, in the order of the factors, the term is ``scale * function(*numbers)``,
-    rounded to a whole number. It is not called where nothing is left, which costs nothing. It must always give
-    the same, on every process.
+    With a ``function``, the term is ``scale * function(*numbers)``, rounded to a whole number. If one of the numbers
+    is 0, the function is not called and the term is 0. It must return the same value on every process.
+
+    Attributes:
+        layer: name of the layer or parameter that causes the cost.
+        scale: constant factor.
+        factors: for each dimension that can shrink, the unit of each of its indices.
+        function: of the numbers of remaining channels, in the order of the factors; None: their product.
 
     Example:
+        >>> Term("conv", 9, (np.array([0, 1]), np.array([2, 3, 4]))).cost([2, 3])
+        54
         >>> table = {1: 0.5, 2: 0.75}
         >>> Term("conv", 1000, (np.array([0, 1]),), table.__getitem__).cost([2])
         750
@@ -36,55 +45,63 @@ class Term:
     function: Callable[..., float] | None = None
 
     def cost(self, counts: Sequence[int]) -> int:
-        """What it costs where so many channels stay in each factor."""
+        """Return the cost for the given number of remaining channels of each factor."""
         if self.function is None:
             return self.scale * prod(counts)
         return round(self.scale * self.function(*counts)) if all(counts) else 0
 
 
 class CostModel:
-    """A resource as an exact function of the units that stay. Nothing is run or rebuilt.
+    """A cost as an exact function of the remaining units. Nothing is run or rebuilt.
 
     Args:
-        terms: what sums up to the resource.
+        terms: the summands of the cost.
         num_units: number of units in the graph.
+
+    Attributes:
+        terms: the summands.
+        scale: the scale of each term, shape (terms,).
+        index: the row in ``incidence`` of each factor of each term, shape (terms, factors of the longest term).
+        incidence: the number of indices of each distinct factor that belong to each unit, shape (factors, units).
     """
 
     def __init__(self, terms: Sequence[Term], num_units: int) -> None:
-        factors: dict[bytes, int] = {}
-        arrays: list[Units] = []
+        rows_of: dict[bytes, int] = {}
+        factors: list[Units] = []
         width = max((len(term.factors) for term in terms), default=0)
         self.terms = tuple(terms)
         self.scale = np.array([term.scale for term in terms], dtype=np.float64)
-        # Column `len(arrays)` is a dummy factor of count 1, so that all terms have the same number of factors.
+        # -1 selects a dummy factor of count 1 (see `from_counts`), so that all terms have the same number of factors.
         self.index = np.full((len(terms), width), -1, dtype=np.int64)
         for row, term in enumerate(terms):
             for column, factor in enumerate(term.factors):
                 key = factor.tobytes()
-                if key not in factors:
-                    factors[key] = len(arrays)
-                    arrays.append(factor)
-                self.index[row, column] = factors[key]
-        rows = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
-        columns = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-        ones = np.ones(len(columns))
-        self._curved = [row for row, term in enumerate(terms) if term.function is not None]
-        #: how many indices of each factor belong to each unit, shape (factors, units)
-        self.incidence = csr_matrix((ones, (rows, columns)), shape=(len(arrays), num_units))
+                if key not in rows_of:
+                    rows_of[key] = len(factors)
+                    factors.append(factor)
+                self.index[row, column] = rows_of[key]
+        self._function_rows = [row for row, term in enumerate(terms) if term.function is not None]
+        self.incidence = _incidence(factors, num_units)
 
     def per_term(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Cost of each term when only the units in the mask ``kept`` stay."""
+        """Return the cost of each term when only the units in the mask ``kept`` remain, shape (terms,)."""
         return self.from_counts(self.incidence @ kept.astype(np.float64))
 
     def from_counts(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Cost of each term, given how many indices of each factor stay, shape (factors,)."""
-        each = np.append(counts, 1.0)[self.index]
-        values = self.scale * each.prod(axis=1)
-        for row in self._curved:
+        """Return the cost of each term for the number of remaining indices of each factor, shape (factors,)."""
+        term_counts = np.append(counts, 1.0)[self.index]
+        values = self.scale * term_counts.prod(axis=1)
+        for row in self._function_rows:
             term = self.terms[row]
-            values[row] = term.cost(each[row, : len(term.factors)].astype(int).tolist())
+            values[row] = term.cost(term_counts[row, : len(term.factors)].astype(int).tolist())
         return values
 
     def total(self, kept: NDArray[np.bool_]) -> int:
-        """Cost of the whole network when only the units in the mask ``kept`` stay."""
+        """Return the cost of the whole network when only the units in the mask ``kept`` remain."""
         return int(self.per_term(kept).sum())
+
+
+def _incidence(factors: Sequence[Units], num_units: int) -> csr_matrix:
+    rows = np.repeat(np.arange(len(factors)), [len(factor) for factor in factors])
+    columns = np.concatenate(factors) if factors else np.empty(0, np.int64)
+    return csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(factors), num_units))

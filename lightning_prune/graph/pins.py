@@ -1,4 +1,4 @@
-"""What must stay, whatever its importance, and what may go to its last channel (level 1)."""
+"""Constraints set by the user: tensors that must keep all channels, and parts that may lose their last channel."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from torch import Tensor, nn
 
 __all__ = ["optional_parts", "pin", "pinned_tensors", "unpin"]
 
-# By identity: a module or parameter that is gone takes its pin along.
+# Keyed by identity; the weak reference deletes a pin together with its module or parameter.
 _PINS: dict[int, tuple[ref[nn.Module | Tensor], str]] = {}
 
 
 def pin(target: nn.Module | Tensor, reason: str) -> None:
-    """Forbid that anything of ``target`` is removed: no filter, no input channel.
+    """Forbid the removal of all channels of a module or parameter: filters and input channels.
 
-    To keep only the filters of a layer, use the callback's ``exclude``.
+    To keep the filters of a layer only, use the ``exclude`` argument of the callback. The pin applies to graphs that
+    are traced afterwards.
 
     Args:
         target: a module (all its parameters and buffers) or one parameter.
-        reason: shown by ``graph.explain`` and wherever a unit is refused.
+        reason: shown by ``graph.explain`` and in error messages.
 
     Raises:
-        TypeError: ``target`` is neither.
+        TypeError: ``target`` is neither a module nor a parameter.
 
     Example:
         >>> import torch
         >>> from lightning_prune import pin, trace
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1))
-        >>> pin(net[0], "the first layer is burnt into the sensor")
+        >>> pin(net[0], "the first layer is implemented in hardware")
         >>> graph = trace(net, torch.zeros(1, 3, 16, 16))
         >>> graph.pinned[graph.layers["0.weight"][0]], len(graph.prunable)
-        ('the first layer is burnt into the sensor', 4)
+        ('the first layer is implemented in hardware', 4)
     """
     if not isinstance(target, (nn.Module, Tensor)):
         raise TypeError(f"can pin a module or a parameter, not {type(target).__name__}")
@@ -41,12 +42,18 @@ def pin(target: nn.Module | Tensor, reason: str) -> None:
 
 
 def unpin(target: nn.Module | Tensor) -> None:
-    """Take a pin back; nothing happens if there is none."""
+    """Undo :func:`pin`; do nothing if ``target`` is not pinned.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> pin(layer, "shared with another network")
+        >>> unpin(layer)
+    """
     _PINS.pop(id(target), None)
 
 
 def pinned_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
-    """Parameters and buffers of ``model`` that the user pinned, with the reason."""
+    """Yield the parameters and buffers of ``model`` that the user pinned, each with the reason."""
     for module in model.modules():
         if id(module) in _PINS:
             reason = _PINS[id(module)][1]
@@ -57,10 +64,10 @@ def pinned_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
 
 
 def optional_parts(model: nn.Module) -> list[list[str]]:
-    """Parts of which all but one may lose their last channel: for each set of them, their qualified names.
+    """Return sets of parts of which all but one may lose their last channel and so vanish, by qualified name.
 
-    A module says so by an attribute or property ``optional_parts``, a sequence of submodules; its forward leaves out
-    those that have no channels.
+    A module declares its parts by an attribute or property ``optional_parts``, a sequence of submodules. Its forward
+    must skip parts that have no channels.
 
     Example:
         >>> from lightning_prune.segmentation.networks.atom_mobile import Block
@@ -68,5 +75,5 @@ def optional_parts(model: nn.Module) -> list[list[str]]:
         [['0.branches.0', '0.branches.1']]
     """
     names = {id(module): name for name, module in model.named_modules()}
-    found = [[names[id(part)] for part in getattr(m, "optional_parts", ())] for m in model.modules()]
-    return [parts for parts in found if parts]
+    declared = [[names[id(part)] for part in getattr(m, "optional_parts", ())] for m in model.modules()]
+    return [parts for parts in declared if parts]

@@ -1,4 +1,4 @@
-"""A latency table as it is kept: what was measured, on which device, for which network (level 3)."""
+"""Files of latency tables: the measurements, where they were made, and for which network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.layer_costs import evidence_of
+from lightning_prune.graph.layer_costs import dense_trace_of
 from lightning_prune.latency.backends import ExecutionName, Piece
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.interpolation import Lookup
@@ -27,18 +27,19 @@ from lightning_prune.utils.example_inputs import shapes_of
 __all__ = ["REBUILD", "VERSION", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
 
 VERSION = 2
-UNKNOWN_SHARE = (
-    0.25  # of a network's pieces, that a table need not know: one channel left looks like something else
-)
+# Share of a network's pieces that a table may lack. After a cut a few may be new: a grouped convolution with one
+# channel left per group, for example, is a depthwise one.
+MAX_MISSING_SHARE = 0.25
 REBUILD = "build a table of your own: another path=, or delete the file (lightning-prune latency --help)"
+SETTINGS = ("execution", "device", "threads", "versions", "inputs")
 
 
 class LatencyError(ValueError):
-    """A latency table cannot be used here; the message says why and what to do."""
+    """Raised if a latency table cannot be used here; the message says why and what to do."""
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called, without its number.
+    """Return the name of a device, without its number.
 
     Example:
         >>> device_name(torch.device("cpu")).startswith("cpu: ")
@@ -46,26 +47,26 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    cpu_info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
     capability = torch.backends.cpu.get_cpu_capability()
     return f"cpu: {models[0] if models else platform.processor() or platform.machine()}, {capability}"
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured, and where.
+    """The content of a latency table.
 
     Attributes:
         execution: how networks were run.
         device: name of the device.
         threads: of the processor.
-        versions: of what ran them.
+        versions: package -> version, of those that ran the networks.
         inputs: shapes and dtypes of the example input.
-        entries: signature of an operator -> its times over channel counts.
-        correction: from the sum of the parts to the whole.
-        alone: signatures of what cannot be run alone; the correction makes up for it.
-        info: facts for people: when it was measured, and for how long.
+        entries: signature of a piece -> its times over channel counts.
+        correction: from the sum of the parts to the whole network.
+        alone: signatures of pieces that cannot be run alone; their time is in the correction.
+        info: date, duration and size of the measurement, for people.
     """
 
     execution: ExecutionName
@@ -78,71 +79,64 @@ class Measurements:
     alone: list[str] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
-    def entry(self, piece: Piece) -> TimingCurve | None:
-        """The times of a piece; None if it has none."""
-        return self.entries.get(piece.signature) or self._by_kind.get(_without_strides(piece.signature))
+    def curve(self, piece: Piece) -> TimingCurve | None:
+        """Return the times of a piece, None if it has none."""
+        curve = self.entries.get(piece.signature)
+        return curve or self._without_strides.get(_remove_strides(piece.signature))
 
-    def knows(self, piece: Piece) -> bool:
-        """Whether the piece was there when the table was made."""
-        return self.entry(piece) is not None or piece.signature in self.alone
+    def covers(self, piece: Piece) -> bool:
+        """Return whether the table was made with such a piece."""
+        return self.curve(piece) is not None or piece.signature in self.alone
 
     @cached_property
-    def _by_kind(self) -> dict[str, TimingCurve]:
-        """Entries by signature without the order of memory, which means nothing where one channel is left."""
-        return {_without_strides(signature): each for signature, each in self.entries.items()}
+    def _without_strides(self) -> dict[str, TimingCurve]:
+        """Entries by signature without the order of memory, which has no meaning where one channel is left."""
+        return {_remove_strides(signature): curve for signature, curve in self.entries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        plain = {
-            kind: {
-                "by": each.by,
-                "axes": each.lookup.axes,
-                "multiples": each.lookup.multiples,
-                "ns": [round(value) for value in each.lookup.values],
-            }
-            for kind, each in self.entries.items()
-        }
+        """Return plain values, for JSON."""
         return {
-            **{
-                name: getattr(self, name) for name in ("execution", "device", "threads", "versions", "inputs")
-            },
+            **{name: getattr(self, name) for name in SETTINGS},
             "version": VERSION,
             "info": self.info,
             "correction": asdict(self.correction),
             "alone": self.alone,
-            "entries": plain,
+            "entries": {signature: _curve_to_dict(curve) for signature, curve in self.entries.items()},
         }
 
     @classmethod
-    def from_dict(cls, plain: Any) -> Measurements:
-        """The inverse of :meth:`to_dict`.
+    def from_dict(cls, content: Any) -> Measurements:
+        """Restore what :meth:`to_dict` returned.
 
         Raises:
-            LatencyError: something is missing or of the wrong kind.
+            LatencyError: something is missing or of the wrong type.
         """
-        if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
+        if not isinstance(content, Mapping) or content.get("version") != VERSION:
             raise LatencyError(f"not a latency table of version {VERSION}; {REBUILD}")
         try:
-            held = {
-                name: plain[name]
-                for name in ("execution", "device", "threads", "versions", "inputs", "alone")
-            }
-            found = {kind: _entry(each) for kind, each in plain["entries"].items()}
-            correction = Correction(**plain["correction"])
+            settings = {name: content[name] for name in (*SETTINGS, "alone")}
+            curves = {signature: _curve_from_dict(plain) for signature, plain in content["entries"].items()}
+            correction = Correction(**content["correction"])
             if not min(correction.constant, correction.even, correction.odd, correction.cold) >= 0:
-                raise ValueError(f"a correction that is negative: {correction}")
-            return cls(**held, entries=found, correction=correction, info=dict(plain["info"]))
+                raise ValueError(f"negative coefficient in {correction}")
+            return cls(**settings, entries=curves, correction=correction, info=dict(content["info"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LatencyError(
                 f"damaged latency table ({type(error).__name__}: {error}); {REBUILD}"
             ) from error
 
 
-def _without_strides(signature: str) -> str:
+def _remove_strides(signature: str) -> str:
     return re.sub(r"@\[[^]]*\]", "", signature)
 
 
-def _entry(plain: Mapping[str, Any]) -> TimingCurve:
+def _curve_to_dict(curve: TimingCurve) -> dict[str, Any]:
+    lookup = curve.lookup
+    nanoseconds = [round(value) for value in lookup.values]
+    return {"by": curve.by, "axes": lookup.axes, "multiples": lookup.multiples, "ns": nanoseconds}
+
+
+def _curve_from_dict(plain: Mapping[str, Any]) -> TimingCurve:
     if plain["by"] not in ("counts", "volume"):
         raise ValueError(f"by={plain['by']!r}")
     axes = tuple(tuple(axis) for axis in plain["axes"])
@@ -151,13 +145,13 @@ def _entry(plain: Mapping[str, Any]) -> TimingCurve:
 
 
 def save(measured: Measurements, path: Path) -> None:
-    """Write JSON; an interrupted write leaves what was there before."""
+    """Write a table as JSON; if writing is interrupted, the former file stays."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(measured.to_dict()))
 
 
 def load(path: str | Path) -> Measurements:
-    """Read what :func:`save` wrote.
+    """Read a table that :func:`save` wrote.
 
     Raises:
         LatencyError: the file is no latency table.
@@ -173,31 +167,41 @@ def load(path: str | Path) -> Measurements:
 
 
 def check_fits(measured: Measurements, pieces: Sequence[Piece], graph: ChannelGraph) -> None:
-    """Raise LatencyError if the table was made for another network or input shape."""
-    evidence = evidence_of(graph)
+    """Raise LatencyError if the table was made for another network or input shape; warn if it lacks a few pieces."""
+    evidence = dense_trace_of(graph)
     inputs = shapes_of((evidence.inputs, evidence.kwargs))
     if inputs != measured.inputs:
         raise LatencyError(
-            f"the latency table is for inputs {measured.inputs}, this network is traced on {inputs}; {REBUILD}"
+            f"the latency table is for inputs {measured.inputs}, but this network was traced on {inputs}; {REBUILD}"
         )
-    other = "the latency table is of another network"
-    unknown = [piece for piece in pieces if not measured.knows(piece)]
-    if unknown:
-        told = f"it lacks {len(unknown)} of {len(pieces)} operators, {unknown[0].signature} of {unknown[0].layer!r}"
-        if max(_share(unknown, pieces, True), _share(unknown, pieces, False)) > UNKNOWN_SHARE:
-            raise LatencyError(f"{other}: {told}; {REBUILD}")
-        warnings.warn(f"the latency table does not fit quite: {told}; they count as nothing", stacklevel=2)
+    _check_missing(measured, pieces)
     for piece in pieces:
-        entry = measured.entry(piece)
-        axes = entry.lookup.axes if entry is not None and entry.by == "counts" else ()
-        for count, axis in zip(piece.most, axes, strict=False):
+        curve = measured.curve(piece)
+        axes = curve.lookup.axes if curve is not None and curve.by == "counts" else ()
+        for count, axis in zip(piece.dense_counts, axes, strict=False):
             if count > axis[-1]:
                 raise LatencyError(
-                    f"{other}: {piece.layer!r} has {count} channels, measured were up to {axis[-1]}; {REBUILD}"
+                    f"the latency table is of another network: {piece.layer!r} has {count} channels, but at most "
+                    f"{axis[-1]} were measured; {REBUILD}"
                 )
 
 
-def _share(unknown: Sequence[Piece], pieces: Sequence[Piece], contracts: bool) -> float:
-    """Share of the pieces that are unknown, among those that are contractions, or are not."""
-    of = sum(piece.contracts == contracts for piece in pieces)
-    return sum(piece.contracts == contracts for piece in unknown) / max(of, 1)
+def _check_missing(measured: Measurements, pieces: Sequence[Piece]) -> None:
+    """Raise LatencyError if the table lacks too many pieces of a network, warn if it lacks any."""
+    missing = [piece for piece in pieces if not measured.covers(piece)]
+    if not missing:
+        return
+    summary = (
+        f"it lacks {len(missing)} of {len(pieces)} operators, {missing[0].signature} of {missing[0].layer!r}"
+    )
+    if max(_share(missing, pieces, True), _share(missing, pieces, False)) > MAX_MISSING_SHARE:
+        raise LatencyError(f"the latency table is of another network: {summary}; {REBUILD}")
+    warnings.warn(
+        f"the latency table does not fit exactly: {summary}; their time is taken as 0", stacklevel=3
+    )
+
+
+def _share(missing: Sequence[Piece], pieces: Sequence[Piece], contractions: bool) -> float:
+    """Return the share of missing pieces among the contractions, or among all other pieces."""
+    total = sum(piece.is_contraction == contractions for piece in pieces)
+    return sum(piece.is_contraction == contractions for piece in missing) / max(total, 1)

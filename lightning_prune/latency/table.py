@@ -1,8 +1,8 @@
-"""Latency as a resource: looked up in a table that was measured on the device (level 3).
+"""Latency as a resource: looked up in a table that was measured on the device.
 
-After NetAdapt (Yang et al., ECCV 2018), which keeps a table per layer over (channels in, channels out). Here every
-operator has one, norms, activations and resampling too, and what the whole network takes beyond the sum of its
-parts is measured on a few random cuts.
+After NetAdapt (Yang et al., ECCV 2018), which has a table per layer over (channels in, channels out). Here every
+operator has a table, also norms, activations and resampling, and the difference between a whole network and the sum
+of its parts is measured on a few random cuts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import Term
-from lightning_prune.graph.layer_costs import evidence_of
-from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece, versions_of
-from lightning_prune.latency.calibration import Correction, corrected, parts
-from lightning_prune.latency.profiler import BackendSettings, Track, entries
+from lightning_prune.graph.layer_costs import dense_trace_of
+from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece, package_versions
+from lightning_prune.latency.calibration import Correction, calibrate, sum_parts
+from lightning_prune.latency.profiler import BackendSettings, Track, measure_curves
 from lightning_prune.latency.store import (
     REBUILD,
     VERSION,
@@ -43,23 +43,26 @@ __all__ = ["LatencyTable"]
 class LatencyTable:
     """The resource ``"latency"``: nanoseconds of one forward on the example input, on one device.
 
-    The first graph that it is asked about is measured, unless ``path`` has a table, which is then checked: made
-    on the same device, with as many threads, the same versions and input shapes, and for the same operators.
-    Times on a single thread of the processor are processor time; otherwise they are of the clock.
+    The network is measured when the table is first called with a graph, unless ``path`` has a table. A table that is
+    read must fit: it was made on the same device, with the same number of threads, package versions and input shapes,
+    and for the same operators. With one thread of the processor, times are processor time, otherwise wall-clock time.
 
     Args:
-        path: a ``.json`` file to read, or to write if it is not there; or a folder with a file for each network,
-            input shape and device; None: keep it in memory.
-        execution: ``"eager"``; ``"compiled"``: by ``torch.compile``, where operators are measured eagerly, those that
-            are fused left out, and only the random cuts are compiled, half a minute or more each; or ``"onnx"``: by
-            ONNX Runtime, which needs ``lightning-prune[export]``.
-        device: where to run, as torch names it.
-        threads: of the processor; by default as many as torch has.
-        cuts: random cuts on which the sum of the parts is held against the whole network; 0: it is taken as it is.
-        elsewhere: take the table as it is although it was measured on another device or with other versions.
+        path: a ``.json`` file, which is read, or written if it does not exist; or a folder with a file for each
+            network, input shape and device; None: keep the table in memory.
+        execution: ``"eager"``; ``"compiled"``: by ``torch.compile``, where operators are measured eagerly, without
+            those that are fused, and only the random cuts are compiled, which takes half a minute or more each; or
+            ``"onnx"``: by ONNX Runtime, which needs ``lightning-prune[export]``.
+        device: that networks run on, as torch names it.
+        threads: of the processor; by default as many as torch uses.
+        cuts: random cuts on which the sum of the parts is calibrated; 0: no calibration.
+        elsewhere: accept a table that was measured on another device or with other versions.
+
+    Attributes:
+        measured: the content of the table, None until it is measured or read.
 
     Raises:
-        ValueError: an execution that there is not, or ``"compiled"`` with less than two cuts.
+        ValueError: an unknown execution, or ``"compiled"`` with fewer than two cuts.
         LatencyError: when called: the table is damaged, or was made for something else.
 
     Example:
@@ -83,30 +86,31 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         if self.execution not in EXECUTIONS:
-            known = ", ".join(map(repr, get_args(ExecutionName)))
-            raise ValueError(f"execution must be one of {known}, got {self.execution!r}")
+            names = ", ".join(map(repr, get_args(ExecutionName)))
+            raise ValueError(f"execution must be one of {names}, got {self.execution!r}")
         if self.cuts < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"need cuts >= 0 and threads >= 1, got cuts={self.cuts}, threads={self.threads}")
         if self.execution == "compiled" and self.cuts < 2:
             raise ValueError(
-                f"execution='compiled' needs cuts >= 2, got cuts={self.cuts}: parts are measured eagerly"
+                f"execution='compiled' needs cuts >= 2, got cuts={self.cuts}: its parts are measured eagerly, so the "
+                "time of the compiled network comes from the cuts alone"
             )
 
     @property
     def place(self) -> BackendSettings:
-        """Where it is measured."""
+        """Where and how networks are run."""
         return BackendSettings(
             self.execution, torch.device(self.device), self.threads or torch.get_num_threads()
         )
 
     def __call__(self, graph: ChannelGraph) -> list[Term]:
-        """One term for every operator, and one for what the whole takes beyond them."""
+        """Return one term for every operator, and one for the constant time of the whole network."""
         if self.measured is None:
-            self.measured = _by_the_first(partial(self._obtained, graph))
+            self.measured = _from_first_process(partial(self._load_or_build, graph))
         pieces = EXECUTIONS[self.execution].pieces(graph)
         check_fits(self.measured, pieces, graph)
-        found = [_term(piece, self.measured) for piece in pieces if self.measured.entry(piece) is not None]
-        return [Term("", round(self.measured.correction.constant), ()), *found]
+        terms = [_term(piece, self.measured) for piece in pieces if self.measured.curve(piece) is not None]
+        return [Term("", round(self.measured.correction.constant), ()), *terms]
 
     def build(self, graph: ChannelGraph, track: Track = lambda indices: indices) -> Measurements:
         """Measure the network of ``graph``, and write the table if there is a ``path``.
@@ -115,35 +119,41 @@ class LatencyTable:
             graph: of the dense network.
             track: shows progress.
         """
-        place, start, evidence = self.place, time.perf_counter(), evidence_of(graph)
+        place, start, evidence = self.place, time.perf_counter(), dense_trace_of(graph)
         pieces = EXECUTIONS[self.execution].pieces(graph)
-        found, alone = entries(pieces, place, track)
-        correction = corrected(graph, found, place, self.cuts)
-        whole = float(correction.whole(parts(pieces, found)))
+        curves, alone = measure_curves(pieces, place, track)
+        correction = calibrate(graph, curves, place, self.cuts)
+        nanoseconds = float(correction.network_time(sum_parts(pieces, curves)))
         info = {
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "seconds": round(time.perf_counter() - start, 1),
-            "points": sum(len(each.lookup.values) for each in found.values()),
-            "milliseconds": round(whole / 1e6, 3),
+            "points": sum(len(curve.lookup.values) for curve in curves.values()),
+            "milliseconds": round(nanoseconds / 1e6, 3),
         }
-        inputs = shapes_of((evidence.inputs, evidence.kwargs))
         self.measured = Measurements(
-            self.execution, device_name(place.device), place.threads, versions_of(self.execution), inputs,
-            found, correction, alone, info,
-        )  # fmt: skip
+            self.execution,
+            device_name(place.device),
+            place.threads,
+            package_versions(self.execution),
+            shapes_of((evidence.inputs, evidence.kwargs)),
+            curves,
+            correction,
+            alone,
+            info,
+        )
         if (file := self.file(graph)) is not None:
             save(self.measured, file)
         return self.measured
 
     def refit(self, graph: ChannelGraph, remove: Sequence[int]) -> Correction:
-        """Measure the cut that is wanted as well, and fit the correction anew, most of all to it.
+        """Measure one more cut, the intended one, and fit the correction again with a large weight on it.
 
-        A prediction is as good as the random cuts are like the one that a criterion chooses. So: select, refit, and
-        select again, on ``graph.with_resources(...)`` called anew. No file is written.
+        Predictions are good as far as the random cuts resemble the cut that a criterion chooses. So: select, refit,
+        call ``graph.with_resources(...)`` again, and select again. No file is written.
 
         Args:
             graph: of the dense network that the table was built for.
-            remove: units that shall go, as :attr:`Plan.remove <lightning_prune.Plan>` has them.
+            remove: units of the intended cut, as in :attr:`Plan.remove <lightning_prune.Plan>`.
 
         Raises:
             ValueError: the table has no measurements yet.
@@ -153,77 +163,83 @@ class LatencyTable:
                 "nothing is measured yet: call build(graph), or graph.with_resources(...), first"
             )
         chosen = [int(unit) for unit in remove]
-        correction = corrected(graph, self.measured.entries, self.place, self.cuts, chosen=chosen)
+        correction = calibrate(graph, self.measured.entries, self.place, self.cuts, chosen=chosen)
         self.measured = replace(self.measured, correction=correction)
         return correction
 
     def file(self, graph: ChannelGraph) -> Path | None:
-        """Where the table of this network is kept."""
+        """Return the file of this network's table, None if the table is in memory only."""
         if self.path is None or Path(self.path).suffix == ".json":
             return None if self.path is None else Path(self.path)
-        evidence, place = evidence_of(graph), self.place
-        made_by = [
-            VERSION, self.execution, device_name(place.device), place.threads, versions_of(self.execution),
+        evidence, place = dense_trace_of(graph), self.place
+        identity = [
+            VERSION,
+            self.execution,
+            device_name(place.device),
+            place.threads,
+            package_versions(self.execution),
             shapes_of((evidence.inputs, evidence.kwargs)),
             sorted({piece.signature for piece in EXECUTIONS[self.execution].pieces(graph)}),
-        ]  # fmt: skip
-        name = json_digest(made_by)[:12]
-        return Path(self.path) / f"{self.execution}-{name}.json"
+        ]
+        return Path(self.path) / f"{self.execution}-{json_digest(identity)[:12]}.json"
 
-    def _obtained(self, graph: ChannelGraph) -> Measurements:
+    def _load_or_build(self, graph: ChannelGraph) -> Measurements:
         file = self.file(graph)
         if file is not None and file.exists():
-            found = load(file)
-            self._check_made_here(found, file)
-            return found
-        print(
-            f"measuring latency, {self.execution} on {self.device}{f', for {file}' if file else ''}",
-            flush=True,
-        )
+            measured = load(file)
+            self._check_settings(measured, file)
+            return measured
+        suffix = f", for {file}" if file else ""
+        print(f"measuring latency, {self.execution} on {self.device}{suffix}", flush=True)
         return self.build(graph)
 
-    def _check_made_here(self, found: Measurements, file: Path) -> None:
+    def _check_settings(self, measured: Measurements, file: Path) -> None:
+        """Raise LatencyError if a table was measured with other settings."""
         place = self.place
-        here: dict[str, Any] = {"execution": self.execution}
+        settings: dict[str, Any] = {"execution": self.execution}
         if not self.elsewhere:
-            here |= {"device": device_name(place.device), "threads": place.threads}
-            here |= {"versions": versions_of(self.execution)}
-        apart = [
-            f"{name} {getattr(found, name)!r}, here it is {value!r}"
-            for name, value in here.items()
-            if getattr(found, name) != value
+            settings |= {"device": device_name(place.device), "threads": place.threads}
+            settings |= {"versions": package_versions(self.execution)}
+        differences = [
+            f"{name} {getattr(measured, name)!r}, here it is {value!r}"
+            for name, value in settings.items()
+            if getattr(measured, name) != value
         ]
-        if apart:
-            otherwise = "Or, to prune for that device, set elsewhere=True"
-            raise LatencyError(f"{file} was measured with {'; '.join(apart)}. Either {REBUILD}. {otherwise}")
+        if differences:
+            raise LatencyError(
+                f"{file} was measured with {'; '.join(differences)}. Either {REBUILD}. "
+                "Or, to prune for that device, set elsewhere=True"
+            )
 
 
 def _term(piece: Piece, measured: Measurements) -> Term:
-    """The nanoseconds of a piece as a function of its channel counts."""
-    entry, correction = measured.entry(piece), measured.correction
-    assert entry is not None
+    """Return the nanoseconds of a piece as a function of its channel counts."""
+    curve, correction = measured.curve(piece), measured.correction
+    assert curve is not None
 
     def nanoseconds(*counts: int) -> float:
-        return correction.time(piece, entry, *counts)
+        return correction.piece_time(piece, curve, *counts)
 
     if not piece.factors:
         return Term(piece.layer, round(nanoseconds()), ())
     return Term(piece.layer, 1, tuple(piece.factors), nanoseconds)
 
 
-def _by_the_first(obtain: Callable[[], Measurements]) -> Measurements:
-    """What the first process of a distributed run obtains, for all; its error, if it fails."""
+def _from_first_process(obtain: Callable[[], Measurements]) -> Measurements:
+    """Return the first process's result in every process of a distributed run, or raise its error in all of them."""
     from torch import distributed
 
-    first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-    found: Measurements | Exception | None = None
-    if first:
+    is_first = (
+        not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    )
+    result: Measurements | Exception | None = None
+    if is_first:
         try:
-            found = obtain()
+            result = obtain()
         except Exception as error:
-            found = error
-    told = shared(found)
-    if isinstance(told, Exception):
-        raise told
-    assert told is not None
-    return told
+            result = error
+    result = shared(result)
+    if isinstance(result, Exception):
+        raise result
+    assert result is not None
+    return result

@@ -1,4 +1,4 @@
-"""What names mean: layers, the blocks that hold them, patterns, types (level 3)."""
+"""Which layers, blocks and types a name or glob matches."""
 
 from __future__ import annotations
 
@@ -8,104 +8,91 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from lightning_prune.graph.channel_graph import ChannelGraph, module_of
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.layer_tree import module_of
 
 __all__ = [
     "aliases_of",
     "check_patterns",
-    "containers",
+    "class_distance",
     "excluded_layers",
-    "holders",
-    "is_kind",
-    "means",
-    "module_of",
-    "names",
-    "prefixes",
+    "matches_layer",
+    "names_and_containers",
+    "pattern_targets",
 ]
 
 
-def containers(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Blocks: every module that holds several layers -> their weights.
+def names_and_containers(parameters: Iterable[str]) -> list[str]:
+    """Return every name that a pattern may match: parameters, their modules, and the modules that hold those.
 
     Example:
-        >>> containers(["a.conv1.weight", "a.conv2.weight", "b.conv.weight"])
-        {'a': ['a.conv1.weight', 'a.conv2.weight']}
+        >>> names_and_containers(["up.conv.weight", "up.conv.bias"])
+        ['up', 'up.conv', 'up.conv.weight', 'up.conv.bias']
     """
-    inside: dict[str, list[str]] = {}
-    for layer in layers:
-        parts = module_of(layer).split(".")
-        for depth in range(1, len(parts)):
-            inside.setdefault(".".join(parts[:depth]), []).append(layer)
-    return {name: held for name, held in inside.items() if len(held) > 1}
+    return list(dict.fromkeys(prefix for name in parameters for prefix in _prefixes(name)))
 
 
-def prefixes(parameters: Iterable[str]) -> list[str]:
-    """Every name that a pattern may mean: parameters, their modules, and the modules that hold those."""
-    found: dict[str, None] = {}
-    for name in parameters:
-        parts = name.split(".")
-        found.update(dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts))))
-    return list(found)
+def pattern_targets(graph: ChannelGraph) -> list[str]:
+    """Return every name of a network's layers that a pattern may match."""
+    return names_and_containers(graph.layers)
 
 
-def names(graph: ChannelGraph) -> list[str]:
-    """Every name that a pattern may mean in a network."""
-    return prefixes(graph.layers)
-
-
-def check_patterns(patterns: Iterable[str], known: Sequence[str], what: str) -> None:
-    """Raise ValueError for a name or glob that matches nothing; suggest the nearest names."""
+def check_patterns(patterns: Iterable[str], targets: Sequence[str], argument: str) -> None:
+    """Raise ValueError for a name or glob that matches none of ``targets``; suggest the nearest names."""
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = get_close_matches(pattern, known, n=3, cutoff=0.5) or list(known)[:3]
+        if not any(fnmatchcase(name, pattern) for name in targets):
+            near = get_close_matches(pattern, targets, n=3, cutoff=0.5) or list(targets)[:3]
             raise ValueError(
-                f"{what} {pattern!r} matches no layer; did you mean {' or '.join(map(repr, near))}?"
+                f"{argument} {pattern!r} matches no layer; did you mean {' or '.join(map(repr, near))}?"
             )
 
 
 def excluded_layers(graph: ChannelGraph, exclude: Sequence[str]) -> set[str]:
-    """The layers that ``exclude`` means: a name or glob of a weight, a layer, or anything that holds it.
+    """Return the layers that ``exclude`` matches: names or globs of weights, layers, or modules that hold them.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a pattern matches no layer.
     """
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    check_patterns(patterns, names(graph), "exclude")
-    return {layer for layer in graph.layers if any(means(pattern, layer) for pattern in patterns)}
+    check_patterns(patterns, pattern_targets(graph), "exclude")
+    return {layer for layer in graph.layers if any(matches_layer(pattern, layer) for pattern in patterns)}
 
 
-def means(pattern: str, layer: str) -> bool:
-    """Whether a name or glob means a parameter, its module, or anything that holds it."""
-    parts = layer.split(".")
-    return any(fnmatchcase(".".join(parts[: depth + 1]), pattern) for depth in range(len(parts)))
+def matches_layer(pattern: str, parameter: str) -> bool:
+    """Return whether a name or glob matches a parameter, its module, or any module that holds it.
+
+    Example:
+        >>> matches_layer("decoder.*", "decoder.up.weight"), matches_layer("up", "decoder.up.weight")
+        (True, False)
+    """
+    return any(fnmatchcase(prefix, pattern) for prefix in _prefixes(parameter))
 
 
-def is_kind(kind: type, wanted: str | type) -> int | None:
-    """How far ``kind`` is from the class that is meant, 0 for that class itself; None if it is none of it.
+def class_distance(module_type: type, target: str | type) -> int | None:
+    """Return how many base classes lie between a class and ``target``: 0 if it is ``target``, None if no subclass.
 
     Example:
         >>> from torch import nn
-        >>> is_kind(nn.Conv2d, "Conv2d"), is_kind(nn.Conv2d, "torch.nn.Conv2d"), is_kind(nn.Conv2d, nn.Module)
-        (0, 0, 2)
-        >>> is_kind(nn.Conv2d, "torch.nn.Linear") is None
-        True
+        >>> distances = [class_distance(nn.Conv2d, name) for name in ("Conv2d", "torch.nn.Conv2d", nn.Module)]
+        >>> distances, class_distance(nn.Conv2d, "torch.nn.Linear") is None
+        ([0, 0, 2], True)
     """
-    for distance, base in enumerate(kind.__mro__[:-1]):
-        if base is wanted or (isinstance(wanted, str) and _is_called(base, wanted)):
+    for distance, base in enumerate(module_type.__mro__[:-1]):
+        if base is target or (isinstance(target, str) and _has_name(base, target)):
             return distance
     return None
 
 
-def _is_called(kind: type, name: str) -> bool:
-    """Whether a class goes by this name, alone or with the module that it lives in or is exported from."""
-    if name in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}"):
+def _has_name(module_type: type, name: str) -> bool:
+    """Return whether a class has this name, alone or after the module that defines or exports it."""
+    if name in (module_type.__name__, f"{module_type.__module__}.{module_type.__qualname__}"):
         return True
     module, _, last = name.rpartition(".")
-    return last == kind.__name__ and getattr(sys.modules.get(module), last, None) is kind
+    return last == module_type.__name__ and getattr(sys.modules.get(module), last, None) is module_type
 
 
 def aliases_of(graph: ChannelGraph) -> dict[str, list[str]]:
-    """Layer -> its weights, and the containers that hold nothing else: what else its name may be.
+    """Return each layer's other names: its weights, and the containers that hold only this layer.
 
     Example:
         >>> import numpy as np
@@ -113,24 +100,21 @@ def aliases_of(graph: ChannelGraph) -> dict[str, list[str]]:
         >>> aliases_of(ChannelGraph(2, {}, layers, {}, {}, {}))
         {'up.conv': ['up.conv.weight', 'up'], 'out': ['out.weight']}
     """
-    found: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
     for weight in graph.layers:
-        found.setdefault(module_of(weight), []).append(weight)
-    held = Counter(above for module in found for above in _above(module))
-    for module, also in found.items():
-        also += [above for above in _above(module) if held[above] == 1 and above not in found]
-    return found
+        aliases.setdefault(module_of(weight), []).append(weight)
+    layers_inside = Counter(container for module in aliases for container in _containers_above(module))
+    for module, names in aliases.items():
+        names += [c for c in _containers_above(module) if layers_inside[c] == 1 and c not in aliases]
+    return aliases
 
 
-def _above(module: str) -> list[str]:
-    """The containers of a module, the outermost first."""
-    parts = module.split(".")
-    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+def _prefixes(name: str) -> list[str]:
+    """Return a dotted name and the names of all modules that hold it, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
-def holders(term_layer: str, layers: Iterable[str], blocks: Iterable[str]) -> list[str]:
-    """The layer (if any) and the blocks that a term belongs to; terms name a parameter or its module."""
-    own = [name for name in (term_layer, module_of(term_layer)) if name in layers][:1]
-    parts = term_layer.split(".")
-    above = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return own + [name for name in above if name in blocks and name not in own]
+def _containers_above(module: str) -> list[str]:
+    """Return the modules that hold a module, the outermost first."""
+    return _prefixes(module)[:-1]

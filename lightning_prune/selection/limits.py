@@ -1,4 +1,4 @@
-"""How much of a network may go: limits per layer and block, the dense sizes they mean (level 3)."""
+"""Limits: how much of each layer and block may be removed."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.selection.layer_patterns import aliases_of, containers, is_kind
+from lightning_prune.selection.layer_patterns import aliases_of, class_distance
 
-__all__ = ["Limit", "Limits", "limited"]
+__all__ = ["Limit", "Limits", "active_limits"]
 
-
-Of = Literal["params", "channels"]
-#: in ``overrides``: a share, of what ``Limits.of`` says, or that and of what
-Given = float | Mapping[str, Any]
+#: what a share refers to
+Quantity = Literal["params", "channels"]
+#: value in ``overrides``: a share of what ``Limits.of`` names, or a mapping with keys ``"share"`` and ``"of"``
+Override = float | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How much of one layer or block may go.
+    """Largest share of one layer or block that may be removed.
 
     Attributes:
         share: in [0, 1].
-        of: of its parameters, or of its channels (filters).
-        source: the argument of :class:`Limits` that says so, for messages.
+        of: whether the share is of its parameters or of its channels (filters).
+        source: the argument of :class:`Limits` that this limit comes from, for messages.
     """
 
     share: float
-    of: Of = "params"
+    of: Quantity = "params"
     source: str = ""
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
-        if not number or not 0 <= self.share <= 1:
+        is_number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if not is_number or not 0 <= self.share <= 1:
             raise ValueError(f"the limit {self.source} must be a share in [0, 1], got {self.share!r}")
-        if self.of not in get_args(Of):
+        if self.of not in get_args(Quantity):
             raise ValueError(
-                f"the limit {self.source} must be of {' or '.join(get_args(Of))}, got {self.of!r}"
+                f"the limit {self.source} must be of {' or '.join(get_args(Quantity))}, got {self.of!r}"
             )
 
     def __str__(self) -> str:
@@ -48,25 +48,25 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the dense parameters, or channels, of a layer or block may go, as a share (origins A, 'Limits').
+    """Largest shares of the dense parameters, or channels, that layers and blocks may lose.
 
-    A layer is *closed*, and loses no further filter, once the next one would take it over its limit. Of its
-    parameters, what it loses because its inputs go counts. With ``strict`` a filter also stays if its loss as an
-    *input* would take another layer over that layer's limit, so that no layer ever exceeds it; then 75 %
-    everywhere can never reach less than a quarter of the MACs.
+    A layer is *closed*, and loses no more filters, once removing the next one would exceed its limit. Parameters
+    that a layer loses because its input channels are removed count as lost. With ``strict``, a filter also stays if
+    its removal as an *input* would take another layer over that layer's limit, so that no layer ever exceeds its
+    limit; then 75 % everywhere can never reach less than a quarter of the MACs. (Source: origins A, 'Limits'.)
 
     Args:
-        layers: for every layer without a better match.
-        blocks: for every container that holds several layers; ``None``: only those that ``overrides`` mean.
-        overrides: what is meant -> its limit: a share, or ``{"share": 0.5, "of": "channels"}``. Meant are layers and
-            blocks, by qualified name or glob, or by type: a class, or its name with or without its module
-            (``"torch.nn.Linear"``, ``"BasicBlock"``); subclasses, too. Names go before types; of several names the
-            longest wins, of several types the nearest to the module's own.
+        layers: share for every layer without an override.
+        blocks: share for every container that holds several layers; ``None``: only those that ``overrides`` match.
+        overrides: pattern -> its limit: a share, or ``{"share": 0.5, "of": "channels"}``. A pattern is the
+            qualified name of a layer or block, a glob, or a type: a class, or the name of a class with or without
+            its module (``"torch.nn.Linear"``, ``"BasicBlock"``); subclasses match too. Names take precedence over
+            types; of several names the longest is used, of several types the nearest to the module's own type.
         strict: see above.
-        of: what shares are of, where an override says nothing else: ``"params"`` or ``"channels"``.
+        of: quantity that shares refer to, unless an override says otherwise: ``"params"`` or ``"channels"``.
 
     Raises:
-        ValueError: a limit is outside [0, 1], or of neither; ``strict`` where no limit is of parameters.
+        ValueError: a limit is outside [0, 1] or of an unknown quantity; ``strict`` where no limit is of parameters.
 
     Example:
         >>> limits = Limits(overrides={"decoder.*": 0.9, "decoder.head": 0})
@@ -79,75 +79,93 @@ class Limits:
 
     layers: float = 0.75
     blocks: float | None = None
-    overrides: Mapping[str | type, Given] = field(default_factory=dict)
+    overrides: Mapping[str | type, Override] = field(default_factory=dict)
     strict: bool = False
-    of: Of = "params"
+    of: Quantity = "params"
 
     def __post_init__(self) -> None:
-        limits = [Limit(self.layers, self.of, f"layers={self.layers}"), *map(self._given, self.overrides)]
-        if self.blocks is not None:
-            limits.append(Limit(self.blocks, self.of, f"blocks={self.blocks}"))
+        limits = [self._layer_default(), *map(self._limit_of_override, self.overrides)]
+        if (block_default := self._block_default()) is not None:
+            limits.append(block_default)
         if self.strict and not any(limit.of == "params" for limit in limits):
             raise ValueError(
-                "strict is about parameters that a layer loses with its inputs; no limit is of parameters"
+                "strict=True concerns parameters that a layer loses with its inputs, but no limit is of parameters: "
+                "set strict=False, or give a limit of 'params'"
             )
 
-    def of_layer(self, module: str, kind: type | None = None, aliases: Sequence[str] = ()) -> Limit:
-        """How much of the layer ``module``, of the class ``kind``, may go; ``aliases`` are other names of it."""
-        return self._override(module, kind, aliases) or Limit(self.layers, self.of, f"layers={self.layers}")
+    def of_layer(self, module: str, module_type: type | None = None, aliases: Sequence[str] = ()) -> Limit:
+        """Return the limit of the layer ``module`` of class ``module_type``; ``aliases`` are its other names."""
+        return self._override(module, module_type, aliases) or self._layer_default()
 
-    def of_block(self, module: str, kind: type | None = None) -> Limit | None:
-        """How much of the container ``module`` may go, or None if it has no limit."""
-        default = None if self.blocks is None else Limit(self.blocks, self.of, f"blocks={self.blocks}")
-        return self._override(module, kind) or default
+    def of_block(self, module: str, module_type: type | None = None) -> Limit | None:
+        """Return the limit of the container ``module``, or None if it has no limit."""
+        return self._override(module, module_type) or self._block_default()
 
-    def _override(self, module: str, kind: type | None, aliases: Sequence[str] = ()) -> Limit | None:
-        meant = [key for key in self.overrides if any(_named(key, name) for name in (module, *aliases))]
-        if meant:
-            return self._given(max(meant, key=lambda key: len(str(key))))
-        near = [(is_kind(kind, key), -len(str(key)), key) for key in self.overrides] if kind else []
-        kinds = [(distance, length, str(key), key) for distance, length, key in near if distance is not None]
-        return self._given(min(kinds)[-1]) if kinds else None
+    def _layer_default(self) -> Limit:
+        return Limit(self.layers, self.of, f"layers={self.layers}")
 
-    def _given(self, key: str | type) -> Limit:
-        given = self.overrides[key]
-        source = f"overrides[{key if isinstance(key, str) else key.__name__!r}]={given}"
-        if not isinstance(given, Mapping):
-            return Limit(given, self.of, source)
-        if "share" not in given or not given.keys() <= {"share", "of"}:
+    def _block_default(self) -> Limit | None:
+        return None if self.blocks is None else Limit(self.blocks, self.of, f"blocks={self.blocks}")
+
+    def _override(self, module: str, module_type: type | None, aliases: Sequence[str] = ()) -> Limit | None:
+        """Return the limit of the most specific override that matches, or None."""
+        names = [
+            key for key in self.overrides if any(_matches_name(key, name) for name in (module, *aliases))
+        ]
+        if names:
+            return self._limit_of_override(max(names, key=lambda key: len(str(key))))
+        if module_type is None:
+            return None
+        distances = [(class_distance(module_type, key), key) for key in self.overrides]
+        # The nearest type first; of equally near types the longest name, then the first in the alphabet.
+        types = [
+            (distance, -len(str(key)), str(key), key) for distance, key in distances if distance is not None
+        ]
+        return self._limit_of_override(min(types)[-1]) if types else None
+
+    def _limit_of_override(self, key: str | type) -> Limit:
+        override = self.overrides[key]
+        source = f"overrides[{key if isinstance(key, str) else key.__name__!r}]={override}"
+        if not isinstance(override, Mapping):
+            return Limit(override, self.of, source)
+        if "share" not in override or not override.keys() <= {"share", "of"}:
             raise ValueError(f"the limit {source} must have a 'share' and may have an 'of', nothing else")
-        return Limit(given["share"], given.get("of", self.of), source)
+        return Limit(override["share"], override.get("of", self.of), source)
 
 
-def _named(key: str | type, name: str) -> bool:
+def _matches_name(key: str | type, name: str) -> bool:
     return isinstance(key, str) and fnmatchcase(name, key)
 
 
-def limited(graph: ChannelGraph, limits: Limits) -> dict[str, Limit]:
-    """Every layer and block that loses only a part, by name, and what that is.
+def active_limits(graph: ChannelGraph, limits: Limits) -> dict[str, Limit]:
+    """Return the limit of every layer and block, by name, without those that may be removed as a whole.
 
     Raises:
-        ValueError: an override means no layer and no block.
+        ValueError: an override matches no layer and no block.
     """
-    blocks, aliases = containers(graph.layers), aliases_of(graph)
-    known = {**dict.fromkeys(blocks, ()), **aliases}
+    blocks, aliases = graph.layer_tree.blocks, aliases_of(graph)
+    targets = {**dict.fromkeys(blocks, ()), **aliases}
     for key in limits.overrides:
-        _check_meant(key, graph, known)
-    found = {name: limits.of_block(name, graph.types.get(name)) for name in blocks}
-    found |= {name: limits.of_layer(name, graph.types.get(name), also) for name, also in aliases.items()}
-    return {name: limit for name, limit in found.items() if limit is not None and limit.share < 1}
+        _check_override(key, graph, targets)
+    by_name = {name: limits.of_block(name, graph.types.get(name)) for name in blocks}
+    by_name |= {
+        name: limits.of_layer(name, graph.types.get(name), others) for name, others in aliases.items()
+    }
+    return {name: limit for name, limit in by_name.items() if limit is not None and limit.share < 1}
 
 
-def _check_meant(key: str | type, graph: ChannelGraph, known: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for an override that means nothing; suggest the nearest names and types."""
-    everything = [*known, *(name for also in known.values() for name in also)]
-    kinds = {graph.types[name] for name in known if name in graph.types}
-    if any(_named(key, name) for name in everything) or any(is_kind(kind, key) is not None for kind in kinds):
+def _check_override(key: str | type, graph: ChannelGraph, targets: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for an override that matches nothing; suggest the nearest names and types."""
+    names = [*targets, *(alias for aliases in targets.values() for alias in aliases)]
+    types = {graph.types[name] for name in targets if name in graph.types}
+    if any(_matches_name(key, name) for name in names):
         return
-    called = key if isinstance(key, str) else key.__name__
-    choices = [*everything, *sorted({kind.__name__ for kind in kinds})]
-    near = get_close_matches(called, choices, n=3, cutoff=0.5) or choices[:3]
+    if any(class_distance(module_type, key) is not None for module_type in types):
+        return
+    shown_key = key if isinstance(key, str) else key.__name__
+    choices = [*names, *sorted({module_type.__name__ for module_type in types})]
+    near = get_close_matches(shown_key, choices, n=3, cutoff=0.5) or choices[:3]
     raise ValueError(
-        f"limit {called!r} matches no layer or block, and no type of one; did you mean "
+        f"limit {shown_key!r} matches no layer or block, and no type of one; did you mean "
         f"{' or '.join(map(repr, near))}?"
     )

@@ -1,193 +1,200 @@
-"""What is left of a network while units are taken from it, and which may still go (level 3)."""
+"""The remaining units during selection, under limits and channel multiples."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from lightning_prune.graph.channel_graph import ChannelGraph, module_of
+from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import CostModel, Term
+from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import IncrementalCost, entries, layer_incidence, unit_classes
-from lightning_prune.selection.layer_patterns import containers, holders
-from lightning_prune.selection.limits import Limits, Of, limited
+from lightning_prune.selection.incremental_cost import IncrementalCost, columns, layer_incidence, unit_classes
+from lightning_prune.selection.limits import Limits, Quantity, active_limits
 
 __all__ = ["UnitPool"]
 
-#: what is counted, the number of the account, and the fewest of it that may stay
-Gate = tuple[Of, int, int]
+#: a limit in numbers: the quantity, the account that holds its current value, and the smallest value allowed
+Bound = tuple[Quantity, int, int]
 
 
 class UnitPool:
     """The units of a network, taken one by one as far as limits and multiples allow.
 
-    Units that take part in the same dimensions equally often form a *class*. Costs only fall, so what is once
-    forbidden to a unit stays forbidden to its class, which is then shut.
+    Units that occur equally often in every dimension form a *class* and are interchangeable. Costs only fall during
+    a selection, so once a unit is forbidden, its whole class stays forbidden: the class is *closed*.
 
     Args:
         graph: the units and their costs.
-        limits: how much of each layer and block may go.
-        dense: what "how much" refers to.
-        multiple: the channel counts of layers that are cut stay multiples of this.
+        limits: how much of each layer and block may be removed.
+        dense: the sizes that limits refer to.
+        multiple: channel counts of layers that are cut stay multiples of this.
 
     Attributes:
         closed: layer or block -> why it loses no more filters.
-        sources: the limits that closed something -> what they closed.
+        sources: arguments of the limits that closed something -> the layers and blocks that they closed.
     """
 
     def __init__(self, graph: ChannelGraph, limits: Limits, dense: DenseSizes, multiple: int = 1) -> None:
         self.closed: dict[str, str] = {}
         self.sources: dict[str, list[str]] = {}
         self._multiple = multiple
-        self._limits = list(limited(graph, limits).items())
+        self._limits = list(active_limits(graph, limits).items())
         self._dense = dense
-        self._ledgers, self._counted = self._open(graph)
-        self._moved = list(
-            {id(each): each for each in (*self._ledgers.values(), *self._counted.values())}.values()
-        )
+        self._costs = self._build_costs(graph)
+        self._limited = self._limited_costs(graph)
+        # The cost in parameters is in both dictionaries, but must be updated once.
+        by_identity = {id(cost): cost for cost in (*self._costs.values(), *self._limited.values())}
+        self._all_costs = list(by_identity.values())
         self._class = unit_classes(graph)
-        self._left = Counter(self._class)
+        self._remaining = Counter(self._class)
         self._layers: dict[int, list[tuple[str, int]]] = {}
-        self._gates: dict[int, list[Gate]] = {}
-        self._describe(graph, limits.strict)
-        self._shut: set[int] = set()
+        self._bounds: dict[int, list[Bound]] = {}
+        self._describe_classes(graph, limits.strict)
+        self._closed_classes: set[int] = set()
         self._waiting: dict[int, list[int]] = {}
 
     def cost(self, resource: str) -> int:
-        """What the network costs now."""
-        return self._ledgers[resource].total
+        """Return the current cost of the network."""
+        return self._costs[resource].total
 
-    def within(self, targets: Mapping[str, float]) -> bool:
-        """Whether every resource is at or below its target."""
+    def meets(self, targets: Mapping[str, float]) -> bool:
+        """Return whether every resource is at or below its target."""
         return all(self.cost(resource) <= target for resource, target in targets.items())
 
     def offer(self, unit: int) -> list[int]:
-        """Take a unit, together with those of its class that waited for it to make up a multiple.
+        """Take a unit, together with earlier ones of its class that waited until they make up a multiple.
 
         Returns:
-            What was taken: nothing if it is forbidden or must wait.
+            The units taken; none if the unit is forbidden or has to wait.
         """
-        number = self._class[unit]
-        if number in self._shut:
+        unit_class = self._class[unit]
+        if unit_class in self._closed_classes:
             return []
-        waiting = self._waiting.setdefault(number, [])
+        waiting = self._waiting.setdefault(unit_class, [])
         waiting.append(unit)
-        if len(waiting) < self._batch(number):
+        if len(waiting) < self._batch_size(unit_class):
             return []
-        del self._waiting[number]
-        return waiting if self._take(number, waiting) else []
+        del self._waiting[unit_class]
+        return waiting if self._take(unit_class, waiting) else []
 
     def put_back(self, units: Iterable[int]) -> None:
-        """Undo the taking of ``units``."""
+        """Put ``units`` that were taken back."""
         for unit in units:
-            self._left[self._class[unit]] += 1
-            for ledger in self._moved:
-                ledger.restore([unit])
+            self._remaining[self._class[unit]] += 1
+            for cost in self._all_costs:
+                cost.restore([unit])
 
-    def most(self, units: Iterable[int]) -> list[int]:
-        """All that could go of each class of ``units`` if nothing of the others went. Shuts every class."""
+    def largest_cut(self, units: Iterable[int]) -> list[int]:
+        """Return all of ``units`` that may go of each class while no other is cut; then all are closed."""
         by_class: dict[int, list[int]] = {}
         for unit in units:
             by_class.setdefault(self._class[unit], []).append(unit)
-        gone: list[int] = []
+        cut: list[int] = []
         for members in by_class.values():
-            taken = [unit for member in members for unit in self.offer(member)]
-            self.put_back(taken)
-            gone += taken
-        return gone
+            class_cut = [unit for member in members for unit in self.offer(member)]
+            self.put_back(class_cut)
+            cut += class_cut
+        return cut
 
-    def _open(self, graph: ChannelGraph) -> tuple[dict[str, IncrementalCost], dict[Of, IncrementalCost]]:
-        """A ledger per resource, and those that keep an account for each limited layer and block."""
-        number = {name: account for account, (name, _) in enumerate(self._limits)}
-        layers, blocks = {module_of(name) for name in graph.layers}, containers(graph.layers)
-
-        def accounts(term_layer: str) -> list[int]:
-            return [number[name] for name in holders(term_layer, layers, blocks) if name in number]
-
-        booked = {"params": (accounts, len(number))}
-        ledgers = {
-            name: IncrementalCost(model, *booked.get(name, ())) for name, model in graph.cost_models.items()
+    def _build_costs(self, graph: ChannelGraph) -> dict[str, IncrementalCost]:
+        """Return the cost of each resource; that of ``"params"`` has an account for each limited layer and block."""
+        accounts = {"params": (self._accounts(graph), len(self._limits))}
+        costs = {
+            name: IncrementalCost(model, *accounts.get(name, ())) for name, model in graph.cost_models.items()
         }
-        self._spare(graph, ledgers)
-        counted: dict[Of, IncrementalCost] = {"params": ledgers["params"]} if "params" in ledgers else {}
-        if any(limit.of == "channels" for _, limit in self._limits):
-            filters = [Term(name, 1, (units,)) for name, units in graph.layers.items()]
-            counted["channels"] = IncrementalCost(CostModel(filters, graph.num_units), accounts, len(number))
-        return ledgers, counted
-
-    def _spare(self, graph: ChannelGraph, ledgers: Mapping[str, IncrementalCost]) -> None:
-        """Dimensions of parts that may vanish may lose their last channel."""
+        # Parts that may vanish, such as residual branches, may lose the last channel of a dimension.
         for name, model in graph.cost_models.items() if graph.optional else ():
             members = [model.incidence[factor].indices for factor in range(model.incidence.shape[0])]
-            empty = [factor for factor, units in enumerate(members) if graph.may_empty(units)]
-            ledgers[name].may_empty = frozenset(empty)
+            costs[name].may_empty = frozenset(f for f, units in enumerate(members) if graph.may_empty(units))
+        return costs
 
-    def _describe(self, graph: ChannelGraph, strict: bool) -> None:
-        """For each class: its layers with the number of filters per unit, and the gates that may stop it."""
-        weights, layers = list(graph.layers), {module_of(name) for name in graph.layers}
-        blocks, gates = containers(graph.layers), self._all_gates()
-        own = [[gates[n] for n in holders(w, layers, blocks) if n in gates] for w in weights]
-        filters = layer_incidence(graph)
-        for kind, unit in {kind: unit for unit, kind in reversed(list(enumerate(self._class)))}.items():
-            rows = entries(filters, unit)
-            self._layers[kind] = [(module_of(weights[row]), count) for row, count in rows]
-            touched = self._ledgers["params"].booked(unit) if strict else set()
-            also = [gate for gate in gates.values() if gate[0] == "params" and gate[1] in touched]
-            self._gates[kind] = sorted({gate for row, _ in rows for gate in own[row]}.union(also))
+    def _limited_costs(self, graph: ChannelGraph) -> dict[Quantity, IncrementalCost]:
+        """Return the costs that limits refer to, each with an account for each limited layer and block."""
+        limited: dict[Quantity, IncrementalCost] = {}
+        if "params" in self._costs:
+            limited["params"] = self._costs["params"]
+        if any(limit.of == "channels" for _, limit in self._limits):
+            filters = CostModel(
+                [Term(name, 1, (units,)) for name, units in graph.layers.items()], graph.num_units
+            )
+            limited["channels"] = IncrementalCost(filters, self._accounts(graph), len(self._limits))
+        return limited
 
-    def _all_gates(self) -> dict[str, Gate]:
-        """Each limited layer or block with what must stay of it; none of parameters if these are not counted."""
+    def _accounts(self, graph: ChannelGraph) -> Callable[[str], list[int]]:
+        """Return the function from a term's layer to the accounts of the limits that it belongs to."""
+        account_of = {name: account for account, (name, _) in enumerate(self._limits)}
+        tree = graph.layer_tree
+        return lambda layer: [account_of[name] for name in tree.owners(layer) if name in account_of]
+
+    def _describe_classes(self, graph: ChannelGraph, strict: bool) -> None:
+        """Store, for each class, its layers with the number of filters per unit, and the bounds that apply to it."""
+        weights, bounds, tree = list(graph.layers), self._all_bounds(), graph.layer_tree
+        bounds_of = [[bounds[name] for name in tree.owners(weight) if name in bounds] for weight in weights]
+        filters = columns(layer_incidence(graph))
+        for unit, unit_class in enumerate(self._class):
+            if unit_class in self._layers:  # a class is described by its first unit
+                continue
+            self._layers[unit_class] = [(module_of(weights[row]), count) for row, count in filters[unit]]
+            class_bounds = {bound for row, _ in filters[unit] for bound in bounds_of[row]}
+            if strict:
+                accounts = self._costs["params"].accounts_of(unit)
+                class_bounds |= {b for b in bounds.values() if b[0] == "params" and b[1] in accounts}
+            self._bounds[unit_class] = sorted(class_bounds)
+
+    def _all_bounds(self) -> dict[str, Bound]:
+        """Return the bound of each limited layer or block; those of parameters only if parameters are counted."""
         sizes = {"params": self._dense.params, "channels": self._dense.channels}
         return {
-            name: (limit.of, account, floor(sizes[limit.of].get(name, 0), limit.share))
+            name: (limit.of, account, minimum_kept(sizes[limit.of].get(name, 0), limit.share))
             for account, (name, limit) in enumerate(self._limits)
-            if limit.of in self._counted
+            if limit.of in self._limited
         }
 
-    def _batch(self, number: int) -> int:
-        """How many units of a class must go at once, so that its layers keep a multiple."""
-        steps = [self._multiple // math.gcd(self._multiple, count) for _, count in self._layers[number]]
+    def _batch_size(self, unit_class: int) -> int:
+        """Return how many units of a class must go at once, so that its layers keep a multiple."""
+        steps = [self._multiple // math.gcd(self._multiple, count) for _, count in self._layers[unit_class]]
         step = math.lcm(*steps)
-        return self._left[number] % step or step
+        # The first batch brings the width down to a multiple, each later one to the next multiple.
+        return self._remaining[unit_class] % step or step
 
-    def _take(self, number: int, units: list[int]) -> bool:
-        for ledger in self._moved:
-            ledger.remove(units)
-        self._left[number] -= len(units)
-        reasons = self._violations(number, units[0])
+    def _take(self, unit_class: int, units: list[int]) -> bool:
+        """Remove units of one class; put them back and close the class if that violates a limit."""
+        # Remove first and check afterwards: limits apply to the state that results.
+        for cost in self._all_costs:
+            cost.remove(units)
+        self._remaining[unit_class] -= len(units)
+        reasons = self._violations(unit_class, units[0])
         if reasons:
             self.put_back(units)
-            self._shut.add(number)
+            self._closed_classes.add(unit_class)
             self.closed.update(reasons)
         return not reasons
 
-    def _violations(self, number: int, unit: int) -> dict[str, str]:
-        """What forbids the state just reached: layer or block -> reason."""
-        if any(ledger.empties(unit) for ledger in self._ledgers.values()):
-            return {name: "at least one filter stays" for name, _ in self._layers[number]}
-        if self._multiple > 1 and not self._left[number]:
-            return {
-                name: f"fewer than {self._multiple} filters would stay" for name, _ in self._layers[number]
-            }
-        over = [
+    def _violations(self, unit_class: int, unit: int) -> dict[str, str]:
+        """Return what forbids the state after ``unit`` was removed: layer or block -> reason."""
+        layers = [name for name, _ in self._layers[unit_class]]
+        if any(cost.is_emptied(unit) for cost in self._costs.values()):
+            return dict.fromkeys(layers, "at least one filter stays")
+        if self._multiple > 1 and not self._remaining[unit_class]:
+            return dict.fromkeys(layers, f"fewer than {self._multiple} filters would stay")
+        violated = [
             self._limits[account]
-            for of, account, least in self._gates[number]
-            if self._over(of, account, least)
+            for quantity, account, minimum in self._bounds[unit_class]
+            if self._limited[quantity].accounts[account] < minimum
         ]
-        for name, limit in over:
+        for name, limit in violated:
             self.sources.setdefault(limit.source, []).append(name)
-        return {name: str(limit) for name, limit in over}
-
-    def _over(self, of: Of, account: int, least: int) -> bool:
-        return self._counted[of].accounts[account] < least
+        return {name: str(limit) for name, limit in violated}
 
 
-def floor(dense: int, limit: float) -> int:
-    """The fewest of ``dense`` parameters or channels that may stay.
+def minimum_kept(dense: int, limit: float) -> int:
+    """Return the smallest number of ``dense`` parameters or channels that must stay under a limit.
 
     Example:
-        >>> floor(100, 0.75), floor(10, 0.75), floor(10, 0.9)
+        >>> minimum_kept(100, 0.75), minimum_kept(10, 0.75), minimum_kept(10, 0.9)
         (25, 3, 1)
     """
+    # 10 * (1 - 0.9) is slightly above 1 in floating point, and must not become 2.
     return math.ceil(dense * (1 - limit) - 1e-6)

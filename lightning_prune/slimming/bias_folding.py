@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_prune.graph.channel_graph import ChannelGraph, module_of
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import tracked_norms
 from lightning_prune.utils.distributed import shared

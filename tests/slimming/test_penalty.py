@@ -97,7 +97,7 @@ def test_costs_are_multiples_of_the_mean_as_in_atomnas() -> None:
     np.testing.assert_allclose(costs["1.weight"], first / mean)
     np.testing.assert_allclose(costs["4.weight"], second / mean)
     assert channel_costs(graph, scales, "params")["1.weight"][0] != pytest.approx(first / mean)
-    with pytest.raises(ValueError, match="unknown resource 'seconds'; this graph knows macs, params"):
+    with pytest.raises(ValueError, match="unknown resource 'seconds'; this graph has macs, params"):
         channel_costs(graph, scales, "seconds")
 
 

@@ -1,28 +1,32 @@
-"""The rules: one small function per ATen operator, in a registry (level 1)."""
+"""Rules that follow channels through ATen operators: one small function per operator, kept in a registry."""
 
-from lightning_prune.tracing.rules import concatenation as joining
-from lightning_prune.tracing.rules import contractions as contraction
-from lightning_prune.tracing.rules import expansion as repetition
-from lightning_prune.tracing.rules import normalization as normalisation
-from lightning_prune.tracing.rules import permutation as movement
-from lightning_prune.tracing.rules import pointwise, reshape
-from lightning_prune.tracing.rules import rearrangement as regrouping
-from lightning_prune.tracing.rules import splitting as parts
-from lightning_prune.tracing.rules.registry import RULES, Rule, follow, rule, same_labels
+# Importing a module registers its rules.
+from lightning_prune.tracing.rules import (
+    concatenation,
+    contractions,
+    expansion,
+    normalization,
+    permutation,
+    pointwise,
+    rearrangement,
+    reshape,
+    splitting,
+)
+from lightning_prune.tracing.rules.registry import RULES, Rule, apply_rule, rule, same_labels
 
 __all__ = [
     "RULES",
     "Rule",
-    "contraction",
-    "follow",
-    "joining",
-    "movement",
-    "normalisation",
-    "parts",
+    "apply_rule",
+    "concatenation",
+    "contractions",
+    "expansion",
+    "normalization",
+    "permutation",
     "pointwise",
-    "regrouping",
-    "repetition",
+    "rearrangement",
     "reshape",
     "rule",
     "same_labels",
+    "splitting",
 ]

@@ -1,7 +1,8 @@
-"""Sizes that the code reads from one tensor and gives to another: whether they follow a cut (level 1).
+"""Pin channels whose number determines a size elsewhere, where that size would not fit after a cut.
 
-``x.view(b, n, 3, self.heads, c // self.heads)`` with ``c`` from the block's input: channels of the input may only go
-if the result still fits. Which ids go together is known when the whole network has been followed.
+In ``x.view(b, n, 3, self.heads, c // self.heads)``, ``c`` may be the number of channels of another tensor. These
+channels may be removed only if the reshape still fits. Which channels are removed together is known only when the
+whole network has been traced.
 """
 
 from __future__ import annotations
@@ -14,66 +15,82 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.reshape import fits
+from lightning_prune.tracing.rules.reshape import sizes_match
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves, solve
-from lightning_prune.tracing.tracker import Sized, Tracker
+from lightning_prune.tracing.tracker import TracedReshape, Tracker
 
-__all__ = ["pin_number", "pin_what_sizes_do_not_follow"]
+__all__ = ["pin_converted_size", "pin_mismatched_sizes"]
 
 Components = NDArray[np.int64]
-UNFOLLOWED = "its number sizes a reshape of other channels"
+MISMATCH = "its number sizes a reshape of other channels"
 
 
-def pin_number(size: TracedInt, tracker: Tracker) -> None:
-    """``int(x.shape[1])``: the number changes with the channels, but what it is used for cannot be seen."""
-    tracker.remember(size)
+def pin_converted_size(size: TracedInt, tracker: Tracker) -> None:
+    """Pin the channels whose number ``int(x.shape[1])`` converts to a plain int, since its uses cannot be traced."""
+    tracker.register_size(size)
     for leaf in leaves(size):
         if isinstance(leaf, TensorSize):
             tracker.pin(tracker.sizes[leaf.key], "its number is made plain by int(), and cannot be followed")
 
 
-def pin_what_sizes_do_not_follow(tracker: Tracker) -> None:
-    """Try each reshape without one component of ids; where its sizes do not come out, that component must stay."""
+def pin_mismatched_sizes(tracker: Tracker) -> None:
+    """Try each reshape without each component of ids; pin the component where the sizes do not match."""
     if not tracker.reshapes:
         return
     components = tracker.ties.components()
-    for sized in tracker.reshapes:
-        for ids in _unfollowed(sized, tracker, components):
-            tracker.ties.pin(ids, UNFOLLOWED, sized.where)
+    for reshape in tracker.reshapes:
+        for ids in _mismatched_ids(reshape, tracker, components):
+            tracker.ties.pin(ids, MISMATCH, reshape.where)
 
 
-def _unfollowed(sized: Sized, tracker: Tracker, components: Components) -> Iterator[Ids]:
-    read = {leaf.key: leaf for size in sized.passed if size is not None for leaf in leaves(size)}
-    known = {key: ids for key in read if (ids := tracker.sizes.get(key)) is not None}
-    own = {key: components[ids.numpy()] for key, ids in known.items()}
-    goes = np.unique(np.concatenate(list(own.values())))
-    lost = {key: _count(goes, [array]) for key, array in own.items()}
-    gone = [_count(goes, [components[ids.numpy()] for ids in arrays]) for arrays in sized.labels]
-    cases, which = np.unique(np.stack([*lost.values(), *gone]), axis=1, return_inverse=True)
-    for case, counts in enumerate(cases.T.tolist()):
-        values = {key: read[key].value - n for key, n in zip(lost, counts, strict=False)}
-        if not _comes_out(sized, values, counts[len(lost) :]):
-            stuck = goes[which.ravel() == case]
-            for key, array in own.items():
-                yield known[key][torch.from_numpy(np.isin(array, stuck))]
+def _mismatched_ids(reshape: TracedReshape, tracker: Tracker, components: Components) -> Iterator[Ids]:
+    """Yield the ids, along each size that the reshape reads, whose removal makes its sizes wrong."""
+    size_of = {leaf.key: leaf for size in reshape.passed if size is not None for leaf in leaves(size)}
+    ids_of = {key: ids for key in size_of if (ids := tracker.sizes.get(key)) is not None}
+    components_of = {key: components[ids.numpy()] for key, ids in ids_of.items()}
+    removable = np.unique(np.concatenate(list(components_of.values())))
+    read_losses = [_count_lost(removable, [array]) for array in components_of.values()]
+    result_losses = [
+        _count_lost(removable, [components[ids.numpy()] for ids in dim]) for dim in reshape.labels
+    ]
+    # Most components remove the same numbers of indices: check each distinct case once.
+    cases, case_of = np.unique(np.stack([*read_losses, *result_losses]), axis=1, return_inverse=True)
+    for case, losses in enumerate(cases.T.tolist()):
+        values = {key: size_of[key].value - lost for key, lost in zip(ids_of, losses, strict=False)}
+        if not _sizes_match_after(reshape, values, losses[len(ids_of) :]):
+            mismatched = removable[case_of.ravel() == case]
+            for key, array in components_of.items():
+                yield ids_of[key][torch.from_numpy(np.isin(array, mismatched))]
 
 
-def _count(goes: Components, arrays: Iterable[Components]) -> Components:
-    """How many indices of a dimension are lost with each component; an index is lost with any of its ids."""
-    total = np.zeros(len(goes), np.int64)
-    seen: list[Components] = []
+def _count_lost(removable: Components, arrays: Iterable[Components]) -> Components:
+    """Count how many indices of one dimension are lost with each removable component.
+
+    Args:
+        removable: components, sorted.
+        arrays: the component of each index, for each id array along the dimension. An index is lost with any of them.
+
+    Returns:
+        Numbers of indices, of the length of ``removable``.
+    """
+    total = np.zeros(len(removable), np.int64)
+    counted: list[Components] = []
     for array in arrays:
-        again = np.any([array == other for other in seen], axis=0) if seen else np.zeros(len(array), bool)
-        at = np.searchsorted(goes, array[~again])
-        hit = at[(at < len(goes)) & (goes[np.minimum(at, len(goes) - 1)] == array[~again])]
-        total += np.bincount(hit, minlength=len(goes))
-        seen.append(array)
+        duplicate = (
+            np.any([array == other for other in counted], axis=0) if counted else np.zeros(len(array), bool)
+        )
+        position = np.searchsorted(removable, array[~duplicate])
+        inside = position < len(removable)
+        match = inside & (removable[np.minimum(position, len(removable) - 1)] == array[~duplicate])
+        total += np.bincount(position[match], minlength=len(removable))
+        counted.append(array)
     return total
 
 
-def _comes_out(sized: Sized, values: dict[Any, int], gone: list[int]) -> bool:
-    wanted = [size - lost for size, lost in zip(sized.shape, gone, strict=True)]
-    solved: dict[Any, int] | None = values
-    for size, want in zip(sized.passed, wanted, strict=True):
-        solved = solve(size, want, solved) if solved is not None else None
-    return solved is not None and fits(sized.passed, wanted, solved)
+def _sizes_match_after(reshape: TracedReshape, values: dict[Any, int], losses: list[int]) -> bool:
+    """Return whether attributes can be set such that a reshape fits after its dimensions lost some indices."""
+    targets = [size - lost for size, lost in zip(reshape.shape, losses, strict=True)]
+    solution: dict[Any, int] | None = values
+    for size, target in zip(reshape.passed, targets, strict=True):
+        solution = solve(size, target, solution) if solution is not None else None
+    return solution is not None and sizes_match(reshape.passed, targets, solution)

@@ -1,4 +1,4 @@
-"""Operators that make dimensions from sizes: repeated elements, and tensors made from nothing (level 1)."""
+"""Rules of operators that make dimensions from sizes: expand, repeat, and tensors created from sizes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.arguments import sizes
+from lightning_prune.tracing.rules.arguments import passed_sizes
+from lightning_prune.tracing.rules.decisions import as_in_dense
 from lightning_prune.tracing.rules.registry import rule
-from lightning_prune.tracing.rules.splitting import equal_parts
-from lightning_prune.tracing.traced_int import Attribute, Size, TensorSize, TracedInt, leaves
+from lightning_prune.tracing.rules.splitting import tie_equal_parts
+from lightning_prune.tracing.traced_int import Attribute, PassedSize, TensorSize, TracedInt, leaves
 from lightning_prune.tracing.tracker import Tracker
 
 aten = torch.ops.aten
@@ -19,37 +20,39 @@ aten = torch.ops.aten
 
 @rule(aten.expand, aten.broadcast_to, aten.expand_copy)
 def expand(call: OperatorCall, tracker: Tracker) -> None:
-    """Kept dimensions keep their ids; a dimension of new size takes those that its size was read from."""
+    """Keep the ids of unchanged dimensions; give an expanded dimension the ids that its size was read from."""
     source, out = call.args[0], call.out
     lead = out.dim() - source.dim()
-    passed = sizes(call, list(out.shape))
-    labels = list(_sized(passed[:lead], tracker))
-    for dim, ids in enumerate(tracker.labels(source)):
-        grown = _grown(source.shape[dim], out.shape[lead + dim], tracker)
-        if not grown and ids:
-            equal_parts(ids[0][None], passed[lead + dim], tracker)
-        labels.append(_sized([passed[lead + dim]], tracker)[0] if grown else ids)
+    passed = passed_sizes(call, list(out.shape))
+    labels = _labels_from_sizes(passed[:lead], tracker)
+    for dim, arrays in enumerate(tracker.labels(source)):
+        expanded = _is_expanded(source.shape[dim], out.shape[lead + dim], tracker)
+        if not expanded and arrays:
+            tie_equal_parts(arrays[0][None], passed[lead + dim], tracker)
+        labels.append(_labels_from_sizes([passed[lead + dim]], tracker)[0] if expanded else arrays)
     tracker.label(out, labels)
 
 
-def _grown(before: int, after: int, tracker: Tracker) -> bool:
-    """One element is repeated: as in the dense network, since there may be one channel left to repeat it for."""
-    dense = tracker.before("grown")
-    grown = before == 1 and (after > 1 if dense is None else bool(dense))
-    tracker.decided("grown", grown)
-    return grown
+def _is_expanded(before: int, after: int, tracker: Tracker) -> bool:
+    """Return whether one element is repeated; after a cut, there may be a single channel left to repeat it for."""
+    expanded = as_in_dense("expanded", before == 1 and after > 1, tracker)
+    return before == 1 and expanded
 
 
-def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
-    """Ids for dimensions that are made from a size: those of the dimension or attribute that it was read from."""
+def _labels_from_sizes(passed: Sequence[PassedSize], tracker: Tracker) -> list[tuple[Ids, ...]]:
+    """Return labels of dimensions created from sizes.
+
+    A size read from a tensor gives the ids along the dimension that was read; a size computed from attributes gives
+    new ids, which set the attributes.
+    """
     labels: list[tuple[Ids, ...]] = []
     for size in passed:
-        tracker.remember(size)
-        source = size.expression if isinstance(size, TracedInt) else None
-        ids = tracker.sizes.get(source.key) if isinstance(source, TensorSize) else None
+        tracker.register_size(size)
+        origin = size.expression if isinstance(size, TracedInt) else None
+        ids = tracker.sizes.get(origin.key) if isinstance(origin, TensorSize) else None
         if isinstance(size, TracedInt) and any(isinstance(leaf, Attribute) for leaf in leaves(size)):
             ids = tracker.ties.fresh(int(size))
-            tracker.use(size, ids)
+            tracker.require_size(size, ids)
         labels.append((ids,) if ids is not None and len(ids) == size else ())
     return labels
 
@@ -59,20 +62,20 @@ def _sized(passed: Sequence[Size], tracker: Tracker) -> list[tuple[Ids, ...]]:
     aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full,
 )  # fmt: skip
 def factory(call: OperatorCall, tracker: Tracker) -> None:
-    """A tensor made from sizes."""
-    tracker.label(call.out, _sized(sizes(call, list(call.out.shape)), tracker))
+    """Label a tensor created from sizes."""
+    tracker.label(call.out, _labels_from_sizes(passed_sizes(call, list(call.out.shape)), tracker))
 
 
 @rule(aten.repeat)
 def repeat(call: OperatorCall, tracker: Tracker) -> None:
-    """Copies one after the other."""
+    """Repeat the ids; give a dimension that repeats one element the ids that the number of copies was read from."""
     source, repeats = call.args[0], call.args[1]
     lead = len(repeats) - source.dim()
-    passed = sizes(call, repeats)
-    labels = [*_sized(passed[:lead], tracker)]
-    for dim, (times, arrays) in enumerate(zip(repeats[lead:], tracker.labels(source), strict=True)):
-        grown = _grown(source.shape[dim], times, tracker)
-        labels.append(
-            _sized([passed[lead + dim]], tracker)[0] if grown else tuple(ids.repeat(times) for ids in arrays)
-        )
+    passed = passed_sizes(call, repeats)
+    labels = _labels_from_sizes(passed[:lead], tracker)
+    for dim, (copies, arrays) in enumerate(zip(repeats[lead:], tracker.labels(source), strict=True)):
+        if _is_expanded(source.shape[dim], copies, tracker):
+            labels += _labels_from_sizes([passed[lead + dim]], tracker)
+        else:
+            labels.append(tuple(ids.repeat(copies) for ids in arrays))
     tracker.label(call.out, labels)

@@ -1,4 +1,4 @@
-"""Operators that keep or reorder dimensions: the ids take the same way (level 1)."""
+"""Rules of operators that keep or reorder dimensions."""
 
 from __future__ import annotations
 
@@ -13,48 +13,23 @@ from lightning_prune.tracing.tracker import Tracker
 aten = torch.ops.aten
 
 rule(
-    aten.clone,
-    aten.detach,
-    aten.alias,
-    aten._to_copy,
-    aten.lift_fresh,
-    aten.lift_fresh_copy,
-    aten.contiguous,
-    aten.native_dropout,
-    aten.dropout,
-    aten.feature_dropout,
-    aten.empty_like,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-    aten.rand_like,
-    aten.randn_like,
-    aten.bernoulli,
-    aten.bernoulli_,
-    aten.zero_,
-    aten.fill_,
-    aten.uniform_,
-    aten.normal_,
-    aten._conj,
-    aten.resolve_conj,
-    aten.resolve_neg,
-    aten.tril,
-    aten.triu,
-    aten.lift,
-    aten.detach_,
-    aten.requires_grad_,
-)(same_labels)
+    aten.clone, aten.detach, aten.alias, aten._to_copy, aten.lift_fresh, aten.lift_fresh_copy,
+    aten.contiguous, aten.native_dropout, aten.dropout, aten.feature_dropout, aten.empty_like,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like, aten.bernoulli,
+    aten.bernoulli_, aten.zero_, aten.fill_, aten.uniform_, aten.normal_, aten._conj, aten.resolve_conj,
+    aten.resolve_neg, aten.tril, aten.triu, aten.lift, aten.detach_, aten.requires_grad_,
+)(same_labels)  # fmt: skip
 
 
-def _dims(dims: int | Sequence[int], rank: int) -> list[int]:
+def _positive_dims(dims: int | Sequence[int], rank: int) -> list[int]:
     return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
 @rule(aten.as_strided, aten.as_strided_)
 def as_strided(call: OperatorCall, tracker: Tracker) -> None:
-    """Torch changes strides in place where it pools to one pixel; any other use could go anywhere."""
+    """Keep the labels if only the strides change, as where torch pools to one pixel; pin them otherwise."""
     if call.out.shape != call.args[0].shape:
-        tracker.pin_all(call.tensors, "is viewed with strides of its own")
+        tracker.pin_all(call.tensors, "is viewed with other strides")
     same_labels(call, tracker)
 
 
@@ -83,7 +58,7 @@ def t(call: OperatorCall, tracker: Tracker) -> None:
 
 @rule(aten.unsqueeze, aten.unsqueeze_)
 def unsqueeze(call: OperatorCall, tracker: Tracker) -> None:
-    """A new dimension carries no ids."""
+    """Insert a dimension without ids."""
     labels = list(tracker.labels(call.args[0]))
     labels.insert(call.arg("dim") % (len(labels) + 1), ())
     tracker.label(call.out, labels)
@@ -91,39 +66,40 @@ def unsqueeze(call: OperatorCall, tracker: Tracker) -> None:
 
 @rule(aten.squeeze, aten.squeeze_)
 def squeeze(call: OperatorCall, tracker: Tracker) -> None:
-    """Drop dimensions of one element; a channel among them may not be the only one that is dropped."""
+    """Drop dimensions of one element."""
     source = call.args[0]
     rank = source.dim()
-    dims = _dims(call.args[1], rank) if len(call.args) > 1 else list(range(rank))
-    gone = [dim for dim in dims if source.shape[dim] == 1]
+    dims = _positive_dims(call.args[1], rank) if len(call.args) > 1 else list(range(rank))
+    dropped = [dim for dim in dims if source.shape[dim] == 1]
     labels = tracker.labels(source)
-    tracker.label(call.out, [ids for dim, ids in enumerate(labels) if dim not in gone])
+    tracker.label(call.out, [ids for dim, ids in enumerate(labels) if dim not in dropped])
 
 
 @rule(aten.flip)
 def flip(call: OperatorCall, tracker: Tracker) -> None:
-    """Ids in reverse."""
+    """Reverse the ids along the flipped dimensions."""
     labels = list(tracker.labels(call.args[0]))
-    for dim in _dims(call.args[1], len(labels)):
+    for dim in _positive_dims(call.args[1], len(labels)):
         labels[dim] = tuple(ids.flip(0) for ids in labels[dim])
     tracker.label(call.out, labels)
 
 
 @rule(aten.roll)
 def roll(call: OperatorCall, tracker: Tracker) -> None:
-    """A shift by a constant is only the same shift for the channels that stay if all of them do."""
+    """Pin ids along rolled dimensions: among fewer channels, the same shift would give another order."""
     source = call.args[0]
-    for dim in _dims(call.arg("dims") or list(range(source.dim())), source.dim()):
+    for dim in _positive_dims(call.arg("dims") or list(range(source.dim())), source.dim()):
         tracker.pin(tracker.along(source, dim), "is rolled along its channels")
     same_labels(call, tracker)
 
 
 @rule(aten.rot90)
 def rot90(call: OperatorCall, tracker: Tracker) -> None:
-    """A turn of two dimensions; channels may not be among them."""
-    source, times, dims = call.args[0], call.arg("k", 1), _dims(call.arg("dims", [0, 1]), call.args[0].dim())
+    """Pin ids along the two rotated dimensions, unless the rotation is a full turn."""
+    source, quarter_turns = call.args[0], call.arg("k", 1)
+    dims = _positive_dims(call.arg("dims", [0, 1]), source.dim())
     labels = list(tracker.labels(source))
-    for dim in dims if times % 4 else []:
+    for dim in dims if quarter_turns % 4 else []:
         tracker.pin(tracker.along(source, dim), "is turned together with another dimension")
         labels[dim] = ()
     tracker.label(call.out, labels)

@@ -1,4 +1,4 @@
-"""Operators that trade channels for positions, or group them anew (level 1)."""
+"""Rules of operators that move channels into positions and back, or change the order of channels by groups."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ aten = torch.ops.aten
 
 @rule(aten.pixel_shuffle)
 def pixel_shuffle(call: OperatorCall, tracker: Tracker) -> None:
-    """(c * r * r, h, w) -> (c, h * r, w * r): the r * r channels of a pixel live or die together."""
-    _gathered(call, -3, call.args[1] ** 2, tracker)
+    """Follow (c * r * r, h, w) -> (c, h * r, w * r): the r * r channels of a pixel are removed together."""
+    _merge_channels(call, -3, call.args[1] ** 2, tracker)
 
 
 @rule(aten.pixel_unshuffle)
 def pixel_unshuffle(call: OperatorCall, tracker: Tracker) -> None:
-    """(c, h * r, w * r) -> (c * r * r, h, w)."""
-    _scattered(call, -3, call.args[1] ** 2, tracker)
+    """Follow (c, h * r, w * r) -> (c * r * r, h, w)."""
+    _split_channels(call, -3, call.args[1] ** 2, tracker)
 
 
 @rule(aten.im2col)
 def im2col(call: OperatorCall, tracker: Tracker) -> None:
-    """(n, c, h, w) -> (n, c * kernel, positions)."""
+    """Follow (n, c, h, w) -> (n, c * kernel, positions)."""
     kernel = call.args[1]
-    _scattered(call, 1, kernel[0] * kernel[1], tracker)
+    _split_channels(call, 1, kernel[0] * kernel[1], tracker)
 
 
 @rule(aten.col2im)
 def col2im(call: OperatorCall, tracker: Tracker) -> None:
-    """(n, c * kernel, positions) -> (n, c, h, w)."""
+    """Follow (n, c * kernel, positions) -> (n, c, h, w)."""
     kernel = call.args[2]
-    _gathered(call, 1, kernel[0] * kernel[1], tracker)
+    _merge_channels(call, 1, kernel[0] * kernel[1], tracker)
 
 
-def _gathered(call: OperatorCall, dim: int, times: int, tracker: Tracker) -> None:
-    """As many neighbouring channels become one."""
+def _merge_channels(call: OperatorCall, dim: int, factor: int, tracker: Tracker) -> None:
+    """Tie each ``factor`` neighbouring channels, which become one."""
     ids = tracker.along(call.args[0], dim)
-    one = None if ids is None else tracker.tie_across(ids.view(-1, times).t()).contiguous()
-    _regrouped(call, dim, one, tracker)
+    merged = None if ids is None else tracker.tie_across(ids.view(-1, factor).t()).contiguous()
+    _label_channels(call, dim, merged, tracker)
 
 
-def _scattered(call: OperatorCall, dim: int, times: int, tracker: Tracker) -> None:
-    """Each channel becomes as many neighbouring ones."""
+def _split_channels(call: OperatorCall, dim: int, factor: int, tracker: Tracker) -> None:
+    """Repeat the id of each channel, which becomes ``factor`` neighbouring ones."""
     ids = tracker.along(call.args[0], dim)
-    _regrouped(call, dim, None if ids is None else ids.repeat_interleave(times), tracker)
+    _label_channels(call, dim, None if ids is None else ids.repeat_interleave(factor), tracker)
 
 
-def _regrouped(call: OperatorCall, dim: int, ids: Ids | None, tracker: Tracker) -> None:
-    """New ids along ``dim``, nothing after it."""
+def _label_channels(call: OperatorCall, dim: int, ids: Ids | None, tracker: Tracker) -> None:
+    """Label the result with new ids along ``dim``, the old labels before it, and none after it."""
     source, out = call.args[0], call.out
-    at = dim % source.dim()
-    labels: list[tuple[Ids, ...]] = [*tracker.labels(source)[:at], *[()] * (out.dim() - at)]
-    labels[at] = () if ids is None else (ids,)
+    channel_dim = dim % source.dim()
+    labels: list[tuple[Ids, ...]] = [*tracker.labels(source)[:channel_dim], *[()] * (out.dim() - channel_dim)]
+    labels[channel_dim] = () if ids is None else (ids,)
     tracker.label(out, labels)
 
 
 @rule(aten.unfold)
 def unfold(call: OperatorCall, tracker: Tracker) -> None:
-    """Windows along one dimension, their contents in a new last one."""
+    """Pin ids along the dimension that is cut into windows, whose contents form a new last dimension."""
     labels = list(tracker.labels(call.args[0]))
     dim = call.arg("dimension")
     for ids in labels[dim]:
@@ -73,7 +73,7 @@ def unfold(call: OperatorCall, tracker: Tracker) -> None:
 
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)
 def channel_shuffle(call: OperatorCall, tracker: Tracker) -> None:
-    """(g, k) channels become (k, g); each group keeps the same ones."""
+    """Follow channels (g, k) -> (k, g); every group keeps the same positions."""
     source, groups = call.args
     ids = tracker.along(source, 1)
     labels = list(tracker.labels(source))

@@ -1,8 +1,9 @@
-"""One small function per ATen operator (level 1).
+"""Registry of rules: one small function per ATen operator.
 
-A rule is given the recorded :class:`~lightning_prune.tracing.calls.OperatorCall` and the
-:class:`~lightning_prune.tracing.tracker.Tracker`; it ties ids, pins them, registers costs, and labels the results.
-Operators without a rule pin every id they touch: they can make us prune less, never wrongly.
+A rule receives an :class:`~lightning_prune.tracing.calls.OperatorCall`, which holds the operator's arguments and
+results, and the :class:`~lightning_prune.tracing.tracker.Tracker`. It ties or pins channel ids, registers costs, and
+labels the results with ids. An operator without a rule pins all ids of its arguments: fewer channels can be pruned
+then, but never the wrong ones.
 """
 
 from __future__ import annotations
@@ -15,25 +16,65 @@ from torch._ops import OpOverload, OpOverloadPacket
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
 
-__all__ = ["RULES", "Rule", "follow", "rule", "same_labels"]
+__all__ = ["RULES", "Rule", "apply_rule", "rule", "same_labels"]
 
 Rule = Callable[[OperatorCall, Tracker], None]
 RULES: dict[OpOverload, Rule] = {}
-UNKNOWN = "passes through an operator without a rule"
+WITHOUT_RULE = "passes through an operator without a rule"
 
 
 def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operators; a packet (``aten.add``) stands for all its overloads.
+    """Return a decorator that registers a function as the rule of ATen operators.
+
+    A rule describes how an operator treats channels. It is called once for each call of the operator, as
+    ``function(call, tracker)``, and returns nothing. ``call.args`` holds the arguments of the operator,
+    ``call.tensors`` the tensors among them, ``call.out`` the result. Most rules need four methods of the tracker:
+
+    - ``tracker.labels(tensor)``: for each dimension of a tensor, the arrays of channel ids along it; an empty tuple
+      for a dimension without channels (batch, pixels).
+    - ``tracker.label(call.out, labels)``: set these arrays for a result. Each must be as long as its dimension.
+    - ``tracker.tie(a, b)``: channels ``a[i]`` and ``b[i]`` are kept or removed together.
+    - ``tracker.pin(ids, reason)``: these channels must not be removed; ``graph.explain`` shows the reason.
+
+    If the channels come out as they came in, :func:`same_labels` is the whole rule. A wrong rule does not lead to a
+    wrong network: :func:`~lightning_prune.prune_` compares each operator before and after the cut, and undoes the cut
+    if a result differs.
+
+    Args:
+        *operators: ATen overloads (``torch.ops.aten.renorm.default``) or packets (``torch.ops.aten.add``); a packet
+            stands for all its overloads.
+
+    Returns:
+        A decorator that returns the function unchanged.
 
     Raises:
-        ValueError: an operator has a rule already.
+        ValueError: an operator already has a rule.
 
     Example:
-        >>> from lightning_prune.tracing.rules import RULES, rule, same_labels
+        ``torch.renorm`` rescales each slice along a dimension. Its result has the channels of its input. Without a
+        rule they are pinned:
+
+        >>> import lightning_prune as lp
+        >>> from torch import nn
+        >>> class Renorm(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.renorm(2, 1, 1.0)
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), Renorm(), nn.Conv2d(8, 2, 1))
+        >>> image = torch.zeros(1, 3, 8, 8)
+        >>> len(lp.trace(net, image).prunable)
+        0
+
+        With a rule they are free:
+
         >>> op = torch.ops.aten.renorm.default
-        >>> @rule(op)
+        >>> @lp.rule(op)
         ... def renorm(call, tracker):
-        ...     same_labels(call, tracker)
+        ...     tracker.label(call.out, tracker.labels(call.args[0]))
+        >>> len(lp.trace(net, image).prunable)
+        8
+
+        Only for this example: remove the rule again.
+
         >>> RULES.pop(op) is renorm
         True
     """
@@ -41,7 +82,7 @@ def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for overload in _overloads(operators):
             if overload in RULES:
-                raise ValueError(f"{overload} has a rule already: {RULES[overload].__name__}")
+                raise ValueError(f"{overload} already has a rule: {RULES[overload].__name__}")
             RULES[overload] = function
         return function
 
@@ -49,24 +90,25 @@ def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
 
 
 def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpOverload]:
-    found: list[OpOverload] = []
+    overloads: list[OpOverload] = []
     for operator in operators:
         if isinstance(operator, OpOverloadPacket):
-            found += [getattr(operator, name) for name in operator.overloads()]
+            overloads += [getattr(operator, name) for name in operator.overloads()]
         else:
-            found.append(operator)
-    return found
+            overloads.append(operator)
+    return overloads
 
 
-def follow(call: OperatorCall, tracker: Tracker) -> None:
-    """Apply the rule of one recorded operator."""
+def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
+    """Apply the rule of one recorded operator, and append the operator with all its labels to the tracker."""
     tracker.call = call
-    read, statistics = [tracker.labels(tensor) for tensor in call.tensors], len(tracker.ties.statistics)
+    argument_labels = [tracker.labels(tensor) for tensor in call.tensors]
+    num_statistics = len(tracker.ties.statistics)
     _apply(call, tracker)
-    written = [tracker.labels(tensor) for tensor in call.outputs]
-    mixed = len(tracker.ties.statistics) > statistics
+    result_labels = [tracker.labels(tensor) for tensor in call.outputs]
+    mixed = len(tracker.ties.statistics) > num_statistics
     shapes = [tensor.shape for tensor in call.tensors]
-    tracker.followed.append(TracedOperator(call, [*read, *written], shapes, mixed))
+    tracker.operators.append(TracedOperator(call, [*argument_labels, *result_labels], shapes, mixed))
     tracker.call = None
 
 
@@ -77,13 +119,16 @@ def _apply(call: OperatorCall, tracker: Tracker) -> None:
     if function is None:
         if any(arrays for tensor in call.tensors for arrays in tracker.labels(tensor)):
             tracker.unsupported.setdefault(call.op.name(), []).append(call.module)
-        tracker.pin_all(call.tensors, UNKNOWN)
+        tracker.pin_all(call.tensors, WITHOUT_RULE)
     else:
         function(call, tracker)
 
 
 def same_labels(call: OperatorCall, tracker: Tracker) -> None:
-    """Every result of the first tensor's shape carries its labels."""
+    """Give the labels of the first tensor argument to every result of the same shape.
+
+    This is the rule of all operators that keep the channels in place, such as ``clone`` or ``dropout``.
+    """
     source = call.tensors[0]
     for out in call.outputs:
         if out.shape == source.shape:

@@ -1,4 +1,4 @@
-"""Reshapes: which factor of a split dimension can shrink, and what follows (level 1)."""
+"""Rule of reshapes: where a dimension is split, decide along which of the new ones channels can be removed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ from torch import Tensor
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.arguments import sizes
+from lightning_prune.tracing.rules.arguments import passed_sizes
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.traced_int import (
     Attribute,
-    Size,
+    PassedSize,
     TensorSize,
     TracedInt,
-    _value,
     leaves,
     solve,
+    try_evaluate,
 )
 from lightning_prune.tracing.tracker import Tracker
 
-__all__ = ["among", "factor", "fits", "groups", "shrunk", "solve"]
+__all__ = ["choose_factor", "is_among", "matching_dims", "remaining_sizes", "sizes_match"]
 
-Gone = Callable[[Ids], Tensor]  # says of each id whether it is removed
+#: Returns for each id whether it is removed.
+IsRemoved = Callable[[Ids], Tensor]
 
 aten = torch.ops.aten
 UNSPLIT = "is split, and no factor of it can shrink"
 
 
-def groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """Pair runs of dimensions of equal size product, the shortest runs first.
+def matching_dims(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Pair consecutive dimensions of two shapes that have the same product, as few dimensions as possible at a time.
+
+    Args:
+        before: shape before a reshape.
+        after: shape after it.
+
+    Yields:
+        The dimensions of ``before`` and those of ``after`` that they become.
 
     Example:
-        >>> [(list(a), list(b)) for a, b in groups((1, 12, 5, 5), (1, 3, 4, 25))]
+        >>> [(list(a), list(b)) for a, b in matching_dims((1, 12, 5, 5), (1, 3, 4, 25))]
         [([0], [0]), ([1], [1, 2]), ([2, 3], [3])]
     """
     i = j = 0
@@ -58,187 +66,199 @@ def groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range,
 
 @dataclass(frozen=True)
 class Choice:
-    """Along which dimension channels go where one dimension was split in several."""
+    """The dimension along which channels can be removed after a split.
+
+    Attributes:
+        dim: its number among the new dimensions.
+        pinned: no dimension can shrink; the ids are pinned.
+        foreign: the ids are tied to those of another tensor, whose size the code passed.
+    """
 
     dim: int
     pinned: bool = False
-    foreign: bool = False  # tied to the dimension of another tensor, whose size the code passed
+    foreign: bool = False
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
 def view(call: OperatorCall, tracker: Tracker) -> None:
-    """Follow ids through a reshape, one group of dimensions at a time."""
+    """Follow ids through a reshape, one group of matching dimensions at a time."""
     source, out = call.args[0], call.out
-    passed = sizes(call, list(out.shape))
+    passed = passed_sizes(call, list(out.shape))
     labels: list[list[Ids]] = [[] for _ in out.shape]
-    for inner, outer in _grouped(source.shape, out.shape, tracker):
+    for inner, outer in _groups(source.shape, out.shape, tracker):
+        shape, new_shape = [source.shape[dim] for dim in inner], [out.shape[dim] for dim in outer]
         for dim in inner:
             for ids in tracker.labels(source)[dim]:
-                shape = [source.shape[d] for d in inner]
-                grid = _spread(ids, dim - inner.start, shape, [out.shape[d] for d in outer])
-                chosen = factor(grid, [passed[d] for d in outer], tracker)
-                if chosen is not None and outer:
-                    labels[outer[chosen[0]]].append(chosen[1])
+                grid = _reshaped_ids(ids, dim - inner.start, shape, new_shape)
+                factor = choose_factor(grid, [passed[d] for d in outer], tracker)
+                if factor is not None and outer:
+                    labels[outer[factor[0]]].append(factor[1])
     tracker.label(out, labels)
-    tracker.sized(passed, out)
+    tracker.register_reshape(passed, out)
 
 
-def _grouped(before: Sequence[int], after: Sequence[int], tracker: Tracker) -> list[tuple[range, range]]:
-    """The groups, as they were in the dense network where that still fits."""
-    found = tracker.before("groups")
-    rank = (len(before), len(after))
-    if found is None or found[0] != rank or any(_size(before, a) != _size(after, b) for a, b in found[1]):
-        found = rank, list(groups(before, after))
-    tracker.decided("groups", found)
-    return found[1]
+def _groups(before: Sequence[int], after: Sequence[int], tracker: Tracker) -> list[tuple[range, range]]:
+    """Return the matching dimensions: those of the dense network, if they still match after the cut."""
+    decision = tracker.dense_decision("groups")
+    ranks = (len(before), len(after))
+    if decision is None or decision[0] != ranks or not _groups_match(before, after, decision[1]):
+        decision = ranks, list(matching_dims(before, after))
+    tracker.record_decision("groups", decision)
+    return decision[1]
 
 
-def _size(shape: Sequence[int], dims: range) -> int:
-    return prod(shape[dim] for dim in dims)
+def _groups_match(before: Sequence[int], after: Sequence[int], groups: list[tuple[range, range]]) -> bool:
+    return all(prod(before[d] for d in inner) == prod(after[d] for d in outer) for inner, outer in groups)
 
 
-def _spread(ids: Ids, dim: int, shape: list[int], new_shape: list[int]) -> Tensor:
-    """The ids of one dimension, over a whole group of dimensions, in their new shape."""
+def _reshaped_ids(ids: Ids, dim: int, shape: list[int], new_shape: list[int]) -> Tensor:
+    """Return the ids along dimension ``dim`` of ``shape``, repeated along its other dimensions, in a new shape."""
     ones = [1] * len(shape)
     ones[dim] = len(ids)
     return ids.view(ones).expand(shape).reshape(new_shape)
 
 
-def factor(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> tuple[int, Ids] | None:
-    """Choose the dimension of ``grid`` along which channels can go; what stays must be a rectangle.
+def choose_factor(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) -> tuple[int, Ids] | None:
+    """Choose the dimension of ``grid`` along which channels can be removed, such that the rest is a rectangle.
 
     Args:
         grid: ids over the new dimensions.
-        passed: the size of each as the code passed it.
-        tracker: ties the ids across the other dimensions, or pins all where no dimension can shrink.
+        passed: the size of each new dimension, as the code passed it.
+        tracker: ties the ids across the other dimensions, or pins them all if no dimension can shrink.
 
     Returns:
-        The dimension and the ids along it, or None if there are no dimensions.
+        The dimension and the ids along it; None if there are no dimensions.
     """
     if not grid.dim():
         return None
-    choice = _again(grid, tracker.before("factor"), passed, tracker) or _choose(grid, passed, tracker)
-    tracker.decided("factor", choice)
-    return choice.dim, _along(grid, choice.dim)
+    dense = tracker.dense_decision("factor")
+    choice = _repeat_choice(grid, dense, passed, tracker) or _new_choice(grid, passed, tracker)
+    tracker.record_decision("factor", choice)
+    return choice.dim, _ids_along(grid, choice.dim)
 
 
-def _again(grid: Tensor, before: Choice | None, passed: Sequence[Size], tracker: Tracker) -> Choice | None:
-    """The smaller network is read as the dense one was; that it may be is what the proof checks."""
-    if before is None or before.dim >= grid.dim():
+def _repeat_choice(
+    grid: Tensor, dense: Choice | None, passed: Sequence[PassedSize], tracker: Tracker
+) -> Choice | None:
+    """Make the choice of the dense network in the smaller one, if there is one; the proof checks that it is right."""
+    if dense is None or dense.dim >= grid.dim():
         return None
-    if before.pinned:
+    if dense.pinned:
         tracker.pin(grid.flatten(), UNSPLIT)
-        return before
-    ids = tracker.tie_across(_rows(grid, before.dim))
-    other = _foreign(grid, before.dim, passed, tracker) if before.foreign else None
+        return dense
+    ids = tracker.tie_across(_rows(grid, dense.dim))
+    other = _foreign_ids(grid, dense.dim, passed, tracker) if dense.foreign else None
     if other is not None:
         tracker.tie(ids, other)
-    return before
+    return dense
 
 
-def _choose(grid: Tensor, passed: Sequence[Size], tracker: Tracker) -> Choice:
-    varying = [dim for dim in range(grid.dim()) if _varies(grid, dim)]
-    if not varying:
-        return Choice(_single(grid, passed))
-    for dim in sorted(varying, key=lambda d: _preference(passed[d])):
+def _new_choice(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) -> Choice:
+    varying = [dim for dim in range(grid.dim()) if _varies_along(grid, dim)]
+    if not varying:  # a single channel: label the dimension where channels most probably are
+        return Choice(min(range(grid.dim()), key=lambda dim: _rank_size(passed[dim])))
+    for dim in sorted(varying, key=lambda dim: _rank_size(passed[dim])):
         if len(varying) == 1 and passed[dim] is None:
             return Choice(dim)
-        if _rectangle(grid, dim, passed, tracker):
+        if _can_shrink(grid, dim, passed, tracker):
             ids = tracker.tie_across(_rows(grid, dim))
-            if _settable(passed[dim]):  # tensors' sizes follow by themselves
-                tracker.use(passed[dim], ids)
+            if not _follows_tensors(passed[dim]):
+                tracker.require_size(passed[dim], ids)
             return Choice(dim)
     for dim in varying:
-        if (other := _foreign(grid, dim, passed, tracker)) is not None:
+        if (other := _foreign_ids(grid, dim, passed, tracker)) is not None:
             tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
             return Choice(dim, foreign=True)
     tracker.pin(grid.flatten(), UNSPLIT)
     return Choice(varying[0], pinned=True)
 
 
-def _settable(size: Size) -> bool:
-    found = list(leaves(size)) if size is not None else []
-    return not found or any(isinstance(leaf, Attribute) for leaf in found)
+def _follows_tensors(size: PassedSize) -> bool:
+    """Return whether a size is computed from sizes of tensors alone, and so needs no attribute to be set."""
+    origins = list(leaves(size)) if size is not None else []
+    return bool(origins) and not any(isinstance(leaf, Attribute) for leaf in origins)
 
 
-def _single(grid: Tensor, passed: Sequence[Size]) -> int:
-    """One id only (a dimension may have one channel): keep it where a channel would be."""
-    return min(range(grid.dim()), key=lambda d: _preference(passed[d]))
-
-
-def _varies(grid: Tensor, dim: int) -> bool:
+def _varies_along(grid: Tensor, dim: int) -> bool:
     return grid.shape[dim] > 1 and not torch.equal(grid, grid.narrow(dim, 0, 1).expand_as(grid))
 
 
 def _rows(grid: Tensor, dim: int) -> Tensor:
-    """(others, n): the ids along ``dim`` for every position of the other dimensions."""
+    """Return the ids along ``dim`` for every position of the other dimensions, shape (positions, n)."""
     return grid.movedim(dim, -1).reshape(-1, grid.shape[dim])
 
 
-def _along(grid: Tensor, dim: int) -> Ids:
+def _ids_along(grid: Tensor, dim: int) -> Ids:
     return _rows(grid, dim)[0].contiguous()
 
 
-def _constant(size: Size) -> bool:
-    return size is not None and not isinstance(size, TracedInt) and size >= 0
+def _rank_size(size: PassedSize) -> int:
+    """Rank a passed size: channels are removed along the dimension of the lowest rank that can shrink.
 
-
-def _preference(size: Size) -> int:
-    """Heads first (the softmax's scale hangs on the head dimension), then what is free, then other attributes."""
+    Numbers of heads come first, since the scale of the softmax depends on the width of a head; then sizes that follow
+    by themselves, other attributes, and constants.
+    """
     if not isinstance(size, TracedInt):
         return 1 if size is None or size < 0 else 4
-    found = list(leaves(size))
-    heads = any(
-        isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in found
+    origins = list(leaves(size))
+    is_heads = any(
+        isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in origins
     )
-    if any(isinstance(leaf, TensorSize) for leaf in found):
-        return 2 if heads else 1
-    return 0 if heads and len(found) == 1 else 3
+    if any(isinstance(leaf, TensorSize) for leaf in origins):
+        return 2 if is_heads else 1
+    return 0 if is_heads and len(origins) == 1 else 3
 
 
-def _rectangle(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> bool:
-    """Would every size come out right if the first channel along ``dim`` went?"""
+def _can_shrink(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: Tracker) -> bool:
+    """Return whether all passed sizes would match if the first channel along ``dim`` were removed."""
     if passed[dim] is None:
         return False
-    gone = among(grid.select(dim, 0).flatten())
+    first = grid.select(dim, 0).flatten()
+    is_removed = is_among(first)
     if any(isinstance(leaf, TensorSize) for size in passed if size is not None for leaf in leaves(size)):
-        gone = tracker.ties.closure(grid.select(dim, 0).flatten())  # other tensors shrink along
-    wanted = list(grid.shape)
-    wanted[dim] = int((~gone(_along(grid, dim))).sum())
-    values = solve(passed[dim], wanted[dim], shrunk(passed, gone, tracker))
-    return values is not None and fits(passed, wanted, values)
+        is_removed = tracker.ties.closure(first)  # the other tensors lose all channels that are tied to these
+    target = list(grid.shape)
+    target[dim] = int((~is_removed(_ids_along(grid, dim))).sum())
+    values = solve(passed[dim], target[dim], remaining_sizes(passed, is_removed, tracker))
+    return values is not None and sizes_match(passed, target, values)
 
 
-def among(ids: Ids) -> Gone:
-    """A function that says of each id whether it is one of ``ids``."""
-    return lambda asked: torch.isin(asked, ids)
+def is_among(removed: Ids) -> IsRemoved:
+    """Return a function that returns for each id whether it is one of ``removed``."""
+    return lambda ids: torch.isin(ids, removed)
 
 
-def fits(passed: Sequence[Size], wanted: Sequence[int], values: dict[Any, int]) -> bool:
-    """Do the sizes that the code passes evaluate to what is wanted?"""
-    pairs = zip(passed, wanted, strict=True)
-    return all(size is None or size < 0 or _value(size, values) == want for size, want in pairs)
+def sizes_match(passed: Sequence[PassedSize], target: Sequence[int], values: dict[Any, int]) -> bool:
+    """Return whether the passed sizes evaluate to ``target``; sizes that torch infers always do.
+
+    Args:
+        passed: sizes as the code passed them.
+        target: the size that each must have.
+        values: key of an attribute or tensor size -> its value after the cut.
+    """
+    pairs = zip(passed, target, strict=True)
+    return all(size is None or size < 0 or try_evaluate(size, values) == wanted for size, wanted in pairs)
 
 
-def shrunk(passed: Sequence[Size], gone: Gone, tracker: Tracker) -> dict[Any, int]:
-    """Sizes of tensors that the code's sizes were computed from, once the ids that are ``gone`` are removed."""
+def remaining_sizes(passed: Sequence[PassedSize], is_removed: IsRemoved, tracker: Tracker) -> dict[Any, int]:
+    """Return the sizes, after a removal, of all tensors that the passed sizes were computed from."""
     values: dict[Any, int] = {}
     for size in passed:
-        tracker.remember(size)
+        tracker.register_size(size)
         for leaf in leaves(size) if size is not None else ():
             ids = tracker.sizes.get(leaf.key) if isinstance(leaf, TensorSize) else None
             if ids is not None:
-                values[leaf.key] = int((~gone(ids)).sum())
+                values[leaf.key] = int((~is_removed(ids)).sum())
     return values
 
 
-def _foreign(grid: Tensor, dim: int, passed: Sequence[Size], tracker: Tracker) -> Ids | None:
-    """The ids of another tensor's dimension, if its size is what the code passes for ``dim``, and nothing else."""
+def _foreign_ids(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: Tracker) -> Ids | None:
+    """Return the ids of another tensor's dimension if the size passed for ``dim``, and no other, was read from it."""
     size = passed[dim]
     if not isinstance(size, TracedInt) or not isinstance(size.expression, TensorSize):
         return None
-    tracker.remember(size)
+    tracker.register_size(size)
     ids = tracker.sizes[size.expression.key]
-    wanted = [n - (d == dim) for d, n in enumerate(grid.shape)]
-    alone = fits(passed, wanted, {size.expression.key: wanted[dim]})
-    return ids if ids is not None and len(ids) == grid.shape[dim] and alone else None
+    target = [n - (d == dim) for d, n in enumerate(grid.shape)]
+    others_match = sizes_match(passed, target, {size.expression.key: target[dim]})
+    return ids if ids is not None and len(ids) == grid.shape[dim] and others_match else None
