@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_prune.callbacks.pruning import pruning_callbacks
+from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.serialization.saving import SavedNetwork, read_network, write_safetensors
 from lightning_prune.trainer.lightning_internals import ConditionalCheckpoint, ConditionalEarlyStopping
 from lightning_prune.trainer.training_state import callbacks_of
@@ -35,7 +35,7 @@ Monitor = str | Callable[[L.Trainer, L.LightningModule], float]
 def competes(trainer: L.Trainer) -> bool:
     """Return whether the network is within every budget and has not been cut since it was last validated."""
     return all(
-        callback.within_budget and callback.scored_as_it_is(trainer)
+        callback.within_budget and callback.has_current_score(trainer)
         for callback in pruning_callbacks(trainer)
     )
 
@@ -123,7 +123,7 @@ class BudgetEarlyStopping(ConditionalEarlyStopping):
             trainer.callback_metrics[self.monitor] = value
         diverged = value is not None and self.check_finite and not bool(torch.isfinite(value))
         ended = all(
-            callback.finished and callback.scored_as_it_is(trainer) for callback in pruning_callbacks(trainer)
+            callback.finished and callback.has_current_score(trainer) for callback in pruning_callbacks(trainer)
         )
         return ended or diverged
 

@@ -1,15 +1,26 @@
-"""Which units matter least: criteria that score every unit (level 3).
+"""Criteria: score every unit of a graph; the lowest scores are removed first.
 
-A criterion is any callable ``(graph, model, statistics) -> importance``, shape (num_units,), lowest goes first; a
-plain function or lambda will do. See :mod:`lightning_prune.criteria.reduction` for what else it may say of itself,
-and ``docs/criteria.md`` for formulas, sources and options.
+A criterion is a plain function ``(graph, model, statistics) -> importance`` of shape (num_units,), or a
+:class:`Criterion`, which also says by ``observer(graph, model)`` what has to be observed during training.
 """
 
+from lightning_prune.criteria.activation_deviation import ActivationDeviation
 from lightning_prune.criteria.activations import ActivationMean, MeanActivation
-from lightning_prune.criteria.base import Criterion, Gatherer, Importance
+from lightning_prune.criteria.base import (
+    NO_STATISTICS,
+    Criterion,
+    CriterionLike,
+    FunctionCriterion,
+    Importance,
+    Observer,
+    ObservesNothing,
+    Statistics,
+    as_criterion,
+)
+from lightning_prune.criteria.collector import Collector
 from lightning_prune.criteria.cost_aware import CostAware, marginal_costs
 from lightning_prune.criteria.gradients import Gradients, TaylorGate, TaylorWeight
-from lightning_prune.criteria.ipad import IPAD, Deviation, ipad
+from lightning_prune.criteria.ipad import IPAD, Deviation, ipad_importance
 from lightning_prune.criteria.propagated import Propagated, propagate
 from lightning_prune.criteria.reduction import Normalise, Reduction, Scope, filter_norms, per_unit
 from lightning_prune.criteria.weights import FPGM, L1, L2, LAMP, Norm, NormScale, Random
@@ -21,11 +32,15 @@ __all__ = [
     "L1",
     "L2",
     "LAMP",
+    "NO_STATISTICS",
+    "ActivationDeviation",
     "ActivationMean",
+    "Collector",
     "CostAware",
     "Criterion",
+    "CriterionLike",
     "Deviation",
-    "Gatherer",
+    "FunctionCriterion",
     "Gradients",
     "Importance",
     "MeanActivation",
@@ -33,15 +48,19 @@ __all__ = [
     "NormScale",
     "Normalise",
     "Normalised",
+    "Observer",
+    "ObservesNothing",
     "Propagated",
     "Random",
     "Reduction",
     "Scope",
+    "Statistics",
     "TaylorGate",
     "TaylorWeight",
+    "as_criterion",
     "blind_to",
     "filter_norms",
-    "ipad",
+    "ipad_importance",
     "marginal_costs",
     "per_unit",
     "propagate",

@@ -1,4 +1,4 @@
-"""Activation deviation: how far each channel's mean map lies from its layer's (level 3)."""
+"""Activation deviation: the distance of each channel's mean map from the mean map of its layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Form = Literal["fair", "published"]
 def activation_deviation(
     mean_map: Tensor, p: int = 1, form: Form = "fair", positions: float | None = None
 ) -> Tensor:
-    """How far each channel's mean map lies from the layer's mean map (Vitek et al., 2023).
+    """Return the distance of each channel's mean map from the layer's mean map (Vitek et al., 2023).
 
     ``D_k = A_k - mean_c A``; then ``mean |D_k|`` for ``p=1`` and ``sqrt(mean D_k^2)`` for ``p=2``. The
     published code divides ``sqrt(sum D_k^2)`` by ``h * w``, which scores the same map 16 times lower at
@@ -52,16 +52,16 @@ def check_form(p: int, form: str) -> None:
 
 
 def coarse_shape(activation: Tensor, grid: int | None) -> tuple[int, int]:
-    """Cells along height and width in which the mean map of ``activation`` (N, C, ...) is kept."""
+    """Return the cells along height and width on which the mean map of ``activation`` (N, C, ...) is stored."""
     *outer, width = activation.shape[2:] or (1,)
     height = int(np.prod(outer, dtype=np.int64))
     return (height, width) if grid is None else (min(height, grid), min(width, grid))
 
 
 def summed_map(activation: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Sum over the samples of ``activation`` (N, C, ...), averaged into ``cells``: (C, cells) in float32.
+    """Sum ``activation`` (N, C, ...) over its samples and average it into ``cells``: (C, cells) in float32.
 
-    The one pass over the data is the sum; everything after it sees a single map.
+    This is the only pass over the data; all that follows works on a single map.
     """
     total = activation.sum(0, dtype=torch.float32)
     planes = total.reshape(len(total), -1, total.shape[-1] if total.dim() > 1 else 1)
@@ -71,7 +71,7 @@ def summed_map(activation: Tensor, cells: tuple[int, int]) -> Tensor:
 
 
 class ActivationDeviation(Metric):
-    """Activation deviation of one layer's channels over all data seen, in O(C) memory.
+    """Metric: activation deviation of one layer's channels over all data, in O(C) memory.
 
     The formula (:func:`activation_deviation`) asks for A, the mean over *all* data of maps of C x h x w
     numbers. Deviations averaged over batches would need less, but they measure something else (by the
@@ -79,13 +79,13 @@ class ActivationDeviation(Metric):
     batches are cut or spread over processes. Instead the mean map itself is kept, on at most ``grid x grid``
     cells. Averaging into cells is linear, so this is the formula applied to the pooled mean map: exactly the
     formula where ``h, w <= grid``, and a lower bound of it otherwise (structure of the mean map finer than a
-    cell is not seen; cells are equal, and the bound strict, where the grid divides the size). It does not
+    cell is averaged out; cells are equal, and the bound strict, where the grid divides the size). It does not
     depend on batch size, order or number of processes. ``grid=None`` keeps the whole map, and is the formula
     everywhere at O(C*h*w). On brain slices of 96x96 and a U-Net, units rank as by the whole map with a
     correlation of 0.9999 for 16 cells per side, 0.999 for 8.
 
-    Maps with one dimension or none (tokens, linear layers) count as one line of cells; in three, depth joins
-    height.
+    Maps with one dimension or none (tokens, linear layers) form one line of cells; in three dimensions, depth is
+    merged with height.
 
     Args:
         p: 1 for ``mean |D|``, 2 for ``sqrt(mean D^2)``.
@@ -132,13 +132,13 @@ class ActivationDeviation(Metric):
         self.positions += len(activation) * int(np.prod(activation.shape[2:], dtype=np.int64))
 
     def compute(self) -> Tensor:
-        """Deviation of each channel, shape (C,)."""
+        """Return the deviation of each channel, shape (C,)."""
         mean_map = self.total / self.samples
         positions = self.positions.item() / self.samples.item()
         return activation_deviation(mean_map, self.p, self.form, positions)
 
     def conform_(self, shape: tuple[int, int, int]) -> None:
-        """Bring the map to ``shape``, channels and cells, of another process; nothing seen is a map of zeros."""
+        """Resize the map to ``shape`` (channels, cells) of another process; without data it becomes a map of zeros."""
         channels, *cells = shape
         if self.cells is None:
             self.total = self.total.new_zeros(channels, cells[0] * cells[1])
@@ -148,24 +148,24 @@ class ActivationDeviation(Metric):
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Channels, and cells along height and width; None before the first batch."""
+        """Channels and cells along height and width; None before the first batch."""
         return None if self.cells is None else (len(self.total), *self.cells)
 
     def reset(self) -> None:
-        """Forget everything, the number of channels and the size of the map included."""
+        """Discard all state, the number of channels and the size of the map included."""
         super().reset()
         self.cells = None
 
     def get_extra_state(self) -> list[int] | None:
-        """The cells, which belong to the sums in a checkpoint."""
+        """Return the cells, which belong to the sums in a checkpoint."""
         return None if self.cells is None else list(self.cells)
 
     def set_extra_state(self, state: list[int] | None) -> None:
-        """The inverse of :meth:`get_extra_state`."""
+        """Restore what :meth:`get_extra_state` returned."""
         self.cells = None if state is None else (state[0], state[1])
 
     def _start(self, activation: Tensor) -> tuple[int, int]:
-        """Fix the cells by the first batch."""
+        """Fix the cells by the first batch and allocate the sums."""
         self.cells = height, width = coarse_shape(activation, self.grid)
         shape = (activation.shape[1], height * width)
         self.total = torch.zeros(shape, dtype=torch.float32, device=activation.device)

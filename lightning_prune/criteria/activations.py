@@ -1,8 +1,7 @@
-"""How loud a filter is: mean activation (level 3). For its deviation see IPAD."""
+"""Mean absolute activation as a criterion. Activation deviation is part of IPAD."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.criteria.base import NOTHING, Importance, Statistics
+from lightning_prune.criteria.base import NO_STATISTICS, Importance, Observer, Statistics
+from lightning_prune.criteria.collector import Collector
 from lightning_prune.criteria.reduction import Normalise, Reduction, per_unit
 from lightning_prune.graph.channel_graph import ChannelGraph
 
@@ -18,7 +18,7 @@ __all__ = ["ActivationMean", "MeanActivation"]
 
 
 class MeanActivation(Metric):
-    """``mean |A|`` of each channel over all data and positions, in O(C) memory.
+    """Metric: ``mean |A|`` of each channel over all data and positions, in O(C) memory.
 
     Example:
         >>> metric = MeanActivation()
@@ -39,16 +39,16 @@ class MeanActivation(Metric):
 
     def update(self, activation: Tensor) -> None:
         """Add one batch of a layer's output, shape (N, C) or (N, C, ...)."""
-        loud = activation.detach().movedim(1, 0).flatten(1).abs().sum(1, dtype=torch.float32)
-        self.total = self.total + loud if len(self.total) else loud
+        magnitude = activation.detach().movedim(1, 0).flatten(1).abs().sum(1, dtype=torch.float32)
+        self.total = self.total + magnitude if len(self.total) else magnitude
         self.positions += activation.numel() // activation.shape[1]
 
     def compute(self) -> Tensor:
-        """Mean of each channel, shape (C,)."""
+        """Return the mean of each channel, shape (C,)."""
         return self.total / self.positions
 
     def conform_(self, shape: tuple[int, ...]) -> None:
-        """Take part in a sum over processes, also where this one saw nothing."""
+        """Allocate zeros if this process observed nothing, so that it can take part in the sum over processes."""
         if not len(self.total):
             self.total = self.total.new_zeros(shape)
 
@@ -60,28 +60,29 @@ class MeanActivation(Metric):
 
 @dataclass(frozen=True)
 class ActivationMean:
-    """``mean |A_k|``, the mean size of a filter's output before normalisation, over the training data.
+    """Mean absolute output of a filter before normalisation, ``mean |A_k|``, over the training data.
 
-    Layers that hooks do not see keep their filters.
+    Layers that run without their forward hooks keep their filters.
 
     Args:
         reduction: over the filters of a unit.
         normalise: ``"none"``, or by the mean over ``"layer"``, ``"group"`` or ``"global"``.
 
     Raises:
-        ValueError: when called: nothing was gathered.
+        ValueError: when called: there are no statistics.
     """
 
     reduction: Reduction = "mean"
     normalise: Normalise = "none"
 
-    @property
-    def statistic(self) -> Callable[[], Metric]:
-        """What to gather."""
-        return MeanActivation
+    def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer:
+        """Return an observer of the mean absolute activation of all layers."""
+        return Collector(graph, model, MeanActivation)
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
         if not statistics:
             raise ValueError("ActivationMean needs activation statistics and got none: did any batch run?")
         return per_unit(graph, statistics, self.reduction, self.normalise)

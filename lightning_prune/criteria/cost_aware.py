@@ -1,4 +1,4 @@
-"""NEW."""
+"""Importance per cost, and the marginal cost of units."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from lightning_prune.criteria.base import NOTHING, Criterion, Importance, Statistics, Values
+from lightning_prune.criteria.base import (
+    NO_STATISTICS,
+    Criterion,
+    Importance,
+    Statistics,
+    Values,
+    as_criterion,
+)
 from lightning_prune.criteria.wrappers import Wrapper, blind_to
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import Term
+
+__all__ = ["CostAware", "marginal_costs"]
 
 
 @dataclass(frozen=True)
 class CostAware(Wrapper):
     """Importance per cost: ``importance / marginal cost ** gamma``.
 
-    The marginal cost of a unit is what goes if it alone goes, as a share of the network as it is, summed over
-    resources. Where that is nothing, as much as the cheapest other unit's. Importance must not be negative, else
-    dividing would turn the ranking round.
+    The marginal cost of a unit is what its removal alone saves, as a share of the present network, summed over the
+    resources. A unit that saves nothing is given the cost of the cheapest other unit. Importance must not be
+    negative, since dividing would then reverse the ranking.
 
-    While training, a resource whose budget is met counts no more from the next cut on (else its weight would drive
-    the ranking to where nothing needs to go); one that has no budget always counts.
+    In training, a resource whose budget is met is ignored from the next cut on, so that it no longer steers the
+    ranking; a resource without a budget is always used.
 
     Args:
-        criterion: any.
+        criterion: any criterion or plain function.
         gamma: 0 ignores costs, 1 ranks by importance per cost.
-        resources: resource -> its weight; any that the graph counts, so also those of ``with_resources``.
+        resources: resource -> its weight; any resource of the graph, those of ``with_resources`` included.
 
     Raises:
         ValueError: a negative gamma or weight; when called: negative importance, or an unknown resource.
@@ -51,9 +60,11 @@ class CostAware(Wrapper):
                 f"resources={dict(self.resources)}"
             )
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
-        scores = self.base(graph, model, statistics)
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
+        scores = self.inner_importance(graph, model, statistics)
         if (scores[graph.prunable] < 0).any():
             raise ValueError("CostAware divides importance by cost, which needs importance of 0 or more")
         shares = [w * marginal_costs(graph, r) / max(graph.cost(r), 1) for r, w in self.resources.items()]
@@ -62,19 +73,21 @@ class CostAware(Wrapper):
         return scores / np.where(costs > 0, costs, cheapest) ** self.gamma
 
     def without(self, resources: Collection[str]) -> Criterion:
-        """The same, blind to what ``resources`` cost; the inner criterion alone if nothing else has a weight."""
+        """Return the same criterion without ``resources``; the inner one alone if no other resource has a weight."""
         inner = blind_to(self.criterion, resources)
-        left = {name: weight for name, weight in self.resources.items() if name not in resources}
-        return replace(self, criterion=inner, resources=left) if any(left.values()) else inner
+        others = {name: weight for name, weight in self.resources.items() if name not in resources}
+        return (
+            replace(self, criterion=inner, resources=others) if any(others.values()) else as_criterion(inner)
+        )
 
 
 def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
-    """What each unit costs if it alone goes; exact. Shape (num_units,).
+    """Return what the removal of each unit alone saves, exactly. Shape (num_units,).
 
     Raises:
         ValueError: the resource is unknown.
     """
-    graph.cost(resource)  # knows what to say about a resource that there is not
+    graph.cost(resource)  # raises for an unknown resource, and names those there are
     saved = np.zeros(graph.num_units)
     for term in graph.terms[resource]:
         saved += _saved(term, graph.num_units)
@@ -82,23 +95,24 @@ def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
 
 
 def _saved(term: Term, num_units: int) -> Values:
+    """Return what each unit's removal saves in one term of the cost."""
     if term.function is not None:
         return _saved_of_function(term, num_units)
-    left, whole = np.ones(num_units), 1
+    remaining, whole = np.ones(num_units), 1
     for factor in term.factors:
-        left *= len(factor) - np.bincount(factor, minlength=num_units)
+        remaining *= len(factor) - np.bincount(factor, minlength=num_units)
         whole *= len(factor)
-    return term.scale * (whole - left)
+    return term.scale * (whole - remaining)
 
 
 def _saved_of_function(term: Term, num_units: int) -> Values:
-    """One call for each way in which a unit takes part in the term."""
+    """Call the cost function once per combination of how often a unit occurs in the term's factors."""
     saved = np.zeros(num_units)
-    taking_part = np.unique(np.concatenate([*term.factors, np.empty(0, np.int64)]))
+    involved = np.unique(np.concatenate([*term.factors, np.empty(0, np.int64)]))
     sizes = np.array([len(factor) for factor in term.factors], dtype=np.int64)
-    uses = [np.bincount(factor, minlength=num_units)[taking_part] for factor in term.factors]
+    uses = [np.bincount(factor, minlength=num_units)[involved] for factor in term.factors]
     if uses:
         kinds, inverse = np.unique(np.stack(uses), axis=1, return_inverse=True)
         costs = np.array([term.cost((sizes - kind).tolist()) for kind in kinds.T])
-        saved[taking_part] = term.cost(sizes.tolist()) - costs[inverse.ravel()]
+        saved[involved] = term.cost(sizes.tolist()) - costs[inverse.ravel()]
     return saved

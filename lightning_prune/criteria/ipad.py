@@ -1,8 +1,7 @@
-"""IPAD, by weights and activation deviation (level 3)."""
+"""IPAD: a mix of the filters' norms and their activation deviation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -10,53 +9,53 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from torchmetrics import Metric
 
 from lightning_prune.criteria.activation_deviation import ActivationDeviation, Form, check_form
-from lightning_prune.criteria.base import NOTHING, Importance, Statistics
+from lightning_prune.criteria.base import NO_STATISTICS, Importance, Observer, Statistics
+from lightning_prune.criteria.collector import Collector
 from lightning_prune.criteria.reduction import Normalise, PerFilter, Reduction, filter_norms, per_unit
 from lightning_prune.graph.channel_graph import ChannelGraph
 
-__all__ = ["IPAD", "Deviation", "ipad"]
+__all__ = ["IPAD", "Deviation", "ipad_importance"]
 
 
 def fan_ins(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
-    """Weights per filter of each layer: ``n_l = C_in * kh * kw``."""
+    """Return the number of weights per filter of each layer, ``n_l = C_in * kh * kw``."""
     return {name: model.get_parameter(name).numel() // len(units) for name, units in graph.layers.items()}
 
 
 def _share(scores: PerFilter) -> dict[str, NDArray[np.float64]]:
-    """Each score as a share of the sum over the network (unchanged where that is zero)."""
+    """Divide each score by the sum over the network; leave the scores unchanged where that is zero."""
     total = sum(float(values.sum()) for values in scores.values()) or 1.0
     return {name: values / total for name, values in scores.items()}
 
 
 def _deviations(graph: ChannelGraph, statistics: Statistics) -> dict[str, NDArray[np.float64]]:
-    """Deviations of all layers; one that was not observed gets the network's mean: neither high nor low."""
-    seen = [statistics[name] for name in graph.layers if name in statistics]
-    if not seen:
+    """Return the deviations of all layers; a layer that was not observed gets the mean of the network."""
+    observed = [statistics[name] for name in graph.layers if name in statistics]
+    if not observed:
         raise ValueError(
-            "IPAD with omega < 1 needs activation statistics and got none: did any batch run? "
-            "Hooks see nothing inside torch.compile; there, gather in a pass of its own (statistics='pass')"
+            "IPAD with omega < 1 needs activation statistics, but no layer was observed: did any batch run? "
+            "Forward hooks do not run inside torch.compile; there, use a separate pass (statistics='pass')"
         )
-    neutral = float(np.concatenate(seen).mean())
+    neutral = float(np.concatenate(observed).mean())
     return {name: statistics.get(name, np.full(len(units), neutral)) for name, units in graph.layers.items()}
 
 
-def ipad(
+def ipad_importance(
     graph: ChannelGraph,
     model: nn.Module,
-    statistics: Statistics = NOTHING,
+    statistics: Statistics = NO_STATISTICS,
     omega: float = 0.5,
     p: int = 1,
     scale: float | Literal["global"] = 10.0,
     reduction: Reduction = "mean",
     normalise: Normalise = "none",
 ) -> Importance:
-    """IPAD: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., JKSU-CIS 35(8), 2023).
+    """Return IPAD importance: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., JKSU-CIS 35(8), 2023).
 
-    Departures from the published code: the deviation is that of the training data (there, of a batch of zeros
-    after the first filter), and no noise breaks ties.
+    It departs from the published code in two points: the deviation is that of the training data (there, of a
+    batch of zeros after the first filter), and ties are not broken by noise.
 
     Args:
         graph: the units.
@@ -65,7 +64,7 @@ def ipad(
         omega: weight of the filters' norms against their activations, in [0, 1].
         p: norm of the weights.
         scale: equaliser of the second term; ``"global"`` divides each term by its sum over the network
-            instead, so that omega means what it says.
+            instead, so that both terms have one scale.
         reduction: over the filters of a unit.
         normalise: ``"layer"``, ``"group"`` or ``"global"``: divide by the mean over it.
 
@@ -89,10 +88,10 @@ def ipad(
 
 @dataclass(frozen=True)
 class IPAD:
-    """Iterative pruning with activation deviation; see :func:`ipad` for the formula.
+    """Iterative pruning with activation deviation; see :func:`ipad_importance` for the formula.
 
     Args:
-        omega: 1 looks at weights only (nothing is gathered), 0 at activations only.
+        omega: 1 uses weights only (nothing is observed), 0 activations only.
         p: 1 or 2, for both terms.
         deviation: for ``p=2``, ``"fair"`` or ``"published"`` (biased by resolution).
         scale: the equaliser, or ``"global"``.
@@ -124,16 +123,20 @@ class IPAD:
         if isinstance(self.scale, str) and self.scale != "global":
             raise ValueError(f"scale must be a number or 'global', got {self.scale!r}")
 
-    @property
-    def statistic(self) -> Callable[[], Metric] | None:
-        """What to gather: the deviation of activations, unless they carry no weight."""
+    def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer | None:
+        """Return an observer of the activation deviation; None with ``omega=1``."""
         if self.omega == 1:
             return None
-        return partial(ActivationDeviation, p=self.p, form=self.deviation, grid=self.grid)
+        statistic = partial(ActivationDeviation, p=self.p, form=self.deviation, grid=self.grid)
+        return Collector(graph, model, statistic)
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
-        return ipad(graph, model, statistics, self.omega, self.p, self.scale, self.reduction, self.normalise)
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
+        return ipad_importance(
+            graph, model, statistics, self.omega, self.p, self.scale, self.reduction, self.normalise
+        )
 
 
 @dataclass(frozen=True)

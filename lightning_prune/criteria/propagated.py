@@ -1,4 +1,4 @@
-"""NEW."""
+"""Importance propagated backwards from a unit's consumers."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from lightning_prune.criteria.base import NOTHING, Importance, Statistics, Values
+from lightning_prune.criteria.base import NO_STATISTICS, Importance, Statistics, Values
 from lightning_prune.criteria.reduction import by_mean, plain
 from lightning_prune.criteria.wrappers import Wrapper
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
 
+__all__ = ["Propagated", "propagate"]
+
 
 @dataclass(frozen=True)
 class Propagated(Wrapper):
-    """A unit matters as much as what it feeds: one backward sweep over the graph, mixed with any criterion.
+    """Any criterion, mixed with the importance of each unit's consumers by one backward sweep over the graph.
 
-    After NISP (Yu et al., CVPR 2018), which starts from a score of the final response and knows no mixture.
+    After NISP (Yu et al., CVPR 2018), which starts from a score of the final response and does not mix.
 
     Args:
-        criterion: any; the propagated score starts from it at the outputs.
-        weight: of what is propagated against the criterion itself, in [0, 1].
+        criterion: any criterion or plain function; the sweep starts from its scores at the outputs.
+        weight: of the propagated score against the criterion itself, in [0, 1].
 
     Raises:
         ValueError: the weight is out of range.
@@ -34,18 +36,21 @@ class Propagated(Wrapper):
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {self.weight}")
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
-        return propagate(graph, model, self.base(graph, model, statistics), self.weight)
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
+        return propagate(graph, model, self.inner_importance(graph, model, statistics), self.weight)
 
 
 def propagate(graph: ChannelGraph, model: nn.Module, base: Importance, weight: float) -> Importance:
-    """``(1 - weight) * base_u + weight * sum_k share_ku * importance_k`` over the filters k that read unit u.
+    """Return ``(1 - weight) * base_u + weight * sum_k share_ku * importance_k`` over the filters k that read unit u.
 
-    ``share_ku`` is the share of ``|W_k|`` on unit u: a filter hands its importance on to what it reads, all of it.
-    The graph's bindings say what reads what, so concatenations, residuals, groups, depthwise layers and attention
-    need no rules here. Layers are visited once, the last executed first. ``base`` counts as multiples of its mean;
-    where it is infinite (outputs) as 1 in the sweep. A unit that no weight reads has its base importance alone.
+    ``share_ku`` is the share of ``|W_k|`` on unit u: each filter distributes its whole importance over its inputs.
+    Which filter reads which unit follows from the graph's bindings, so concatenations, residuals, groups, depthwise
+    layers and attention need no rules of their own. Each layer is visited once, the last executed first. ``base``
+    is divided by its mean; infinite values (outputs) are 1 in the sweep. A unit that no weight reads keeps its base
+    importance.
 
     Args:
         graph: the units, and the order in which layers run.
@@ -67,37 +72,37 @@ def propagate(graph: ChannelGraph, model: nn.Module, base: Importance, weight: f
         >>> propagate(graph, model, np.array([1.0, 1.0, np.inf]), weight=1.0)
         array([0.75, 0.25,  inf])
     """
-    own = np.where(np.isfinite(base), by_mean(base), 1.0)
+    scores = np.where(np.isfinite(base), by_mean(base), 1.0)
     fed, read = np.zeros(graph.num_units), np.zeros(graph.num_units, dtype=bool)
     for name in reversed(execution_order(graph)):
-        importance = np.where(read, (1 - weight) * own + weight * fed, own)
-        for units, handed in _handed(graph, model, name, importance[graph.layers[name]]):
-            fed += np.bincount(units, weights=handed, minlength=graph.num_units)
+        importance = np.where(read, (1 - weight) * scores + weight * fed, scores)
+        for units, handed_on in _distributed(graph, model, name, importance[graph.layers[name]]):
+            fed += np.bincount(units, weights=handed_on, minlength=graph.num_units)
             read[units] = True
-    mixed = np.where(read, (1 - weight) * own + weight * fed, own)
+    mixed = np.where(read, (1 - weight) * scores + weight * fed, scores)
     return np.where(np.isfinite(base), mixed, np.inf)
 
 
-def _handed(
+def _distributed(
     graph: ChannelGraph, model: nn.Module, name: str, importance: Values
 ) -> list[tuple[Units, Values]]:
-    """What a layer's filters hand on to the units that they read."""
-    dim, found = graph.filter_dims[name], []
+    """Distribute the importance of a layer's filters over the units that they read, by dimension of its weight."""
+    dim, parts = graph.filter_dims[name], []
     weight = model.get_parameter(name).detach().abs()
     for other, units in graph.bindings.get(name, {}).items():
         if other != dim:
             pairs = weight.movedim((dim, other), (0, 1))
             matrix = plain(pairs.reshape(*pairs.shape[:2], -1).sum(2))
             total = matrix.sum(1, keepdims=True)
-            found.append((units, importance @ (matrix / np.where(total == 0, 1.0, total))))
-    return found
+            parts.append((units, importance @ (matrix / np.where(total == 0, 1.0, total))))
+    return parts
 
 
 def execution_order(graph: ChannelGraph) -> list[str]:
-    """Layers as they first run; those that cost nothing come first, as registered."""
+    """Return the layers in the order of their first execution; layers without MACs come first, as registered."""
     modules = {name.rpartition(".")[0]: name for name in graph.layers}
-    seen: dict[str, None] = {}
+    executed: dict[str, None] = {}
     for term in graph.terms.get("macs", ()):
         if (name := term.layer if term.layer in graph.layers else modules.get(term.layer)) is not None:
-            seen.setdefault(name)
-    return [*(name for name in graph.layers if name not in seen), *seen]
+            executed.setdefault(name)
+    return [*(name for name in graph.layers if name not in executed), *executed]

@@ -1,15 +1,9 @@
-"""From scores of filters to importance of units: reduction, scope, normalisation (level 3).
-
-A criterion is any callable ``(graph, model, statistics) -> importance``, shape (num_units,), lowest goes
-first; a plain function or lambda will do. It may carry an attribute ``statistic``, which makes the metric
-that the callback gathers for it on activations (``None``: nothing is gathered; absent: activation deviation),
-or ``gather(graph, model)``, which makes a :class:`Gatherer` of its own.
-"""
+"""From scores of filters to importance of units: reduction, scope, normalisation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +14,7 @@ from torch import nn
 from lightning_prune.criteria.base import Importance, Values
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
-from lightning_prune.utils.arguments import check_option
+from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["Importance", "Normalise", "Reduction", "Scope", "per_unit", "reduced"]
 
@@ -34,7 +28,7 @@ Piece = tuple[Units, Values]
 
 
 def groups(graph: ChannelGraph) -> Units:
-    """Group of each unit, shape (num_units,): units whose filters lie in one layer, or in coupled ones.
+    """Return the group of each unit, shape (num_units,): units whose filters lie in one layer, or in coupled layers.
 
     Example:
         >>> layers = {"a": np.array([0, 1]), "b": np.array([1, 2]), "c": np.array([3])}
@@ -49,7 +43,7 @@ def groups(graph: ChannelGraph) -> Units:
 
 
 def by_mean(values: Values, labels: Units | None = None) -> Values:
-    """Finite values as multiples of their mean, that of each label by itself; unchanged where the mean is 0.
+    """Divide finite values by their mean, separately for each label; leave them unchanged where the mean is 0.
 
     Example:
         >>> by_mean(np.array([1.0, 3.0, np.inf]))
@@ -64,7 +58,7 @@ def by_mean(values: Values, labels: Units | None = None) -> Values:
 
 
 def normalised(graph: ChannelGraph, importance: Importance, by: Normalise) -> Importance:
-    """Importance of units as a multiple of the mean over their group, or over the network.
+    """Divide the importance of units by the mean over their group, or over the network.
 
     ``"layer"`` is the mean over the layers that a unit has filters in, each as multiples of its own mean.
 
@@ -74,7 +68,7 @@ def normalised(graph: ChannelGraph, importance: Importance, by: Normalise) -> Im
         >>> normalised(graph, np.array([1.0, 3.0, 9.0]), "group")
         array([0.5, 1.5, 1. ])
     """
-    check_option("normalise", by, Normalise)
+    check_choice("normalise", by, get_args(Normalise))
     if by == "layer":
         return reduced(graph, [(units, importance[units]) for units in graph.layers.values()], "mean", by)
     if by == "group":
@@ -103,8 +97,8 @@ def reduced(
     Raises:
         ValueError: an unknown reduction or normalisation.
     """
-    check_option("reduction", reduction, Reduction)
-    check_option("normalise", normalise, Normalise)
+    check_choice("reduction", reduction, get_args(Reduction))
+    check_choice("normalise", normalise, get_args(Normalise))
     pieces = [(units, by_mean(values) if normalise == "layer" else values) for units, values in pieces]
     units = np.concatenate([units for units, _ in pieces] or [np.empty(0, np.int64)])
     values = np.concatenate([values for _, values in pieces] or [np.empty(0)])
@@ -143,12 +137,12 @@ def per_unit(
 
 
 def in_scope(graph: ChannelGraph, model: nn.Module, scope: Scope) -> Iterator[tuple[str, int, Units]]:
-    """Which slices of which parameters speak for a unit: name, dimension, unit of each index.
+    """Yield the slices of parameters by which units are scored: name, dimension, unit of each index.
 
     ``"filters"``: those of its layers (IPAD). ``"bound"``: also norm scales and the input slices of whatever reads
     it, as Torch-Pruning's ``GroupMagnitudeImportance`` (Fang et al., CVPR 2023); no biases there either.
     """
-    check_option("scope", scope, Scope)
+    check_choice("scope", scope, get_args(Scope))
     if scope == "filters":
         yield from ((name, graph.filter_dims[name], units) for name, units in graph.layers.items())
         return
@@ -159,18 +153,18 @@ def in_scope(graph: ChannelGraph, model: nn.Module, scope: Scope) -> Iterator[tu
 
 
 def rows(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """The slices along ``dim`` as rows, in float32 at least: shape (size of dim, rest)."""
+    """Return the slices along ``dim`` as rows, in float32 at least: shape (size of dim, rest)."""
     moved = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1)
     return moved.to(torch.promote_types(moved.dtype, torch.float32))
 
 
 def plain(values: torch.Tensor) -> Values:
-    """As float64 on the CPU; numpy has no bfloat16."""
+    """Return a float64 array on the CPU; numpy has no bfloat16."""
     return values.detach().cpu().double().numpy()
 
 
 def filter_norms(graph: ChannelGraph, model: nn.Module, p: int = 1) -> dict[str, Values]:
-    """The p-norm of every filter of every layer: ``||W_k||_p`` over everything but the filters' dimension.
+    """Return the p-norm of every filter of every layer: ``||W_k||_p`` over everything but the filters' dimension.
 
     Example:
         >>> graph = ChannelGraph(1, {}, {"weight": np.array([0])}, {"weight": 0}, {}, {})
@@ -184,19 +178,19 @@ def filter_norms(graph: ChannelGraph, model: nn.Module, p: int = 1) -> dict[str,
 
 
 def norms(weight: torch.Tensor, dim: int, p: int) -> Values:
-    """The p-norm of each slice along ``dim``."""
+    """Return the p-norm of each slice along ``dim``."""
     return plain(torch.linalg.vector_norm(rows(weight, dim), p, dim=1))
 
 
 def norm_scales(graph: ChannelGraph, model: nn.Module) -> dict[str, Units]:
-    """The scales (gamma) of norms, by qualified name -> unit of each channel.
+    """Return the scales (gamma) of norms: qualified name -> unit of each channel.
 
     Batch, instance, group, layer and RMS norms with one learnt scale per channel.
     """
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    held = {id(m.weight) for m in model.modules() if isinstance(m, kinds) and m.weight is not None}
+    scales = {id(m.weight) for m in model.modules() if isinstance(m, kinds) and m.weight is not None}
     return {
         name: graph.bindings[name][0]
         for name, parameter in model.named_parameters()
-        if id(parameter) in held and parameter.dim() == 1 and 0 in graph.bindings.get(name, {})
+        if id(parameter) in scales and parameter.dim() == 1 and 0 in graph.bindings.get(name, {})
     }

@@ -1,4 +1,4 @@
-"""Criteria that look at weights only: norms, FPGM, LAMP, slimming's gamma, and the baseline (level 3)."""
+"""Criteria that need weights only: norms of filters, FPGM, LAMP, scales of norms, and random scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_prune.criteria.base import NOTHING, Importance, Statistics, Values
+from lightning_prune.criteria.base import NO_STATISTICS, Importance, ObservesNothing, Statistics, Values
 from lightning_prune.criteria.reduction import (
     Normalise,
     Reduction,
@@ -26,12 +26,12 @@ __all__ = ["FPGM", "L1", "L2", "LAMP", "Norm", "NormScale", "Random", "distances
 
 
 @dataclass(frozen=True)
-class Norm:
-    """Size of the filters: ``||W_k||_p``, reduced over the filters of a unit.
+class Norm(ObservesNothing):
+    """Norm of the filters, ``||W_k||_p``, reduced over the filters of a unit.
 
     Args:
         p: order of the norm.
-        reduction: over what speaks for a unit: ``"mean"``, ``"sum"`` or ``"max"``.
+        reduction: over the slices that belong to a unit: ``"mean"``, ``"sum"`` or ``"max"``.
         scope: ``"filters"``, or ``"bound"``: norm scales and the input slices of consumers too.
         normalise: ``"none"``, or by the mean over ``"layer"``, ``"group"`` or ``"global"``.
     """
@@ -40,16 +40,17 @@ class Norm:
     reduction: Reduction = "mean"
     scope: Scope = "filters"
     normalise: Normalise = "none"
-    statistic = None
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
         slices = in_scope(graph, model, self.scope)
         pieces = [(units, self.score(model.get_parameter(name), dim)) for name, dim, units in slices]
         return reduced(graph, pieces, self.reduction, self.normalise)
 
     def score(self, weight: torch.Tensor, dim: int) -> Values:
-        """One value for each slice along ``dim``."""
+        """Return one value per slice along ``dim``."""
         return norms(weight, dim, self.p)
 
 
@@ -69,32 +70,32 @@ class L2(Norm):
 
 @dataclass(frozen=True)
 class FPGM(Norm):
-    """How far a filter lies from the others of its layer: ``sum_j ||W_k - W_j||_p`` (He et al., CVPR 2019).
+    """Distance of a filter from the others of its layer, ``sum_j ||W_k - W_j||_p`` (He et al., CVPR 2019).
 
     A filter near the geometric median of its layer can be replaced by the others.
     """
 
     def score(self, weight: torch.Tensor, dim: int) -> Values:
-        """One value for each slice along ``dim``."""
+        """Return one value per slice along ``dim``."""
         return distances(weight, dim, self.p)
 
 
 @dataclass(frozen=True)
 class LAMP(Norm):
-    """A filter's squared norm as a share of those of its layer that are at least as large (Lee et al., ICLR 2021).
+    """Squared norm of a filter as a share of those of its layer that are at least as large (Lee et al., ICLR 2021).
 
-    The paper scores single weights; filters take their place here, as in Torch-Pruning.
+    The paper scores single weights; this scores filters, as Torch-Pruning does.
     """
 
     p: int = field(default=2, init=False)
 
     def score(self, weight: torch.Tensor, dim: int) -> Values:
-        """One value for each slice along ``dim``."""
+        """Return one value per slice along ``dim``."""
         return lamp(norms(weight, dim, 2) ** 2)
 
 
 def distances(weight: torch.Tensor, dim: int = 0, p: int = 2) -> Values:
-    """Sum of each slice's distances to all others along ``dim``.
+    """Return the sum of each slice's distances to all others along ``dim``.
 
     Example:
         >>> distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]]))
@@ -107,7 +108,7 @@ def distances(weight: torch.Tensor, dim: int = 0, p: int = 2) -> Values:
 
 
 def lamp(squares: Values) -> Values:
-    """Each value over the sum of those that are not smaller; the largest gets 1. Ties go by position.
+    """Divide each value by the sum of those that are not smaller; the largest gets 1. Ties are broken by position.
 
     Example:
         >>> lamp(np.array([1.0, 4.0, 3.0]))
@@ -116,16 +117,16 @@ def lamp(squares: Values) -> Values:
     order = np.argsort(squares, kind="stable")
     ascending = squares[order]
     larger = np.cumsum(ascending[::-1])[::-1]
-    found = np.empty_like(ascending)
-    found[order] = ascending / np.where(larger == 0, 1.0, larger)
-    return found
+    scores = np.empty_like(ascending)
+    scores[order] = ascending / np.where(larger == 0, 1.0, larger)
+    return scores
 
 
 @dataclass(frozen=True)
-class NormScale:
-    """``|gamma|`` of the norms that a unit passes through (network slimming, Liu et al., ICCV 2017).
+class NormScale(ObservesNothing):
+    """Absolute scale ``|gamma|`` of the norms that a unit passes through (network slimming, Liu et al., ICCV 2017).
 
-    Units that meet no norm with a learnt scale stay.
+    Units that pass no norm with a learnt scale are never removed.
 
     Args:
         reduction: over the norms of a unit.
@@ -137,22 +138,25 @@ class NormScale:
 
     reduction: Reduction = "mean"
     normalise: Normalise = "none"
-    statistic = None
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
         scales = norm_scales(graph, model)
         if not scales:
             raise ValueError(
-                "NormScale ranks by the scales of norms, and no filter of this network meets one; use L2 or IPAD"
+                "NormScale ranks by the scales of norms, but no filter of this network passes through one; use L2 or IPAD"
             )
         pieces = [(units, plain(model.get_parameter(name).abs())) for name, units in scales.items()]
         return reduced(graph, pieces, self.reduction, self.normalise)
 
 
 @dataclass(frozen=True)
-class Random:
-    """The baseline that every criterion has to beat. The same seed and network give the same scores.
+class Random(ObservesNothing):
+    """Random scores: the baseline that every criterion has to beat.
+
+    The same seed and number of units give the same scores.
 
     Example:
         >>> graph = ChannelGraph(3, {}, {}, {}, {}, {})
@@ -161,8 +165,9 @@ class Random:
     """
 
     seed: int = 0
-    statistic = None
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
         return np.random.default_rng([self.seed, graph.num_units]).random(graph.num_units)

@@ -1,55 +1,59 @@
-"""Criteria made from others: normalised, aware of costs, propagated through the graph (level 3).
-
-Each takes any criterion, functions and lambdas included.
-"""
+"""Criteria made from other criteria: the common base class, and normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast, get_args
 
 from torch import nn
 
-from lightning_prune.criteria.activation_deviation import ActivationDeviation
-from lightning_prune.criteria.base import NOTHING, Criterion, Importance, Statistics, check_importance
+from lightning_prune.criteria.base import (
+    NO_STATISTICS,
+    Criterion,
+    CriterionLike,
+    Importance,
+    Observer,
+    Statistics,
+    as_criterion,
+    check_importance,
+)
 from lightning_prune.criteria.reduction import Normalise, normalised
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.utils.arguments import check_option
+from lightning_prune.utils.arguments import check_choice
 
-__all__ = [
-    "Normalised",
-    "blind_to",
-]
+__all__ = ["Normalised", "Wrapper", "blind_to"]
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Passes on what the inner criterion wants to have gathered."""
+    """Base class of criteria that change the importance of an inner criterion, and observe what that observes.
 
-    criterion: Criterion
+    Args:
+        criterion: any criterion or plain function.
+    """
 
-    @property
-    def statistic(self) -> Any:
-        """As the inner criterion's."""
-        return getattr(self.criterion, "statistic", ActivationDeviation)
+    criterion: CriterionLike
 
-    @property
-    def gather(self) -> Callable[..., Any] | None:
-        """As the inner criterion's, if it has one."""
-        return getattr(self.criterion, "gather", None)
+    def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer | None:
+        """Return the inner criterion's observer."""
+        return as_criterion(self.criterion).observer(graph, model)
 
     def without(self, resources: Collection[str]) -> Criterion:
-        """The same, blind to what ``resources`` cost."""
+        """Return the same criterion, which ignores the cost in ``resources``."""
         return cast(Criterion, replace(self, criterion=blind_to(self.criterion, resources)))
 
-    def base(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
-        """The inner criterion's importance, checked."""
+    def inner_importance(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
+        """Return the inner criterion's importance.
+
+        Raises:
+            ValueError: it does not fit the graph.
+        """
         return check_importance(graph, self.criterion(graph, model, statistics))
 
 
-def blind_to(criterion: Criterion, resources: Collection[str]) -> Criterion:
-    """The criterion once the budgets of ``resources`` are met: what these cost matters no more, if it ever did."""
+def blind_to(criterion: CriterionLike, resources: Collection[str]) -> CriterionLike:
+    """Return a criterion that ignores the cost in ``resources``: for the time when their budgets are met."""
     return criterion.without(resources) if isinstance(criterion, Wrapper) else criterion
 
 
@@ -58,6 +62,7 @@ class Normalised(Wrapper):
     """Any criterion, as multiples of the mean over each layer, each group of coupled layers, or the network.
 
     Example:
+        >>> import numpy as np
         >>> graph = ChannelGraph(2, {}, {"a": np.arange(2)}, {"a": 0}, {}, {})
         >>> Normalised(lambda graph, model, statistics: np.array([1.0, 3.0]), "layer")(graph, nn.Identity())
         array([0.5, 1.5])
@@ -66,8 +71,10 @@ class Normalised(Wrapper):
     by: Normalise = "layer"
 
     def __post_init__(self) -> None:
-        check_option("by", self.by, Normalise)
+        check_choice("by", self.by, get_args(Normalise))
 
-    def __call__(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NOTHING) -> Importance:
-        """Importance per unit, shape (num_units,)."""
-        return normalised(graph, self.base(graph, model, statistics), self.by)
+    def __call__(
+        self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
+    ) -> Importance:
+        """Return importance per unit, shape (num_units,)."""
+        return normalised(graph, self.inner_importance(graph, model, statistics), self.by)

@@ -1,10 +1,8 @@
-"""What a cut did and where a network stands, for people and loggers (level 3)."""
+"""Summaries of cuts and of the present network, for people and loggers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -12,23 +10,23 @@ from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.formatting import si
 
-__all__ = ["CutSummary", "facts", "unmet"]
+__all__ = ["CutSummary", "budget_warning", "size_metrics"]
 
 
 @dataclass(frozen=True)
 class CutSummary:
-    """The facts of one cut, as plain numbers.
+    """Summary of one cut, as plain numbers.
 
     Attributes:
-        epoch: at whose end, or within which, it was made.
-        filters: how many went, over all layers.
-        layers: how many layers lost some.
-        before: resource -> cost before it.
-        after: resource -> exact cost after it.
-        share: resource -> what remains of the dense network's.
+        epoch: the epoch at whose end, or within which, it was made.
+        filters: number of removed filters, over all layers.
+        layers: number of layers that lost filters.
+        before: resource -> cost before the cut.
+        after: resource -> exact cost after the cut.
+        share: resource -> share of the dense network's cost that remains.
         stopped: what ended the selection: ``"budget"``, ``"amount"`` or ``"limits"``.
-        seconds: how long it took, proof included.
-        step: the number of optimizer steps before it, if it was made within the epoch.
+        seconds: duration, proof included.
+        step: number of optimizer steps before it, if it was made within an epoch.
     """
 
     epoch: int
@@ -42,18 +40,6 @@ class CutSummary:
     step: int | None = None
 
     @classmethod
-    def of(
-        cls, graph: ChannelGraph, plan: Plan, epoch: int, seconds: float, step: int | None = None
-    ) -> CutSummary:
-        """The facts of carrying out ``plan`` on the network of ``graph``."""
-        gone = [int(np.isin(units, plan.remove).sum()) for units in graph.layers.values()]
-        before = {resource: spent.before for resource, spent in plan.costs.items()}
-        after = {resource: spent.after for resource, spent in plan.costs.items()}
-        share = {resource: spent.share for resource, spent in plan.costs.items()}
-        facts = before, after, share, plan.stopped, seconds, step
-        return cls(epoch, sum(gone), sum(n > 0 for n in gone), *facts)
-
-    @classmethod
     def between(
         cls,
         wide: ChannelGraph,
@@ -62,36 +48,45 @@ class CutSummary:
         stopped: Stop,
         epoch: int,
         seconds: float,
+        step: int | None = None,
     ) -> CutSummary:
-        """The facts of all that was cut from one network to get the other."""
-        left = narrow.widths()
-        gone = [width - left[name] for name, width in wide.widths().items()]
+        """Summarise what was cut from the network of graph ``wide`` to get that of ``narrow``."""
+        kept = narrow.widths()
+        removed = [width - kept[name] for name, width in wide.widths().items()]
         before, after = ({name: graph.cost(name) for name in wide.cost_models} for graph in (wide, narrow))
-        facts = before, after, dense.shares(narrow), stopped, seconds
-        return cls(epoch, sum(gone), sum(n > 0 for n in gone), *facts)
+        return cls(
+            epoch=epoch,
+            filters=sum(removed),
+            layers=sum(number > 0 for number in removed),
+            before=before,
+            after=after,
+            share=dense.shares(narrow),
+            stopped=stopped,
+            seconds=seconds,
+            step=step,
+        )
 
     def __str__(self) -> str:
         costs = "".join(
             f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
             for resource, share in self.share.items()
         )
-        gone = f"cut {self.filters} filters in {self.layers} layers"
-        when = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
-        return f"{when}: {gone}{costs} · {self.seconds:.1f} s"
+        moment = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
+        return f"{moment}: cut {self.filters} filters in {self.layers} layers{costs} · {self.seconds:.1f} s"
 
 
-def facts(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
-    """What there is now, for a logger: costs, their share of the dense ones, units that could still go."""
-    found = {f"prune/{resource}": float(graph.cost(resource)) for resource in graph.cost_models}
-    found |= {f"prune/{resource}_share": share for resource, share in dense.shares(graph).items()}
-    return {**found, "prune/units": float(len(graph.prunable))}
+def size_metrics(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
+    """Return what to log of the present network: costs, their shares of the dense ones, number of prunable units."""
+    metrics = {f"prune/{resource}": float(graph.cost(resource)) for resource in graph.cost_models}
+    metrics |= {f"prune/{resource}_share": share for resource, share in dense.shares(graph).items()}
+    return {**metrics, "prune/units": float(len(graph.prunable))}
 
 
-def unmet(rules: PruningPolicy, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
-    """Why pruning ended above the budget, and what can be done about it."""
+def budget_warning(policy: PruningPolicy, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
+    """Say how far pruning came, why it ended above the budget, and what to do about it."""
     shares = dense.shares(graph)
-    reached = ", ".join(f"{resource} {shares[resource]:.3f}" for resource in rules.budget)
+    reached = ", ".join(f"{resource} {shares[resource]:.3f}" for resource in policy.budget)
     limited = last is not None and last.stopped == "limits"
-    way_out = "loosen limits or exclusions" if limited else "train for more epochs, or raise amount"
+    advice = "loosen limits or exclusions" if limited else "train for more epochs, or raise amount"
     ending = f" ({last.ending})" if last is not None and limited else ""
-    return f"budget {dict(rules.budget)} not met: {reached} of the dense network remain; {way_out}{ending}"
+    return f"budget {dict(policy.budget)} not met: {reached} of the dense network remain; {advice}{ending}"

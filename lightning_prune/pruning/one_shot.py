@@ -1,16 +1,16 @@
-"""One shot: a network cut to its budget at once (level 3)."""
+"""Prune a network to its budget in one cut, without a trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.criteria.base import Criterion
+from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.weights import L2
-from lightning_prune.pruning.statistics_pass import observed
+from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -21,53 +21,53 @@ from lightning_prune.utils.example_inputs import as_example, inputs_of
 
 __all__ = ["one_shot"]
 
-BY_NORM = L2()
-
-
 def one_shot(
     model: nn.Module,
     example: Any,
-    rules: PruningPolicy,
-    criterion: Criterion = BY_NORM,
+    budget: Mapping[str, float] | PruningPolicy,
+    criterion: CriterionLike | None = None,
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> PruningRecord:
-    """Prune ``model`` in place to its budget in one cut, by any criterion, and estimate its batch norms anew.
-
-    Train it afterwards, or not.
+    """Prune ``model`` in place to its budget in one cut, and estimate the statistics of its batch norms anew.
 
     Args:
         model: the network.
         example: its input: a tensor, a tuple, or a dictionary of named ones.
-        rules: the budget and what may go.
-        criterion: scores the units.
-        batches: that batch norms are estimated on, and what the criterion looks at; without them norms stay.
-        loss: ``(network, batch) -> loss``, for criteria that look at gradients.
+        budget: what must remain, or a whole :class:`~lightning_prune.PruningPolicy`.
+        criterion: scores the units; by default L2.
+        batches: training batches for the statistics of the criterion and of batch norms; without them the statistics
+            of batch norms stay unchanged.
+        loss: ``(network, batch) -> loss``, for criteria that use gradients.
+
+    Returns:
+        The record of what was removed.
 
     Raises:
-        ValueError: the budget or a name makes no sense, or the criterion lacks batches or a loss; nothing changes.
+        ValueError: the budget cannot be met, a name matches nothing, or the criterion lacks batches or a loss. The
+            model is unchanged then.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
-        >>> record = one_shot(net, torch.zeros(1, 1, 8, 8), Rules({"macs": 0.5}))
+        >>> record = one_shot(net, torch.zeros(1, 1, 8, 8), {"macs": 0.5})
         >>> net[0].out_channels
         4
     """
-    given = as_example(example)
-    graph = rules.traced(model, given)
-    rules.check(graph)
+    policy, criterion = PruningPolicy.of(budget), criterion or L2()
+    graph = policy.traced(model, as_example(example))
+    policy.check(graph)
     training = Training(batches, loss or _forward, lambda net: 0.0)
-    statistics = observed(criterion, model, graph, given, batches, training) if batches else {}
-    _, record = cut_(model, graph, rules, criterion, statistics, DenseSizes.of(graph))
+    statistics = collect_statistics(criterion, model, graph, batches, training) if batches else {}
+    _, record = cut_(model, graph, policy, criterion, statistics, DenseSizes.of(graph))
     inputs = (inputs_of(batch, model.forward) for batch in batches)
-    recalibrate_(model, [found for found in inputs if found is not None])
+    recalibrate_(model, [batch_inputs for batch_inputs in inputs if batch_inputs is not None])
     return record
 
 
 def _forward(net: nn.Module, batch: Any) -> None:
-    """What takes the place of a loss where nobody asks for gradients."""
+    """Run a forward in place of the loss, for criteria without gradients."""
     if torch.is_grad_enabled():
-        raise ValueError("this criterion looks at gradients: pass loss=")
+        raise ValueError("this criterion uses gradients: pass loss=")
     inputs = inputs_of(batch, net.forward)
     if inputs is not None:
         net(*inputs[0], **inputs[1])

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_prune.criteria.base import Criterion, check_importance
+from lightning_prune.criteria.base import CriterionLike, as_criterion, check_importance
 from lightning_prune.criteria.ipad import IPAD
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
 from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
-from lightning_prune.selection.select import ranked
+from lightning_prune.selection.select import rank_units
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
@@ -34,7 +34,6 @@ from lightning_prune.utils.example_inputs import Example
 __all__ = ["Row", "Sensitivity", "sensitivity"]
 
 SHARES = tuple(number / 10 for number in range(1, 10))
-BY_WEIGHT = IPAD(omega=1.0)
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Row:
     """One group of coupled layers; most groups are a single layer.
 
     Attributes:
-        name: of the group.
+        name: name of the group.
         layers: names of the weights that lose filters together.
-        units: how many may go.
-        scores: for each share what ``evaluate`` said; NaN where surgery refused that cut, with a warning.
+        units: number of units that may be removed.
+        scores: result of ``evaluate`` for each share; NaN where surgery refused the cut, with a warning.
     """
 
     name: str
@@ -56,13 +55,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What :func:`sensitivity` found.
+    """Result of :func:`sensitivity`.
 
     Attributes:
-        dense: the score of the network as it is.
-        shares: that were removed.
-        rows: in the order of the forward.
-        seconds: that it took.
+        dense: score of the dense network.
+        shares: the shares of filters that were removed.
+        rows: one per group, in the order of the forward.
+        seconds: duration.
     """
 
     dense: float
@@ -71,7 +70,7 @@ class Sensitivity:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, NaN as None."""
+        """Return plain values, with None for NaN."""
         plain = asdict(self)
         for row in plain["rows"]:
             row["scores"] = [None if math.isnan(score) else score for score in row["scores"]]
@@ -83,37 +82,41 @@ def sensitivity(
     example: Example,
     evaluate: Callable[[nn.Module], float],
     *,
-    criterion: Criterion = BY_WEIGHT,
+    criterion: CriterionLike | None = None,
     shares: Sequence[float] = SHARES,
     exclude: Sequence[str] = (),
     recalibrate: Iterable[Example] = (),
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> Sensitivity:
-    """Remove the least important filters of one group of layers at a time, and score what is left.
+    """Remove the least important filters of one group of layers at a time, and score the smaller network.
 
-    Filters that can only go together (residual connections, say) make one row. Cuts are made on one copy, one by one,
-    by the same proven surgery as in training; ``model`` stays as it is, to the bit. At least one filter always stays.
-    A cut that surgery refuses scores NaN, and a warning says of which layer and why.
+    Filters that can only be removed together (as by residual connections) make one row. Cuts are made on a copy, one
+    after the other, by the same proven surgery as in training; ``model`` is not changed. At least one filter always
+    stays. A cut that surgery refuses scores NaN, with a warning that names the layer and the reason.
 
     Args:
         model: the network; scored in eval mode.
         example: positional and keyword inputs of its forward.
         evaluate: scores a network; must not change it.
-        criterion: which filters go first. It gets no statistics.
-        shares: of a group's filters to remove, in (0, 1).
+        criterion: scores the filters by weights alone, since no statistics are collected; by default IPAD with
+            omega 1.
+        shares: shares of a group's filters to remove, each in (0, 1).
         exclude: names or globs of layers that are left out.
-        recalibrate: inputs on which batch norms are estimated anew before a cut is scored; the score of the dense
-            network is that without. None by default: the raw damage.
-        progress: called with the number of rows done, their total, and the last one.
+        recalibrate: inputs on which the statistics of batch norms are estimated anew before a cut is scored, but not
+            for the dense score; by default none, which shows the raw damage.
+        progress: called after each row with the number of finished rows, the total, and the row.
+
+    Returns:
+        The scores of all groups and shares.
 
     Raises:
-        ValueError: a share is out of range, or nothing can be pruned.
+        ValueError: a share is out of range, nothing can be pruned, or the criterion needs statistics.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> count = lambda net: sum(p.numel() for p in net.parameters())
-        >>> found = sensitivity(net, ((torch.zeros(1, 1, 8, 8),), {}), count, shares=[0.5])
-        >>> found.dense, [(row.name, row.scores) for row in found.rows]
+        >>> result = sensitivity(net, ((torch.zeros(1, 1, 8, 8),), {}), count, shares=[0.5])
+        >>> result.dense, [(row.name, row.scores) for row in result.rows]
         (50, [('0', (26,))])
     """
     start = time.perf_counter()
@@ -121,7 +124,7 @@ def sensitivity(
         raise ValueError(f"shares must lie within (0, 1), got {list(shares)}")
     twin = copy.deepcopy(model).eval()
     graph = trace(twin, *example[0], **example[1])
-    importance, examples = check_importance(graph, criterion(graph, twin, {})), list(recalibrate)
+    importance, examples = _importance(criterion or IPAD(omega=1.0), graph, twin), list(recalibrate)
     groups = _groups(graph, importance, exclude)
     if not groups:
         raise ValueError("nothing to prune: every filter is pinned, excluded, or infinitely important")
@@ -136,12 +139,22 @@ def sensitivity(
     return Sensitivity(dense, tuple(shares), tuple(rows), time.perf_counter() - start)
 
 
+def _importance(criterion: CriterionLike, graph: ChannelGraph, model: nn.Module) -> NDArray[np.float64]:
+    """Return importance by weights alone; raise ValueError if the criterion needs statistics."""
+    if as_criterion(criterion).observer(graph, model) is not None:
+        raise ValueError(
+            f"{criterion} needs statistics of activations or gradients, and sensitivity collects none: choose a "
+            "criterion of weights alone, such as L1, L2, FPGM or IPAD with omega 1"
+        )
+    return check_importance(graph, criterion(graph, model, {}))
+
+
 def _groups(
     graph: ChannelGraph, importance: NDArray[np.float64], exclude: Sequence[str]
 ) -> list[tuple[CoupledBlock, Units]]:
     """Each group that can lose units, with these, least important first."""
     blocks = find_blocks(graph, exclude=exclude)
-    free = [ranked(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]
+    free = [rank_units(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]
     return [(block, units) for block, units in zip(blocks, free, strict=True) if len(units)]
 
 

@@ -1,47 +1,41 @@
-"""NEW."""
+"""The state of one network that is pruned step by step."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.criteria.activation_deviation import ActivationDeviation
-from lightning_prune.criteria.base import Criterion, Gatherer
-from lightning_prune.criteria.collector import Collector
-from lightning_prune.criteria.gradients import Gradients
+from lightning_prune.criteria.base import CriterionLike, Observer, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.step import cut_
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.plan import Plan
+from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError
 from lightning_prune.utils.example_inputs import Example, shapes_of
 
-
-def gathers(criterion: Criterion) -> Callable[..., Gatherer] | None:
-    """How the criterion gathers for itself, while training, what hooks on activations do not see."""
-    return getattr(criterion, "gather", None)
+__all__ = ["PruningSession"]
 
 
 @dataclass
 class PruningSession:
-    """A network on its way from dense to small: what is known of it between two cuts.
+    """A network between two cuts: its present graph, its dense sizes, and the observer of the next cut's statistics.
 
     Attributes:
         target: the module that is pruned.
-        example: what it is traced on.
-        graph: its graph as it is now.
+        example: the input that it is traced on.
+        graph: its present graph.
         dense: its sizes before the first cut.
-        compiled: hooks see nothing of it while it trains.
-        collector: what gathers statistics at the moment.
-        last: the last plan.
-        exhausted: there is nothing more to remove.
+        compiled: whether it trains under ``torch.compile``, where forward hooks do not run.
+        observer: collects statistics for the next cut; None if nothing is observed at the moment.
+        last_plan: the plan of the last cut.
+        exhausted: whether nothing more can be removed.
     """
 
     target: nn.Module
@@ -49,70 +43,84 @@ class PruningSession:
     graph: ChannelGraph
     dense: DenseSizes
     compiled: bool = False
-    collector: Gatherer | None = None
-    last: Plan | None = None
+    observer: Observer | None = None
+    last_plan: Plan | None = None
     exhausted: bool = False
 
-    def collect(self, criterion: Criterion) -> bool:
-        """Start to gather what the criterion wants to know; False if that is nothing."""
-        statistic, gather = getattr(criterion, "statistic", ActivationDeviation), gathers(criterion)
-        self.forget()
-        if gather is not None:
-            self.collector = gather(self.graph, self.target)
-        elif statistic is not None:
-            self.collector = Collector(self.graph, self.target, statistic).attach()
-        return self.collector is not None
+    @property
+    def stopped(self) -> Stop:
+        """What ended the selection of the last cut."""
+        if self.last_plan is not None:
+            return self.last_plan.stopped
+        return "limits" if self.exhausted else "budget"
 
-    def stepping(self, optimizer: Optimizer) -> None:
-        """Look at the gradients with which ``optimizer`` is about to step, if the criterion wants to know them."""
-        if isinstance(self.collector, Gradients):
-            self.collector.update(p for group in optimizer.param_groups for p in group["params"])
+    def observe(self, criterion: CriterionLike) -> bool:
+        """Attach a new observer of the statistics that ``criterion`` needs; return False if it needs none."""
+        self.stop_observing()
+        observer = as_criterion(criterion).observer(self.graph, self.target)
+        self.observer = None if observer is None else observer.attach()
+        return self.observer is not None
 
-    def watch(self, active: bool) -> None:
-        """Let the forwards that follow count, or not."""
-        if self.collector is not None:
-            self.collector.active = active
+    def needs_steps(self, criterion: CriterionLike) -> bool:
+        """Whether ``criterion`` observes training steps, which a separate pass over the data cannot replace."""
+        observer = as_criterion(criterion).observer(self.graph, self.target)
+        return observer is not None and observer.observes_steps
+
+    def set_observing(self, active: bool) -> None:
+        """Activate or pause the observer."""
+        if self.observer is not None:
+            self.observer.active = active
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """Show the observer the gradients with which ``optimizer`` is about to step."""
+        if self.observer is not None:
+            self.observer.on_step(p for group in optimizer.param_groups for p in group["params"])
+
+    def stop_observing(self) -> None:
+        """Detach the observer and discard its statistics."""
+        if self.observer is not None:
+            self.observer.detach()
+        self.observer = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to hold so that :meth:`take_up` goes on from here: tensors, plain values."""
-        statistics = None if self.collector is None else self.collector.state()
+        """Return tensors and plain values for a checkpoint, from which :meth:`load_state` restores the session."""
         return {
             "example": shapes_of(self.example),
             "exhausted": self.exhausted,
-            "statistics": statistics,
+            "statistics": None if self.observer is None else self.observer.state(),
         }
 
-    def take_up(self, state: Mapping[str, Any], criterion: Criterion) -> None:
-        """Go on from what :meth:`state` gave; forwards do not count until :meth:`watch` says so."""
+    def load_state(self, state: Mapping[str, Any], criterion: CriterionLike) -> None:
+        """Restore what :meth:`state` returned; the observer is paused until :meth:`set_observing`."""
         self.exhausted = state["exhausted"]
-        if state["statistics"] is not None and self.collect(criterion) and self.collector is not None:
-            self.collector.load(state["statistics"])
-            self.watch(False)
-
-    def forget(self) -> None:
-        """Remove the hooks, and what they gathered."""
-        if self.collector is not None:
-            self.collector.detach()
-        self.collector = None
+        if state["statistics"] is not None and self.observe(criterion) and self.observer is not None:
+            self.observer.load(state["statistics"])
+            self.set_observing(False)
 
     def cut_(
-        self,
-        rules: PruningPolicy,
-        criterion: Criterion,
-        optimizers: Sequence[Optimizer] = (),
+        self, policy: PruningPolicy, criterion: CriterionLike, optimizers: Sequence[Optimizer] = ()
     ) -> PruningRecord:
-        """:func:`cut_` with what was gathered, and trace the smaller network. If surgery refuses: warn."""
-        statistics = {} if self.collector is None else self.collector.compute()
-        self.forget()
+        """Remove the units of one cut with the observed statistics, and trace the smaller network.
+
+        Args:
+            policy: what may be removed, and how much in this cut.
+            criterion: scores the units.
+            optimizers: their state is cut along.
+
+        Returns:
+            What was removed; an empty record, with a warning, if surgery refused every plan.
+        """
+        statistics = {} if self.observer is None else self.observer.compute()
+        self.stop_observing()
         try:
-            self.last, record = cut_(
-                self.target, self.graph, rules, criterion, statistics, self.dense, optimizers
+            self.last_plan, record = cut_(
+                self.target, self.graph, policy, criterion, statistics, self.dense, optimizers
             )
         except SurgeryError as error:
             self.exhausted = True
-            warnings.warn(f"no more cuts, the network stays as it is: {error}", stacklevel=2)
+            warnings.warn(f"no more cuts, the network stays unchanged: {error}", stacklevel=2)
             return PruningRecord()
-        self.exhausted = self.last.stopped == "limits"
+        self.exhausted = self.last_plan.stopped == "limits"
         if record:
-            self.graph = rules.traced(self.target, self.example)
+            self.graph = policy.traced(self.target, self.example)
         return record

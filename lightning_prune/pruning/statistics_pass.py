@@ -1,4 +1,4 @@
-"""What a criterion wants to know of a network, gathered outside any training (level 3)."""
+"""Collect a criterion's statistics outside of training."""
 
 from __future__ import annotations
 
@@ -9,50 +9,48 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.criteria.base import Criterion, Gatherer, Statistics
-from lightning_prune.criteria.gradients import Gradients
+from lightning_prune.criteria.base import CriterionLike, Observer, Statistics, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
-from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.modules import switched
 
-__all__ = ["observed"]
+__all__ = ["collect_statistics"]
 
 
-def observed(
-    criterion: Criterion,
+def collect_statistics(
+    criterion: CriterionLike,
     model: nn.Module,
     graph: ChannelGraph,
-    example: Example,
     batches: Sequence[Any],
     training: Training,
 ) -> Statistics:
-    """What a criterion wants to know, gathered on a copy: gradients of the loss, or activations in eval mode.
+    """Collect what ``criterion`` needs on a copy of ``model``: gradients of the loss, or activations in eval mode.
 
-    Both come from calling the loss, which knows what of a batch the network takes.
+    Both come from calling the loss, which knows how to feed a batch to the network.
+
+    Returns:
+        The statistics; empty if the criterion needs none.
     """
     model = copy.deepcopy(model)
-    watching = PruningSession(model, example, graph, DenseSizes.of(graph))
-    if not watching.collect(criterion) or watching.collector is None:
+    observer = as_criterion(criterion).observer(graph, model)
+    if observer is None:
         return {}
-    watching.watch(True)
+    observer.attach()
     device = next(model.parameters()).device
     for batch in batches:
-        _show(watching.collector, model, training, on_device(batch, device))
-    statistics = watching.collector.compute()
-    watching.forget()
+        _run_batch(observer, model, training, on_device(batch, device))
+    statistics = observer.compute()
+    observer.detach()
     return statistics
 
 
-def _show(collector: Gatherer, model: nn.Module, training: Training, batch: Any) -> None:
-    """Have ``collector`` see what the loss of a batch does to the network."""
-    if not isinstance(collector, Gradients):
+def _run_batch(observer: Observer, model: nn.Module, training: Training, batch: Any) -> None:
+    """Run the loss of one batch, with a backward if ``observer`` observes steps."""
+    if not observer.observes_steps:
         with torch.no_grad(), switched(model, lambda module: False):
             training.loss(model, batch)
         return
     model.zero_grad()
     if (loss := training.loss(model, batch)) is not None:
         loss.backward()
-        collector.update()
+        observer.on_step(model.parameters())

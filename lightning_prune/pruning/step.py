@@ -1,4 +1,4 @@
-"""One step of pruning: score, select, cut, and try again without what surgery refuses (level 3)."""
+"""One step of pruning: score, select, cut, and select again without the units that surgery refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.criteria.base import Criterion, Importance, Statistics, check_importance
+from lightning_prune.criteria.base import CriterionLike, Importance, Statistics, check_importance
 from lightning_prune.criteria.wrappers import blind_to
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -19,28 +19,25 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.utils.distributed import agreed, shared
 
-__all__ = [
-    "PruningPolicy",
-    "cut_",
-]
+__all__ = ["cut_"]
 
 ATTEMPTS = 5
 
 
-def scored(
-    criterion: Criterion,
+def importance_of(
+    criterion: CriterionLike,
     graph: ChannelGraph,
     model: nn.Module,
     statistics: Statistics,
-    met: Collection[str] = (),
+    met_resources: Collection[str] = (),
 ) -> Importance:
-    """Importance by a criterion that need no longer look at what ``met`` costs.
+    """Return the importance of all units by ``criterion``, which ignores the cost in ``met_resources``.
 
     Raises:
-        ValueError: it does not fit the graph; the message names the criterion.
+        ValueError: the importance does not fit the graph; a note names the criterion.
     """
     try:
-        return check_importance(graph, blind_to(criterion, met)(graph, model, statistics))
+        return check_importance(graph, blind_to(criterion, met_resources)(graph, model, statistics))
     except ValueError as error:
         error.add_note(f"criterion: {getattr(criterion, '__qualname__', criterion)}; nothing was cut")
         raise
@@ -49,36 +46,36 @@ def scored(
 def cut_(
     model: nn.Module,
     graph: ChannelGraph,
-    rules: PruningPolicy,
-    criterion: Criterion,
+    policy: PruningPolicy,
+    criterion: CriterionLike,
     statistics: Statistics,
     dense: DenseSizes,
     optimizers: Sequence[Optimizer] = (),
 ) -> tuple[Plan, PruningRecord]:
-    """Score, select and prune once. What surgery refuses is pinned, with a warning, and selected around.
+    """Score, select and prune once. Units that surgery refuses are pinned, with a warning, and others are selected.
 
-    In a distributed run every process calls this; all carry out the plan of the first one, and whether they all
-    did the same is checked.
+    In a distributed run every process calls this; all carry out the plan of the first one, and it is checked that
+    all made the same cut.
 
     Args:
         model: the network, changed in place.
         graph: its graph.
-        rules: what is to remain and what may go.
+        policy: what must remain and what may be removed.
         criterion: scores the units.
-        statistics: what it may want to know of the activations.
-        dense: what shares refer to.
-        optimizers: whose state is cut along.
+        statistics: what the criterion's observer collected.
+        dense: sizes of the dense network, to which shares refer.
+        optimizers: their state is cut along.
 
     Returns:
-        What was done, and its record (empty if there was nothing to remove).
+        The plan that was carried out, and its record (empty if there was nothing to remove).
 
     Raises:
-        SurgeryError: surgery refuses again and again; the model is as it was.
-        RuntimeError: the processes of a distributed run did not do the same.
+        SurgeryError: surgery refused every plan; the model is unchanged.
+        RuntimeError: the processes of a distributed run made different cuts.
     """
-    importance = scored(criterion, graph, model, statistics, rules.within(graph, dense))
+    importance = importance_of(criterion, graph, model, statistics, policy.within(graph, dense))
     for attempt in range(1, ATTEMPTS + 1):
-        plan = shared(rules.plan(graph, importance, dense))
+        plan = shared(policy.plan(graph, importance, dense))
         if not len(plan):
             return plan, PruningRecord()
         record, error = _attempt(model, graph, plan, optimizers)

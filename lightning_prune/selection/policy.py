@@ -1,12 +1,13 @@
-"""What is to remain of a network and what may go (level 3)."""
+"""The pruning policy: the budget, and what may be removed to meet it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
+from typing_extensions import Unpack
 
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations
@@ -19,18 +20,42 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["PruningPolicy"]
+__all__ = ["PolicyArguments", "PruningPolicy"]
 
-#: counted where a budget names them, without being given
+#: resources that are counted if a budget or amount names them, without an entry in ``resources``
 BUILT_IN: Mapping[str, Resource] = {"activations": activations}
+
+
+class PolicyArguments(TypedDict, total=False):
+    """Keyword arguments by which a pruning callback builds its :class:`PruningPolicy`; see there."""
+
+    limits: Limits | None
+    exclude: Sequence[str]
+    channel_multiple: int
+    resources: Mapping[str, Resource] | None
 
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """What is to remain and what may go; the arguments of :func:`~lightning_prune.selection.select.select`.
+    """What must remain of a network, and what may be removed.
 
-    And the ``resources`` that are counted beside MACs and parameters, and beside ``BUILT_IN`` ones.
-    ``gone``, if given, is the share of what has to go that is gone after the next step: instead of an ``amount``.
+    Args:
+        budget: what must remain of one or several resources, all of which have to be met: ``"macs"``, ``"params"``,
+            ``"activations"``, or one of ``resources`` -> a share of the dense network in (0, 1], or an absolute
+            amount above 1. MACs are those of one forward on the example input, activations the number of elements
+            that it writes.
+        amount: what is removed in one cut, in the same way; None: everything down to the budget.
+        limits: how much of a layer or block may be removed; by default three quarters of every layer's parameters.
+        exclude: names or globs of layers, or of their containers, whose filters stay.
+        channel_multiple: layers that are cut keep a multiple of this many channels.
+        resources: further resources by name, so that the budget can name them.
+        removed_share: of what has to be removed in all, the share that is removed after the next cut; replaces
+            ``amount`` where a schedule is used.
+
+    Example:
+        >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
+        >>> policy.channel_multiple
+        1
     """
 
     budget: Mapping[str, float]
@@ -39,47 +64,76 @@ class PruningPolicy:
     exclude: Sequence[str] = ()
     channel_multiple: int = 1
     resources: Mapping[str, Resource] = field(default_factory=dict)
-    gone: float | None = None
+    removed_share: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        budget: Mapping[str, float] | PruningPolicy,
+        default_limits: Limits | None = None,
+        **arguments: Unpack[PolicyArguments],
+    ) -> PruningPolicy:
+        """Return ``budget`` if it is a policy, else the policy that the short spelling means.
+
+        Args:
+            budget: a policy, or the budget of one.
+            default_limits: the limits if ``arguments`` have none.
+            arguments: see :class:`PolicyArguments`.
+
+        Raises:
+            ValueError: there are arguments beside a whole policy.
+
+        Example:
+            >>> PruningPolicy.of({"macs": 0.5}, channel_multiple=8).channel_multiple
+            8
+        """
+        chosen = {name: value for name, value in arguments.items() if not _is_default(name, value)}
+        if isinstance(budget, PruningPolicy):
+            if chosen:
+                raise ValueError(f"{', '.join(sorted(chosen))}: set this in the PruningPolicy, not beside it")
+            return budget
+        defaults = {} if default_limits is None else {"limits": default_limits}
+        return PruningPolicy(dict(budget), **{**defaults, **chosen})  # type: ignore[arg-type]
 
     def traced(self, model: nn.Module, example: Example) -> ChannelGraph:
-        """The graph of ``model`` as it is now, with all the resources."""
+        """Trace ``model`` and return its graph with all resources of this policy."""
         named = {*self.budget, *(self.amount or ())} & BUILT_IN.keys()
         resources = {**{name: BUILT_IN[name] for name in sorted(named)}, **self.resources}
         return trace(model, *example[0], **example[1]).with_resources(resources)
 
     def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
-        """The units of the next step."""
-        found = select(
+        """Select the units of the next step."""
+        plan = select(
             graph,
             importance,
             self._goal(dense),
-            amount=self.amount if self.gone is None else None,
+            amount=self.amount if self.removed_share is None else None,
             limits=self.limits,
             exclude=self.exclude,
             channel_multiple=self.channel_multiple,
             dense=dense,
         )
-        return found if self.gone is None else self._on_the_way(found, dense)
+        return plan if self.removed_share is None else self._on_the_way(plan, dense)
 
     def _goal(self, dense: DenseSizes) -> Mapping[str, float]:
-        """What may remain after the next step."""
-        if self.gone is None or self.gone == 1:
+        """Return the share of each resource that may remain after the next step."""
+        if self.removed_share is None or self.removed_share == 1:
             return self.budget
         targets = resolve(self.budget, dense.costs, "budget")
         return {
-            r: 1 - self.gone * max(0, 1 - target / (dense.costs[r] or 1)) for r, target in targets.items()
+            r: 1 - self.removed_share * max(0, 1 - target / (dense.costs[r] or 1)) for r, target in targets.items()
         }
 
     def _on_the_way(self, plan: Plan, dense: DenseSizes) -> Plan:
-        """A plan that met the goal of its step, as one that may have met the budget."""
+        """Restate a plan against the budget, which was selected against the goal of its step."""
         targets = resolve(self.budget, dense.costs, "budget")
-        costs = {r: replace(spent, target=targets.get(r)) for r, spent in plan.costs.items()}
+        costs = {r: replace(change, target=targets.get(r)) for r, change in plan.costs.items()}
         plan = replace(plan, costs=costs)
-        short = plan.stopped == "budget" and not plan.reached
-        return replace(plan, stopped="amount") if short else plan
+        only_step_is_done = plan.stopped == "budget" and not plan.reached
+        return replace(plan, stopped="amount") if only_step_is_done else plan
 
     def check(self, graph: ChannelGraph) -> None:
-        """Raise ValueError if these rules make no sense for the dense network of ``graph``."""
+        """Raise ValueError if this policy is invalid for the dense network of ``graph``, or its budget too low."""
         resolve(self.amount or {}, DenseSizes.of(graph).costs, "amount")
         check_budget(
             graph,
@@ -90,14 +144,21 @@ class PruningPolicy:
         )
 
     def within(self, graph: ChannelGraph, dense: DenseSizes) -> set[str]:
-        """The resources whose budget the network of ``graph`` meets."""
+        """Return the resources whose budget the network of ``graph`` meets."""
         targets = resolve(self.budget, dense.costs, "budget")
         return {resource for resource, target in targets.items() if graph.cost(resource) <= target}
 
     def met(self, graph: ChannelGraph, dense: DenseSizes) -> bool:
-        """Whether the network of ``graph`` is within the budget."""
+        """Return whether the network of ``graph`` meets the whole budget."""
         return self.within(graph, dense) == self.budget.keys()
 
     def foreseen(self, graph: ChannelGraph, model: nn.Module) -> Plan:
-        """How far these rules lead if the size of the filters decides: an honest guess before training."""
+        """Return the plan predicted with L2 scores, all in one step, to check the budget before training."""
         return replace(self, amount=None).plan(graph, L2()(graph, model, {}), DenseSizes.of(graph))
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether an argument of a callback leaves the policy's field ``name`` at its default."""
+    if value is None or name == "limits":
+        return value is None
+    return value == 1 if name == "channel_multiple" else len(value) == 0

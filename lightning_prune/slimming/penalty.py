@@ -18,8 +18,8 @@ from lightning_prune.criteria.base import Values
 from lightning_prune.criteria.cost_aware import marginal_costs
 from lightning_prune.criteria.reduction import norm_scales
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.selection.layer_patterns import check_patterns, means, prefixes
-from lightning_prune.selection.prunable import candidates
+from lightning_prune.selection.layer_patterns import check_patterns, matches_layer, names_and_containers
+from lightning_prune.selection.prunable import removable_units
 from lightning_prune.tracing.ids import Units
 
 __all__ = ["Penalty", "channel_costs", "slimmable"]
@@ -47,12 +47,13 @@ def slimmable(
     """
     patterns = [norms] if isinstance(norms, str) else list(norms)
     scales = norm_scales(graph, model)
-    check_patterns(patterns, prefixes(scales), "norm")
-    may_go = candidates(graph, exclude)
+    check_patterns(patterns, names_and_containers(scales), "norm")
+    may_go = removable_units(graph, exclude)
     found = {
         name: np.where(np.isin(units, may_go), units, -1)
         for name, units in scales.items()
-        if model.get_parameter(name).requires_grad and (not patterns or any(means(p, name) for p in patterns))
+        if model.get_parameter(name).requires_grad
+        and (not patterns or any(matches_layer(p, name) for p in patterns))
     }
     found = {name: units for name, units in found.items() if (units >= 0).any()}
     if not found:

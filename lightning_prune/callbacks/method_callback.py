@@ -1,0 +1,272 @@
+"""The callback that carries out any pruning method during training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.callbacks.base import PruningCallbackBase
+from lightning_prune.callbacks.methods.base import PruningMethod
+from lightning_prune.criteria.base import CriterionLike
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
+from lightning_prune.pruning.session import PruningSession
+from lightning_prune.selection.dense_sizes import DenseSizes
+from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.trainer.batches import first_sample
+from lightning_prune.trainer.checks import check_batches, check_record, check_trained
+from lightning_prune.trainer.retraining import Retraining
+from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
+from lightning_prune.trainer.weight_averaging import (
+    AveragedCopy,
+    averaged_copies,
+    check_no_average_inside,
+    submodules_in_copies,
+)
+from lightning_prune.utils.example_inputs import Example, as_example, same_shapes
+
+__all__ = ["PruningCallback", "pruning_callbacks"]
+
+
+class PruningCallback(PruningCallbackBase):
+    """Prune a network during training by a :class:`~lightning_prune.callbacks.methods.base.PruningMethod`.
+
+    Users write :class:`~lightning_prune.FilterPruningCallback`, :class:`~lightning_prune.SlimmingCallback` or
+    :class:`~lightning_prune.NetAdaptCallback`, which only construct their method. A method of one's own works alike.
+
+    Args:
+        method: decides what is observed, when a cut is due, and which units are removed.
+        retraining: adapts optimizers, wrapper and norms after a cut.
+        submodule: qualified name of the part to prune, if it is not the whole module.
+        verbose: print a line per cut.
+
+    Attributes:
+        record: what was removed so far, relative to the dense network; None before the first cut.
+        history: a summary of every cut.
+    """
+
+    def __init__(
+        self, method: PruningMethod, retraining: Retraining, submodule: str | None, verbose: bool
+    ) -> None:
+        super().__init__(method.timing, retraining, submodule)
+        self.method, self.verbose = method, verbose
+        self._batch_seen = False
+
+    @property
+    def policy(self) -> PruningPolicy:
+        """What must remain of the network, and what may be removed."""
+        return self.method.policy
+
+    @property
+    def criterion(self) -> CriterionLike:
+        """The criterion that scores the units."""
+        return self.method.criterion
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the present network meets the budget."""
+        return self._session is not None and self.method.is_within_budget(self._session)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there will be no more cuts: the budget is met, or nothing is left to remove."""
+        return self._session is not None and self.method.is_finished(self._session)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Prepare checkpoints, and the method."""
+        super().setup(trainer, pl_module, stage)
+        self._batch_seen = False
+        if stage == "fit":
+            self.method.setup(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove all hooks."""
+        super().teardown(trainer, pl_module, stage)
+        self.method.teardown(trainer)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check names and budget before training starts, if there is an example input."""
+        self._resumption.on_fit_start(trainer)
+        self.retraining.set_end(trainer)
+        target_of(pl_module, self.submodule)
+        if pl_module.example_input_array is not None:
+            self._start_session(trainer, pl_module, as_example(pl_module.example_input_array))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the trainer, and restore the session of a checkpoint."""
+        check_batches(trainer)
+        self._resumption.on_train_start(trainer)
+        if (state := self._session_state) is not None:
+            session = self._session or self._start_session(trainer, pl_module, same_shapes(state["example"]))
+            session.load_state(state, self.criterion)
+            self._session_state = None
+        self.method.on_train_start(trainer, pl_module)
+        if self.timing.by_steps:
+            self._last_handled = trainer.global_step if self._last_handled < 0 else self._last_handled
+            self._prune_if_due(trainer, trainer.global_step)  # the checkpoint may be from just before a cut
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make a cut that the checkpoint still owed, and build new optimizers after a cut."""
+        previous, is_owed = trainer.current_epoch - 1, self._resumption.between_epochs
+        self._resumption.on_train_epoch_start(trainer)
+        if is_owed and not self.timing.by_steps:
+            self._prune_if_due(trainer, previous)  # the checkpoint was written before the epoch's cut
+        if self.finished:
+            self.retraining.start_final_phase(trainer, trainer.current_epoch)
+        self.retraining.rebuild_pending_(trainer)
+        self.method.on_train_epoch_start(trainer, self._session)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Trace on the first batch if there was no example input; observe the batch if it counts for a cut."""
+        session = self._session
+        if session is None:
+            example = first_sample(batch, target_of(pl_module, self.submodule))
+            session = self._start_session(trainer, pl_module, example)
+        self.retraining.rebuild_pending_(trainer)
+        if session.observer is None:
+            criterion = self.method.criterion_to_observe(trainer, session)
+            if criterion is not None:
+                session.observe(criterion)
+        if not self._batch_seen:
+            self._batch_seen = True
+            self.method.on_first_batch(trainer, session, batch)
+        session.set_observing(True)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Observe the gradients, unscaled and not clipped yet, before the method may change them."""
+        if self._session:
+            self._session.on_step(optimizer)
+            self.method.on_before_optimizer_step(trainer, self._session, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop observing outside of training batches; cut if it is due after this step."""
+        if self._session:
+            self._session.set_observing(False)
+        if self.timing.by_steps:
+            self._prune_if_due(trainer, trainer.global_step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember that the present network is scored."""
+        self._validated = self._validated or not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cut if it is due, and log."""
+        metrics, cuts = self.method.epoch_metrics(trainer, self._session), len(self.history)
+        self._resumption.on_train_epoch_end(trainer)
+        if not self.timing.by_steps:
+            self._prune_if_due(trainer, trainer.current_epoch)
+        if self._session:
+            pl_module.log_dict(size_metrics(self._session.graph, self._session.dense))
+        if len(self.history) > cuts:
+            metrics |= self.method.cut_metrics()
+        if metrics:
+            pl_module.log_dict(metrics)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn if the budget was not met."""
+        if session := self._session:
+            if not self.policy.met(session.graph, session.dense):
+                rank_zero_warn(budget_warning(self.policy, session.graph, session.dense, session.last_plan))
+            self.method.on_train_end(trainer, session)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise ValueError if no batch was trained on, which Lightning passes over in silence."""
+        self._resumption.on_fit_end(trainer)
+        check_trained(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the callback's and the method's state."""
+        return {**super().state_dict(), **self.method.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self.method.load_state_dict(state_dict)
+
+    def _start_session(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example
+    ) -> PruningSession:
+        """Trace the network, and check all that can be checked before training."""
+        target = target_of(pl_module, self.submodule)
+        check_no_average_inside(target)
+        check_record(target, self.record)
+        averaged_copies(trainer, pl_module)  # raises now, not at the first cut, if a copy cannot be matched
+        example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
+        graph = self.policy.traced(target, example)
+        if self.record is None:
+            self._dense = _checked_dense_sizes(self.policy, graph, target)
+        shapes = self.record.shapes if self.record else {}
+        dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
+        session = PruningSession(target, example, graph, dense, is_compiled(pl_module))
+        self._session = session
+        self.method.on_session_start(trainer, session, is_dense=self.record is None)
+        return session
+
+    def _prune_if_due(self, trainer: L.Trainer, now: int) -> None:
+        """Cut at the end of epoch ``now``, or after as many steps, unless that was done already."""
+        if not self._session:
+            return
+        if self.method.is_due(trainer, self._session, now, self._last_handled):
+            self._prune(trainer, self._session, now)
+        self._last_handled = now
+
+    def _prune(self, trainer: L.Trainer, session: PruningSession, now: int) -> None:
+        """Make one cut, and adapt training to the smaller network."""
+        start, graph = time.perf_counter(), session.graph
+        copies = averaged_copies(trainer, trainer.lightning_module)
+        networks = submodules_in_copies(copies, self.submodule)
+        optimizers = self.retraining.optimizers_to_cut(trainer)
+        record = self.method.cut_(trainer, session, now, networks, optimizers)
+        if not record:
+            return
+        self._register_cut(trainer, record, copies)
+        self.method.after_cut_(trainer, session)
+        epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
+        self._adapt_training_(trainer, session, copies, epoch)
+        seconds = time.perf_counter() - start
+        summary = CutSummary.between(
+            graph, session.graph, session.dense, session.stopped, epoch, seconds, step
+        )
+        self.history.append(summary)
+        if self.verbose:
+            print_line(trainer, self.method.report(str(summary), session))
+
+    def _adapt_training_(
+        self, trainer: L.Trainer, session: PruningSession, copies: Sequence[AveragedCopy], epoch: int
+    ) -> None:
+        """Adapt optimizers, wrapper and norms to the smaller network."""
+        if self.finished:
+            self.retraining.start_final_phase(trainer, epoch + 1)
+        networks = [session.target, *submodules_in_copies(copies, self.submodule)]
+        self.retraining.adapt_trainer_(trainer, networks, epoch)
+
+
+def _checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
+    """Return the sizes of the dense network; warn if limits may stop pruning before its budget is met.
+
+    Raises:
+        ValueError: the policy does not fit the network.
+    """
+    policy.check(graph)
+    prediction = policy.foreseen(graph, target)
+    if not prediction.reached:
+        rank_zero_warn(f"the limits may stop pruning above the budget: {prediction}")
+    return DenseSizes.of(graph)
+
+
+def pruning_callbacks(trainer: L.Trainer) -> list[PruningCallback]:
+    """Return the callbacks that prune ``trainer``'s network."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, PruningCallback)]

@@ -1,0 +1,1 @@
+"""Pruning methods: the strategies that the pruning callbacks carry out."""
