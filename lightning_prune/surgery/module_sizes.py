@@ -1,4 +1,7 @@
-"""The sizes that the printed model shows. No operator reads them, or the trace would have set them (level 3)."""
+"""Size attributes of modules, such as ``out_channels``, that are shown by ``repr`` but read by no operator.
+
+Attributes that determine a dimension in the forward are found by the trace, and set by :mod:`.prune`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["show_sizes_", "shown_sizes"]
+__all__ = ["current_sizes", "update_sizes_"]
 
-#: attribute -> the tensor whose size it is, and the dimension
-SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+#: Module type -> attribute -> the tensor whose size it is, and the dimension. Derived types come after their base.
+SIZE_ATTRIBUTES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.modules.conv._ConvNd: {"out_channels": ("weight", 0), "in_channels": ("weight", 1)},
     nn.modules.conv._ConvTransposeNd: {"in_channels": ("weight", 0), "out_channels": ("weight", 1)},
     nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
@@ -22,12 +25,17 @@ SHOWN: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
 }
 
 
-def shown_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]]:
-    """What the attributes of ``module`` should say, by its tensors as they are now."""
-    kind = next((kind for kind in reversed(SHOWN) if isinstance(module, kind)), None)
-    for attribute, (name, dim) in SHOWN[kind].items() if kind else ():
+def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]]:
+    """Yield each size attribute of ``module``, with the value that follows from its tensors.
+
+    Example:
+        >>> list(current_sizes(nn.Linear(3, 2)))
+        [('out_features', 2), ('in_features', 3)]
+    """
+    kind = next((kind for kind in reversed(SIZE_ATTRIBUTES) if isinstance(module, kind)), None)
+    for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
         tensor = getattr(module, name, None)
-        tensor = getattr(module, "running_mean", None) if tensor is None else tensor
+        tensor = getattr(module, "running_mean", None) if tensor is None else tensor  # norms without weight
         if isinstance(tensor, Tensor):
             grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
             yield attribute, tensor.shape[dim] * (int(module.groups) if grouped else 1)  # type: ignore[arg-type]
@@ -35,12 +43,12 @@ def shown_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]
         yield "normalized_shape", tuple(module.weight.shape)
 
 
-def show_sizes_(model: nn.Module, names: Iterable[str]) -> dict[str, int | tuple[int, ...]]:
-    """Set these attributes of the modules that hold the tensors ``names``; path of each -> its value."""
-    found: dict[str, int | tuple[int, ...]] = {}
-    for name in sorted({name.rpartition(".")[0] for name in names}):
-        module = model.get_submodule(name)
-        for attribute, size in shown_sizes(module):
+def update_sizes_(model: nn.Module, names: Iterable[str]) -> dict[str, int | tuple[int, ...]]:
+    """Set the size attributes of the modules that own the tensors ``names``; return path -> value."""
+    values: dict[str, int | tuple[int, ...]] = {}
+    for module_name in sorted({name.rpartition(".")[0] for name in names}):
+        module = model.get_submodule(module_name)
+        for attribute, size in current_sizes(module):
             setattr(module, attribute, size)
-            found[f"{name}.{attribute}".lstrip(".")] = size
-    return found
+            values[f"{module_name}.{attribute}".lstrip(".")] = size
+    return values

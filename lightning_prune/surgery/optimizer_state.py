@@ -1,9 +1,9 @@
-"""Optimizer state that follows the cut (level 3)."""
+"""Cut the state of optimizers, such as momentum, along with the parameters."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,33 +12,34 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_prune.utils.modules import cut
 
-__all__ = ["Sliced", "cut_state_", "snapshot"]
+__all__ = ["CutParameter", "cut_state_"]
 
-#: torch's Adafactor keeps means over one dimension, which then has size 1. Other libraries choose that dimension
-#: by the parameter's size, so a cut may change their mind: their state starts afresh.
-FACTORED = {"row_var": -1, "col_var": -2}
-NAMED = 3
+#: The row and column factors of torch's Adafactor are means over one dimension, which then has size 1. Other
+#: libraries choose that dimension by the parameter's size, which a cut may change: their state is reset.
+MEAN_DIMS = {"row_var": -1, "col_var": -2}
+MAX_NAMES = 3  # in a warning
 
 
-class Sliced(NamedTuple):
+class CutParameter(NamedTuple):
     """A parameter that was cut: its shape before, and the surviving indices of dimensions that lost some."""
 
     parameter: Tensor
-    before: torch.Size
+    shape_before: torch.Size
     dims: Mapping[int, list[int]]
 
 
-def cut_state_(optimizer: Optimizer, sliced: Mapping[str, Sliced]) -> None:
-    """Cut the state that ``optimizer`` holds for parameters by the same indices.
+def cut_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter]) -> None:
+    """Cut the optimizer's state of parameters by the same indices as the parameters.
 
-    Entries of a parameter's shape are sliced, so are the row and column factors of Adafactor; numbers stay. What
-    has another shape for any parameter cannot be cut safely: parameters that hold it start afresh, with a
-    warning. So does all of L-BFGS, whose history runs over all parameters at once. Parameter groups, their order
-    and options, and with them the schedulers, stay as they are.
+    Entries that have the parameter's shape are cut, so are the row and column factors of Adafactor; numbers are kept.
+    An entry whose shape differs from the parameter's, for any parameter, cannot be cut safely: the state of all
+    parameters that have this entry is reset, with a warning. The state of L-BFGS is always reset, because its history
+    covers all parameters together. Parameter groups, their order and their options are not changed, so learning rate
+    schedulers keep working.
 
     Args:
         optimizer: its ``state`` is changed in place.
-        sliced: name -> a parameter that was already cut; those that the optimizer does not know are passed over.
+        cut_parameters: name -> a parameter that was already cut; ignored if the optimizer has no state of it.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(3, 2))
@@ -46,48 +47,48 @@ def cut_state_(optimizer: Optimizer, sliced: Mapping[str, Sliced]) -> None:
         >>> weight.grad = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
         >>> optimizer.step()
         >>> before, weight.data = weight.shape, weight.data[[0, 2]]
-        >>> cut_state_(optimizer, {"weight": Sliced(weight, before, {0: [0, 2]})})
+        >>> cut_state_(optimizer, {"weight": CutParameter(weight, before, {0: [0, 2]})})
         >>> optimizer.state[weight]["momentum_buffer"]
         tensor([[1., 1.],
                 [3., 3.]])
     """
     if isinstance(optimizer, LBFGS):
-        _forget(optimizer, sliced.values())
+        _reset_lbfgs_(optimizer, cut_parameters.values())
         return
-    known = {name: part for name, part in sliced.items() if optimizer.state.get(part.parameter)}
-    strange = _strange(optimizer, known.values())
-    afresh = [name for name, part in known.items() if strange & set(optimizer.state[part.parameter])]
-    if afresh:
-        _warn(optimizer, afresh, sorted(map(str, strange)))
-    for name, part in known.items():
+    stateful = {name: part for name, part in cut_parameters.items() if optimizer.state.get(part.parameter)}
+    uncuttable = _uncuttable_entries(optimizer, stateful.values())
+    reset = [name for name, part in stateful.items() if uncuttable & set(optimizer.state[part.parameter])]
+    if reset:
+        _warn_of_reset(optimizer, reset, sorted(map(str, uncuttable)))
+    for name, part in stateful.items():
         state = optimizer.state.pop(part.parameter)
-        if name not in afresh:
-            cut_along = {key: _cut_entry(key, value, part) for key, value in state.items()}
-            optimizer.state[part.parameter] = cut_along
+        if name not in reset:
+            optimizer.state[part.parameter] = {key: _cut_entry(key, x, part) for key, x in state.items()}
 
 
-def _forget(optimizer: LBFGS, sliced: Iterable[Sliced]) -> None:
-    """L-BFGS keeps flat vectors over all its parameters, and their total number."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if any(id(part.parameter) in held for part in sliced):
+def _reset_lbfgs_(optimizer: LBFGS, cut_parameters: Iterable[CutParameter]) -> None:
+    """Clear the state of L-BFGS, which keeps flat vectors over all parameters, if it has one of the parameters."""
+    parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if any(id(part.parameter) in parameters for part in cut_parameters):
         optimizer._numel_cache = None
         if optimizer.state:
-            _warn(optimizer, [], ["its history of all parameters"])
+            _warn_of_reset(optimizer, [], ["its history of all parameters"])
             optimizer.state.clear()
 
 
-def _strange(optimizer: Optimizer, sliced: Iterable[Sliced]) -> set[Any]:
-    """Entries that do not run along the dimensions of every parameter that has them.
-
-    A (n, n) preconditioner of a (n, n) weight looks like a moment; that of a (n, m) weight tells.
-    """
-    parts = {part.parameter: part for part in sliced}
-    whole = (parts.get(p) or Sliced(p, p.shape, {}) for p in optimizer.state if isinstance(p, Tensor))
+def _uncuttable_entries(optimizer: Optimizer, cut_parameters: Iterable[CutParameter]) -> set[Any]:
+    """Keys of state entries whose dimensions are not those of the parameter, for at least one parameter."""
+    # All parameters are looked at, not only those that were cut: the (n, n) preconditioner of an (n, n) weight has
+    # the shape of a momentum, and only the preconditioner of an (n, m) weight shows the difference.
+    parts = {part.parameter: part for part in cut_parameters}
+    all_parts = (
+        parts.get(p) or CutParameter(p, p.shape, {}) for p in optimizer.state if isinstance(p, Tensor)
+    )
     return {
         key
-        for part in whole
+        for part in all_parts
         for key, value in optimizer.state[part.parameter].items()
-        if not _is_plain(value) and _along(key, value, part) is None
+        if not _is_plain(value) and _entry_dims(key, value, part) is None
     }
 
 
@@ -99,40 +100,29 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Subclasses (quantised, distributed) may hold more than they show."""
+    """Whether it is an ordinary tensor; subclasses (quantised, distributed) may have data besides the visible one."""
     return type(value) in (Tensor, nn.Parameter)
 
 
-def _along(key: Any, value: Any, part: Sliced) -> dict[int, list[int]] | None:
-    """Surviving indices of each dimension of an entry, or None if it is not clear what its dimensions are."""
-    shape = list(part.before)
-    mean = FACTORED[key] % len(shape) if key in FACTORED and len(shape) > 1 else None
-    if mean is not None:
-        shape[mean] = 1
-    fits = _is_tensor(value) and list(value.shape) == shape
-    return {dim: kept for dim, kept in part.dims.items() if dim != mean} if fits else None
+def _entry_dims(key: Any, value: Any, part: CutParameter) -> dict[int, list[int]] | None:
+    """Surviving indices of each dimension of a state entry; None if its dimensions are not the parameter's."""
+    shape = list(part.shape_before)
+    mean_dim = MEAN_DIMS[key] % len(shape) if key in MEAN_DIMS and len(shape) > 1 else None
+    if mean_dim is not None:
+        shape[mean_dim] = 1
+    has_shape = _is_tensor(value) and list(value.shape) == shape
+    return {dim: kept for dim, kept in part.dims.items() if dim != mean_dim} if has_shape else None
 
 
-def _cut_entry(key: Any, value: Any, part: Sliced) -> Any:
-    dims = None if _is_plain(value) else _along(key, value, part)
+def _cut_entry(key: Any, value: Any, part: CutParameter) -> Any:
+    dims = None if _is_plain(value) else _entry_dims(key, value, part)
     return cut(value, dims) if dims else value
 
 
-def _warn(optimizer: Optimizer, names: list[str], entries: list[str]) -> None:
-    shown = ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
-    of = f" of {shown}" if names else ""
-    message = f"{type(optimizer).__name__} state{of} starts afresh: {', '.join(entries)} cannot be cut along"
-    warnings.warn(message, stacklevel=4)
-
-
-def snapshot(optimizer: Optimizer) -> Callable[[], None]:
-    """A function that puts the optimizer's state back as it is now (the tensors are not copied)."""
-    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
-
-    def restore() -> None:
-        optimizer.state.clear()
-        optimizer.state.update(before)
-        if isinstance(optimizer, LBFGS):
-            optimizer._numel_cache = None
-
-    return restore
+def _warn_of_reset(optimizer: Optimizer, names: list[str], entries: list[str]) -> None:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    parameters = f" of {', '.join(map(repr, names[:MAX_NAMES]))}{more}" if names else ""
+    warnings.warn(
+        f"{type(optimizer).__name__} state{parameters} is reset: {', '.join(entries)} cannot be cut",
+        stacklevel=4,
+    )

@@ -1,13 +1,12 @@
-"""Putting a network back as it was before a cut (level 3)."""
+"""Undo a cut: restore a network, and the state of its optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
-from lightning_prune.surgery.optimizer_state import snapshot as snapshot_of_state
 from lightning_prune.utils.modules import named_tensors, set_data
 
 __all__ = ["snapshot"]
@@ -16,36 +15,49 @@ __all__ = ["snapshot"]
 def snapshot(
     model: nn.Module, names: Iterable[str], optimizers: Sequence[Optimizer] = ()
 ) -> Callable[[], None]:
-    """A function that puts everything back that a cut of the tensors ``names`` changes.
+    """Return a function that undoes all changes which later cuts of the tensors ``names`` make.
 
-    Nothing is copied: a cut gives tensors new data, and the old data is kept.
+    Nothing is copied: a cut gives tensors new data, and the snapshot keeps references to the old data.
 
     Example:
         >>> from lightning_prune import prune_, trace
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> graph = trace(net, torch.zeros(1, 1, 8, 8))
-        >>> put_back = snapshot(net, graph.bindings)
+        >>> restore = snapshot(net, graph.bindings)
         >>> _ = prune_(net, graph, [0, 1])
-        >>> put_back()
+        >>> restore()
         >>> net[0]
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     tensors = named_tensors(model)
-    held = [(tensors[name], tensors[name].data, tensors[name].grad) for name in names]
-    trained = [(tensor, tensor.requires_grad) for tensor, _, _ in held]
+    contents = [
+        (tensors[name], tensors[name].data, tensors[name].grad, tensors[name].requires_grad) for name in names
+    ]
     modules = [(module, dict(vars(module))) for module in model.modules()]
-    restores = [snapshot_of_state(optimizer) for optimizer in optimizers]
+    state_restorers = [_state_restorer(optimizer) for optimizer in optimizers]
 
-    def put_back() -> None:
-        for tensor, data, grad in held:
+    def restore() -> None:
+        for tensor, data, grad, requires_grad in contents:
             set_data(tensor, data)
             tensor.grad = grad
-        for tensor, requires_grad in trained:
             tensor.requires_grad_(requires_grad)
         for module, attributes in modules:
             vars(module).update(attributes)
-        for restore in restores:
-            restore()
+        for restore_state in state_restorers:
+            restore_state()
 
-    return put_back
+    return restore
+
+
+def _state_restorer(optimizer: Optimizer) -> Callable[[], None]:
+    """Return a function that puts back the present state of the optimizer; its tensors are not copied."""
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+
+    def restore() -> None:
+        optimizer.state.clear()
+        optimizer.state.update(before)
+        if isinstance(optimizer, LBFGS):
+            optimizer._numel_cache = None  # L-BFGS counts its parameters' elements again
+
+    return restore

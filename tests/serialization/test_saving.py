@@ -294,5 +294,5 @@ def test_resuming_refuses_a_submodule_that_is_not_there(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "it.ckpt", weights_only=True)
     checkpoint["lightning_prune"]["submodule"] = "nat"
     torch.save(checkpoint, tmp_path / "it.ckpt")
-    with pytest.raises(RecordError, match="the record is about 'nat'"):
+    with pytest.raises(RecordError, match="the record describes the submodule 'nat'"):
         fit(Module(), "net", tmp_path / "it.ckpt")

@@ -1,8 +1,8 @@
-"""Faults planted in the rules and in surgery: whatever would give a wrong network, the proof refuses.
+"""Mutation tests of the proof: faults are planted in the rules and in surgery, and every wrong cut must be refused.
 
-A planted rule is as wrong in the proof's trace as in the first, as a real mistake would be. Each network is cut
-at random without the proof, and held against oracles that were made without the fault: the cuts that come out
-wrong must be refused, and leave everything as it was. A fault that no cut shows is no test.
+A planted rule is wrong in both traces, as a real mistake would be. Each network is cut at random without the proof,
+and compared with oracles that were made without the fault. The cuts that are wrong must be refused by the proof, and
+leave everything unchanged. A fault that makes no cut wrong fails its test, because it tests nothing.
 """
 
 from __future__ import annotations
@@ -14,301 +14,77 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
 from lightning_prune.surgery import prune as surgery
-from lightning_prune.testing import error, randomise_, with_dead_filters, with_zeroed_consumers
+from lightning_prune.testing import error, with_dead_filters, with_zeroed_consumers
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Tie
 from lightning_prune.tracing.rules import contractions, reshape
-from lightning_prune.tracing.rules.registry import RULES, same_labels
+from lightning_prune.tracing.rules.registry import same_labels
 from lightning_prune.tracing.tracker import Labels, Tracker
 from lightning_prune.utils.modules import cut
+from tests.support.mutation_networks import (
+    BUILTIN,
+    CHUNKED_CAT,
+    DEPTHWISE,
+    FLAT,
+    FLIPPED,
+    FOREIGN,
+    GATED,
+    GLU,
+    GROUPED,
+    HALVES,
+    IN_GROUPS,
+    LAST,
+    LAYERED,
+    LISTED,
+    MASKED,
+    NORMED,
+    NUMBERED,
+    PADDED,
+    PICKED,
+    PILED,
+    PIXELS,
+    PLAIN,
+    PRELU,
+    REPEATED,
+    RESIDUAL,
+    ROLLED,
+    SHUFFLED,
+    SLICED,
+    SQUARE,
+    STACKED,
+    THREE,
+    TWO,
+    UNFOLDED,
+    UNPIXELS,
+    UP,
+    UP_GROUPED,
+    WOVEN,
+    attention,
+    shared_weights,
+)
+from tests.support.mutations import (
+    Plant,
+    along,
+    flipped,
+    patched,
+    relabelled,
+    replaced,
+    retied,
+    rolled,
+    tiled,
+    unpinned,
+    untied,
+    unused,
+    wrapped,
+)
 from tests.support.random_cuts import TOLERANCE, random_units, same_state, state
 
 aten = torch.ops.aten
-Patch = pytest.MonkeyPatch
-Plant = Callable[[Patch], None]
 CUTS = [(seed, share) for seed in range(4) for share in (0.1, 0.4, 0.7)]
-
-
-# -- ways to be wrong ---------------------------------------------------------------------------------------
-
-
-def replaced(*operators: Any, by: Callable[[OperatorCall, Tracker], None]) -> Plant:
-    """Another rule for some operators."""
-
-    def plant(patch: Patch) -> None:
-        for operator in operators:
-            for name in operator.overloads():
-                overload = getattr(operator, name)
-                if overload in RULES:
-                    patch.setitem(RULES, overload, by)
-
-    return plant
-
-
-def wrapped(*operators: Any, by: Callable[[OperatorCall, Tracker, Callable[[], None]], None]) -> Plant:
-    """Something around the right rule."""
-
-    def plant(patch: Patch) -> None:
-        for operator in operators:
-            _wrap(patch, operator, by)
-
-    return plant
-
-
-def _wrap(
-    patch: Patch, operator: Any, by: Callable[[OperatorCall, Tracker, Callable[[], None]], None]
-) -> None:
-    for name in operator.overloads():
-        overload = getattr(operator, name)
-        pointwise = RULES[aten.add.Tensor] if torch.Tag.pointwise in overload.tags else None
-        if (right := RULES.get(overload, pointwise)) is not None:
-            patch.setitem(RULES, overload, _around(right, by))
-
-
-def _around(right: Any, by: Any) -> Callable[[OperatorCall, Tracker], None]:
-    return lambda call, tracker: by(call, tracker, lambda: right(call, tracker))
-
-
-def relabelled(*operators: Any, change: Callable[[OperatorCall, Labels], Sequence[Sequence[Ids]]]) -> Plant:
-    """The right rule, then other ids on its (first) result."""
-
-    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        right()
-        out = call.outputs[0]
-        tracker.label(out, change(call, tracker.labels(out)))
-
-    return wrapped(*operators, by=by)
-
-
-def untied(*operators: Any, only: Callable[[Tie], bool] = lambda tie: True) -> Plant:
-    """The right rule, but the ties that it makes are forgotten."""
-
-    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        made = len(tracker.ties.ties)
-        right()
-        tracker.ties.ties[made:] = [tie for tie in tracker.ties.ties[made:] if not only(tie)]
-
-    return wrapped(*operators, by=by)
-
-
-def retied(*operators: Any, change: Callable[[Ids], Ids]) -> Plant:
-    """The right rule, but its ties meet other positions."""
-
-    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        made = len(tracker.ties.ties)
-        right()
-        new = [Tie(tie.left, change(tie.right), tie.where) for tie in tracker.ties.ties[made:]]
-        tracker.ties.ties[made:] = new
-
-    return wrapped(*operators, by=by)
-
-
-def unpinned(*operators: Any) -> Plant:
-    """The right rule, but what it pins is forgotten."""
-
-    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        made = len(tracker.ties.pins)
-        right()
-        del tracker.ties.pins[made:]
-
-    return wrapped(*operators, by=by)
-
-
-def unused(*operators: Any) -> Plant:
-    """The right rule, but the attributes that it met are forgotten."""
-
-    def by(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-        made = len(tracker.size_uses)
-        right()
-        del tracker.size_uses[made:]
-
-    return wrapped(*operators, by=by)
-
-
-def patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
-    """A function of the engine made of the right one."""
-    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
-
-
-def along(
-    dim: int, change: Callable[[Ids], Ids]
-) -> Callable[[OperatorCall, Labels], Sequence[Sequence[Ids]]]:
-    """Other ids along one dimension."""
-    return lambda call, labels: [
-        [change(ids) for ids in arrays] if d == dim % len(labels) else arrays
-        for d, arrays in enumerate(labels)
-    ]
-
-
-def tiled(times: int) -> Callable[[Ids], Ids]:
-    """Ids that should come ``times`` in a row come one after the other, ``times`` over."""
-    return lambda ids: ids.view(-1, times).t().flatten() if len(ids) % times == 0 else ids
-
-
-def rolled(ids: Ids) -> Ids:
-    """All ids one further."""
-    return ids.roll(1)
-
-
-def flipped(ids: Ids) -> Ids:
-    """All ids in reverse."""
-    return ids.flip(0)
-
-
-# -- networks in which it matters ---------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """Layers by name, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: Any) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.code = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.code(self, x)
-
-
-def conv(into: int, out: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
-    """A convolution that keeps the size."""
-    return nn.Conv2d(into, out, kernel, padding=kernel // 2, **options)
-
-
-def net(forward: Callable[[Any, Tensor], Tensor], **make: Any) -> Callable[[], nn.Module]:
-    """Builds a network in double precision; ``a`` comes first and ``z`` last unless they are given."""
-
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        layers = {name: made() if callable(made) else made for name, made in make.items()}
-        return randomise_(Net(forward, **layers)).double().eval()
-
-    return build
-
-
-def a(channels: int = 6, **options: Any) -> Callable[[], nn.Module]:
-    """The first convolution."""
-    return lambda: conv(3, channels, **options)
-
-
-def z(channels: int = 6, kernel: int = 1) -> Callable[[], nn.Module]:
-    """The last convolution."""
-    return lambda: conv(channels, 2, kernel)
-
-
-def _tokens(image: Tensor) -> Tensor:
-    return image.flatten(2).transpose(1, 2)
-
-
-def _heads(m: Any, x: Tensor) -> Tensor:
-    """Attention with its heads in an attribute."""
-    tokens = _tokens(m.a(x))
-    b, n = tokens.shape[:2]
-    heads = -1 if m.free else m.heads
-    q, k, v = (layer(tokens).reshape(b, n, heads, m.dim).transpose(1, 2) for layer in (m.q, m.k, m.v))
-    y = F.scaled_dot_product_attention(q, k, v) if m.fused else (q @ k.transpose(-2, -1)).softmax(-1) @ v
-    return m.z(m.out(y.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (4, 5)))
-
-
-def attention(fused: bool, free: bool = False) -> Callable[[], nn.Module]:
-    """Three heads of three channels."""
-    linear = lambda: nn.Linear(9, 9)  # noqa: E731
-    options = {"heads": 3, "dim": 3, "fused": fused, "free": free}
-    return net(_heads, a=a(9), q=linear, k=linear, v=linear, out=linear, z=z(9), **options)
-
-
-def _shuffle(m: Any, x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
-    return x.view(b, m.groups, c // m.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
-
-
-def _halves(x: Tensor) -> Tensor:
-    half = x.shape[1] // 2
-    return x[:, :half] * x[:, half:].sigmoid()
-
-
-RESIDUAL = net(lambda m, x: m.z(m.a(x).relu() + m.b(x)), a=a(), b=a(), z=z())
-NORMED = net(lambda m, x: m.z(m.n(m.a(x)).relu()), a=a(), n=lambda: nn.BatchNorm2d(6), z=z())
-TWO = net(lambda m, x: m.z(torch.cat([m.a(x), m.b(x)], 1)), a=a(), b=a(), z=z(12))
-THREE = net(lambda m, x: m.z(torch.cat([m.a(x), m.b(x), m.c(x)], 1)), a=a(), b=a(4), c=a(8), z=z(18))
-PLAIN = net(lambda m, x: m.z(m.b(m.a(x)).relu()), a=a(), b=lambda: conv(6, 6), z=z())
-GROUPED = net(lambda m, x: m.z(m.b(m.a(x))), a=a(12), b=lambda: conv(12, 6, groups=2), z=z())
-DEPTHWISE = net(lambda m, x: m.z(m.b(m.a(x))), a=a(), b=lambda: conv(6, 12, groups=6), z=z(12))
-UP = net(lambda m, x: m.z(m.b(m.a(x))), a=a(), b=lambda: nn.ConvTranspose2d(6, 6, 2, 2), z=z())
-UP_GROUPED = net(
-    lambda m, x: m.z(m.b(m.a(x))), a=a(), b=lambda: nn.ConvTranspose2d(6, 6, 2, 2, groups=2), z=z()
-)
-LAST = net(
-    lambda m, x: m.z((m.a(x).permute(0, 2, 3, 1) * m.s).permute(0, 3, 1, 2)),
-    a=a(5),
-    s=lambda: nn.Parameter(torch.rand(5)),
-    z=z(5),
-)
-HALVES = net(lambda m, x: m.z(_halves(m.a(x))), a=a(12), z=z())
-SLICED = net(lambda m, x: m.z(m.a(x)[:, : m.keep]), a=a(), z=z(4), keep=4)
-NUMBERED = net(lambda m, x: m.z(m.a(x)[:, 2:5]), a=a(9), z=z(3))
-CHUNKED = net(lambda m, x: m.z(torch.mul(*m.a(x).chunk(2, 1))), a=a(12), z=z())
-CHUNKED_CAT = net(lambda m, x: m.z(torch.cat(m.a(x).chunk(2, 1)[::-1], 1)), a=a(12), z=z(12))
-LISTED = net(lambda m, x: m.z(m.a(x).split(m.parts, 1)[1]), a=a(12), z=z(6), parts=lambda: [6, 6])
-FLAT = net(lambda m, x: m.z(F.adaptive_avg_pool2d(m.a(x), 2).flatten(1)), a=a(4), z=lambda: nn.Linear(16, 2))
-PIXELS = net(lambda m, x: m.z(F.pixel_shuffle(m.a(x), 2)), a=a(12), z=z(3))
-UNPIXELS = net(lambda m, x: m.z(F.pixel_unshuffle(m.a(x)[..., :4, :4], 2)), a=a(4), z=z(16))
-FLIPPED = net(lambda m, x: m.z(m.a(x).flip(1)), a=a(), z=z())
-SHUFFLED = net(lambda m, x: m.z(_shuffle(m, m.a(x))), a=a(9), z=z(9), groups=3)
-BUILTIN = net(lambda m, x: m.z(F.channel_shuffle(m.a(x), 3)), a=a(12), z=z(12))
-STACKED = net(lambda m, x: m.z(torch.stack([m.a(x), m.b(x)], 1).sum(1)), a=a(), b=a(), z=z())
-PILED = net(lambda m, x: m.z(torch.stack([m.a(x), m.b(x)] * 3, 1).flatten(1, 2)), a=a(), b=a(), z=z(36))
-WOVEN = net(lambda m, x: m.z(torch.stack([m.a(x), m.b(x)], 2).flatten(1, 2)), a=a(), b=a(), z=z(12))
-ROLLED = net(lambda m, x: m.z(torch.roll(m.a(x), 1, 1)), a=a(), z=z())
-REPEATED = net(lambda m, x: m.z(m.a(x).repeat(1, 2, 1, 1)), a=a(), z=z(12))
-GLU = net(lambda m, x: m.z(F.glu(m.a(x), 1)), a=a(12), z=z())
-PRELU = net(lambda m, x: m.z(m.p(m.a(x))), a=a(), p=lambda: nn.PReLU(6), z=z())
-PADDED = net(lambda m, x: m.z(F.pad(m.a(x), (0, 0, 0, 0, 2, 1))), a=a(), z=z(9))
-PICKED = net(lambda m, x: m.z(m.a(x)[:, [0, 3, 1, 2]]), a=a(), z=z(4))
-GATED = net(
-    lambda m, x: m.z(m.a(x) * m.s[:, None, None]), a=a(), s=lambda: nn.Parameter(torch.rand(6)), z=z()
-)
-MASKED = net(lambda m, x: m.z(m.n(m.a(x))), a=a(), n=lambda: nn.InstanceNorm2d(6, affine=True), z=z())
-LAYERED = net(
-    lambda m, x: m.z(m.n(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
-    a=a(),
-    n=lambda: nn.LayerNorm(6),
-    z=z(),
-)
-IN_GROUPS = net(lambda m, x: m.z(m.n(m.a(x))), a=a(), n=lambda: nn.GroupNorm(1, 6), z=z())
-SQUARE = net(
-    lambda m, x: m.z(m.b(_tokens(m.a(x))).mT.unflatten(2, (4, 5))), a=a(), b=lambda: nn.Linear(6, 6), z=z()
-)
-UNFOLDED = net(
-    lambda m, x: m.z(m.b(F.unfold(m.a(x), 3, padding=1)).unflatten(2, (4, 5))),
-    a=a(),
-    b=lambda: nn.Conv1d(54, 6, 1),
-    z=z(),
-)
-
-
-def _shared() -> nn.Module:
-    model: Any = net(
-        lambda m, x: m.z(m.c(m.b(m.a(x)).relu())), a=a(), b=lambda: conv(6, 6), c=lambda: conv(6, 6), z=z()
-    )()
-    model.c.weight = model.b.weight
-    return model
-
-
-def _swin(m: Any, x: Tensor) -> Tensor:
-    tokens = _tokens(m.a(x))
-    b, n, c = tokens.shape
-    y = m.b(tokens).reshape(b, n, 2, c)
-    return m.z((y[:, :, 0] * y[:, :, 1].sigmoid()).mT.reshape(b, c, 4, 5))
-
-
-FOREIGN = net(_swin, a=a(), b=lambda: nn.Linear(6, 12), z=z())
 
 
 # -- the faults ---------------------------------------------------------------------------------------------
@@ -360,11 +136,11 @@ def _one_further(call: OperatorCall, tracker: Tracker, right: Callable[[], None]
 
 
 def _not_foreign(foreign: Any) -> Any:
-    """The dimension is free to shrink, whatever the tensor does whose size was passed."""
+    """Let the dimension shrink independently of the tensor whose size was passed."""
 
     def wrong(grid: Tensor, dim: int, passed: Any, tracker: Tracker) -> Ids | None:
-        found = foreign(grid, dim, passed, tracker)
-        return None if found is None else grid.flatten()[: grid.shape[dim]].clone()
+        ids = foreign(grid, dim, passed, tracker)
+        return None if ids is None else grid.flatten()[: grid.shape[dim]].clone()
 
     return wrong
 
@@ -399,7 +175,7 @@ def _no_bias(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) ->
 
 
 def _from_the_left(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-    """A channel's scale meets the wrong dimension."""
+    """Tie a scale of channels to the wrong dimension."""
     made = len(tracker.ties.ties)
     right()
     if min(tensor.dim() for tensor in call.tensors) == 3:
@@ -438,23 +214,23 @@ def _no_cut_of_buffers(indices: Any) -> Any:
 
 def _shifted(indices: Any) -> Any:
     def wrong(graph: ChannelGraph, kept: Any) -> Any:
-        found = indices(graph, kept)
+        shifted = indices(graph, kept)
         name = "a.weight"
         size = len(graph.bindings[name][0])
-        if 0 in found.get(name, {}):
-            found[name][0] = sorted((i + 1) % size for i in found[name][0])
-        return found
+        if 0 in shifted.get(name, {}):
+            shifted[name][0] = sorted((i + 1) % size for i in shifted[name][0])
+        return shifted
 
     return wrong
 
 
 def _other_dimension(indices: Any) -> Any:
     def wrong(graph: ChannelGraph, kept: Any) -> Any:
-        found = indices(graph, kept)
+        swapped = indices(graph, kept)
         for name in ("b.weight",):
-            if name in found:
-                found[name] = {1 - dim: index for dim, index in found[name].items()}
-        return found
+            if name in swapped:
+                swapped[name] = {1 - dim: index for dim, index in swapped[name].items()}
+        return swapped
 
     return wrong
 
@@ -478,7 +254,7 @@ def _cut_twice(right: Any) -> Any:
 
 
 def _wrong_tensor(right: Any) -> Any:
-    """The tensors are cut as told, but elsewhere than the ids are."""
+    """Cut the tensors at other indices than the ids."""
 
     def wrong(tensors: Any, indices: Any, optimizers: Any) -> None:
         turned = {
@@ -501,7 +277,7 @@ def _retiled(call: OperatorCall, tracker: Tracker) -> None:
 
 
 def _unmoved(call: OperatorCall, tracker: Tracker, right: Callable[[], None]) -> None:
-    """The ids stay where they were, in dimensions of the new sizes."""
+    """Leave the ids in their places, in dimensions of the new sizes."""
     labels = tracker.labels(call.args[0])
     right()
     if call.out.dim() == 5 and call.out.shape[1] == call.out.shape[2]:
@@ -515,19 +291,19 @@ def _paired(call: OperatorCall, tracker: Tracker) -> None:
 
 
 def _first_four(call: OperatorCall, tracker: Tracker) -> None:
-    """As if the index were a range."""
+    """Treat the index as if it were a range."""
     ids = tracker.along(call.args[0], 1)
     tracker.label(call.out, [(), (ids[:4],) if ids is not None else (), (), ()])
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, where it shows, and how it is planted."""
+    """A planted fault: its name, the network that shows it, and how it is planted."""
 
     name: str
     build: Callable[[], nn.Module]
     plant: Plant
-    mixing: bool = False  # the network has statistics over channels: right is what the right rules make of it
+    mixing: bool = False  # statistics over channels: the oracle is the cut with correct rules
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -537,7 +313,9 @@ FAULTS = [
     Fault("concat offset ignored", TWO, relabelled(aten.cat, change=_offset_ignored)),
     Fault("concat order swapped", THREE, relabelled(aten.cat, change=_order_swapped)),
     Fault("concat order swapped, equal parts", TWO, relabelled(aten.cat, change=_order_swapped)),
-    Fault("groups counted with the wrong stride", GROUPED, patched(contractions, "_tie_groups", _wrong_stride)),
+    Fault(
+        "groups counted with the wrong stride", GROUPED, patched(contractions, "_tie_groups", _wrong_stride)
+    ),
     Fault("groups not tied", GROUPED, patched(contractions, "_tie_groups", _no_groups)),
     Fault("depthwise multiplier ignored", DEPTHWISE, wrapped(aten.convolution, by=_one_filter_each)),
     Fault(
@@ -661,22 +439,22 @@ FAULTS = [
     Fault(
         "attribute not set by surgery",
         SLICED,
-        patched(surgery, "write", lambda f: lambda attribute, value: None),
+        patched(surgery, "set_attribute", lambda f: lambda attribute, value: None),
     ),
     Fault(
         "attribute set wrong by surgery",
         SLICED,
-        patched(surgery, "write", lambda f: lambda attribute, value: f(attribute, value - 1)),
+        patched(surgery, "set_attribute", lambda f: lambda attribute, value: f(attribute, value - 1)),
     ),
     Fault("buffer not cut", NORMED, patched(surgery, "_indices", _no_cut_of_buffers)),
     Fault("index list shifted by one", PLAIN, patched(surgery, "_indices", _shifted)),
     Fault("cut of the wrong dimension", PLAIN, patched(surgery, "_indices", _other_dimension)),
     Fault("tensor cut elsewhere than its ids", PLAIN, patched(surgery, "_cut_", _wrong_tensor)),
-    Fault("shared parameter cut twice", _shared, patched(surgery, "_cut_", _cut_twice)),
+    Fault("shared parameter cut twice", shared_weights, patched(surgery, "_cut_", _cut_twice)),
 ]
 
 
-MISSED: dict[str, str] = {}  # none: the proof catches them all
+MISSED: dict[str, str] = {}  # fault -> why the proof cannot see it; there is none
 
 
 def _cases() -> list[Any]:
@@ -698,7 +476,7 @@ EXAMPLE = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1), dt
 
 @dataclass
 class Verdict:
-    """One random cut under a fault: is it wrong without the proof, and what did the proof say?"""
+    """Result of one random cut under a fault: what is wrong without the proof, and the error of the proof."""
 
     wrong: str
     refusal: str
@@ -706,37 +484,37 @@ class Verdict:
 
 
 def _touched(truth: ChannelGraph, faulty: ChannelGraph, remove: np.ndarray) -> np.ndarray:
-    """The units, as they are in truth, of the filters that the faulty graph removes."""
+    """The correct units of the filters that the faulty graph removes."""
     kept = faulty.kept(remove)
-    found = [
+    removed = [
         truth.layers[name][~kept[units]] for name, units in faulty.layers.items() if name in truth.layers
     ]
-    return np.unique(np.concatenate([*found, np.empty(0, np.int64)]))
+    return np.unique(np.concatenate([*removed, np.empty(0, np.int64)]))
 
 
 def _unproven(fault: Fault, remove: np.ndarray, oracles: Sequence[nn.Module]) -> str:
-    """What is wrong with the cut that the fault makes if nobody proves it; empty where it is right.
+    """Describe what is wrong with the faulty cut without the proof; empty if it is right.
 
-    It is right if it equals the dense network without the true units of the removed filters, or without just
-    those parameters that the fault removes: a fault may tie too little, and be right by luck.
+    It is right if it equals the dense network without the correct units of the removed filters, or without only
+    those parameters that the fault removes: a fault may tie too little, and still be right by chance.
     """
     with pytest.MonkeyPatch.context() as patch:
         fault.plant(patch)
         patch.setattr(surgery, "prove", lambda *args, **kwargs: None)
         model = fault.build()
         graph = trace(model, EXAMPLE)
-        own = [] if fault.mixing else [zero(model, graph, remove) for zero in ORACLES]
+        faulty_oracles = [] if fault.mixing else [zero(model, graph, remove) for zero in ORACLES]
         try:
             prune_(model, graph, remove)
         except Exception as raised:
             return f"raises {raised}"
     try:
-        errors = [error(oracle, model, EXAMPLE) for oracle in (*oracles, *own)]
+        errors = [error(oracle, model, EXAMPLE) for oracle in (*oracles, *faulty_oracles)]
     except Exception as raised:
         return f"raises {raised}"
-    true, own_ = max(errors[: len(oracles)]), max(errors[len(oracles) :], default=np.inf)
-    right = min(true, own_) <= TOLERANCE
-    return "" if right else f"errors {errors}"
+    correct = max(errors[: len(oracles)])
+    faulty = max(errors[len(oracles) :], default=np.inf)
+    return "" if min(correct, faulty) <= TOLERANCE else f"errors {errors}"
 
 
 def _try(fault: Fault, seed: int, share: float) -> Verdict:
@@ -767,9 +545,9 @@ def _try(fault: Fault, seed: int, share: float) -> Verdict:
 def test_every_wrong_cut_is_refused_and_rolled_back(fault: Fault) -> None:
     verdicts = [_try(fault, seed, share) for seed, share in CUTS]
     wrong = [verdict for verdict in verdicts if verdict.wrong]
-    assert wrong, "no cut shows the fault: it needs another network"
+    assert wrong, "the fault makes no cut wrong: it needs another network"
     missed = [verdict.wrong for verdict in wrong if not verdict.refusal]
-    assert not missed, f"{len(missed)} of {len(wrong)} wrong cuts were let through: {missed[0]}"
+    assert not missed, f"{len(missed)} of {len(wrong)} wrong cuts were accepted: {missed[0]}"
     assert all(verdict.restored for verdict in verdicts)
 
 

@@ -1,0 +1,70 @@
+"""Tests that a trace leaves the model, its modes and the random state unchanged."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune import trace
+from lightning_prune.testing import randomise_
+from tests.support.nets import Net, Small, assert_same, independent_units, state
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomise_(Small())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trace_leaves_the_model_as_it_was(training):
+    net = nn.Sequential(Small(), nn.Dropout(0.5))
+    net.train(training)
+    net[0].norm.eval()
+    net[0].widths = [1, (2, 3)]
+    net(X)
+    before, python = state(net), random.getstate()
+    trace(net, X)
+    assert_same(state(net), before)
+    assert random.getstate() == python
+    assert type(net[0].stem.groups) is int
+    assert net[0].norm.training is False
+
+
+def test_a_trace_that_must_run_the_model_for_real_leaves_it_as_it_was_too():
+    net = Net(
+        lambda m, x: m.head(m.norm(m.stem(x)).relu() if x.sum() > 0 else m.stem(x)),
+        stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), head=nn.Conv2d(8, 2, 1),
+    ).train()  # fmt: skip
+    net(X)
+    before, inputs = state(net), X.clone()
+    graph = trace(net, X)
+    assert any("values" in note for note in graph.notes)
+    assert_same(state(net), before)
+    assert torch.equal(X, inputs)
+
+
+def test_a_trace_that_fails_leaves_the_model_as_it_was(model):
+    model.hidden = nn.Linear(41, 7)
+    model.train()
+    model.norm.eval()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="41"):
+        trace(model, X)
+    assert_same(state(model), before)
+
+
+def test_no_unit_of_a_trace_depends_on_the_values_or_the_mode_of_the_model(model):
+    first = trace(model.train(), X)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    second = trace(model.eval(), X * 0)
+    assert_same(
+        {n: u.tolist() for n, u in second.layers.items()}, {n: u.tolist() for n, u in first.layers.items()}
+    )
+    assert independent_units(second).tolist() == independent_units(first).tolist()
