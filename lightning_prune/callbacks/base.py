@@ -25,7 +25,7 @@ from lightning_prune.trainer.resume import Resumption
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
-from lightning_prune.utils.distributed import gathered
+from lightning_prune.utils.distributed import gather_all
 
 __all__ = ["PruningCallbackBase"]
 
@@ -112,7 +112,7 @@ class PruningCallbackBase(L.Callback):
         """Add the record, and all that resuming needs, at the top level of the checkpoint."""
         checkpoint[CHECKPOINT_KEY] = {
             **self._record_entry(),
-            "runs": gathered(self._session.state() if self._session else None),
+            "runs": gather_all(self._session.state() if self._session else None),
             "resume": self._resumption.save(trainer),
             "final": self.retraining.final and not self.retraining.pending,
         }

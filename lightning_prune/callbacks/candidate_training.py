@@ -31,7 +31,7 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.trainer.batches import IndexedBatch
 from lightning_prune.trainer.step_outputs import step_loss
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = [
     "ModuleHost",
@@ -158,7 +158,7 @@ class ValidationMetric:
         for part in module.modules():
             if isinstance(part, Metric):
                 part.reset()
-        with torch.no_grad(), switched(module, lambda part: False):
+        with torch.no_grad(), training_modes(module, lambda part: False):
             module.on_validation_epoch_start()
             for batch, index, loader in self.batches:
                 logged.size, logged.loader = _batch_size(batch), loader

@@ -30,7 +30,7 @@ from lightning_prune.trainer.weight_averaging import (
     check_no_average_inside,
     submodules_in_copies,
 )
-from lightning_prune.utils.example_inputs import Example, as_example, same_shapes
+from lightning_prune.utils.example_inputs import Example, as_example, example_of_shapes
 
 __all__ = ["PruningCallback", "pruning_callbacks"]
 
@@ -104,7 +104,7 @@ class PruningCallback(PruningCallbackBase):
         check_batches(trainer)
         self._resumption.on_train_start(trainer)
         if (state := self._session_state) is not None:
-            session = self._session or self._start_session(trainer, pl_module, same_shapes(state["example"]))
+            session = self._session or self._start_session(trainer, pl_module, example_of_shapes(state["example"]))
             session.load_state(state, self.criterion)
             self._session_state = None
         self.method.on_train_start(trainer, pl_module)

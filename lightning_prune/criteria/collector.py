@@ -20,7 +20,7 @@ from torchmetrics import Metric
 
 from lightning_prune.criteria.activation_deviation import ActivationDeviation
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.utils.distributed import gathered
+from lightning_prune.utils.distributed import gather_all
 
 __all__ = ["Collector"]
 
@@ -146,7 +146,7 @@ class Collector:
             for name, metric in self.metrics.items()
             if metric.update_called
         }
-        ranks = gathered(local_shapes)
+        ranks = gather_all(local_shapes)
         observed = [name for name in self.metrics if any(name in rank for rank in ranks)]
         for name in observed if len(ranks) > 1 else ():
             shape = next(rank[name] for rank in ranks if name in rank)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune.callbacks.pruning import pruning_callbacks
+from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.distillation.config import COPY, Distillation
 from lightning_prune.distillation.distiller import Distiller, Projections, TapCall
 from lightning_prune.distillation.setup import build_distiller, build_teacher, check_module
@@ -22,7 +22,7 @@ from lightning_prune.serialization.record import PruningRecord, rerooted
 from lightning_prune.trainer.batches import first_sample
 from lightning_prune.trainer.step_outputs import step_loss, with_loss
 from lightning_prune.trainer.training_state import target_of
-from lightning_prune.utils.distributed import agreed
+from lightning_prune.utils.distributed import check_agreement
 from lightning_prune.utils.example_inputs import Example, as_example
 
 __all__ = ["DistillationCallback"]
@@ -77,7 +77,7 @@ class DistillationCallback(L.Callback):
         if self.distillation.teacher == COPY and not self.started and self._copy_epoch(trainer) is None:
             self._copy_student(pl_module)
         teacher.to(pl_module.device)
-        agreed("the teacher", teacher.checksum)
+        check_agreement("the teacher", teacher.checksum)
         if self.started and not self.scores.values:
             with replace_student(pl_module, self.distillation.submodule, teacher.net):
                 self.scores.values = measure_scores(trainer)

@@ -32,7 +32,7 @@ from lightning_prune.latency.store import (
     load,
     save,
 )
-from lightning_prune.utils.distributed import shared
+from lightning_prune.utils.distributed import broadcast
 from lightning_prune.utils.example_inputs import shapes_of
 from lightning_prune.utils.hashing import json_digest
 
@@ -238,7 +238,7 @@ def _from_first_process(obtain: Callable[[], Measurements]) -> Measurements:
             result = obtain()
         except Exception as error:
             result = error
-    result = shared(result)
+    result = broadcast(result)
     if isinstance(result, Exception):
         raise result
     assert result is not None

@@ -18,7 +18,7 @@ from lightning_prune.pruning.training import Training, on_device, step_
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = [
     "Candidate",
@@ -115,7 +115,7 @@ def rehearsed(shared: CandidateContext, device: torch.device) -> float:
 
 
 def _judged(model: nn.Module, training: Training) -> float:
-    with torch.no_grad(), switched(model, lambda module: False):
+    with torch.no_grad(), training_modes(model, lambda module: False):
         return float(training.evaluate(model))
 
 

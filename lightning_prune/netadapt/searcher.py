@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,18 +22,18 @@ from lightning_prune.netadapt.ranking import CALIBRATION, CandidateRanking
 from lightning_prune.netadapt.rounds import ALIGNED, Round, Rounds, SearchResult
 from lightning_prune.netadapt.state import SearchState, plainly
 from lightning_prune.netadapt.workers import Workers
-from lightning_prune.pruning.statistics_pass import observed
-from lightning_prune.pruning.step import scored
+from lightning_prune.pruning.statistics_pass import collect_statistics
+from lightning_prune.pruning.step import importance_of
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.selection.prunable import candidates
+from lightning_prune.selection.prunable import removable_units
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.hashing import checksum, fingerprint
-from lightning_prune.utils.seeding import seed_of, seeded
+from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
+from lightning_prune.utils.seeding import derive_seed, seeded
 
 __all__ = ["ALONE", "CALIBRATION", "Search", "target_share"]
 
@@ -102,12 +100,12 @@ class Search:
         )
 
     def _shown(
-        self, outcomes: Iterator[CandidateResult], number: int, candidates: int
+        self, outcomes: Iterator[CandidateResult], number: int, removable_units: int
     ) -> Iterator[CandidateResult]:
         """The same; on a terminal with a bar that goes away with the round."""
         disable = None if self.bar else True  # None: where nobody looks
         yield from tqdm(
-            outcomes, f"round {number}", candidates, leave=False, disable=disable, unit="candidate"
+            outcomes, f"round {number}", removable_units, leave=False, disable=disable, unit="candidate"
         )
 
     def _round_(self, graph: ChannelGraph, progress: SearchState) -> bool:
@@ -137,7 +135,7 @@ class Search:
         return progress.rounds[-1].after if progress.rounds else self.contest.judged(progress.optimizer)
 
     def _candidate(self, index: int, name: str, remove: Iterable[int], number: int) -> Candidate:
-        return Candidate(index, name, tuple(remove), seed_of(self.rounds.seed, number, name))
+        return Candidate(index, name, tuple(remove), derive_seed(self.rounds.seed, number, name))
 
     def _plans(self, graph: ChannelGraph, number: int, batches: Sequence[Any]) -> dict[str, Plan]:
         """What each block would lose: those that can give the whole reduction, or else those that can give any."""
@@ -147,11 +145,11 @@ class Search:
         return whole or {name: plan for name, plan in plans.items() if len(plan)}
 
     def _importance(self, graph: ChannelGraph, number: int, batches: Sequence[Any]) -> NDArray[np.float64]:
-        with seeded(seed_of(self.rounds.seed, number, "criterion")):
-            statistics = observed(
-                self.rounds.criterion, self.model, graph, self.example, batches, self.training
+        with seeded(derive_seed(self.rounds.seed, number, "criterion")):
+            statistics = collect_statistics(
+                self.rounds.criterion, self.model, graph, batches, self.training
             )
-        return scored(self.rounds.criterion, graph, self.model, statistics)
+        return importance_of(self.rounds.criterion, graph, self.model, statistics)
 
     def _align_(self, progress: SearchState) -> bool:
         """Round widths down, one group of coupled layers after the other; False if all are multiples."""
@@ -182,7 +180,7 @@ class Search:
         self, graph: ChannelGraph, block: CoupledBlock, number: int, batches: Sequence[Any]
     ) -> list[int]:
         """What ``block`` loses so that the widths of its layers are multiples."""
-        free = within(self._importance(graph, number, batches), candidates(graph, self.rules.exclude))
+        free = within(self._importance(graph, number, batches), removable_units(graph, self.rules.exclude))
         return surplus(graph, free, block.layers, self.rounds.align, self.rules.limits, self.dense)
 
     def _cut_(
@@ -229,8 +227,7 @@ class Search:
 
     def key(self, *more: str) -> str:
         """A name for this search, of this network; ``more``: of what settings do not tell."""
-        told = json.dumps([checksum(self.model), self._settings(), more], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        return json_digest([network_digest(self.model), self._settings(), more])[:12]
 
     def _settings(self) -> dict[str, Any]:
         """What makes this search another one, as plain values."""
@@ -245,7 +242,7 @@ class Search:
             "rounds": rounds,
             "criterion": plainly(self.rounds.criterion),
             "blocks": {block.name: list(block.layers) for block in self.blocks},
-            "training": [training.higher_is_better, training.accumulate, fingerprint(training.batches)],
+            "training": [training.higher_is_better, training.accumulate, batch_digest(training.batches)],
         }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_prune.criteria.base import CriterionLike, Observer, Statistics, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.training import Training, on_device
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = ["collect_statistics"]
 
@@ -47,7 +47,7 @@ def collect_statistics(
 def _run_batch(observer: Observer, model: nn.Module, training: Training, batch: Any) -> None:
     """Run the loss of one batch, with a backward if ``observer`` observes steps."""
     if not observer.observes_steps:
-        with torch.no_grad(), switched(model, lambda module: False):
+        with torch.no_grad(), training_modes(model, lambda module: False):
             training.loss(model, batch)
         return
     model.zero_grad()

@@ -17,7 +17,7 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
-from lightning_prune.utils.distributed import agreed, shared
+from lightning_prune.utils.distributed import check_agreement, broadcast
 
 __all__ = ["cut_"]
 
@@ -75,11 +75,11 @@ def cut_(
     """
     importance = importance_of(criterion, graph, model, statistics, policy.within(graph, dense))
     for attempt in range(1, ATTEMPTS + 1):
-        plan = shared(policy.plan(graph, importance, dense))
+        plan = broadcast(policy.plan(graph, importance, dense))
         if not len(plan):
             return plan, PruningRecord()
         record, error = _attempt(model, graph, plan, optimizers)
-        agreed("the cut", record.kept if error is None else str(error))
+        check_agreement("the cut", record.kept if error is None else str(error))
         if error is None:
             return plan, record
         if not len(error.units) or attempt == ATTEMPTS:

@@ -19,7 +19,7 @@ from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import CHECKPOINT_KEY
 from lightning_prune.utils.example_inputs import Example, as_example
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = ["ExportError", "export", "exported_record"]
 
@@ -76,7 +76,7 @@ def export(
     net, cpu_example = _on_cpu(model, as_example(example))
     text = json.dumps({"record": record.to_dict() if record else None})
     with atomic_write(path, suffix=path.suffix) as temporary:
-        with torch.no_grad(), switched(net, lambda module: False), warnings.catch_warnings():
+        with torch.no_grad(), training_modes(net, lambda module: False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own code
             difference = _write_and_compare(net, cpu_example, dynamic_batch, temporary, text)
         if not difference <= tolerance:  # written so that NaN fails too

@@ -27,9 +27,9 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import tracked_norms
-from lightning_prune.utils.distributed import shared
+from lightning_prune.utils.distributed import broadcast
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = ["Folded", "MeasuredShifts", "Shift", "fold_", "outputs", "relative_change", "shifts"]
 
@@ -183,7 +183,7 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
 def _run(model: nn.Module, example: Example) -> Any:
     device = next(model.parameters()).device  # an average may lie elsewhere
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
-    with switched(model, lambda module: False), torch.compiler.set_stance("force_eager"):
+    with training_modes(model, lambda module: False), torch.compiler.set_stance("force_eager"):
         return model(*args, **kwargs)
 
 
@@ -257,7 +257,7 @@ class MeasuredShifts:
         self.networks, self.graph, self.remove, self.example = list(networks), graph, remove, example
         self.before = outputs(networks[0], example) if example else []
         found = [shifts(network, graph, scales, remove, example) if example else [] for network in networks]
-        self.shifts = shared(found)
+        self.shifts = broadcast(found)
 
     def left(self, name: str, value: Tensor, removed: Units) -> Tensor:
         """What is left of a value per channel of the parameter ``name``."""

@@ -74,7 +74,8 @@ def _checks(*operators: OpOverload, variable: tuple[int, ...] = ()) -> Callable[
 
 def _constant_arguments(call: OperatorCall, variable: Sequence[int]) -> dict[int | str, Any]:
     """Arguments that are not tensors, without those at the positions ``variable``."""
-    arguments: dict[int | str, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    arguments: dict[int | str, Any] = dict(enumerate(call.args))
+    arguments.update(call.kwargs)
     return {at: x for at, x in arguments.items() if at not in variable and not operator_tensors([x])}
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from lightning_prune.trainer.lightning_internals import before_batch_transfer, second_training_loader
 from lightning_prune.utils.batch_norm import recalibrate_, tracked_norms
-from lightning_prune.utils.distributed import average_, gathered, shared
+from lightning_prune.utils.distributed import average_, broadcast, gather_all
 from lightning_prune.utils.example_inputs import Example, inputs_of, one_sample
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 __all__ = ["IndexedBatch", "held_out_batches", "train_batches", "transfer_batch"]
 
@@ -39,7 +39,7 @@ def first_sample(batch: Any, target: nn.Module) -> Example:
             f"no example input: a training batch of type {type(batch).__name__} holds no tensor; set "
             "example_input_array of the LightningModule"
         )
-    return shared(move_data_to_device(one_sample(example), torch.device("cpu")))
+    return broadcast(move_data_to_device(one_sample(example), torch.device("cpu")))
 
 
 def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
@@ -54,7 +54,7 @@ def train_inputs(trainer: L.Trainer, target: nn.Module) -> Iterator[Example]:
 
 def forward_training_data(trainer: L.Trainer, target: nn.Module) -> None:
     """Run ``target`` over the training data once, in eval mode, without gradients, so that hooks see activations."""
-    with torch.no_grad(), switched(target, lambda module: False), forward_context(trainer):
+    with torch.no_grad(), training_modes(target, lambda module: False), forward_context(trainer):
         for args, kwargs in train_inputs(trainer, target):
             target(*args, **kwargs)
 
@@ -72,7 +72,7 @@ def recalibrate_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number
     The estimates of all processes are averaged; see :func:`~lightning_prune.utils.batch_norm.recalibrate_`.
     """
     # Synchronised norms wait for each other in every forward: all processes must use the same number of batches.
-    number = min(gathered(int(min(number, trainer.num_training_batches))))
+    number = min(gather_all(int(min(number, trainer.num_training_batches))))
     for network in networks:
         with forward_context(trainer):
             used = recalibrate_(network, islice(train_inputs(trainer, network), number))
@@ -127,7 +127,7 @@ def _validation_stage(trainer: L.Trainer) -> Iterator[None]:
     """Set the trainer's stage to validation, so that hooks for batches do not augment."""
     stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     try:
-        with switched(trainer.lightning_module, lambda module: False):
+        with training_modes(trainer.lightning_module, lambda module: False):
             yield
     finally:
         trainer.state.stage = stage

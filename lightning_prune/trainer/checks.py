@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import has_shapes_of
-from lightning_prune.utils.distributed import gathered
+from lightning_prune.utils.distributed import gather_all
 
 __all__ = ["check_alone", "check_batches", "check_record", "check_strategy", "check_timing", "check_trained"]
 
@@ -49,7 +49,7 @@ def check_record(target: nn.Module, record: PruningRecord | None) -> None:
 
 def check_batches(trainer: L.Trainer) -> None:
     """Raise ValueError if processes have different numbers of training batches: training would never end."""
-    numbers = gathered(trainer.num_training_batches)
+    numbers = gather_all(trainer.num_training_batches)
     if len(set(numbers)) > 1:
         raise ValueError(
             f"the ranks have {', '.join(map(str, numbers))} training batches, but Lightning's ranks wait for each "

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.trainer import lightning_internals as internals
-from lightning_prune.utils.distributed import gathered
+from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.seeding import random_state, set_random_state
 
 __all__ = ["Resumption"]
@@ -54,7 +54,7 @@ class Resumption:
         """Return the entry for a checkpoint, as tensors and plain values. All processes must call it."""
         now = random_state(generators_of(trainer))
         metrics = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
-        ranks = gathered({"start": self._epoch_start, "now": now})
+        ranks = gather_all({"start": self._epoch_start, "now": now})
         return {"epoch": trainer.current_epoch, "ranks": ranks, "metrics": metrics}
 
     def load(self, trainer: L.Trainer, saved: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.modules import switched
+from lightning_prune.utils.modules import training_modes
 
 
 def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -58,7 +58,7 @@ def recalibrate_by_(
         norm.reset_running_stats()
         norm.momentum = None  # None makes torch keep a cumulative average
     number = 0
-    with torch.no_grad(), switched(model, lambda module: module in norms):
+    with torch.no_grad(), training_modes(model, lambda module: module in norms):
         for forward in chain([first], stream):
             forward()
             number += 1

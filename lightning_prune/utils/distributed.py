@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from lightning_prune.utils.hashing import json_digest
 
-__all__ = ["agreed", "average_", "gathered", "shared"]
+__all__ = ["average_", "broadcast", "check_agreement", "gather_all"]
 
 T = TypeVar("T")
 
@@ -21,11 +21,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def gathered(value: T) -> list[T]:
+def gather_all(value: T) -> list[T]:
     """Return the ``value`` of every process, in the order of ranks.
 
     Example:
-        >>> gathered(3)
+        >>> gather_all(3)
         [3]
     """
     if world_size() == 1:
@@ -35,11 +35,11 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def shared(value: T) -> T:
+def broadcast(value: T) -> T:
     """Return the ``value`` of the process with rank 0.
 
     Example:
-        >>> shared([1, 2])
+        >>> broadcast([1, 2])
         [1, 2]
     """
     if world_size() == 1:
@@ -49,7 +49,7 @@ def shared(value: T) -> T:
     return values[0]
 
 
-def agreed(name: str, value: Any) -> None:
+def check_agreement(name: str, value: Any) -> None:
     """Raise RuntimeError in all processes unless they have the same ``value``; only digests are sent.
 
     Args:
@@ -57,9 +57,9 @@ def agreed(name: str, value: Any) -> None:
         value: anything that JSON can write.
 
     Example:
-        >>> agreed("the cut", {"conv.weight": [0, 2]})
+        >>> check_agreement("the cut", {"conv.weight": [0, 2]})
     """
-    digests = gathered(json_digest(value))
+    digests = gather_all(json_digest(value))
     different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
         raise RuntimeError(
@@ -81,7 +81,7 @@ def average_(tensor: Tensor, weight: float) -> None:
         >>> values
         tensor([1., 2.])
     """
-    total = sum(gathered(weight))
+    total = sum(gather_all(weight))
     if world_size() > 1 and total > 0:
         tensor.mul_(weight / total)
         distributed.all_reduce(tensor)

@@ -1,4 +1,4 @@
-"""From batches to example inputs, and passes over them (level 3)."""
+"""Example inputs of a forward: taken from batches, and described by shapes in checkpoints."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from torch.utils._pytree import tree_map
 __all__ = [
     "Example",
     "as_example",
+    "example_of_shapes",
     "inputs_of",
     "one_sample",
-    "same_shapes",
     "shapes_of",
 ]
 
-#: positional and keyword inputs of a forward
+#: Positional and keyword inputs of a forward.
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def as_example(array: Any) -> Example:
-    """What Lightning's ``example_input_array`` means: a tuple is spread, a dictionary names its inputs."""
+    """Return the inputs that Lightning's ``example_input_array`` describes.
+
+    A tuple has the positional inputs, a mapping the keyword inputs; anything else is the only input.
+    """
     if isinstance(array, Mapping):
         return (), dict(array)
     return (array if isinstance(array, tuple) else (array,)), {}
 
 
 def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
-    """The part of a batch that ``forward`` takes, or None if there is no tensor in it.
+    """Return the part of a batch that ``forward`` takes, or None if the batch has no tensor.
 
-    A tensor is the input; of a sequence, the first entry is, or as many as the forward cannot do without; of a
-    mapping, the entries that the forward has arguments for, else the first entry.
+    A tensor is itself the input. Of a sequence it is the first entry, or the first n entries if ``forward`` has n
+    arguments without default and all of these are tensors. Of a mapping it is the entries named like arguments
+    of ``forward``, or the first entry if there are none.
 
     Example:
         >>> image, mask = torch.zeros(2, 3), torch.ones(2)
@@ -51,14 +55,14 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
         named = {name: batch[name] for name in inspect.signature(forward).parameters if name in batch}
         return ((), named) if named else inputs_of(list(batch.values()), forward)
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
-        number = _needed(forward)
+        number = _num_required(forward)
         several = 1 < number <= len(batch) and all(isinstance(x, Tensor) for x in batch[:number])
         return (tuple(batch[:number]), {}) if several else inputs_of(batch[0], forward)
     return None
 
 
-def _needed(forward: Callable[..., Any]) -> int:
-    """How many positional arguments it has no default for."""
+def _num_required(forward: Callable[..., Any]) -> int:
+    """Number of positional arguments without default."""
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     return sum(
         x.kind in positional and x.default is x.empty for x in inspect.signature(forward).parameters.values()
@@ -66,12 +70,12 @@ def _needed(forward: Callable[..., Any]) -> int:
 
 
 def one_sample(example: Example) -> Example:
-    """A copy of the first sample of every tensor."""
+    """Return a copy of the example with only the first sample of every tensor."""
     return tree_map(lambda x: x[:1].detach().clone() if isinstance(x, Tensor) and x.dim() else x, example)
 
 
 def shapes_of(example: Example) -> list[Any]:
-    """An example as plain values, for a checkpoint: of each tensor, shape and dtype, not the data.
+    """Return an example as plain values for a checkpoint; of each tensor only shape and dtype.
 
     Example:
         >>> shapes_of(((torch.zeros(1, 3),), {"scale": 2}))
@@ -87,11 +91,11 @@ def shapes_of(example: Example) -> list[Any]:
     return [list(args), dict(kwargs)]
 
 
-def same_shapes(shapes: Sequence[Any]) -> Example:
-    """An example of the shapes that :func:`shapes_of` wrote down: random numbers, zeros where they are whole.
+def example_of_shapes(shapes: Sequence[Any]) -> Example:
+    """Return an example of the shapes given by :func:`shapes_of`: random numbers, zeros for integer types.
 
     Example:
-        >>> same_shapes([[{"shape": [1, 3], "dtype": "int64"}], {"scale": 2}])
+        >>> example_of_shapes([[{"shape": [1, 3], "dtype": "int64"}], {"scale": 2}])
         ((tensor([[0, 0, 0]]),), {'scale': 2})
     """
 

@@ -59,7 +59,7 @@ def freeze_empty_(tensors: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def switched(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
+def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
     """Put modules for which ``training`` is True in train mode and the others in eval mode; restore at the end."""
     before = [(module, module.training) for module in model.modules()]
     for module, _ in before:

@@ -1,4 +1,4 @@
-"""Where the global random generators are, and putting them there (level 0)."""
+"""State of the global random generators of torch, NumPy and Python, and seeds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-__all__ = ["random_state", "seed_of", "seeded", "set_random_state"]
+__all__ = ["derive_seed", "random_state", "seeded", "set_random_state"]
 
 
 def random_state(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
-    """Where torch's, NumPy's and Python's global generators are, and ``generators``: tensors and plain numbers.
+    """Return the states of torch's, NumPy's and Python's global generators, and of ``generators``.
+
+    They are tensors and plain numbers, so that they can be stored in checkpoints.
 
     Example:
         >>> state = random_state()
@@ -25,8 +27,8 @@ def random_state(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
         >>> bool((torch.rand(3) == drawn[0]).all()), np.random.rand() == drawn[1], random.random() == drawn[2]
         (True, True, True)
     """
-    held = np.random.get_state(legacy=False)  # noqa: NPY002 - data sets draw from it
-    numpy_state = tree_map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, held)
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - data sets draw from it
+    numpy_state = tree_map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, numpy_state)
     version, internal, gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
@@ -40,7 +42,7 @@ def random_state(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
-    """Put the generators where :func:`random_state` found them."""
+    """Set the generators to a result of :func:`random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     numpy_state = dict(state["numpy"], state=dict(state["numpy"]["state"]))
@@ -48,15 +50,15 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
         numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], np.uint32)
     np.random.set_state(numpy_state)  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    for generator, place in zip(generators, state["generators"], strict=False):
-        generator.set_state(place.cpu())
+    for generator, saved in zip(generators, state["generators"], strict=False):
+        generator.set_state(saved.cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` on; afterwards go on from where it was.
+    """Seed the global generators within the block, and restore their states afterwards.
 
     Example:
         >>> with seeded(1):
@@ -75,11 +77,11 @@ def seeded(seed: int) -> Iterator[None]:
         set_random_state(before)
 
 
-def seed_of(*names: object) -> int:
-    """A seed that follows from ``names`` alone, the same in every process.
+def derive_seed(*names: object) -> int:
+    """Return a seed that depends only on ``names``, equal in every process.
 
     Example:
-        >>> seed_of(0, 3, "encoder.layer1")
+        >>> derive_seed(0, 3, "encoder.layer1")
         3694324058
     """
     return zlib.crc32("\0".join(map(str, names)).encode())

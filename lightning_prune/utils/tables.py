@@ -1,4 +1,4 @@
-"""NEW."""
+"""Tables for terminals and Markdown files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows; columns from number ``left`` on are aligned to the right.
+    """Table of texts.
+
+    Args:
+        header: one text per column.
+        rows: rows of as many texts.
+        left: number of columns, from the first, that are aligned to the left; the others are aligned to the right.
 
     Example:
         >>> print(Table(("layer", "filters"), [("conv1", "64"), ("head", "3")]).markdown())
@@ -30,7 +35,7 @@ class Table:
     left: int = 1
 
     def markdown(self) -> str:
-        """Aligned, so that it reads well as plain text too."""
+        """Return the table as Markdown, with padded columns, so that it is readable as plain text too."""
         columns = list(zip(self.header, *self.rows, strict=True))
         widths = [max(3, *(len(cell) for cell in column)) for column in columns]
         rule = [":" + "-" * (w - 1) if i < self.left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -45,7 +50,7 @@ class Table:
         return f"| {' | '.join(cells)} |"
 
     def rich(self) -> RichTable:
-        """For a terminal."""
+        """Return the table for a terminal."""
         table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(self.header):
             table.add_column(name, justify="left" if number < self.left else "right", no_wrap=True)
@@ -55,7 +60,7 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Print it."""
+    """Print the table: formatted on a terminal, as Markdown elsewhere."""
     if sys.stdout.isatty():
         Console().print(table.rich())
     else:

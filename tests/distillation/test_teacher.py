@@ -1,4 +1,4 @@
-"""The teacher: frozen, apart from everything that is trained, and there again after a resume."""
+"""The teacher: frozen, separate from everything that is trained, its scores, its file, resumed runs, bad input."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.hashing import network_digest
 from tests.support.students import (
-    ALL,
+    ALL_LOSSES,
     QUIET,
-    Bare,
+    AfterEachBatch,
+    PlainModule,
     Student,
-    Watch,
     data,
     pruning,
     small_net,
@@ -41,66 +41,66 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def kept(folder: Path, **kwargs: Any) -> ModelCheckpoint:
+def checkpoints(folder: Path, **kwargs: Any) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **kwargs)
 
 
-# -- what it is -----------------------------------------------------------------------------------------------
+# -- a frozen network -----------------------------------------------------------------------------------------
 
 
-def test_nothing_touches_it_and_it_is_part_of_nothing(tmp_path):
+def test_training_does_not_change_the_teacher_and_the_module_does_not_contain_it(tmp_path):
     net = small_net()
     before, mode = network_digest(net), net.training
-    module = student(Distillation(net, **ALL, submodule="net"))
-    seen: list[tuple[bool, bool, int]] = []
+    module = student(Distillation(net, **ALL_LOSSES, submodule="net"))
+    states: list[tuple[bool, bool, int]] = []
 
-    def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def inspect(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         teacher = pl_module.distillation.callback.teacher
-        held = sum(len(group["params"]) for group in trainer.optimizers[0].param_groups)
-        seen.append((teacher.net.training, any(p.requires_grad for p in teacher.net.parameters()), held))
+        trained = sum(len(group["params"]) for group in trainer.optimizers[0].param_groups)
+        states.append((teacher.net.training, any(p.requires_grad for p in teacher.net.parameters()), trained))
 
-    fit = trainer(pruning(), kept(tmp_path), Watch(look), enable_checkpointing=True)
+    fit = trainer(pruning(), checkpoints(tmp_path), AfterEachBatch(inspect), enable_checkpointing=True)
     fit.fit(module, data())
-    assert set(seen) == {(False, False, len(list(module.net.parameters())))}
+    assert set(states) == {(False, False, len(list(module.net.parameters())))}
     assert (network_digest(net), net.training) == (before, mode)
     assert network_digest(module.distillation.callback.teacher.net) == before
     saved = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
-    assert saved["state_dict"].keys() == module.state_dict().keys() == Bare().state_dict().keys()
+    assert saved["state_dict"].keys() == module.state_dict().keys() == PlainModule().state_dict().keys()
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
-def test_a_teacher_that_was_changed_is_found_out():
+def test_a_teacher_that_was_changed_raises():
     module = student(Distillation(small_net(), alpha=1.0, submodule="net"))
 
-    def meddle(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def change_teacher(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         pl_module.distillation.callback.teacher.net[0].bias.data.add_(1.0)
 
     with pytest.raises(TeacherError, match="have changed"):
-        trainer(Watch(meddle), epochs=1).fit(module, data())
+        trainer(AfterEachBatch(change_teacher), epochs=1).fit(module, data())
 
 
-def test_no_features_outlive_the_step_and_no_memory_grows():
-    module = student(Distillation(small_net(), **ALL, submodule="net"))
-    heard: list[weakref.ref[Tensor]] = []
-    module.net[2].register_forward_hook(lambda layer, args, out: heard.append(weakref.ref(out)))
+def test_features_are_freed_after_the_step_and_memory_does_not_grow():
+    module = student(Distillation(small_net(), **ALL_LOSSES, submodule="net"))
+    features: list[weakref.ref[Tensor]] = []
+    module.net[2].register_forward_hook(lambda layer, args, out: features.append(weakref.ref(out)))
     alive: list[int] = []
 
-    def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def inspect(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         if trainer.is_last_batch:
             gc.collect()
             alive.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
 
-    trainer(Watch(look), epochs=4).fit(module, data())
-    assert all(reference() is None for reference in heard)
+    trainer(AfterEachBatch(inspect), epochs=4).fit(module, data())
+    assert all(reference() is None for reference in features)
     assert alive[-1] == alive[1]
 
 
-def test_moving_averages_share_it():
+def test_moving_averages_share_the_teacher():
     class Averaging(WeightAveraging):
         def should_update(self, step_idx: Any = None, epoch_idx: Any = None) -> bool:
             return step_idx is not None
 
-    module = student(Distillation(small_net(), **ALL, submodule="net"))
+    module = student(Distillation(small_net(), **ALL_LOSSES, submodule="net"))
     averaging = Averaging()
     trainer(averaging, epochs=2).fit(module, data())
     assert averaging._average_model.module.distillation is module.distillation
@@ -109,7 +109,7 @@ def test_moving_averages_share_it():
     }  # fmt: skip
 
 
-def test_its_own_precision():
+def test_the_precision_of_the_teacher_is_its_own():
     image = torch.rand(2, 1, 8, 8)
     net = small_net()
     expected = copy.deepcopy(net).eval()(image)
@@ -121,15 +121,15 @@ def test_its_own_precision():
     assert Teacher(net).run(((image.bfloat16(),), {}))[0].dtype == torch.float32
 
 
-# -- how good it is -------------------------------------------------------------------------------------------
+# -- its scores -----------------------------------------------------------------------------------------------
 
 
-class Noted(L.pytorch.loggers.Logger):
+class MetricsLogger(L.pytorch.loggers.Logger):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict[str, float]] = []
 
-    name, version = "noted", ""
+    name, version = "metrics", ""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append(dict(metrics))
@@ -139,36 +139,38 @@ class Noted(L.pytorch.loggers.Logger):
 
 
 @pytest.mark.parametrize("submodule", ["net", None])
-def test_its_metric_is_that_of_a_validation_of_its_own_logged_once_before_training(submodule):
+def test_the_teacher_is_validated_and_its_metric_logged_once_before_training(submodule):
     net = small_net()
-    alone = Bare(copy.deepcopy(net))
+    alone = PlainModule(copy.deepcopy(net))
     (expected,) = trainer().validate(alone, data(), verbose=False)
-    told = Distillation(net if submodule else alone, alpha=1.0, submodule=submodule)
-    module, noted = student(told), Noted()
+    distillation = Distillation(net if submodule else alone, alpha=1.0, submodule=submodule)
+    module, logger = student(distillation), MetricsLogger()
     weights, modes = copy.deepcopy(module.state_dict()), []
 
-    def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def inspect(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         modes.append((trainer.training, pl_module.training, pl_module.net.training))
 
     module.lr = 0.0
-    trainer(Watch(look), logger=noted, epochs=2).fit(module, data(), data())
+    trainer(AfterEachBatch(inspect), logger=logger, epochs=2).fit(module, data(), data())
     assert set(modes) == {(True, True, True)}
     assert torch.equal(module.net[0].weight, weights["net.0.weight"])
-    found = [row["teacher/loss"] for row in noted.rows if "teacher/loss" in row]
-    assert found == [pytest.approx(expected["val/loss"])]
-    assert noted.rows[0].keys() == {"teacher/loss", "epoch"}
+    scores = [row["teacher/loss"] for row in logger.rows if "teacher/loss" in row]
+    assert scores == [pytest.approx(expected["val/loss"])]
+    assert logger.rows[0].keys() == {"teacher/loss", "epoch"}
 
 
-def test_a_teacher_that_is_worse_than_its_student_is_reported_once():
+def test_a_teacher_that_is_worse_than_its_student_warns_once():
     bad = small_net()
     bad[-1].weight.data.mul_(100)
     module = student(Distillation(bad, alpha=1e-6, submodule="net"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(epochs=3).fit(module, data(), data())
-    told = [str(w.message) for w in caught if "teacher is worse than its student: val/loss" in str(w.message)]
-    assert len(told) == 1
-    good = Bare()
+    warned = [
+        str(w.message) for w in caught if "teacher is worse than its student: val/loss" in str(w.message)
+    ]
+    assert len(warned) == 1
+    good = PlainModule()
     trainer(epochs=15).fit(good, data(), data())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -176,39 +178,40 @@ def test_a_teacher_that_is_worse_than_its_student_is_reported_once():
     assert not [w for w in caught if "worse" in str(w.message)]
 
 
-# -- where it comes from --------------------------------------------------------------------------------------
+# -- its source ------------------------------------------------------------------------------------------------
 
 
-def test_from_a_checkpoint_of_lightning(tmp_path):
-    dense = Bare()
-    trainer(kept(tmp_path), epochs=1, enable_checkpointing=True).fit(dense, data())
+def test_a_teacher_from_a_lightning_checkpoint(tmp_path):
+    dense = PlainModule()
+    trainer(checkpoints(tmp_path), epochs=1, enable_checkpointing=True).fit(dense, data())
     for submodule in ("net", None):
-        module = student(Distillation(tmp_path / "epoch=0.ckpt", **ALL, submodule=submodule))
+        module = student(Distillation(tmp_path / "epoch=0.ckpt", **ALL_LOSSES, submodule=submodule))
         trainer(pruning(submodule), epochs=2).fit(module, data())
-        inside = module.distillation.callback.teacher.net
-        found = (inside if submodule else inside.net).state_dict()
-        assert all(torch.equal(found[name], value) for name, value in dense.net.state_dict().items())
+        teacher = module.distillation.callback.teacher.net
+        loaded = (teacher if submodule else teacher.net).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in dense.net.state_dict().items())
 
 
-def test_a_copy_is_taken_after_the_last_batch_before_the_first_cut():
-    module = student(Distillation("copy", **ALL, submodule="net"))
+def test_the_student_is_copied_after_the_last_batch_before_the_first_cut():
+    module = student(Distillation("copy", **ALL_LOSSES, submodule="net"))
     before: dict[int, str] = {}
 
-    def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def inspect(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         before[trainer.current_epoch] = network_digest(pl_module.net)
 
     callback = pruning(start_epoch=1)
-    noted = Noted()
-    trainer(callback, Watch(look), epochs=4, logger=noted, log_every_n_steps=1).fit(module, data(), data())
+    logger = MetricsLogger()
+    fit = trainer(callback, AfterEachBatch(inspect), epochs=4, logger=logger, log_every_n_steps=1)
+    fit.fit(module, data(), data())
     assert module.distillation.callback.teacher.checksum == before[1]
     assert callback.history[0].epoch == 1
-    epochs = [row["epoch"] for row in noted.rows if "distill/hinton" in row]
-    assert epochs == [2, 3]  # it cannot teach before it is taken
-    scores = [row["val/loss"] for row in noted.rows if row.get("epoch") == 1 and "val/loss" in row]
-    assert [row["teacher/loss"] for row in noted.rows if "teacher/loss" in row] == scores[:1]
+    epochs = [row["epoch"] for row in logger.rows if "distill/hinton" in row]
+    assert epochs == [2, 3]  # no distillation before the copy
+    scores = [row["val/loss"] for row in logger.rows if row.get("epoch") == 1 and "val/loss" in row]
+    assert [row["teacher/loss"] for row in logger.rows if "teacher/loss" in row] == scores[:1]
 
 
-def test_without_pruning_the_copy_is_the_student_as_it_comes():
+def test_without_pruning_the_teacher_is_a_copy_of_the_initial_student():
     module = student(Distillation("copy", alpha=1.0, submodule="net"))
     before = network_digest(module.net)
     trainer().fit(module, data())
@@ -216,24 +219,24 @@ def test_without_pruning_the_copy_is_the_student_as_it_comes():
 
 
 @pytest.mark.parametrize("source", ["copy", "module"])
-def test_a_resumed_run_has_the_same_teacher_and_ends_the_same(tmp_path, source):
+def test_a_resumed_run_has_the_same_teacher_and_the_same_losses(tmp_path, source):
     def built() -> Student:
         torch.manual_seed(len(source))
         teacher = "copy" if source == "copy" else small_net()
-        return student(Distillation(teacher, **ALL, submodule="net"))
+        return student(Distillation(teacher, **ALL_LOSSES, submodule="net"))
 
     whole = built()
-    trainer(pruning(optimizer="carry"), kept(tmp_path), enable_checkpointing=True, epochs=4).fit(
+    trainer(pruning(optimizer="carry"), checkpoints(tmp_path), enable_checkpointing=True, epochs=4).fit(
         whole, data()
     )
     (file,) = tmp_path.glob("teacher-*.pt")  # written once
     before = whole.distillation.callback.teacher.checksum
     again = built()
-    again.net[0].weight.data.zero_()  # a copy of this one would be another teacher
+    again.net[0].weight.data.zero_()  # a copy of this student would be another teacher
     if source == "module":
-        again.distillation.teacher = small_net()  # so is this one
+        again.distillation.teacher = small_net()  # another teacher as well
     resumed = trainer(
-        pruning(optimizer="carry"), kept(tmp_path / "late"), enable_checkpointing=True, epochs=4
+        pruning(optimizer="carry"), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4
     )
     resumed.fit(again, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert again.distillation.callback.teacher.checksum == before
@@ -241,40 +244,67 @@ def test_a_resumed_run_has_the_same_teacher_and_ends_the_same(tmp_path, source):
     file.unlink()
     late = built()
     late.distillation.teacher = small_net() if source == "module" else "copy"
-    after = trainer(pruning(), kept(tmp_path / "late"), enable_checkpointing=True, epochs=4)
+    after = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4)
     with pytest.raises(TeacherError, match=r"is missing: put teacher-\w+\.pt beside"):
         after.fit(late, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
+
+
+def test_a_checkpoint_with_the_former_name_of_the_callback_restores_its_state(tmp_path):
+    def built(seed: int) -> Student:
+        torch.manual_seed(seed)
+        return student(Distillation("copy", **ALL_LOSSES, submodule="net"))
+
+    whole = built(0)
+    trainer(pruning(), checkpoints(tmp_path), enable_checkpointing=True).fit(whole, data(), data())
+    checkpoint = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
+    checkpoint["callbacks"]["Teaching"] = checkpoint["callbacks"].pop("DistillationCallback")
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    resumed, saved = built(1), checkpoint["callbacks"]["Teaching"]
+    fit = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*callbacks used to create the checkpoint.*")
+        fit.fit(resumed, data(), data(), ckpt_path=tmp_path / "old.ckpt")
+    callback = resumed.distillation.callback
+    assert saved["started"]
+    assert callback.started
+    assert callback.scores.values == saved["scores"] != {}
+    assert callback.teacher.checksum == saved["checksum"] == whole.distillation.callback.teacher.checksum
+    assert resumed.totals == whole.totals[-2:]
+    assert (
+        "DistillationCallback" in torch.load(tmp_path / "late/epoch=2.ckpt", weights_only=True)["callbacks"]
+    )
 
 
 # -- another architecture -------------------------------------------------------------------------------------
 
 
-def test_another_architecture_is_projected_to_through_cuts_and_after_a_resume(tmp_path):
+def test_projections_to_another_architecture_with_pruning_and_after_a_resume(tmp_path):
     def built() -> Student:
         torch.manual_seed(1)
-        told = Distillation(small_net(width=6), **ALL, taps=["2", "6"], submodule="net")
-        return student(told)
+        return student(Distillation(small_net(width=6), **ALL_LOSSES, taps=["2", "6"], submodule="net"))
 
     module = built()
     start: list[Tensor] = []
 
-    def look(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
+    def inspect(trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any) -> None:
         start.append(pl_module.distillation_projections.tap0.detach().clone())
 
-    fit = trainer(pruning(), Watch(look), kept(tmp_path), epochs=4, enable_checkpointing=True)
+    fit = trainer(
+        pruning(), AfterEachBatch(inspect), checkpoints(tmp_path), epochs=4, enable_checkpointing=True
+    )
     fit.fit(module, data())
-    assert not torch.equal(start[0], start[-1])  # it trains with the student
-    assert start[-1].shape == (6, 8)  # and follows the record, not the cut
+    assert not torch.equal(start[0], start[-1])  # the projection is trained
+    assert start[-1].shape == (6, 8)  # and keeps the width of the dense student
     assert sum(module.net[tap].out_channels for tap in (0, 4)) < 8 + 16
-    assert module.state_dict().keys() == Bare().state_dict().keys()
+    assert module.state_dict().keys() == PlainModule().state_dict().keys()
     assert [pair.student.name for pair in module.distillation.callback._distiller.pairs] == ["2", "6"]
     again = built()
-    late = trainer(pruning(), kept(tmp_path / "late"), epochs=4, enable_checkpointing=True)
+    late = trainer(pruning(), checkpoints(tmp_path / "late"), epochs=4, enable_checkpointing=True)
     late.fit(again, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert again.totals == module.totals[-4:]
 
 
-def test_a_teacher_of_another_architecture_has_stages_of_its_own():
+def test_a_teacher_of_another_architecture_is_tapped_at_its_own_stages():
     teacher = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), *list(small_net())[3:])
     teacher[3] = nn.Conv2d(5, 16, 3, padding=1)
     names = trace_taps(teacher, ((torch.zeros(1, 1, 8, 8),), {})).stages()
@@ -283,7 +313,7 @@ def test_a_teacher_of_another_architecture_has_stages_of_its_own():
     assert [pair.teacher.name for pair in module.distillation.callback._distiller.pairs] == names
 
 
-def test_a_student_that_was_pruned_before_needs_its_record():
+def test_a_student_that_was_pruned_before_is_compared_by_its_record():
     teacher = small_net()
     kept = [1, 3, 5]
     cut = {f"0.{name}": {0: kept} for name in ("weight", "bias")} | {"4.weight": {1: kept}}
@@ -298,11 +328,13 @@ def test_a_student_that_was_pruned_before_needs_its_record():
     assert len(module.distillation.callback._distiller.kept[0]) == 3
 
 
-# -- bad input, all before the first step ---------------------------------------------------------------------
+# -- bad input, refused before the first step--------------------------------------------------------------------
 
 
-def refused(told: Distillation, match: str, error: type[Exception] = ValueError, **kwargs: Any) -> None:
-    module = student(told, **kwargs)
+def assert_refused(
+    distillation: Distillation, match: str, error: type[Exception] = ValueError, **kwargs: Any
+) -> None:
+    module = student(distillation, **kwargs)
     before = network_digest(module.net)
     with pytest.raises(error, match=match):
         trainer(epochs=1).fit(module, data())
@@ -313,11 +345,6 @@ def refused(told: Distillation, match: str, error: type[Exception] = ValueError,
 @pytest.mark.parametrize("example", [True, False])
 def test_bad_taps_and_teachers_are_refused_before_the_first_step(example):
     net = small_net()
-    known = {"submodule": "net", "example": example}
-
-    def told(teacher: Any, example: bool, **kwargs: Any) -> tuple[Distillation, dict[str, bool]]:
-        return Distillation(teacher, **kwargs), {"example": example}
-
     cases = [
         ({"beta": 1.0, "taps": ["2", "66"]}, net, r"no module '66' to tap; did you mean '6'"),
         (
@@ -328,11 +355,10 @@ def test_bad_taps_and_teachers_are_refused_before_the_first_step(example):
         ({"beta": 1.0, "taps": ["2"], "teacher_taps": ["2", "6"]}, net, "need as many taps"),
     ]
     for arguments, teacher, match in cases:
-        distillation, more = told(teacher, **known, **arguments)
-        refused(distillation, match, **more)
+        assert_refused(Distillation(teacher, submodule="net", **arguments), match, example=example)
 
 
-def test_taps_that_cannot_be_pooled_to_each_other():
+def test_taps_that_cannot_be_pooled_to_each_other_raise():
     net = nn.Sequential(*list(small_net())[:7], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
     module = Student(net)
     module.distillation = Distillation(copy.deepcopy(net), lambda_=1.0, taps=["2", "8"], submodule="net")
@@ -340,15 +366,15 @@ def test_taps_that_cannot_be_pooled_to_each_other():
         trainer(epochs=1).fit(module, data())
 
 
-def test_a_teacher_in_the_optimizer_or_the_module():
+def test_a_teacher_in_the_optimizer_or_the_module_raises():
     teacher = small_net()
 
-    class Held(Student):
+    class OwnsTeacher(Student):
         def __init__(self) -> None:
             super().__init__()
             self.teacher = teacher
 
-    module = Held()
+    module = OwnsTeacher()
     module.distillation = Distillation(teacher, alpha=1.0, submodule="net")
     with pytest.raises(TeacherError, match="keep the teacher out of the module"):
         trainer(epochs=1).fit(module, data())
@@ -378,23 +404,23 @@ def test_a_teacher_in_the_optimizer_or_the_module():
         ({"precision": "8"}, "precision must be"),
     ],
 )
-def test_numbers_out_of_range(arguments, match):
+def test_arguments_out_of_range_raise(arguments, match):
     with pytest.raises(ValueError, match=match):
         Distillation("copy", **arguments)
 
 
-def test_other_mistakes_are_told(tmp_path):
-    refused(
+def test_other_mistakes_raise(tmp_path):
+    assert_refused(
         Distillation(tmp_path / "none.ckpt", alpha=1.0, submodule="net"), "no teacher at", FileNotFoundError
     )
-    refused(Distillation(small_net(), alpha=1.0, submodule="nett"), "did you mean 'net'")
+    assert_refused(Distillation(small_net(), alpha=1.0, submodule="nett"), "did you mean 'net'")
     torch.save(
         {"state_dict": small_net().state_dict(), "record": {"kept": {"0.weight": {}}}}, tmp_path / "small.pt"
     )
-    refused(Distillation(tmp_path / "small.pt", alpha=1.0, submodule="net"), "holds a pruned network")
+    assert_refused(Distillation(tmp_path / "small.pt", alpha=1.0, submodule="net"), "holds a pruned network")
     torch.save({"state_dict": small_net(width=4).state_dict()}, tmp_path / "other.pt")
-    refused(Distillation(tmp_path / "other.pt", alpha=1.0, submodule="net"), "does not fit Sequential")
-    refused(
+    assert_refused(Distillation(tmp_path / "other.pt", alpha=1.0, submodule="net"), "does not fit Sequential")
+    assert_refused(
         Distillation(small_net(width=6), lambda_=1.0, submodule="net"),
         "set example_input_array", TeacherError, example=False,
     )  # fmt: skip

@@ -89,7 +89,7 @@ def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
 
 
 def test_a_cut_that_another_process_did_not_make_ends_training(run, monkeypatch):
-    monkeypatch.setattr(processes, "gathered", lambda digest: [digest, "another"])
+    monkeypatch.setattr(processes, "gather_all", lambda digest: [digest, "another"])
     with pytest.raises(RuntimeError, match=r"the cut of ranks \[1\] differs from that of rank 0"):
         run.cut_(PruningPolicy({"macs": 0.6}), L2())
 

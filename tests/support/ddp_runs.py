@@ -32,7 +32,7 @@ from lightning_prune.distillation.config import Distillation
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.store import Measurements
 from lightning_prune.pruning import step as cutting
-from lightning_prune.utils.hashing import checksum
+from lightning_prune.utils.hashing import network_digest
 from tests.support.ddp_modules import (
     Branching,
     Checkpointed,
@@ -178,10 +178,10 @@ def distilled(submodule: str | None, width: int) -> Found:
         teacher.net[3] = nn.Conv2d(width, 12, 3, padding=1, stride=2)
         module.example_input_array = torch.zeros(1, 1, 12, 12)
     source = teacher.net if submodule else teacher
-    before = checksum(source)
+    before = network_digest(source)
     module.distillation = Distillation(source, 1.0, 1.0, 1.0, submodule=submodule)
     found = fit(module, prune(submodule=submodule))
-    return {**found, "teacher": [before, checksum(module.distillation.callback.teacher.net)]}
+    return {**found, "teacher": [before, network_digest(module.distillation.callback.teacher.net)]}
 
 
 def apart() -> Found:

@@ -18,7 +18,7 @@ from benchmarks.robustness import kill, kill_run
 from benchmarks.robustness.kill_run import Classifier, Stripes, same, shuffled
 from lightning_prune.criteria import L2
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
-from lightning_prune.utils.example_inputs import same_shapes, shapes_of
+from lightning_prune.utils.example_inputs import example_of_shapes, shapes_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(many workers|GPU available|resuming from a checkpoint that ended)"),
@@ -147,7 +147,7 @@ def test_a_checkpoint_holds_no_sample_and_loads_as_weights_only(tmp_path: Path) 
 
 def test_examples_come_back_by_their_shapes() -> None:
     example = (torch.randn(1, 3, 4), [torch.zeros(1, 2, dtype=torch.int64), None]), {"scale": 2.5}
-    args, kwargs = same_shapes(shapes_of(example))
+    args, kwargs = example_of_shapes(shapes_of(example))
     assert (args[0].shape, args[0].dtype, kwargs) == (example[0][0].shape, torch.float32, {"scale": 2.5})
     assert torch.equal(args[1][0], example[0][1][0])
     assert args[1][1] is None

@@ -26,7 +26,7 @@ from lightning_prune.trainer.batches import train_inputs
 from lightning_prune.trainer.lightning_internals import may_stop_early
 from lightning_prune.trainer.training_state import is_last_epoch
 from lightning_prune.trainer.weight_averaging import active_averages, submodules_in_copies, swa_has_ended
-from lightning_prune.utils.distributed import gathered, shared
+from lightning_prune.utils.distributed import gather_all, broadcast
 
 __all__ = ["Slimming"]
 
@@ -83,7 +83,7 @@ class Slimming(PruningMethod):
         if self._is_last(trainer, now):
             return True
         plan = self.policy.plan(session.graph, self._sizes(trainer, session, final=False), session.dense)
-        return shared(len(plan) > 0 and masked_share(plan) >= self.shrink_at)
+        return broadcast(len(plan) > 0 and masked_share(plan) >= self.shrink_at)
 
     def cut_(
         self,
@@ -97,7 +97,7 @@ class Slimming(PruningMethod):
         final = self._is_last(trainer, now)
         self.policy = replace(self.policy, final=final)
         self.criterion = FixedScores(self._sizes(trainer, session, final))
-        plan = shared(self.policy.plan(session.graph, self.criterion.values, session.dense))
+        plan = broadcast(self.policy.plan(session.graph, self.criterion.values, session.dense))
         if len(plan):
             example = next(islice(train_inputs(trainer, session.target), 1), None)
             networks, scales = [session.target, *copies], self._scales_of(session).scales
@@ -114,7 +114,7 @@ class Slimming(PruningMethod):
             removed = session.last_plan.remove
             self._average = {name: shifts.left(name, value, removed) for name, value in self._average.items()}
             self.folded.append(shifts.fold_(removed))
-            changes = gathered(shifts.change())
+            changes = gather_all(shifts.change())
             self.changes.append(sum(changes) / len(changes))
 
     def is_within_budget(self, session: PruningSession) -> bool:
