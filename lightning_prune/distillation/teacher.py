@@ -95,8 +95,8 @@ class Teacher:
 
     def save(self, path: Path) -> None:
         """Write the weights to a file; an interrupted write leaves no file."""
-        with atomic_write(path) as temporary:
-            torch.save({"state_dict": self.net.state_dict()}, temporary)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            torch.save({"state_dict": self.net.state_dict()}, file)
 
 
 def load_teacher(

@@ -20,12 +20,12 @@ from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.einsum import parse_contraction
 from lightning_prune.tracing.ids import Units
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["LayerCall", "LayerCost", "Resource", "dense_trace_of", "layer_calls", "units_along"]
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {aten.convolution.default, aten._convolution.default}
 #: matrix product -> position, among its tensor arguments, of the left factor; the right one follows
 _PRODUCTS = {
     **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.mv.default), 0),
@@ -102,7 +102,7 @@ def units_along(dense: DenseTrace, labels: Labels, dim: int, size: int) -> Units
 def _layer_call(operator: TracedOperator, dense: DenseTrace) -> LayerCall | None:
     """Return the layer call of an operator; None if it does not apply a weight."""
     call = operator.call
-    if call.op in _CONVOLUTIONS:
+    if call.op._opname in CONVOLUTIONS:
         channel_dim = (
             1 - call.tensors[1].dim()
         )  # counted from the end, since the batch dimension may be missing

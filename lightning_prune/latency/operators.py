@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.latency.operator_template import Operator, Size, Slot, is_contraction
 from lightning_prune.tracing.ids import Ids, Units
+from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["operators"]
@@ -151,7 +152,7 @@ def _adapt_arguments(operator: Operator) -> None:
     operator.steps = [1] * len(operator.factors)
     name, spec = operator.op._opname, operator.spec
     args, kwargs = tree_unflatten(operator.leaves, spec)
-    if name in ("convolution", "_convolution"):
+    if name in CONVOLUTIONS:
         args = _adapt_convolution(operator, args)
     elif name == "native_group_norm" and isinstance(args[0].sizes[1], Size):
         args[4] = args[0].sizes[1]
