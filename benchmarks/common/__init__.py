@@ -1,1 +1,1 @@
-"""Benchmarks of this question."""
+"""Code shared by all benchmarks: result files, resumable studies, memory, and the description of the machine."""

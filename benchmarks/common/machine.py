@@ -1,4 +1,4 @@
-"""NEW."""
+"""Description of the machine and of the packages that a result was measured with."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import re
 from importlib.metadata import distributions, version
 from pathlib import Path
 
+__all__ = ["PACKAGES", "machine", "versions"]
+
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "torch-pruning")
 
 
 def versions() -> dict[str, str]:
-    """What was measured with, as far as it is installed."""
+    """Return the version of each of ``PACKAGES`` that is installed."""
     installed = {package.metadata["Name"].lower().replace("_", "-") for package in distributions()}
     return {package: version(package) for package in PACKAGES if package in installed}
 
 
 def machine() -> str:
-    """The kind of machine, without its name."""
+    """Return the model of the processor; the host's name is left out."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return f"{models[0] if models else platform.machine()}, one thread"

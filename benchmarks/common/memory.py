@@ -1,4 +1,4 @@
-"""The peak memory of a piece of work, from the kernel's own high-water mark, and what processes take (Linux)."""
+"""Memory and processor time of processes, read from the kernel (Linux)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """Megabytes beyond what the process held before; known once the block is left."""
+    """Peak memory in megabytes beyond the memory before the block; NaN until the block has ended."""
 
     megabytes: float = float("nan")
 
 
 def resident(process: int) -> float:
-    """Megabytes that a process holds, 0 if it is gone."""
+    """Return the resident memory of a process in megabytes, 0 if the process has ended."""
     try:
         fields = Path(f"/proc/{process}/statm").read_text().split()
     except OSError:
@@ -32,7 +32,7 @@ def resident(process: int) -> float:
 
 
 def cpu_seconds(process: int) -> float:
-    """Processor time that a process has used, 0 if it is gone."""
+    """Return the processor time of a process in seconds, 0 if the process has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -41,7 +41,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def private_megabytes() -> float:
-    """Megabytes that this process has mapped for itself, whether it uses them or not."""
+    """Return the private memory that this process has mapped, used or not, in megabytes."""
     return _kilobytes("VmData") * 1024 / 1e6
 
 
@@ -52,10 +52,11 @@ def _kilobytes(field: str) -> int:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the peak of resident memory within the block, beyond what was resident before it."""
+    """Measure the peak of resident memory within the block, beyond the resident memory before it."""
     peak = Peak()
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken now
+    # Return freed memory to the kernel: the block would use it again, and its peak would look too small.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     RESET.write_text("5")
     before = _kilobytes("VmRSS")
     try:

@@ -1,4 +1,4 @@
-"""Pages of the docs that hold a part made by a command, between two marks."""
+"""Files of a report: its page, its numbers as JSON, and its picture."""
 
 from __future__ import annotations
 
@@ -6,16 +6,99 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import machine, versions
 
-__all__ = ["mean_spread", "replace_between", "save_runs"]
+__all__ = ["RESULTS", "ReportFiles", "mean_spread"]
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files of one report: ``NAME.md``, ``data/NAME.json`` and ``figures/NAME.png``.
+
+    Args:
+        name: of the report.
+        folder: that holds the pages; by default ``docs/results`` of this repository.
+
+    Example:
+        >>> files = ReportFiles("zoo", Path("results"))
+        >>> files.page.as_posix(), files.data.as_posix(), files.figure.as_posix()
+        ('results/zoo.md', 'results/data/zoo.json', 'results/figures/zoo.png')
+    """
+
+    name: str
+    folder: Path = RESULTS
+
+    @property
+    def page(self) -> Path:
+        """Path of the page (Markdown)."""
+        return self.folder / f"{self.name}.md"
+
+    @property
+    def data(self) -> Path:
+        """Path of the numbers (JSON)."""
+        return self.folder / "data" / f"{self.name}.json"
+
+    @property
+    def figure(self) -> Path:
+        """Path of the picture (PNG); its folder is created."""
+        path = self.folder / "figures" / f"{self.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def load(self) -> dict[str, Any]:
+        """Return the stored numbers; raise FileNotFoundError if there are none."""
+        if not self.data.is_file():
+            raise FileNotFoundError(
+                f"no results yet: {self.data} does not exist. Run without --report first."
+            )
+        return dict(json.loads(self.data.read_text()))
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Write the numbers."""
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        self.data.write_text(json.dumps(content, indent=1) + "\n")
+
+    def save_runs(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Write the runs of a study with date, versions and machine, and return all of it.
+
+        Without runs nothing is written, and the stored numbers are returned.
+        """
+        if not runs:
+            return self.load()
+        content = {
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": versions(),
+            "machine": machine(),
+            "threads": 1,
+        }
+        content["runs"] = list(runs)
+        self.save(content)
+        return content
+
+    def write_page(self, text: str) -> None:
+        """Write the whole page."""
+        self.page.parent.mkdir(parents=True, exist_ok=True)
+        self.page.write_text(text)
+
+    def write_section(self, mark: str, text: str) -> None:
+        """Write ``text`` between ``<!-- mark -->`` and ``<!-- /mark -->``; without marks, at the page's end.
+
+        The rest of the page, written by hand, stays.
+        """
+        begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+        page = self.page.read_text() if self.page.is_file() else f"# {self.name.capitalize()}\n\n"
+        before, _, rest = page.partition(begin)
+        self.write_page("\n".join([before + begin, text, end]) + (rest.partition(end)[2] or "\n"))
 
 
 def mean_spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:
-    """Mean and sample standard deviation, as far as there are values for them.
+    """Format mean and sample standard deviation; one value has no deviation, no value gives an empty text.
 
     Example:
         >>> mean_spread([0.25, 0.75], 1, 100), mean_spread([0.5]), mean_spread([])
@@ -23,20 +106,5 @@ def mean_spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) ->
     """
     if not values:
         return ""
-    beside = f" ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values) * scale:.{digits}f}{beside}"
-
-
-def save_runs(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
-    """Write the results of a study on one thread as JSON; what stands beside them: date, versions, machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine(), "threads": 1}
-    path.write_text(json.dumps({**head, "runs": list(rows)}, indent=1) + "\n")
-    return head
-
-
-def replace_between(page: Path, mark: str, text: str) -> None:
-    """Put ``text`` between ``<!-- mark -->`` and ``<!-- /mark -->``; at the end where there are no marks yet."""
-    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, _, rest = (page.read_text() if page.is_file() else f"# {page.stem}\n\n").partition(begin)
-    page.write_text("\n".join([before + begin, text, end]) + (rest.partition(end)[2] or "\n"))
+    deviation = f" ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values) * scale:.{digits}f}{deviation}"

@@ -1,14 +1,15 @@
-"""Which criterion keeps most? Every criterion of ours, random, and torch-pruning's, under one protocol.
+"""Compare all criteria, random, and those of torch-pruning under one protocol, on two tasks.
 
     python -m benchmarks.criteria                     # two tasks, three seeds; two hours on one thread
-    python -m benchmarks.criteria --part 1/2          # one half of the runs, beside a second process with --part 2/2
-    python -m benchmarks.criteria --report            # only docs/criteria_study.md, .json and .png of what is there
+    python -m benchmarks.criteria --part 1/2          # half of the runs; start --part 2/2 as a second process
+    python -m benchmarks.criteria --report            # only write docs/results/criteria.md and its picture again
 
-A run starts from the trained dense network of its seed. Eight times it cuts to the next share of the MACs (71, 50,
-36, 26, 16, 10, 7, 5 %) and trains on with a fresh Adam, 1e-3 down a cosine to zero; at 50, 26, 10 and 5 % it is
-tested. What a criterion wants to know it sees in the last epoch before the cut. "Dense" trains on as often,
-uncut. At most 88 % of a layer's channels may go, in torch-pruning only where it says "limits". A run that is in
-``runs*.jsonl`` is not repeated, so the command may be stopped and started again.
+Each run starts from the trained dense network of its seed. Eight times it is cut to the next share of the MACs (71,
+50, 36, 26, 16, 10, 7, 5 %) and trained further with a new Adam, its learning rate falling from 1e-3 to zero along a
+cosine. It is tested at 50, 26, 10 and 5 %. A criterion collects its statistics in the last epoch before a cut.
+"Dense" is trained for the same epochs without a cut. At most 88 % of a layer's channels are removed; in torch-pruning
+only where the name says "limits". Runs in ``runs*.jsonl`` are not repeated, so the command can be stopped and started
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from benchmarks.common.studies import Row, arguments, finished, jobs, study
+from benchmarks.common.studies import Row, finished, jobs, study, study_parser
 from benchmarks.criteria.methods import METHODS
 from benchmarks.criteria.report import write
 from benchmarks.criteria.tasks import TASKS, fit, score, trained
@@ -31,43 +32,44 @@ from benchmarks.criteria.tasks import TASKS, fit, score, trained
 STAGES = (0.71, 0.5, 0.36, 0.26, 0.16, 0.10, 0.07, 0.05)
 TESTED = (0.5, 0.26, 0.10, 0.05)
 EPOCHS = {"brain": 5, "digits": 5}
-Job = tuple[int, str, str]
+Job = tuple[int, str, str]  # seed, task, method
 
 
 def run(job: Job, folder: Path, small: bool) -> Iterator[Row]:
-    """One row per share that is tested."""
-    seed, name, which = job
+    """Run one method on one task; yield a row for each share of the MACs that is tested."""
+    seed, name, method_name = job
     task = copy.deepcopy(trained(name, seed, folder, small))
     L.seed_everything(seed, workers=True, verbose=False)
-    method = METHODS[which](task, seed)
+    method = METHODS[method_name](task, seed)
     start = time.process_time()
-    fit(task, 1, method.callbacks(), lr=0.0)  # a criterion sees the trained network, which stays as it is
+    # One epoch with learning rate zero: the criterion collects statistics of the trained, unchanged network.
+    fit(task, 1, method.callbacks(), lr=0.0)
     for share in STAGES:
-        left = method.cut(share)
+        macs = method.cut(share)
         fit(task, 1 if small else EPOCHS[name], method.callbacks())
         if share in TESTED:
-            found = {"budget": share, "macs": left, "score": score(task), "cpu": time.process_time() - start}
-            yield {"seed": seed, "task": name, "method": which, **found}
-            print(*job, f"{share:.0%} {found['score']:.3f}", flush=True)
+            result = {"budget": share, "macs": macs, "score": score(task), "cpu": time.process_time() - start}
+            yield {"seed": seed, "task": name, "method": method_name, **result}
+            print(*job, f"{share:.0%} {result['score']:.3f}", flush=True)
 
 
 def job_of(row: Row) -> Job:
     return row["seed"], row["task"], row["method"]
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments("criteria", __doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study_parser("criteria", __doc__)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    asked = parser.parse_args(given)
+    args = parser.parse_args(arguments)
     for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if not asked.report:
-        todo = jobs(asked.seeds, asked.tasks, asked.methods, part=asked.part)
-        study(todo, asked.folder, asked.part, lambda job: run(job, asked.folder, asked.small), job_of)
-    write(finished(asked.folder), asked.docs)
+    if not args.report:
+        todo = jobs(args.seeds, args.tasks, args.methods, part=args.part)
+        study(todo, args.folder, args.part, lambda job: run(job, args.folder, args.small), job_of)
+    write(finished(args.folder), args.docs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The criteria of ``python -m benchmarks.criteria``: ours through the engine, torch-pruning's through its pruner."""
+"""Methods of ``python -m benchmarks.criteria``: our criteria, and the pruner of torch-pruning."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from lightning_prune.utils.example_inputs import as_example
 
 __all__ = ["METHODS", "Method"]
 
-MOST = 0.88  # of a layer's channels may go, in every method with limits: ours and theirs
-FINENESS = 500  # steps of torch-pruning from whole to nothing
+MAX_REMOVED = 0.88  # of a layer's channels, in all methods with limits: ours and theirs
+ITERATIVE_STEPS = 500  # of torch-pruning, from the dense network to an empty one
 
 
 class Method(Protocol):
-    """Prunes the network of a task: looks on while it trains, then cuts."""
+    """Prunes the network of a task; before, it may collect statistics during training."""
 
     def callbacks(self) -> list[L.Callback]:
-        """What looks on during the last epoch before a cut."""
+        """Return callbacks that collect statistics in the last epoch before a cut."""
         ...
 
     def cut(self, share: float) -> float:
-        """Cut to a share of the dense MACs; returns the share that is left."""
+        """Cut to a share of the dense MACs, and return the share that is reached."""
         ...
 
 
 class Dense:
-    """No pruning: what the further epochs alone do."""
+    """No pruning: shows the effect of the further epochs alone."""
 
     def callbacks(self) -> list[L.Callback]:
         return []
@@ -62,27 +62,27 @@ class Dense:
         return 1.0
 
 
-class Look(L.Callback):
-    """Lets the criterion see the last epoch of a fit, as ``FilterPruningCallback`` does."""
+class LastEpochStatistics(L.Callback):
+    """Collects the statistics of a criterion in the last epoch of a fit, as ``FilterPruningCallback`` does."""
 
     def __init__(self, run: PruningSession, criterion: Criterion) -> None:
         self.run, self.criterion = run, criterion
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
-            self.run.collect(self.criterion)
+            self.run.observe(self.criterion)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        self.run.stepping(optimizer)
+        self.run.on_step(optimizer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.run.watch(False)
+        self.run.set_observing(False)
 
 
 class Ours:
-    """A criterion, and our selection within the limits."""
+    """One of our criteria, with our selection within limits."""
 
     def __init__(self, task: Task, criterion: Criterion) -> None:
         example = as_example(task.module.example_input_array)
@@ -91,20 +91,22 @@ class Ours:
         self.run = PruningSession(task.net, example, graph, DenseSizes.of(graph))
 
     def callbacks(self) -> list[L.Callback]:
-        return [Look(self.run, self.criterion)]
+        return [LastEpochStatistics(self.run, self.criterion)]
 
     def cut(self, share: float) -> float:
-        self.run.cut_(PruningPolicy({"macs": share}, limits=Limits(MOST, of="channels")), self.criterion)
+        self.run.cut_(
+            PruningPolicy({"macs": share}, limits=Limits(MAX_REMOVED, of="channels")), self.criterion
+        )
         return self.run.graph.cost("macs") / self.run.dense.costs["macs"]
 
 
 class Theirs:
-    """torch-pruning's global pruner, in its many small steps until the MACs are reached."""
+    """The global pruner of torch-pruning, in small steps until the share of the MACs is reached."""
 
     def __init__(self, task: Task, importance: Callable[..., Any], most: float) -> None:
         self.task = task
         self.example = task.module.example_input_array
-        self.dense = self._macs()
+        self.dense_macs = self._macs()
         self.pruner = tp.pruner.BasePruner(
             task.net,
             self.example,
@@ -112,28 +114,28 @@ class Theirs:
             global_pruning=True,
             pruning_ratio=1.0,
             max_pruning_ratio=most,
-            iterative_steps=FINENESS,
+            iterative_steps=ITERATIVE_STEPS,
             ignored_layers=[task.net.get_submodule(name) for name in task.outputs],
         )
-        self.gradients = isinstance(importance, tp.importance.GroupTaylorImportance)
+        self.needs_gradients = isinstance(importance, tp.importance.GroupTaylorImportance)
 
     def callbacks(self) -> list[L.Callback]:
         return []
 
     def cut(self, share: float) -> float:
-        if self.gradients:
+        if self.needs_gradients:
             self._accumulate()
-        while self._macs() > share * self.dense and self.pruner.current_step < FINENESS:
+        while self._macs() > share * self.dense_macs and self.pruner.current_step < ITERATIVE_STEPS:
             self.pruner.step()
         self.task.net.zero_grad(set_to_none=True)
-        return self._macs() / self.dense
+        return self._macs() / self.dense_macs
 
     def _macs(self) -> int:
-        """Counted as for ours; without it the trace would be part of what is compared."""
+        """Return the MACs, counted like ours but without our trace."""
         return conv_macs(self.task.net, self.example)
 
     def _accumulate(self) -> None:
-        """The gradient of the training data, one pass, as torch-pruning's documentation has it."""
+        """Accumulate the gradient of the training data in one pass, as torch-pruning's documentation shows."""
         self.task.net.train()
         self.task.net.zero_grad()
         for image, target, *_ in self.task.train:
@@ -141,12 +143,12 @@ class Theirs:
 
 
 def conv_macs(net: nn.Module, example: Any) -> int:
-    """Multiply-accumulates of the convolutions and linear layers in one forward."""
-    found = []
+    """Return the multiply-accumulates of convolutions and linear layers in one forward."""
+    macs = []
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
         weight = module.get_parameter("weight")
-        found.append(weight[0].numel() * output[0].numel())
+        macs.append(weight[0].numel() * output[0].numel())
 
     layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -155,7 +157,7 @@ def conv_macs(net: nn.Module, example: Any) -> int:
     net.train(mode)
     for hook in hooks:
         hook.remove()
-    return sum(found)
+    return sum(macs)
 
 
 def ours(make: Callable[[int], Criterion]) -> Callable[[Task, int], Method]:
@@ -166,7 +168,7 @@ def theirs(make: Callable[[], Callable[..., Any]], most: float = 1.0) -> Callabl
     return lambda task, seed: Theirs(task, make(), most)
 
 
-L2_OF_TP, TAYLOR_OF_TP = tp.importance.GroupMagnitudeImportance, tp.importance.GroupTaylorImportance
+TP_L2, TP_TAYLOR = tp.importance.GroupMagnitudeImportance, tp.importance.GroupTaylorImportance
 METHODS: dict[str, Callable[[Task, int], Method]] = {
     "dense": lambda task, seed: Dense(),
     "random": ours(Random),
@@ -187,8 +189,8 @@ METHODS: dict[str, Callable[[Task, int], Method]] = {
     "propagated IPAD": ours(lambda _: Propagated(IPAD(1.0))),
     "IPAD, cost-aware": ours(lambda _: CostAware(IPAD(1.0), gamma=0.5)),
     "Taylor, gates, cost-aware": ours(lambda _: CostAware(TaylorGate(), gamma=1.0)),
-    "torch-pruning L2": theirs(L2_OF_TP),
-    "torch-pruning Taylor": theirs(TAYLOR_OF_TP),
-    "torch-pruning L2, limits": theirs(L2_OF_TP, MOST),
-    "torch-pruning Taylor, limits": theirs(TAYLOR_OF_TP, MOST),
+    "torch-pruning L2": theirs(TP_L2),
+    "torch-pruning Taylor": theirs(TP_TAYLOR),
+    "torch-pruning L2, limits": theirs(TP_L2, MAX_REMOVED),
+    "torch-pruning Taylor, limits": theirs(TP_TAYLOR, MAX_REMOVED),
 }

@@ -1,4 +1,4 @@
-"""The tables and the picture of ``python -m benchmarks.criteria``."""
+"""Tables and picture of ``python -m benchmarks.criteria``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.common.pages import mean_spread, replace_between, save_runs
+from benchmarks.common.pages import RESULTS, ReportFiles, mean_spread
+from benchmarks.common.studies import Row
 
-Row = dict[str, Any]
 SCORES = {"brain": "test mIoU, U-Net on BrainSlices", "digits": "test accuracy, ResNet on digits"}
 THEIRS, DENSE = "torch-pruning", "dense"
-SHOWN = (
+HIGHLIGHTED = (
     "random",
     "IPAD, omega 1",
     "LAMP",
@@ -28,94 +28,101 @@ SHOWN = (
 
 
 def scores(rows: Sequence[Row], task: str, method: str, budget: float) -> list[float]:
-    """One per seed."""
-    wanted = (task, method, budget)
-    return [row["score"] for row in rows if (row["task"], row["method"], row["budget"]) == wanted]
+    """Return the scores of all seeds."""
+    key = (task, method, budget)
+    return [row["score"] for row in rows if (row["task"], row["method"], row["budget"]) == key]
 
 
 def mean(rows: Sequence[Row], task: str, method: str, budget: float) -> float:
-    found = scores(rows, task, method, budget)
-    return statistics.fmean(found) if found else float("nan")
+    """Return the mean score over seeds, NaN without a run."""
+    values = scores(rows, task, method, budget)
+    return statistics.fmean(values) if values else float("nan")
 
 
 def methods(rows: Sequence[Row], task: str) -> list[str]:
-    """Dense first, then by their mean over all budgets, best first."""
-    found = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
-    every = {m: [row["score"] for row in rows if (row["task"], row["method"]) == (task, m)] for m in found}
-    return sorted(found, key=lambda m: (m != DENSE, -statistics.fmean(every[m])))
+    """Return the names of the methods: dense first, then by the mean over all budgets, best first."""
+    names = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
+    values = {m: [row["score"] for row in rows if (row["task"], row["method"]) == (task, m)] for m in names}
+    return sorted(names, key=lambda m: (m != DENSE, -statistics.fmean(values[m])))
 
 
 def budgets(rows: Sequence[Row]) -> list[float]:
+    """Return the shares of MACs, largest first."""
     return sorted({row["budget"] for row in rows}, reverse=True)
 
 
 def table(rows: Sequence[Row], task: str) -> list[str]:
-    """One row per method, one column per share of the MACs."""
+    """Return the lines of the table: one row per method, one column per share of the MACs."""
     shares = budgets(rows)
     lines = [
         f"| {SCORES[task]} | " + " | ".join(f"{share:.0%}" for share in shares) + " | mean | seeds |",
         "|:--|" + "--:|" * (len(shares) + 2),
     ]
     for method in methods(rows, task):
-        every = [scores(rows, task, method, share) for share in shares]
-        average = statistics.fmean([value for values in every for value in values])
-        cells = [mean_spread(values) for values in every]
-        lines.append(f"| {method} | {' | '.join(cells)} | {average:.3f} | {max(map(len, every))} |")
+        columns = [scores(rows, task, method, share) for share in shares]
+        average = statistics.fmean([value for values in columns for value in values])
+        cells = [mean_spread(values) for values in columns]
+        lines.append(f"| {method} | {' | '.join(cells)} | {average:.3f} | {max(map(len, columns))} |")
     return lines
 
 
 def best(rows: Sequence[Row], task: str, budget: float, theirs: bool) -> tuple[str, float]:
-    """The method with the highest mean, and that mean."""
-    found = [m for m in methods(rows, task) if m != DENSE and m.startswith(THEIRS) == theirs]
-    means = {m: mean(rows, task, m, budget) for m in found if scores(rows, task, m, budget)}
+    """Return the method with the highest mean, and that mean, among ours or those of torch-pruning."""
+    names = [m for m in methods(rows, task) if m != DENSE and m.startswith(THEIRS) == theirs]
+    means = {m: mean(rows, task, m, budget) for m in names if scores(rows, task, m, budget)}
     return max(means.items(), key=lambda item: item[1], default=("none", float("nan")))
 
 
 def verdict(rows: Sequence[Row], task: str) -> list[str]:
-    """The best of ours against the best of theirs and the dense network, per share."""
+    """Return a line for each share: our best method compared with theirs and with the dense network."""
     lines = []
     for share in budgets(rows):
         (name, ours), (other, theirs) = (best(rows, task, share, side) for side in (False, True))
-        against = f"{ours - theirs:+.3f} against {other}, {ours - mean(rows, task, DENSE, share):+.3f} dense"
-        lines.append(f"- {share:.0%}: the best of ours, {name}, has {ours:.3f}: {against}")
+        dense = mean(rows, task, DENSE, share)
+        difference = f"{ours - theirs:+.3f} against {other}, {ours - dense:+.3f} against dense"
+        lines.append(f"- {share:.0%}: our best, {name}, has {ours:.3f}: {difference}")
     return lines
 
 
-def write(rows: Sequence[Row], docs: Path) -> None:
-    """JSON, picture, and the tables into ``criteria.md``, between its two marks."""
-    head = save_runs(rows, docs / "criteria.json")
-    tools = ", ".join(f"{name} {head['versions'].get(name, '?')}" for name in ("torch", "torch-pruning"))
-    said = f"{head['date']} · {tools} · one thread · "
-    said += "`python -m benchmarks.criteria`. Mean ± sample standard deviation over seeds, by mean over all shares."
-    tasks = [task for task in SCORES if any(row["task"] == task for row in rows)]
-    text = [line for task in tasks for line in ("", *table(rows, task), "", *verdict(rows, task))]
-    replace_between(docs / "criteria.md", "study", "\n".join([said, *text]))
-    draw(rows, tasks, docs / "criteria.png")
+def write(rows: Sequence[Row], folder: Path = RESULTS) -> None:
+    """Write JSON, picture, and the section ``study`` of ``criteria.md``; without rows, from the stored JSON."""
+    files = ReportFiles("criteria", folder)
+    content = files.save_runs(rows)
+    files.write_section("study", section(content))
+    draw(content["runs"], tasks(content["runs"]), files.figure)
+
+
+def tasks(rows: Sequence[Row]) -> list[str]:
+    """Return the tasks that have a run."""
+    return [task for task in SCORES if any(row["task"] == task for row in rows)]
+
+
+def section(content: dict[str, Any]) -> str:
+    """Return the tables and comparisons (Markdown) of the stored numbers."""
+    rows, versions = content["runs"], content["versions"]
+    tools = ", ".join(f"{name} {versions.get(name, '?')}" for name in ("torch", "torch-pruning"))
+    head = (
+        f"{content['date']} · {tools} · one thread · `python -m benchmarks.criteria`. Columns: share of the MACs. "
+        "Mean ± sample standard deviation over seeds; ordered by the mean over all shares."
+    )
+    lines = [line for task in tasks(rows) for line in ("", *table(rows, task), "", *verdict(rows, task))]
+    return "\n".join([head, *lines])
 
 
 def style(method: str) -> dict[str, Any]:
-    """The same for a method in every panel."""
+    """Return the style of a method's line, the same in all panels."""
     if method == DENSE:
         return {"color": "black", "linestyle": "--", "label": method}
-    if method not in SHOWN:
+    if method not in HIGHLIGHTED:
         return {"color": "0.87", "zorder": 0}
-    return {"color": f"C{SHOWN.index(method)}", "marker": "o", "markersize": 4, "label": method}
+    return {"color": f"C{HIGHLIGHTED.index(method)}", "marker": "o", "markersize": 4, "label": method}
 
 
 def draw(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
-    """Score against MACs left; a few by name, the others in grey."""
+    """Draw score over MACs left, one panel per task; a few methods have names, the others are grey."""
     figure, axes = plt.subplots(1, len(tasks), figsize=(10, 4), squeeze=False)
-    shares = budgets(rows)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for method in methods(rows, task):
-            values = [mean(rows, task, method, share) for share in shares]
-            axis.plot(shares, values, **style(method))
-        axis.set_xscale("log")
-        axis.set_xticks(shares, [f"{share:.0%}" for share in shares], minor=False)
-        axis.minorticks_off()
-        axis.invert_xaxis()
-        axis.set_title(SCORES[task], fontsize=10)
-        axis.set_xlabel("MACs left")
+        draw_task(axis, rows, task)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0.14, 1, 1))
     figure.legend(
@@ -123,3 +130,16 @@ def draw(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_task(axis: Any, rows: Sequence[Row], task: str) -> None:
+    """Draw the panel of one task."""
+    shares = budgets(rows)
+    for method in methods(rows, task):
+        axis.plot(shares, [mean(rows, task, method, share) for share in shares], **style(method))
+    axis.set_xscale("log")
+    axis.set_xticks(shares, [f"{share:.0%}" for share in shares], minor=False)
+    axis.minorticks_off()
+    axis.invert_xaxis()
+    axis.set_title(SCORES[task], fontsize=10)
+    axis.set_xlabel("MACs left")

@@ -1,4 +1,4 @@
-"""The data and dense networks of ``python -m benchmarks.criteria``: brain slices (U-Net) and digits (ResNet)."""
+"""Data and dense networks of ``python -m benchmarks.criteria``: brain slices (U-Net) and digits (ResNet)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_prune.cli.config import conf_dir
@@ -30,7 +30,7 @@ SMALL = ["data.slices_per_axis=6", "data.size=32"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt: a module with freshly initialised weights, its loaders, and the score that counts."""
+    """A module with newly initialised weights, its data loaders, and the name of its score."""
 
     name: str
     module: L.LightningModule
@@ -40,18 +40,18 @@ class Task:
 
     @property
     def net(self) -> nn.Module:
-        """What is pruned."""
+        """Return the network within the module, which is pruned."""
         return self.module.get_submodule("net")
 
     @property
     def outputs(self) -> list[str]:
-        """Layers that give the logits, for libraries that do not find them by themselves."""
+        """Return the layers of the logits, for libraries that must be given them."""
         layers = [name for name, part in self.net.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
         return layers[-1:]
 
 
 class Classifier(L.LightningModule):
-    """Cross-entropy and accuracy."""
+    """Classifier with cross-entropy loss and accuracy."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ class Classifier(L.LightningModule):
 
 
 def brain(seed: int, small: bool) -> Task:
-    """Seven classes on 64x64 slices, as ``experiment=study``."""
-    given = ["experiment=study", "logger=none", f"seed={seed}", *(SMALL if small else ())]
+    """Return the task of ``experiment=study``: seven classes on brain slices of 64x64."""
+    overrides = ["experiment=study", "logger=none", f"seed={seed}", *(SMALL if small else ())]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=given)
+        config = compose("config", overrides=overrides)
     L.seed_everything(seed, workers=True, verbose=False)
     module: SegmentationModule = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
@@ -84,29 +84,31 @@ def brain(seed: int, small: bool) -> Task:
 
 
 def digits(seed: int, small: bool) -> Task:
-    """The 1,797 digits of scikit-learn, 8x8; two fifths of them for the test, the same for every seed."""
+    """Return the task of the 1,797 digits of scikit-learn, 8x8.
+
+    Two fifths of them are the test set, the same for all seeds.
+    """
     images, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(images).float().div(16).view(-1, 1, 8, 8)
-    number = range(200 if small else len(labels))
-    train, test = train_test_split(number, test_size=0.4, stratify=labels[: len(number)], random_state=0)
+    indices = range(200 if small else len(labels))
+    train, test = train_test_split(indices, test_size=0.4, stratify=labels[: len(indices)], random_state=0)
     L.seed_everything(seed, workers=True, verbose=False)
     net = ResNet(BasicBlock, (1, 1, 1, 1), 10, 1, channels=(32, 64, 128, 128), zero_init_last=False)
     net.conv1, net.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
     module = Classifier(net)
     module.example_input_array = torch.zeros(1, 1, 8, 8)
-    held = TensorDataset(images, torch.from_numpy(labels))
-    loaders = [DataLoader(torch.utils.data.Subset(held, part), 64, shuffle=part is train, drop_last=part is train)
-               for part in (train, test)]  # fmt: skip
-    return Task("digits", module, *loaders, "test/accuracy")
+    dataset = TensorDataset(images, torch.from_numpy(labels))
+    train_loader = DataLoader(Subset(dataset, train), 64, shuffle=True, drop_last=True)
+    return Task("digits", module, train_loader, DataLoader(Subset(dataset, test), 64), "test/accuracy")
 
 
 TASKS = {"brain": brain, "digits": digits}
 
 
 def fit(task: Task, epochs: int, callbacks: list[L.Callback], lr: float = LR) -> None:
-    """Train with Adam afresh, from ``lr`` down a cosine to zero: the same for every method and every stage."""
+    """Train with a new Adam, its learning rate falling from ``lr`` to zero along a cosine."""
     task.module.configure_optimizers = lambda: optimizers(task.module, epochs, lr)  # type: ignore[method-assign]
-    task.module.train()  # torch-pruning leaves the network in eval mode, and Lightning trains it as it is
+    task.module.train()  # torch-pruning leaves it in eval mode, which Lightning does not change
     trainer(epochs, callbacks).fit(task.module, task.train)
 
 
@@ -130,12 +132,12 @@ def trainer(epochs: int = 0, callbacks: list[L.Callback] | None = None) -> L.Tra
 
 
 def score(task: Task) -> float:
-    (found,) = trainer().test(task.module, task.test, verbose=False)
-    return float(found[task.score])
+    (metrics,) = trainer().test(task.module, task.test, verbose=False)
+    return float(metrics[task.score])
 
 
 def trained(name: str, seed: int, folder: Path, small: bool) -> Task:
-    """The task with its dense network trained to its end: once, the weights are kept in ``folder``."""
+    """Return the task with its trained dense network; the weights are kept in ``folder`` and trained only once."""
     task = TASKS[name](seed, small)
     path = folder / f"{name}-{seed}{'-small' * small}.pt"
     if not path.is_file():

@@ -1,10 +1,11 @@
-"""What a teacher costs: steps with it against steps without, in turns, and memory over ten epochs.
+"""Cost of a teacher: time of training steps with and without it, and memory over ten epochs.
 
     python -m benchmarks.distillation.cost                     # U-Net, 64 x 64, batch of 8; a minute or two
     python -m benchmarks.distillation.cost --size 256 --accelerator gpu
 
-Every other batch of one training is distilled (all three losses, taps found by themselves), so that both kinds of
-step see the same machine. Processor seconds on a CPU, the wall clock on anything else.
+Every other batch of one training is distilled, first with Hinton's loss, then with all three losses on taps chosen
+automatically. So other load on the machine affects both kinds of step alike. Processor time on a CPU, wall-clock time
+on other devices.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ BATCH, BATCHES, EPOCHS = 8, 8, 10
 
 
 def now(device: torch.device) -> float:
+    """Return seconds: processor time on a CPU, else wall-clock time after all kernels have ended."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-class Turns(L.Callback):
-    """Distils every other batch, and keeps the times of either kind, of the teacher's forward, and the memory."""
+class AlternatingTeacher(L.Callback):
+    """Distils every other batch; records the times of both kinds of step and of the teacher, and the memory."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {"without": [], "with": [], "teacher": []}
@@ -53,7 +55,7 @@ class Turns(L.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the time."""
+        """Record the time of the step, and that of one forward of the teacher."""
         kind = "with" if batch_idx % 2 else "without"
         self.times[kind].append(now(pl_module.device) - self.start)
         start = now(pl_module.device)
@@ -61,14 +63,15 @@ class Turns(L.Callback):
         self.times["teacher"].append(now(pl_module.device) - start)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Count the bytes of all tensors that are alive."""
+        """Record the megabytes of all tensors in memory."""
         gc.collect()
-        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors()}
-        self.megabytes.append(round(sum(held.values()) / 2**20, 2))
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors()}
+        self.megabytes.append(round(sum(sizes.values()) / 2**20, 2))
 
 
 def tensors() -> list[Tensor]:
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and not thing.is_meta]
+    """Return all tensors in memory. ``type()``, since ``isinstance`` would run code of proxy objects."""
+    return [item for item in gc.get_objects() if issubclass(type(item), Tensor) and not item.is_meta]
 
 
 def net() -> torch.nn.Module:
@@ -76,43 +79,46 @@ def net() -> torch.nn.Module:
 
 
 def measure(size: int, accelerator: str, losses: dict[str, float]) -> dict[str, Any]:
+    """Train with the given weights of losses; return medians of times, their ratio, and the memory per epoch."""
     images = torch.rand(BATCH * BATCHES, 1, size, size)
     data = DataLoader(TensorDataset(images, (3 * images[:, 0]).long().clamp(max=2)), BATCH)
     module = SegmentationModule(net(), 3, example_input_shape=(1, 1, size, size))
     module.distillation = Distillation(net(), submodule="net", **losses)
-    turns = Turns()
+    callback = AlternatingTeacher()
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(
         max_epochs=EPOCHS,
         accelerator=accelerator,
         devices=1,
-        callbacks=[turns],
+        callbacks=[callback],
         enable_model_summary=False,
         **options,
     )
     trainer.fit(module, data)
-    found = {
-        name: statistics.median(taken[BATCHES:]) for name, taken in turns.times.items()
-    }  # one epoch to warm up
-    ratio = found["with"] / (found["without"] + found["teacher"])
-    rounded = {f"ms {name}": round(1000 * taken, 1) for name, taken in found.items()}
-    return {**rounded, "with / (without + teacher)": round(ratio, 3), "MB after each epoch": turns.megabytes}
+    # The first epoch warms up.
+    seconds = {name: statistics.median(times[BATCHES:]) for name, times in callback.times.items()}
+    ratio = seconds["with"] / (seconds["without"] + seconds["teacher"])
+    rounded = {f"ms {name}": round(1000 * value, 1) for name, value in seconds.items()}
+    return {
+        **rounded,
+        "with / (without + teacher)": round(ratio, 3),
+        "MB after each epoch": callback.megabytes,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distillation.cost", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.distillation.cost", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--accelerator", default="cpu")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    every = {"alpha": 1.0, "beta": 10.0, "lambda_": 0.1}
-    for name, losses in {"hinton": {"alpha": 1.0}, "all": every}.items():
-        print(
-            json.dumps({"losses": name, "size": asked.size, **measure(asked.size, asked.accelerator, losses)})
-        )
+    all_losses = {"alpha": 1.0, "beta": 10.0, "lambda_": 0.1}
+    for name, losses in {"hinton": {"alpha": 1.0}, "all": all_losses}.items():
+        result = measure(args.size, args.accelerator, losses)
+        print(json.dumps({"losses": name, "size": args.size, **result}))
 
 
 if __name__ == "__main__":

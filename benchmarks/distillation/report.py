@@ -1,4 +1,4 @@
-"""The tables and the picture of ``python -m benchmarks.distillation``."""
+"""Table and picture of ``python -m benchmarks.distillation``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.common.pages import mean_spread, replace_between, save_runs
+from benchmarks.common.pages import RESULTS, ReportFiles, mean_spread
+from benchmarks.common.studies import Row
 
 NAMES = {
     "none": "no distillation",
@@ -21,78 +22,100 @@ NAMES = {
     "fsp": "FSP",
     "all": "all three",
 }
-Row = dict[str, Any]
 
 
-def of(rows: Sequence[Row], budget: float, variant: str) -> dict[int, float]:
-    """Seed -> test mIoU."""
+def scores(rows: Sequence[Row], budget: float, variant: str) -> dict[int, float]:
+    """Return seed -> test mIoU."""
     return {r["seed"]: r["test_miou"] for r in rows if (r["budget"], r["variant"]) == (budget, variant)}
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and sample standard deviation."""
+    """Format mean, sample standard deviation and number of values."""
     return f"{mean_spread(values, digits)} ({len(values)})" if values else "-"
 
 
-def won_back(rows: Sequence[Row], budget: float, variant: str) -> float | None:
-    """Share of what pruning lost, from the means over the seeds that have all three runs."""
-    dense, none, found = of(rows, 1.0, "dense"), of(rows, budget, "none"), of(rows, budget, variant)
-    seeds = dense.keys() & none.keys() & found.keys()
+def recovered(rows: Sequence[Row], budget: float, variant: str) -> float | None:
+    """Return the share of the mIoU lost by pruning that distillation recovers; None if pruning lost nothing.
+
+    From the means over those seeds that have all three runs: dense, without and with distillation.
+    """
+    dense, none = scores(rows, 1.0, "dense"), scores(rows, budget, "none")
+    distilled = scores(rows, budget, variant)
+    seeds = dense.keys() & none.keys() & distilled.keys()
     lost = sum(dense[seed] - none[seed] for seed in seeds)
-    return sum(found[seed] - none[seed] for seed in seeds) / lost if lost > 0 else None
+    return sum(distilled[seed] - none[seed] for seed in seeds) / lost if lost > 0 else None
 
 
 def difference(rows: Sequence[Row], budget: float, variant: str) -> list[float]:
-    """Test mIoU against no distillation, seed by seed."""
-    none, found = of(rows, budget, "none"), of(rows, budget, variant)
-    return [found[seed] - none[seed] for seed in sorted(none.keys() & found.keys())]
+    """Return the test mIoU minus that without distillation, for each seed."""
+    none, distilled = scores(rows, budget, "none"), scores(rows, budget, variant)
+    return [distilled[seed] - none[seed] for seed in sorted(none.keys() & distilled.keys())]
+
+
+def budgets(rows: Sequence[Row]) -> list[float]:
+    """Return the shares of MACs, largest first."""
+    return sorted({row["budget"] for row in rows if row["variant"] != "dense"}, reverse=True)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    budgets = sorted({r["budget"] for r in rows if r["variant"] != "dense"}, reverse=True)
+    """Return the lines of the table: one row per budget and loss."""
     lines = [
-        f"Dense: test mIoU {spread(list(of(rows, 1.0, 'dense').values()))}.",
+        f"Dense: test mIoU {spread(list(scores(rows, 1.0, 'dense').values()))}.",
         "",
-        "| MACs left | distillation | test mIoU | against none, same seed | of the loss won back |",
+        "| MACs left | distillation | test mIoU | difference to none, same seed | share of the loss recovered |",
         "|--:|:--|--:|--:|--:|",
     ]
-    for budget in budgets:
-        for variant, name in NAMES.items():
-            if values := of(rows, budget, variant):
-                back = None if variant == "none" else won_back(rows, budget, variant)
-                against = "" if variant == "none" else spread(difference(rows, budget, variant))
-                share = "" if back is None else f"{100 * back:.0f} %"
-                lines.append(
-                    f"| {budget:.0%} | {name} | {spread(list(values.values()))} | {against} | {share} |"
-                )
-    return lines
+    variants = [(budget, variant) for budget in budgets(rows) for variant in NAMES]
+    return [*lines, *(line(rows, *key) for key in variants if scores(rows, *key))]
 
 
-def write(rows: list[Row], docs: Path) -> None:
-    """JSON, picture, and the table into ``distillation.md``, between its two marks."""
-    head = save_runs(rows, docs / "distillation.json")
-    said = f"{head['date']} · torch {head['versions']['torch']} · one thread · `python -m benchmarks.distillation`. "
-    said += "Mean ± sample standard deviation (number of seeds)."
-    replace_between(docs / "distillation.md", "study", "\n".join([said, "", *table(rows)]))
-    draw(rows, docs / "distillation.png")
+def line(rows: Sequence[Row], budget: float, variant: str) -> str:
+    """Return one row of the table."""
+    miou = spread(list(scores(rows, budget, variant).values()))
+    change, share = "", ""
+    if variant != "none":
+        change, ratio = spread(difference(rows, budget, variant)), recovered(rows, budget, variant)
+        share = "" if ratio is None else f"{100 * ratio:.0f} %"
+    return f"| {budget:.0%} | {NAMES[variant]} | {miou} | {change} | {share} |"
+
+
+def write(rows: Sequence[Row], folder: Path = RESULTS) -> None:
+    """Write JSON, picture, and the section ``study`` of ``distillation.md``; without rows, from the stored JSON."""
+    files = ReportFiles("distillation", folder)
+    content = files.save_runs(rows)
+    files.write_section("study", section(content))
+    draw(content["runs"], files.figure)
+
+
+def section(content: dict[str, Any]) -> str:
+    """Return the table (Markdown) of the stored numbers."""
+    head = (
+        f"{content['date']} · torch {content['versions']['torch']} · one thread · "
+        "`python -m benchmarks.distillation`. Mean ± sample standard deviation (number of seeds)."
+    )
+    return "\n".join([head, "", *table(content["runs"])])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Every run as a dot, their mean as a line, for each budget."""
-    budgets = sorted({r["budget"] for r in rows if r["variant"] != "dense"}, reverse=True)
-    figure, axes = plt.subplots(1, max(len(budgets), 1), figsize=(9, 3.4), sharey=True, squeeze=False)
-    dense = list(of(rows, 1.0, "dense").values())
-    for axis, budget in zip(axes[0], budgets, strict=False):
-        if dense:
-            axis.axhline(statistics.fmean(dense), color="0.6", linestyle="--", label="dense")
-        for place, variant in enumerate(NAMES):
-            values = list(of(rows, budget, variant).values())
-            axis.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.6)
-            if values:
-                axis.hlines(statistics.fmean(values), place - 0.3, place + 0.3, color=f"C{place}")
-        axis.set_xticks(range(len(NAMES)), list(NAMES.values()), rotation=20)
-        axis.set_title(f"{budget:.0%} of the MACs")
+    """Draw each run as a dot and the mean as a line, one panel per budget."""
+    shares = budgets(rows)
+    figure, axes = plt.subplots(1, max(len(shares), 1), figsize=(9, 3.4), sharey=True, squeeze=False)
+    for axis, budget in zip(axes[0], shares, strict=False):
+        draw_budget(axis, rows, budget)
     axes[0][0].set_ylabel("test mIoU")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_budget(axis: Any, rows: Sequence[Row], budget: float) -> None:
+    """Draw the panel of one budget."""
+    if dense := scores(rows, 1.0, "dense"):
+        axis.axhline(statistics.fmean(dense.values()), color="0.6", linestyle="--", label="dense")
+    for place, variant in enumerate(NAMES):
+        values = list(scores(rows, budget, variant).values())
+        axis.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.6)
+        if values:
+            axis.hlines(statistics.fmean(values), place - 0.3, place + 0.3, color=f"C{place}")
+    axis.set_xticks(range(len(NAMES)), list(NAMES.values()), rotation=20)
+    axis.set_title(f"{budget:.0%} of the MACs")

@@ -7,66 +7,67 @@ from typing import Any
 
 __all__ = ["page"]
 
-KINDS = {"latency": "latency", "macs": "MACs"}
-WHY = """\
-ONNX Runtime brings convolutions into a layout of blocks of channels (NCHWc), if what they read has a multiple of
-four channels; otherwise it runs them without, and depthwise ones many times slower: without a part of its MACs a
-network can take longer than the dense one. Tables measure both kinds of widths and never interpolate between them.
-The advice: `channel_multiple=16` (or 8, at least 4) for what shall run in ONNX Runtime. A depthwise convolution,
-5 x 5 on 14 x 14, microseconds by channels:"""
+RESOURCES = {"latency": "latency", "macs": "MACs"}
+WIDTHS_TEXT = """\
+ONNX Runtime computes convolutions in a layout of channel blocks (NCHWc) if their input has a multiple of four
+channels. Otherwise it uses another layout, in which depthwise convolutions are many times slower: a network with
+fewer MACs can then take longer than the dense one. Tables measure both kinds of widths and never interpolate between
+them. For ONNX Runtime use `channel_multiple=16` (or 8, at least 4). Microseconds of a depthwise convolution, 5 x 5 on
+14 x 14, by its number of channels:"""
 
 
-def page(rows: Sequence[dict[str, Any]], head: dict[str, Any], multiple: int, rounded: int) -> str:
-    """The results as Markdown.
+def page(content: dict[str, Any], multiple: int, rounded: int) -> str:
+    """Return the page (Markdown) of the stored numbers.
 
     Args:
-        rows: of each network and execution.
-        head: where and when.
-        multiple: of channels, that some cuts leave.
-        rounded: how many of the random ones.
+        content: of the JSON.
+        multiple: of channels, to which some cuts round.
+        rounded: number of random cuts with this multiple.
     """
+    rows = content["results"]
     lines = [
         "# Latency: predicted and measured",
         "",
-        f"{head['date']} · torch {head['versions']['torch']} · {head['machine']} · load {head['load']} on "
-        f"{head['cores']} cores · {head['minutes']} minutes. Made by `python -m benchmarks.latency`.",
+        f"{content['date']} · torch {content['versions']['torch']} · {content['machine']} · load {content['load']} "
+        f"on {content['cores']} cores · {content['minutes']} minutes. Made by `python -m benchmarks.latency`.",
         "",
-        "Random cuts, measured in turns with the dense network; the error is that of the ratio to the dense network. "
-        "Times are processor time of the one thread, tenth percentiles. *By MACs*: the error of taking the share of "
-        f"the MACs for that of the time. *By {multiple}*: the median error of {rounded} more cuts, in which every "
-        f"layer keeps a multiple of {multiple} channels. Tables are built as in [budgets.md](budgets.md#time).",
+        "Errors of the predicted ratio to the dense network, for random cuts. Each cut is measured alternately with "
+        "the dense network; times are processor time of one thread, tenth percentiles. *By MACs*: the error if the "
+        f"share of the MACs is taken as the prediction. *Multiples of {multiple}*: the median error of {rounded} "
+        f"more cuts that leave a multiple of {multiple} channels in each layer. Tables are built as in "
+        "[budgets.md](../guides/budgets.md#latency).",
         "",
         *_errors(rows, multiple),
         "",
-        "Pruned by L2 (random weights) to half of the latency (where that is out of reach, to half of what can go), "
-        "and to the same share of the MACs, also with widths in multiples of "
-        f"{multiple} (`channel_multiple={multiple}`). For the latency, what goes is chosen twice: in between, the "
-        "table is fitted to the first choice (`LatencyTable.refit`). Where the prediction is below the budget, the "
-        "last step was a large one: sixteen channels, or a layer that changed its layout. What is chosen by the "
-        "prediction is chosen for its errors, too, so budgets are off by more than random cuts are; mobilenet, of a "
-        "hundred small pieces, has the least to go by.",
+        "Networks with random weights, pruned by L2 to half of the latency (or half-way to the lowest latency that "
+        "can be reached) and to the same share of the MACs; also with widths in multiples of "
+        f"{multiple} (`channel_multiple={multiple}`). For a budget of latency the selection is made twice: between "
+        "the two, the table is fitted to the first selection (`LatencyTable.refit`). A prediction below the budget "
+        f"means that the last step was large: {multiple} channels, or a layer that changed its layout. A selection "
+        "by the prediction prefers cuts whose latency is predicted too low, so the errors are larger than for random "
+        "cuts. They are largest for a network of many small operators, such as mobilenet.",
         "",
         *_budgets(rows),
-        *_widths(head["widths"]),
+        *_widths(content["widths"]),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _errors(rows: Sequence[dict[str, Any]], multiple: int) -> list[str]:
     return [
-        f"| network | execution | dense, ms | cuts | **median error** | largest | by {multiple} | by MACs "
-        "| to build, CPU s |",
+        f"| network | execution | dense, ms | cuts | **median error** | largest | multiples of {multiple} | by MACs "
+        "| time to build, CPU s |",
         "|:--|:--|--:|--:|--:|--:|--:|--:|--:|",
         *(
             f"| {r['network']} | {r['execution']} | {r['dense_ms']:.1f} | {r['cuts']} | **{r['median_error']:.1%}** "
-            f"| {r['largest_error']:.1%} | {_shown(r['median_error_of_multiples'])} "
+            f"| {r['largest_error']:.1%} | {_percent(r['median_error_of_multiples'])} "
             f"| {r['median_error_of_macs']:.0%} | {r['build_cpu_seconds']:.0f} |"
             for r in rows
         ),
     ]
 
 
-def _shown(error: float | None) -> str:
+def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:.1%}"
 
 
@@ -75,21 +76,24 @@ def _budgets(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| network | execution | budget | multiple | MACs | latency, predicted | **latency, measured** |",
         "|:--|:--|:--|--:|--:|--:|--:|",
         *(
-            f"| {r['network']} | {r['execution']} | {KINDS[each['budget']]} {each['share']:.0%} "
-            f"| {each['multiple']} | {each['macs']:.1%} | {each['predicted']:.1%} | **{each['measured']:.1%}** |"
+            f"| {r['network']} | {r['execution']} | {RESOURCES[b['budget']]} {b['share']:.0%} "
+            f"| {b['multiple']} | {b['macs']:.1%} | {b['predicted']:.1%} | **{b['measured']:.1%}** |"
             for r in rows
-            for each in r["budgets"]
+            for b in r["budgets"]
         ),
     ]
 
 
 def _widths(times: dict[str, dict[str, float]]) -> list[str]:
-    counts = list(times["onnx"])
+    widths = list(times["onnx"])
     return [
         "",
-        WHY,
+        WIDTHS_TEXT,
         "",
-        f"| execution | {' | '.join(counts)} |",
-        f"|:--|{'--:|' * len(counts)}",
-        *(f"| {name} | {' | '.join(f'{each[c]:.0f}' for c in counts)} |" for name, each in times.items()),
+        f"| execution | {' | '.join(widths)} |",
+        f"|:--|{'--:|' * len(widths)}",
+        *(
+            f"| {name} | {' | '.join(f'{by_width[w]:.0f}' for w in widths)} |"
+            for name, by_width in times.items()
+        ),
     ]

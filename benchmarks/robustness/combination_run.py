@@ -1,4 +1,4 @@
-"""One short pruning run in one combination of settings, and what is wrong with it."""
+"""One short pruning run in one combination of settings, and its errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,17 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Combination:
-    """One row of the table."""
+    """Settings of one run, which are the first columns of the table.
+
+    Attributes:
+        optimizer: key of ``OPTIMIZERS``.
+        state: of the optimizer after a cut: ``carry`` or ``reset``.
+        precision: of the trainer.
+        compiled: whether ``torch.compile`` is used.
+        accumulate: batches per optimizer step.
+        averaged: whether a moving average of the weights is kept.
+        processes: number of processes (``ddp`` if more than 1).
+    """
 
     optimizer: str = "AdamW fused"
     state: str = "carry"
@@ -49,15 +59,15 @@ class Combination:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: what is wrong (nothing, if all is well), and the loss before and after."""
+    """Result of one run: its errors (empty if it is right), the loss of each epoch, the MACs after each cut."""
 
     wrong: list[str]
     losses: list[float]
     shares: list[float]
 
 
-class Tiny(L.LightningModule):
-    """A classifier of stripes, and its mean loss in every epoch."""
+class StripeClassifier(L.LightningModule):
+    """A tiny classifier of stripes; keeps the losses of each epoch."""
 
     def __init__(self, optimizer: str) -> None:
         super().__init__()
@@ -77,56 +87,60 @@ class Tiny(L.LightningModule):
         self.losses: list[list[float]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits (n, 4) of images (n, 1, 12, 12)."""
         return self.net(x)
 
     def on_train_epoch_start(self) -> None:
-        """A new row of losses."""
+        """Begin a list of losses."""
         self.losses.append([])
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         self.losses[-1].append(loss.item())
         return loss
 
     def configure_optimizers(self) -> optim.Optimizer:
-        """As the combination says."""
+        """Return the optimizer of the combination."""
         return OPTIMIZERS[self.optimizer](self.parameters())
+
+    def mean_losses(self) -> list[float]:
+        """Return the mean loss of each epoch."""
+        return [sum(epoch) / len(epoch) for epoch in self.losses]
 
 
 class Inspector(L.Callback):
-    """Looks at parameters and state at the end of each epoch, before the cut."""
+    """Checks parameters and optimizer state at the end of each epoch, before the cut."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self.before: dict[str, Tensor] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the parameters."""
+        """Copy the parameters."""
         self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hold them against what they are now."""
+        """Check that each parameter has changed, and that its state has its shape."""
         epoch = trainer.current_epoch
-        still = [name for name, p in pl_module.named_parameters() if torch.equal(p, self.before[name])]
-        self.wrong += [f"epoch {epoch}: {name} did not move" for name in still]
+        unchanged = [name for name, p in pl_module.named_parameters() if torch.equal(p, self.before[name])]
+        self.wrong += [f"epoch {epoch}: {name} did not change" for name in unchanged]
         names = {p: name for name, p in pl_module.named_parameters()}
         for parameter, state in trainer.optimizers[0].state.items():
             shapes = {tuple(value.shape) for value in state.values() if isinstance(value, Tensor)}
-            strange = shapes - _fitting(parameter)
-            self.wrong += [f"epoch {epoch}: state of {names[parameter]} has shape {s}" for s in strange]
+            unexpected = shapes - _valid_shapes(parameter)
+            self.wrong += [f"epoch {epoch}: state of {names[parameter]} has shape {s}" for s in unexpected]
 
 
-def _fitting(parameter: Tensor) -> set[tuple[int, ...]]:
-    """The shapes that state may have: the parameter's, none, and a row or column of it (Adafactor)."""
+def _valid_shapes(parameter: Tensor) -> set[tuple[int, ...]]:
+    """Return the shapes that state may have: the parameter's, a scalar, and a row or column of it (Adafactor)."""
     shape = tuple(parameter.shape)
     row, column = (*shape[:-1], 1), (*shape[:-2], 1, *shape[-1:])
     return {shape, (), *({row, column} if len(shape) > 1 else ())}
 
 
 def data(processes: int) -> DataLoader:
-    """Stripes in noise; each process sees the same number of batches."""
+    """Return a loader of noisy stripes; the number of batches does not depend on the number of processes."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(96) % 4
     stripes = torch.stack([(torch.arange(144) % (n + 2) == 0).float().reshape(1, 12, 12) for n in range(4)])
@@ -135,12 +149,27 @@ def data(processes: int) -> DataLoader:
 
 
 def run(combination: Combination, backend: str = "aot_eager") -> Outcome:
-    """Train and prune once."""
+    """Train and prune once; ``backend`` is that of ``torch.compile``."""
     torch.compiler.reset()
-    module, inspector = Tiny(combination.optimizer), Inspector()
+    module, inspector = StripeClassifier(combination.optimizer), Inspector()
     if combination.compiled:
         module.net.compile(backend=backend)
-    pruning = FilterPruningCallback(
+    pruning = _pruning(combination)
+    averaging = [EMAWeightAveraging(decay=0.9)] if combination.averaged else []
+    trainer = _trainer(combination, [inspector, pruning, *averaging])
+    trainer.fit(module, data(combination.processes))
+    wrong = [
+        *inspector.wrong,
+        *_check_cuts(pruning),
+        *_check_losses(module.mean_losses()),
+        *_check_averages(averaging, module),
+        *_check_ranks(module),
+    ]
+    return Outcome(wrong, module.mean_losses(), [cut.share["macs"] for cut in pruning.history])
+
+
+def _pruning(combination: Combination) -> FilterPruningCallback:
+    return FilterPruningCallback(
         {"macs": 0.5},
         amount={"macs": 0.25},
         start_epoch=CUTS[0],
@@ -148,62 +177,51 @@ def run(combination: Combination, backend: str = "aot_eager") -> Outcome:
         optimizer=combination.state,  # type: ignore[arg-type]
         verbose=False,
     )
-    averaging = [EMAWeightAveraging(decay=0.9)] if combination.averaged else []
-    trainer = L.Trainer(
+
+
+def _trainer(combination: Combination, callbacks: list[L.Callback]) -> L.Trainer:
+    return L.Trainer(
         max_epochs=EPOCHS,
         accelerator="gpu" if combination.precision == "16-mixed" else "cpu",
         devices=combination.processes,
         strategy="ddp" if combination.processes > 1 else "auto",
         precision=combination.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=combination.accumulate,
-        callbacks=[inspector, pruning, *averaging],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data(combination.processes))
-    wrong = [
-        *inspector.wrong,
-        *_cuts(pruning),
-        *_losses(module),
-        *_averages(averaging, module),
-        *_ranks(module),
-    ]
-    losses = [sum(epoch) / len(epoch) for epoch in module.losses]
-    return Outcome(wrong, losses, [cut.share["macs"] for cut in pruning.history])
 
 
-def _cuts(pruning: FilterPruningCallback) -> list[str]:
-    found = tuple(cut.epoch for cut in pruning.history)
-    return [] if found == CUTS else [f"cuts at the end of epochs {found}, not {CUTS}"]
+def _check_cuts(pruning: FilterPruningCallback) -> list[str]:
+    epochs = tuple(cut.epoch for cut in pruning.history)
+    return [] if epochs == CUTS else [f"cuts at the end of epochs {epochs}, not {CUTS}"]
 
 
-def _losses(module: Tiny) -> list[str]:
-    """After a cut the loss falls until the next one, and it ends below where the last cut found it."""
-    means = [sum(epoch) / len(epoch) for epoch in module.losses]
-    ends = (0, *(epoch + 1 for epoch in CUTS), len(means))
-    parts = [means[start:end] for start, end in pairwise(ends)]
-    rises = [f"loss {part[0]:.3f} after a cut, then {part[-1]:.3f}" for part in parts if part[-1] >= part[0]]
-    worse = means[-1] >= means[CUTS[-1]]
-    return (
-        [*rises, f"loss {means[CUTS[-1]]:.3f} before the last cut, {means[-1]:.3f} at the end"]
-        if worse
-        else rises
-    )
+def _check_losses(losses: Sequence[float]) -> list[str]:
+    """Check that the loss falls between cuts, and ends below the loss before the last cut."""
+    ends = (0, *(epoch + 1 for epoch in CUTS), len(losses))
+    parts = [losses[start:end] for start, end in pairwise(ends)]
+    wrong = [f"loss {part[0]:.3f} after a cut, then {part[-1]:.3f}" for part in parts if part[-1] >= part[0]]
+    before, end = losses[CUTS[-1]], losses[-1]
+    if end >= before:
+        wrong.append(f"loss {before:.3f} before the last cut, {end:.3f} at the end")
+    return wrong
 
 
-def _averages(averaging: Sequence[EMAWeightAveraging], module: Tiny) -> list[str]:
+def _check_averages(averaging: Sequence[EMAWeightAveraging], module: StripeClassifier) -> list[str]:
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = [a._average_model.module.state_dict() for a in averaging if a._average_model is not None]
-    same = all({name: tensor.shape for name, tensor in state.items()} == shapes for state in found)
-    return [] if same and len(found) == len(averaging) else ["the average has other shapes than the network"]
+    states = [a._average_model.module.state_dict() for a in averaging if a._average_model is not None]
+    same = all({name: tensor.shape for name, tensor in state.items()} == shapes for state in states)
+    return [] if same and len(states) == len(averaging) else ["the average has other shapes than the network"]
 
 
-def _ranks(module: Tiny) -> list[str]:
+def _check_ranks(module: StripeClassifier) -> list[str]:
     if not torch.distributed.is_initialized():
         return []
-    mine = [parameter.detach().double().sum().item() for parameter in module.parameters()]
+    sums = [parameter.detach().double().sum().item() for parameter in module.parameters()]
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, mine)
-    return [] if all(other == mine for other in ranks) else ["ranks hold different weights"]
+    torch.distributed.all_gather_object(ranks, sums)
+    return [] if all(other == sums for other in ranks) else ["ranks have different weights"]

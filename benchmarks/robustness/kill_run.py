@@ -1,7 +1,7 @@
-"""The training run that :mod:`benchmarks.robustness.kill` kills: it has everything that must go on after a resume.
+"""The training run of :mod:`benchmarks.robustness.kill`, with all kinds of state that a resume must restore.
 
 Dropout, augmentation by three random generators, a shuffled loader, batch norm, momentum, a plateau scheduler, and
-statistics gathered over an epoch, or a penalty and moving averages.
+statistics collected over an epoch, or a penalty and moving averages.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ EPOCHS, BATCHES = 8, 5
 
 
 class Stripes(Dataset):
-    """Stripes of four kinds in noise, augmented by all the random generators there are."""
+    """Stripes of four kinds with noise from the generators of torch, NumPy and Python."""
 
     def __len__(self) -> int:
         return 4 * BATCHES
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = (torch.arange(144) % (index % 4 + 2) == 0).float().reshape(1, 12, 12)
-        drawn = 0.1 * np.random.rand() + 0.1 * random.random()  # noqa: NPY002 - the global one is to be restored
-        image = image + 0.3 * torch.randn(image.shape) + drawn
+        offset = 0.1 * np.random.rand() + 0.1 * random.random()  # noqa: NPY002 - the global one must be restored
+        image = image + 0.3 * torch.randn(image.shape) + offset
         return image, index % 4
 
 
 class Classifier(L.LightningModule):
-    """Small, with dropout, momentum and a plateau scheduler."""
+    """A small classifier with dropout, momentum and a plateau scheduler."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,11 +58,11 @@ class Classifier(L.LightningModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, 4)."""
+        """Return logits (n, 4) of images (n, 1, 12, 12)."""
         return self.net(x)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: Any, index: int) -> None:
@@ -70,19 +70,19 @@ class Classifier(L.LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> Any:
-        """Adam, and a scheduler that reacts to every rise of the validation loss."""
+        """Return Adam, and a scheduler that reacts to every rise of the validation loss."""
         optimizer = torch.optim.Adam(self.parameters(), 1e-2)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
 
 def shuffled(**arguments: Any) -> tuple[DataLoader, DataLoader]:
-    """Loaders for training and validation."""
+    """Return loaders for training (shuffled) and validation; ``arguments`` are for the former."""
     return DataLoader(Stripes(), 4, shuffle=True, **arguments), DataLoader(Stripes(), 4)
 
 
 def pruning(**changes: Any) -> FilterPruningCallback:
-    """Both terms of IPAD, so that statistics are gathered."""
+    """Return a callback with both terms of IPAD, so that statistics are collected."""
     arguments = {
         "budget": {"macs": 0.5},
         "optimizer": "carry",
@@ -93,7 +93,7 @@ def pruning(**changes: Any) -> FilterPruningCallback:
 
 
 def slimming(**changes: Any) -> SlimmingCallback:
-    """Scales fade from the second epoch on; the last of them are cut two epochs before the end."""
+    """Return a callback whose penalty rises over two epochs and ends three epochs before the last one."""
     arguments = {
         "budget": {"macs": 0.4},
         "rho": 0.005,
@@ -108,12 +108,12 @@ def slimming(**changes: Any) -> SlimmingCallback:
 
 
 def rounds() -> NetAdaptCallback:
-    """Three rounds at the end of the third epoch, judged on samples that are taken out of training."""
+    """Return a callback with three rounds at the end of the third epoch, scored on samples held out of training."""
     schedule = Rounds(rounds=3, decay=1.0, steps=2)
     return NetAdaptCallback({"macs": 0.5}, start_epoch=2, rounds=schedule, metric="val_loss", verbose=False)
 
 
-#: what prunes, and what else follows the network
+#: name of a way of pruning -> function that returns its callbacks
 PRUNINGS: dict[str, Callable[[], list[L.Callback]]] = {
     "filters": lambda: [pruning()],
     "slimming": lambda: [slimming()],
@@ -129,8 +129,9 @@ def fit(
     resume: Path | None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """One run, from its beginning or from a checkpoint; everything that there is at its end."""
-    L.seed_everything(0 if resume is None else 12345, verbose=False)  # what resumes gets no help from seeds
+    """Train from the beginning or from a checkpoint; return the final state."""
+    # Another seed for a resume: it must restore the state of the generators from the checkpoint.
+    L.seed_everything(0 if resume is None else 12345, verbose=False)
     for layer in module.net:
         getattr(layer, "reset_parameters", bool)()
     trainer = L.Trainer(
@@ -139,26 +140,26 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(held, ModelCheckpoint) for held in callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
         **arguments,
     )
     trainer.fit(module, *loaders, ckpt_path=resume)
-    (callback,) = (held for held in callbacks if isinstance(held, FilterPruningCallback))
+    (pruner,) = (callback for callback in callbacks if isinstance(callback, FilterPruningCallback))
     return {
         "weights": dict(module.state_dict()),
         "optimizer": trainer.optimizers[0].state_dict(),
         "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-        "record": callback.record.to_dict() if callback.record else None,
-        "state": untimed(callback.state_dict()),
-        "cuts": [(cut.epoch, cut.filters, cut.after) for cut in callback.history],
+        "record": pruner.record.to_dict() if pruner.record else None,
+        "state": untimed(pruner.state_dict()),
+        "cuts": [(cut.epoch, cut.filters, cut.after) for cut in pruner.history],
         "epoch": trainer.current_epoch,
         "step": trainer.global_step,
     }
 
 
 def untimed(state: Any) -> Any:
-    """Without what depends on the machine: how long things took.
+    """Return a state without its durations, which depend on the machine.
 
     Example:
         >>> untimed({"history": [{"epoch": 1, "seconds": 0.3}]})
@@ -170,7 +171,7 @@ def untimed(state: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, bit by bit."""
+    """Return whether two states are equal in every bit."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):

@@ -1,1 +1,9 @@
-"""Benchmarks of this question."""
+"""How much time and memory does pruning itself take?
+
+Commands:
+
+    python -m benchmarks.speed.tracing      seconds of tracing, and of a cut with its proof, by network; prints
+    python -m benchmarks.speed.selection    seconds of one selection among 20,000 units; prints
+    python -m benchmarks.speed.scaling      time by depth, memory of large networks; docs/results/scaling.md
+    python -m benchmarks.speed.overhead     cost of pruning during a training; docs/results/overhead.md
+"""

@@ -1,19 +1,19 @@
-"""What pruning costs while training: gathering statistics, cutting with proof, memory.
+"""Cost of pruning during a training: collecting statistics, cutting with proof, memory.
 
-    python -m benchmarks.speed.overhead
+    python -m benchmarks.speed.overhead             # writes docs/results/overhead.md and data/overhead.json
+    python -m benchmarks.speed.overhead --report    # only writes the page again, from the JSON
 
-``smp.Unet(resnet34)`` is trained by Lightning on random images. Epochs with and without statistics alternate in one
-run (without, with, with, without, ...), so that whatever else the machine does falls on both; the ratio of each
-neighbouring pair is taken, and the median of the ratios reported, with their quartiles. The criterion is IPAD with
-both terms, which wants statistics of every layer. Cuts take a tenth of the MACs, each from a fresh network: scores,
-selection, surgery, proof, and the trace of what is left. Writes ``overhead.json`` and ``overhead.md``.
+Lightning trains ``smp.Unet(resnet34)`` on random images. Epochs with and without statistics alternate in one run
+(without, with, with, without, ...), so that other load on the machine affects both alike. Each pair of neighbours
+gives one ratio; the page has the median of the ratios and their quartiles. The criterion is IPAD with both terms,
+which needs statistics of every layer. A cut takes a tenth of the MACs, each time from a new network: scores,
+selection, surgery, proof, and tracing of the smaller network.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
+from benchmarks.common.pages import RESULTS, ReportFiles
 from lightning_prune import IPAD, trace
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -41,7 +42,7 @@ MEMORY_EPOCHS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how much of it."""
+    """Size of the images and of the batches, and the number of batches, pairs of epochs, cuts and threads."""
 
     size: int = 128
     batch: int = 8
@@ -53,7 +54,7 @@ class Setting:
 
 @dataclass
 class Time:
-    """Seconds that something took: of the clock, and of the processor."""
+    """Seconds by the wall clock and of the processor."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -61,35 +62,41 @@ class Time:
 
 @contextlib.contextmanager
 def timed() -> Iterator[Time]:
-    """Measure the block."""
-    found, wall, cpu = Time(), time.perf_counter(), time.process_time()
-    yield found
-    found.wall, found.cpu = time.perf_counter() - wall, time.process_time() - cpu
+    """Measure the time of the block."""
+    seconds, wall, cpu = Time(), time.perf_counter(), time.process_time()
+    yield seconds
+    seconds.wall, seconds.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
 class Segmenter(L.LightningModule):
-    """The network and a loss."""
+    """U-Net with a cross-entropy loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = smp.Unet("resnet34", encoder_weights=None, in_channels=1, classes=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits (n, 3, h, w) of images (n, 1, h, w)."""
         return self.net(x)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, fused."""
+        """Return a fused AdamW."""
         return torch.optim.AdamW(self.parameters(), 1e-3, fused=True)
 
 
 @dataclass
 class Epochs(L.Callback):
-    """Gathers statistics in the epochs it is told to, as the pruning callback does, and measures every epoch."""
+    """Collects statistics in some epochs, as the pruning callback does, and measures every epoch.
+
+    Args:
+        run: the session that collects.
+        gathers: whether to collect, for each epoch.
+        measured_memory: number of epochs, at the end, of which the peak memory is measured.
+    """
 
     run: PruningSession
     gathers: Sequence[bool]
@@ -98,46 +105,46 @@ class Epochs(L.Callback):
     peaks: list[float] = field(default_factory=list)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to measure, and to gather."""
+        """Start the measurement, and collecting."""
         self.stack = contextlib.ExitStack()
         if trainer.current_epoch >= len(self.gathers) - self.measured_memory:
             self.peak = self.stack.enter_context(peak_memory())
         self.time = self.stack.enter_context(timed())
         if self.gathers[trainer.current_epoch]:
-            self.run.collect(IPAD(omega=0.5))
+            self.run.observe(IPAD(omega=0.5))
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """This forward counts."""
-        self.run.watch(True)
+        """Enable collection."""
+        self.run.set_observing(True)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """What follows does not."""
-        self.run.watch(False)
+        """Disable collection outside of training batches."""
+        self.run.set_observing(False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reduce what was gathered; stop measuring."""
-        if self.run.collector is not None:
-            self.run.collector.compute()
-            self.run.forget()
+        """Reduce the statistics and end the measurement."""
+        if self.run.observer is not None:
+            self.run.observer.compute()
+            self.run.stop_observing()
         self.stack.close()
         self.times.append(self.time)
         if hasattr(self, "peak"):
             self.peaks.append(self.peak.megabytes)
 
 
-def prepared(module: nn.Module, size: int) -> PruningSession:
-    """The traced network."""
+def prepare(module: nn.Module, size: int) -> PruningSession:
+    """Trace the network and return its pruning session."""
     example = ((torch.zeros(1, 1, size, size),), {})
     graph = trace(module, *example[0])
     return PruningSession(module, example, graph, DenseSizes.of(graph))
 
 
 def epochs(setting: Setting) -> Epochs:
-    """Train with statistics in every other epoch; the first epoch warms up, the last two are for memory."""
+    """Train with statistics in every other epoch; the first epoch warms up, the last two measure memory."""
     module = Segmenter()
     order = [False, True, True, False] * ((setting.pairs + 1) // 2)
     gathers = [False, *order[: 2 * setting.pairs], False, True]
-    callback = Epochs(prepared(module, setting.size), gathers, MEMORY_EPOCHS)
+    callback = Epochs(prepare(module, setting.size), gathers, MEMORY_EPOCHS)
     number = setting.batch * setting.batches
     images = torch.randn(number, 1, setting.size, setting.size)
     masks = torch.randint(3, (number, setting.size, setting.size))
@@ -150,24 +157,24 @@ def epochs(setting: Setting) -> Epochs:
 
 
 def cuts(setting: Setting) -> tuple[list[Time], float]:
-    """Time of each cut, and the peak of memory in one of them."""
-    times = []
+    """Return the time of each cut, and the peak memory of one more."""
+    measured = []
     for number in range(setting.cuts + 1):
         module = Segmenter()
         optimizer = module.configure_optimizers()
         module(torch.zeros(2, 1, setting.size, setting.size)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        run, rules = prepared(module, setting.size), PruningPolicy({"macs": 0.9})
-        with peak_memory() if number == setting.cuts else timed() as found:
-            assert run.cut_(rules, IPAD(omega=1.0), [optimizer])
-        times.append(found)
-    peak = times.pop()
+        session, policy = prepare(module, setting.size), PruningPolicy({"macs": 0.9})
+        with peak_memory() if number == setting.cuts else timed() as measurement:
+            assert session.cut_(policy, IPAD(omega=1.0), [optimizer])
+        measured.append(measurement)
+    *times, peak = measured
     return times, peak.megabytes
 
 
 def ratios(values: Sequence[float]) -> list[float]:
-    """With statistics over without, for each pair; the order within pairs alternates.
+    """Return with statistics over without, for each pair; the order within pairs alternates.
 
     Example:
         >>> ratios([1.0, 2.0, 6.0, 3.0])
@@ -178,82 +185,91 @@ def ratios(values: Sequence[float]) -> list[float]:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Everything."""
+    """Measure epochs and cuts; return the values of the JSON for both clocks, and the peaks of memory."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     warnings.filterwarnings("ignore")
-    trained = epochs(setting)
+    training = epochs(setting)
     cut_times, cut_peak = cuts(setting)
-    paired = trained.times[1:-MEMORY_EPOCHS]
-    without = [t for t, gathers in zip(paired, trained.gathers[1:], strict=False) if not gathers]
-    found: dict[str, Any] = {
-        "peak_mb": {"epoch": trained.peaks[0], "statistics": trained.peaks[1], "cut": cut_peak}
+    peaks = {"epoch": training.peaks[0], "statistics": training.peaks[1], "cut": cut_peak}
+    clocks = {clock: summary(clock, training, cut_times, setting.batches) for clock in ("wall", "cpu")}
+    return {"peak_mb": peaks, **clocks}
+
+
+def summary(clock: str, training: Epochs, cut_times: Sequence[Time], batches: int) -> dict[str, Any]:
+    """Return medians and ratios by one clock, ``wall`` or ``cpu``."""
+    paired = [getattr(time, clock) for time in training.times[1:-MEMORY_EPOCHS]]
+    epoch = median(t for t, gathers in zip(paired, training.gathers[1:], strict=False) if not gathers)
+    cut = median(getattr(time, clock) for time in cut_times)
+    overhead = ratios(paired)
+    return {
+        "epoch": epoch,
+        "statistics": median(overhead) - 1,
+        "statistics_quartiles": [q - 1 for q in quantiles(overhead, n=4)[::2]],
+        "cut": cut,
+        "cut_in_batches": cut / (epoch / batches),
+        "cut_share_of_epoch": cut / epoch,
     }
-    for clock in ("wall", "cpu"):
-        epoch = median(getattr(t, clock) for t in without)
-        cut = median(getattr(t, clock) for t in cut_times)
-        overhead = ratios([getattr(t, clock) for t in paired])
-        found[clock] = {
-            "epoch": epoch,
-            "statistics": median(overhead) - 1,
-            "statistics_quartiles": [q - 1 for q in quantiles(overhead, n=4)[::2]],
-            "cut": cut,
-            "cut_in_batches": cut / (epoch / setting.batches),
-            "cut_share_of_epoch": cut / epoch,
-        }
-    return found
 
 
-def page(found: dict[str, Any], setting: Setting, head: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    wall, peak = found["wall"], found["peak_mb"]
-    images = setting.batch * setting.batches
-    rows = [("seconds of an epoch", "epoch", ".2f"), ("statistics, share of an epoch", "statistics", ".1%")]
-    rows += [
-        ("one cut with its proof, seconds", "cut", ".2f"),
-        ("… in training batches", "cut_in_batches", ".1f"),
-    ]
-    rows += [("… as a share of this (short) epoch", "cut_share_of_epoch", ".0%")]
+ROWS = (
+    ("seconds of an epoch", "epoch", ".2f"),
+    ("statistics, share of an epoch", "statistics", ".1%"),
+    ("one cut with its proof, seconds", "cut", ".2f"),
+    ("… in training batches", "cut_in_batches", ".1f"),
+    ("… as a share of this (short) epoch", "cut_share_of_epoch", ".0%"),
+)
+
+
+def page(content: dict[str, Any]) -> str:
+    """Return the page (Markdown) of the stored numbers."""
+    wall, cpu, peak, setting = content["wall"], content["cpu"], content["peak_mb"], content["setting"]
     low, high = wall["statistics_quartiles"]
     lines = [
         "# Overhead",
         "",
-        f"{head['date']} · torch {head['versions']['torch']} · {head['machine']}, {setting.threads} thread(s). "
-        "Made by `python -m benchmarks.speed.overhead`.",
+        f"{content['date']} · torch {content['versions']['torch']} · {content['machine']}, "
+        f"{setting['threads']} thread(s). Made by `python -m benchmarks.speed.overhead`.",
         "",
-        f"- **Gathering statistics makes an epoch {wall['statistics']:.1%} longer** (quartiles {low:.1%} to "
-        f"{high:.1%} over {setting.pairs} pairs; wanted: under {GOALS['statistics']:.0%}).",
-        f"- **A cut takes {wall['cut']:.2f} s**, proof included (wanted: under {GOALS['cut']:.0f} s).",
-        f"- Peak memory beyond what was held before: {peak['epoch']:.0f} MB in an epoch without statistics, "
-        f"{peak['statistics']:.0f} MB in one with, {peak['cut']:.0f} MB in a cut.",
+        f"- **Collecting statistics makes an epoch {wall['statistics']:.1%} longer** (quartiles {low:.1%} to "
+        f"{high:.1%} over {setting['pairs']} pairs of epochs; goal: under {GOALS['statistics']:.0%}).",
+        f"- **A cut takes {wall['cut']:.2f} s** with its proof (goal: under {GOALS['cut']:.0f} s).",
+        f"- Peak memory beyond the memory before: {peak['epoch']:.0f} MB in an epoch without statistics, "
+        f"{peak['statistics']:.0f} MB in an epoch with statistics, {peak['cut']:.0f} MB in a cut.",
         "",
-        f"`smp.Unet(resnet34)`, {images} images of {setting.size} x {setting.size} per epoch, in batches of "
-        f"{setting.batch}; medians, of {setting.cuts} for cuts.",
+        f"`smp.Unet(resnet34)`, {setting['batch'] * setting['batches']} images of {setting['size']} x "
+        f"{setting['size']} per epoch, in batches of {setting['batch']}. Medians; those of cuts are over "
+        f"{setting['cuts']} cuts.",
         "",
-        "| | by the clock | of the processor |",
+        "| | wall clock | processor time |",
         "|:--|--:|--:|",
-        *(f"| {name} | {wall[key]:{form}} | {found['cpu'][key]:{form}} |" for name, key, form in rows),
+        *(f"| {name} | {wall[key]:{form}} | {cpu[key]:{form}} |" for name, key, form in ROWS),
     ]
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write both files."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.overhead", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.speed.overhead", description=__doc__.split("\n")[0]
     )
     for name, default in asdict(Setting()).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[2] / "docs")
-    asked = vars(parser.parse_args(arguments))
-    docs = asked.pop("docs")
-    setting = Setting(**asked)
-    found = measure(setting)
-    kind = machine().removesuffix(", one thread")
-    head = {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": versions(), "machine": kind}
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "overhead.json").write_text(json.dumps({**head, "setting": asked, **found}, indent=1) + "\n")
-    (docs / "overhead.md").write_text(text := page(found, setting, head))
+    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write both files, and print the page."""
+    args = parse(arguments)
+    files = ReportFiles("overhead", args.docs)
+    if not args.report:
+        setting = Setting(**{name: getattr(args, name) for name in asdict(Setting())})
+        date, kind = time.strftime("%Y-%m-%d %H:%M"), machine().removesuffix(", one thread")
+        head = {"date": date, "versions": versions(), "machine": kind, "setting": asdict(setting)}
+        files.save({**head, **measure(setting)})
+    text = page(files.load())
+    files.write_page(text)
     print(text)
 
 

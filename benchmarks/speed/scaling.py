@@ -1,16 +1,16 @@
-"""How the engine's cost grows: time over depth, and memory of tracing large networks.
+"""Growth of time with the number of layers, and memory of tracing large networks.
 
-    python -m benchmarks.speed.scaling
+    python -m benchmarks.speed.scaling             # writes docs/results/scaling.md and data/scaling.json
+    python -m benchmarks.speed.scaling --report    # only writes the page again, from the JSON
 
 Residual networks of 50 to 1,600 layers: seconds of processor time for trace, surgery and proof, and the slope
 of their logarithm over the logarithm of the number of layers (1 is linear). And the peak memory of tracing
-``vit_large`` and ``convnext_xlarge`` beyond the model. Every measurement is a process of its own.
+``vit_large`` and ``convnext_xlarge`` beyond the model. Each measurement runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +25,18 @@ from torch import Tensor, nn
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
+from benchmarks.common.pages import RESULTS, ReportFiles
 from benchmarks.zoo.ours import random_half, warm_up
 from lightning_prune import prune_, trace
 
 DEPTHS = (50, 100, 200, 400, 800, 1600)
 LARGE = ("vit_large_patch16_224", "convnext_xlarge")
-MOST_MEGABYTES = 300
+MAX_MEGABYTES = 300
 STEPS = ("trace", "cut and proof", "whole")
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input is added."""
+    """Residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,39 +46,39 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to ``x`` what two layers make of it."""
+        """Return the sum of ``x`` and the output of two layers, after ReLU: same shape as ``x``."""
         inner = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(x + self.norm2(self.conv2(inner)))
 
 
 def residual(layers: int, width: int = 16) -> nn.Sequential:
-    """A residual network of ``layers`` weight layers."""
+    """Return a residual network of ``layers`` weight layers."""
     blocks = [Block(width) for _ in range((layers - 2) // 2)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)]
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *blocks, *head).eval()
 
 
 def times(layers: int) -> dict[str, float]:
-    """Processor seconds for one residual network, the better of two."""
+    """Return the processor seconds of each step for one residual network, the faster of two runs."""
     warm_up()
-    return min((_once(layers) for _ in range(2)), key=lambda found: found["whole"])
+    return min((_run_steps(layers) for _ in range(2)), key=lambda seconds: seconds["whole"])
 
 
-def _once(layers: int) -> dict[str, float]:
+def _run_steps(layers: int) -> dict[str, float]:
     model = residual(layers)
-    started = time.process_time()
+    start = time.process_time()
     graph = trace(model, torch.zeros(1, 3, 16, 16))
-    traced = time.process_time()
+    trace_seconds = time.process_time() - start
     remove = random_half(graph)
-    chosen = time.process_time()
+    start = time.process_time()
     prune_(model, graph, remove)
-    ended = time.process_time()
-    steps = (traced - started, ended - chosen)
-    return {"layers": layers, **dict(zip(STEPS, (*steps, sum(steps)), strict=True))}
+    cut_seconds = time.process_time() - start
+    seconds = (trace_seconds, cut_seconds, trace_seconds + cut_seconds)
+    return {"layers": layers, **dict(zip(STEPS, seconds, strict=True))}
 
 
 def memory(name: str) -> dict[str, Any]:
-    """Peak memory of tracing a large network, beyond the model."""
+    """Return the peak memory of tracing a network of timm, beyond the model."""
     warm_up()
     model = timm.create_model(name).eval()
     example = torch.zeros(1, 3, 224, 224)
@@ -88,63 +89,76 @@ def memory(name: str) -> dict[str, Any]:
 
 
 def slope(rows: Sequence[dict[str, float]], step: str) -> float:
-    """Slope of log(seconds) over log(layers).
+    """Return the slope of log(seconds) over log(layers).
 
     Example:
         >>> round(slope([{"layers": 10, "whole": 1.0}, {"layers": 100, "whole": 10.0}], "whole"), 3)
         1.0
     """
-    layers, taken = ([np.log(row[key]) for row in rows] for key in ("layers", step))
-    return float(np.polyfit(layers, taken, 1)[0])
+    layers, seconds = ([np.log(row[key]) for row in rows] for key in ("layers", step))
+    return float(np.polyfit(layers, seconds, 1)[0])
 
 
-def _alone(work: Callable[[], Any]) -> Any:
+def _run_alone(work: Callable[[], Any]) -> Any:
     with mp.get_context("spawn").Pool(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.apply(work)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure everything and write ``scaling.md`` and ``scaling.json``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.scaling", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
-    parser.add_argument("--large", nargs="*", default=list(LARGE))
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[2] / "docs")
-    asked = parser.parse_args(arguments)
-    depth = [_alone(partial(times, layers)) for layers in asked.depths]
-    large = [_alone(partial(memory, name)) for name in asked.large]
-    write(depth, large, asked.docs)
-
-
-def write(depth: list[dict[str, float]], large: list[dict[str, Any]], docs: Path) -> None:
-    """Both tables, as JSON and Markdown."""
-    slopes = {step: slope(depth, step) for step in STEPS}
-    head = {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": versions(), "machine": machine()}
-    docs.mkdir(parents=True, exist_ok=True)
-    found = {**head, "slopes": slopes, "depth": depth, "large": large}
-    (docs / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+def page(content: dict[str, Any]) -> str:
+    """Return the page (Markdown) of the stored numbers."""
+    slopes, depth, large = content["slopes"], content["depth"], content["large"]
+    most = max((row["trace_mb"] for row in large), default=0)
     lines = [
         "# Scaling",
         "",
-        f"{head['date']} · torch {versions()['torch']} · {head['machine']}. Made by `python -m benchmarks.speed.scaling`.",
+        f"{content['date']} · torch {content['versions']['torch']} · {content['machine']}. "
+        "Made by `python -m benchmarks.speed.scaling`.",
         "",
-        f"- **Slope of log(seconds) over log(layers): {slopes['whole']:.2f}** for the whole engine; 1 is linear.",
-        f"- **Tracing takes at most {max((row['trace_mb'] for row in large), default=0):.0f} MB beyond the model** "
-        f"(wanted: below {MOST_MEGABYTES}).",
+        f"- **Slope of log(seconds) over log(layers): {slopes['whole']:.2f}** for all steps together; 1 is linear.",
+        f"- **Tracing takes at most {most:.0f} MB beyond the model** (goal: below {MAX_MEGABYTES}).",
         "",
-        "Processor seconds on a residual network of so many layers (16 wide, 16 pixels), the better of two:",
+        "Processor seconds for residual networks (16 channels, input of 16 x 16), the faster of two runs:",
         "",
         f"| layers | {' | '.join(STEPS)} |",
         "|---:|---:|---:|---:|",
         *(f"| {row['layers']} | {' | '.join(f'{row[step]:.2f}' for step in STEPS)} |" for row in depth),
         f"| slope | {' | '.join(f'{slopes[step]:.2f}' for step in STEPS)} |",
         "",
-        "| network | model, MB | trace, MB beyond it | units |",
+        "Peak memory of tracing:",
+        "",
+        "| network | model, MB | trace, MB beyond the model | units |",
         "|---|---:|---:|---:|",
         *(f"| {r['network']} | {r['model_mb']:.0f} | {r['trace_mb']:.0f} | {r['units']} |" for r in large),
     ]
-    (docs / "scaling.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def measure(depths: Sequence[int], large: Sequence[str]) -> dict[str, Any]:
+    """Measure everything, each network in a process of its own, and return what the JSON holds."""
+    depth = [_run_alone(partial(times, layers)) for layers in depths]
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "versions": versions(),
+        "machine": machine(),
+        "slopes": {step: slope(depth, step) for step in STEPS},
+        "depth": depth,
+        "large": [_run_alone(partial(memory, name)) for name in large],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.scaling", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS), help="numbers of layers")
+    parser.add_argument("--large", nargs="*", default=list(LARGE), help="networks of timm")
+    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
+    args = parser.parse_args(arguments)
+    files = ReportFiles("scaling", args.docs)
+    if not args.report:
+        files.save(measure(args.depths, args.large))
+    files.write_page(page(files.load()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Times of trace, and of cut with proof, as a Markdown table.
+"""Seconds of tracing, and of a cut with its proof, for each of 25 networks, as a Markdown table.
 
     python -m benchmarks.speed.tracing [--threads 1] [--repeats 3] [--only resnet]
 
-Every number is the median over the repeats, each on a freshly built network of random weights and a fresh
-random half of the units that may go. The list is that of the oracle tests.
+Each number is the median over the repeats. Every repeat builds the network with new random weights and removes
+another random half of its prunable units. The networks are those of the oracle tests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ TIMM = {
 
 @dataclass(frozen=True)
 class Row:
-    """One network: medians in seconds, and what the cut left."""
+    """Result of one network: medians in seconds, and the share of MACs after the cut."""
 
     name: str
     parameters: int
@@ -66,7 +66,7 @@ HEADER = "| network | parameters | trace, s | cut and proof, s | units | MACs le
 
 
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
-    """Name, builder and input size of every network."""
+    """Yield name, builder and input size of each network."""
     for name in DECODERS:
         yield (
             f"smp {name}, resnet34",
@@ -82,8 +82,8 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
         yield f"timm {name}", functools.partial(timm.create_model, name), size
 
 
-def half(graph: ChannelGraph, seed: int) -> Units:
-    """A random half of the units, with at least one left in every dimension."""
+def random_half(graph: ChannelGraph, seed: int) -> Units:
+    """Return a random half of the prunable units that leaves at least one unit in every dimension."""
     remove = np.random.default_rng(seed).permutation(graph.prunable)[: len(graph.prunable) // 2]
     for dims in graph.bindings.values():
         for units in dims.values():
@@ -93,51 +93,52 @@ def half(graph: ChannelGraph, seed: int) -> Units:
 
 
 def measure(name: str, build: Callable[[], nn.Module], size: int, repeats: int) -> Row:
-    """Build, trace and cut ``repeats`` times."""
+    """Build, trace and cut a network ``repeats`` times, and return the medians."""
     traces, cuts = [], []
     for seed in range(repeats):
         torch.manual_seed(seed)
         model, x = build(), torch.zeros(1, 3, size, size)
         start = time.perf_counter()
         graph = trace(model, x)
-        middle = time.perf_counter()
-        remove = half(graph, seed)
-        before = time.perf_counter()
+        traces.append(time.perf_counter() - start)
+        remove = random_half(graph, seed)
+        start = time.perf_counter()
         prune_(model, graph, remove)
-        traces.append(middle - start)
-        cuts.append(time.perf_counter() - before)
+        cuts.append(time.perf_counter() - start)
     left = graph.cost("macs", remove) / graph.cost("macs")
     medians = statistics.median(traces), statistics.median(cuts)
     return Row(name, graph.cost("params"), len(graph.prunable), *medians, left)
 
 
-def main() -> None:
-    """Print the table, row by row."""
+def geometric_mean(times: Iterable[float]) -> float:
+    return float(np.exp(np.mean(np.log(list(times)))))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.speed.tracing", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", help="only networks whose name contains this")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--only", default="", help="only networks whose name contains this text")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table row by row, and the geometric means."""
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
     measure("warm-up", lambda: tv.resnet18(weights=None), 64, 1)
-    print(
-        f"Median of {options.repeats}, {options.threads} thread(s), torch {torch.__version__}, on the CPU.\n"
-    )
+    print(f"Median of {args.repeats}, {args.threads} thread(s), torch {torch.__version__}, on the CPU.\n")
     print(HEADER, flush=True)
     rows = []
     for name, build, size in networks():
-        if options.only in name:
-            rows.append(measure(name, build, size, options.repeats))
+        if args.only in name:
+            rows.append(measure(name, build, size, args.repeats))
             print(rows[-1], flush=True)
     if rows:
-        print(f"\nGeometric mean: {mean(r.trace for r in rows):.2f} s and {mean(r.cut for r in rows):.2f} s.")
-
-
-def mean(times: Iterator[float]) -> float:
-    """Geometric mean."""
-    return float(np.exp(np.mean(np.log(list(times)))))
+        trace_mean, cut_mean = (geometric_mean(getattr(row, key) for row in rows) for key in ("trace", "cut"))
+        print(f"\nGeometric mean: {trace_mean:.2f} s and {cut_mean:.2f} s.")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""The zoo: what our engine and torch-pruning do to some hundred networks, side by side.
+"""Prune some 400 public networks with this package and with torch-pruning, under the same conditions.
 
-    python -m benchmarks.zoo                                  everything, anew
-    python -m benchmarks.zoo --resume                         what is missing
-    python -m benchmarks.zoo --resume --only-failed           what is missing, and again what failed for us
-    python -m benchmarks.zoo --resume --paired                both again, if both passed but not in turn
-    python -m benchmarks.zoo --only 'timm/*' --tools ours     some, one tool
-    python -m benchmarks.zoo --report                         only write the tables
+    python -m benchmarks.zoo                                  all networks from the beginning; hours
+    python -m benchmarks.zoo --resume                         those without a result
+    python -m benchmarks.zoo --resume --only-failed           also repeat ours where it failed
+    python -m benchmarks.zoo --resume --paired                repeat both where both passed at different times
+    python -m benchmarks.zoo --only 'timm/*' --tools ours     a part of the networks, one tool
+    python -m benchmarks.zoo --report                         only write the page again
 
-Every network runs in a process of its own, one tool after the other, so that both meet the same conditions.
-Results are appended to a JSONL file as they come; the newest of a network and tool counts.
+Each network runs in a process of its own, with one tool directly after the other, so that both have the same
+conditions. Each result is appended to a JSONL file; the page shows the newest result of a network and tool. Without
+that file, ``--report`` uses the JSON of the page.
 """
 
 from __future__ import annotations
@@ -17,93 +18,99 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.pages import RESULTS, ReportFiles
 from benchmarks.zoo.networks import Network, catalogue
-from benchmarks.zoo.report import write_report
+from benchmarks.zoo.report import save_rows, write_page
 from benchmarks.zoo.worker import TOOLS, Limit, context, run
 
 ROOT = Path(__file__).parents[2]
-RIGHT = {"right", "proof only"}
+SUCCESSES = {"right", "proof only"}
+Rows = dict[tuple[str, str], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what was asked for, then write the tables."""
-    asked = _parser().parse_args(arguments)
-    networks = [network for network in catalogue() if fnmatch(network.name, asked.only)]
-    if not asked.report:
-        _run_all(networks, asked)
-    write_report(list(_newest(asked.results).values()), [n.name for n in catalogue()], asked.docs)
+    """Run the chosen networks, then write the page."""
+    args = _parse(arguments)
+    networks = catalogue()
+    if not args.report:
+        _run_all([network for network in networks if fnmatch(network.name, args.only)], args)
+    files = ReportFiles("zoo", args.docs)
+    rows = list(_newest(args.results).values())
+    if rows:
+        save_rows(rows, [network.name for network in networks], files)
+    write_page(files)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="*", help="pattern of names, such as 'timm/*'")
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--resume", action="store_true", help="keep what the results file already has")
-    parser.add_argument("--only-failed", action="store_true", help="repeat what failed for us")
-    parser.add_argument("--paired", action="store_true", help="repeat both if both passed, but not in turn")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the tables")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the times"
-    )
-    parser.add_argument("--seconds", type=float, default=180, help="limit per process")
-    parser.add_argument("--peer-seconds", type=float, default=180, help="the same, for torch-pruning")
-    parser.add_argument(
-        "--megabytes", type=float, default=10_000, help="limit of resident memory per process"
-    )
-    parser.add_argument("--results", type=Path, default=ROOT / "outputs" / "zoo.jsonl")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where zoo.md and zoo.json go")
-    return parser
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--only", default="*", help="pattern of network names, such as 'timm/*'")
+    add("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    add("--resume", action="store_true", help="keep the results of the file, run what is missing")
+    add("--only-failed", action="store_true", help="with --resume: repeat ours where it failed")
+    add("--paired", action="store_true", help="with --resume: repeat both that passed at different times")
+    add("--report", action="store_true", help="run nothing, write the page")
+    add("--jobs", type=int, default=1, help="networks at a time; with more than 1 the times are wrong")
+    add("--seconds", type=float, default=180, help="limit of processor time per process, ours")
+    add("--peer-seconds", type=float, default=180, help="the same for torch-pruning")
+    add("--megabytes", type=float, default=10_000, help="limit of resident memory per process")
+    add("--results", type=Path, default=ROOT / "outputs" / "zoo.jsonl", help="file of all results")
+    add("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    return parser.parse_args(arguments)
 
 
-def _run_all(networks: Sequence[Network], asked: argparse.Namespace) -> None:
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    if not asked.resume:
-        asked.results.unlink(missing_ok=True)
-    done = _newest(asked.results)
-    todo = [(network, tools) for network in networks if (tools := _missing(network, done, asked))]
+def _run_all(networks: Sequence[Network], args: argparse.Namespace) -> None:
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        args.results.unlink(missing_ok=True)
+    finished = _newest(args.results)
+    todo = [(network, tools) for network in networks if (tools := _missing(network, finished, args))]
     forkserver, commit = context(), _commit()
 
-    def visit(job: tuple[Network, list[str]]) -> Iterator[dict[str, Any]]:
-        visit = time.time()
-        for tool in job[1]:
-            limit = Limit(asked.seconds if tool == TOOLS[0] else asked.peer_seconds, asked.megabytes)
-            yield {
-                **run(forkserver, tool, job[0].name, limit),
-                "commit": commit,
-                "at": _now(),
-                "visit": visit,
-            }
+    def visit(job: tuple[Network, list[str]]) -> list[dict[str, Any]]:
+        network, tools = job
+        return _visit(network, tools, args, forkserver, commit)
 
-    with ThreadPoolExecutor(asked.jobs) as pool, asked.results.open("a") as results:
-        for number, rows in enumerate(pool.map(lambda job: list(visit(job)), todo), 1):
+    with ThreadPoolExecutor(args.jobs) as pool, args.results.open("a") as results:
+        for number, rows in enumerate(pool.map(visit, todo), 1):
             for row in rows:
                 results.write(json.dumps(row) + "\n")
                 print(f"{number}/{len(todo)} {line(row)}", flush=True)
             results.flush()
 
 
-def _missing(
-    network: Network, done: dict[tuple[str, str], dict[str, Any]], asked: argparse.Namespace
-) -> list[str]:
-    """The tools that still have to see a network. A failure of ours is repeated alone."""
-    missing = [tool for tool in asked.tools if (network.name, tool) not in done]
-    ours = done.get((network.name, TOOLS[0]))
-    if asked.only_failed and ours is not None and ours.get("verdict") not in RIGHT:
+def _visit(
+    network: Network, tools: Sequence[str], args: argparse.Namespace, forkserver: Any, commit: str
+) -> list[dict[str, Any]]:
+    """Run the tools on one network, one after the other; rows of the same visit can be compared in time."""
+    rows, visit = [], time.time()
+    for tool in tools:
+        limit = Limit(args.seconds if tool == TOOLS[0] else args.peer_seconds, args.megabytes)
+        row = run(forkserver, tool, network.name, limit)
+        rows.append({**row, "commit": commit, "at": time.strftime("%Y-%m-%d %H:%M"), "visit": visit})
+    return rows
+
+
+def _missing(network: Network, finished: Rows, args: argparse.Namespace) -> list[str]:
+    """Return the tools that are still to run on a network. A failure of ours is repeated without the other tool."""
+    missing = [tool for tool in args.tools if (network.name, tool) not in finished]
+    ours = finished.get((network.name, TOOLS[0]))
+    if args.only_failed and ours is not None and ours.get("verdict") not in SUCCESSES:
         return list(dict.fromkeys([TOOLS[0], *missing]))
-    rows = [done.get((network.name, tool), {}) for tool in TOOLS]
-    if asked.paired and all(row.get("status") in ("proven", "passed") for row in rows):
+    rows = [finished.get((network.name, tool), {}) for tool in TOOLS]
+    if args.paired and all(row.get("status") in ("proven", "passed") for row in rows):
         return [] if rows[0]["visit"] == rows[1]["visit"] else list(TOOLS)
     return missing
 
 
-def _newest(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+def _newest(results: Path) -> Rows:
+    rows: Rows = {}
     if results.exists():
         for text in results.read_text().splitlines():
             row = json.loads(text)
@@ -112,7 +119,7 @@ def _newest(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row in one line."""
+    """Format a row as one line of text."""
     seconds = sum(row.get("wall", {}).values())
     errors = " ".join(f"{key} {row[key]:.0e}" for key in ("dead", "zeroed", "effect") if key in row)
     share = "".join(f" {key} {row[key]:.2f}" for key in ("share", "lowest") if key in row)
@@ -126,12 +133,8 @@ def line(row: dict[str, Any]) -> str:
 
 
 def _commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

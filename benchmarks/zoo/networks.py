@@ -1,4 +1,4 @@
-"""The networks of the zoo: what they are called, how they are built, what they are fed."""
+"""The networks of the zoo: their names, builders, input sizes and numbers of classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEGMENTATION_CLASSES = 21  # no inner layer of these networks is that wide
 
 @dataclass(frozen=True)
 class Network:
-    """One network: its name, ``library/model``, how to make it, and the size of its square input image."""
+    """One network: its name ``library/model``, its builder, the size of its square input, its number of classes."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -30,7 +30,7 @@ class Network:
 
 
 def catalogue() -> list[Network]:
-    """All networks. The libraries take turns, so that a part of the list is still a sample of all."""
+    """Return all networks. The libraries alternate, so that the beginning of the list is a sample of all."""
     turns = zip_longest(list(_torchvision()), list(_smp()), list(_timm()))
     return [network for turn in turns for network in turn if network is not None]
 
@@ -46,7 +46,7 @@ TV_FIXED = {
     "maxvit_t": 224,
 }
 TV_LARGE = {"inception_v3": 128, "alexnet": 128, "squeezenet1_0": 96, "squeezenet1_1": 96}
-TV_OWN_INIT = ("googlenet", "inception_v3")  # they warn unless told
+TV_INIT_WEIGHTS = ("googlenet", "inception_v3")  # without the argument they warn
 
 
 def _torchvision() -> Iterator[Network]:
@@ -56,13 +56,13 @@ def _torchvision() -> Iterator[Network]:
         )
         yield Network(f"torchvision/{name}", build, 64, SEGMENTATION_CLASSES)
     for name in sorted(tv.list_models(tv), key=_parameters):
-        kwargs = {"init_weights": True} if name in TV_OWN_INIT else {}
+        kwargs = {"init_weights": True} if name in TV_INIT_WEIGHTS else {}
         size = TV_FIXED.get(name) or TV_LARGE.get(name, 64)
         yield Network(f"torchvision/{name}", partial(tv.get_model, name, weights=None, **kwargs), size)
 
 
 def _parameters(name: str) -> int:
-    """So that the giants come last."""
+    """Return the number of parameters, by which the largest networks come last."""
     return int(max(weights.meta["num_params"] for weights in tv.get_model_weights(name)))
 
 
@@ -94,14 +94,14 @@ def _smp() -> Iterator[Network]:
     for number in range(len(ENCODERS)):
         for offset, decoder in enumerate(DECODERS):  # decoders and encoders both change from one to the next
             encoder = ENCODERS[(number + offset) % len(ENCODERS)]
-            if _fit(decoder, encoder):
+            if _fits(decoder, encoder):
                 yield Network(f"smp/{decoder}-{encoder}", partial(_segmenter, decoder, encoder), 128, 21)
     for encoder in DPT_ENCODERS:
         size = 256 if "256" in encoder else 518 if "dinov2" in encoder else 240 if "flexi" in encoder else 224
         yield Network(f"smp/DPT-{encoder}", partial(_segmenter, "DPT", encoder), size, 21)
 
 
-def _fit(decoder: str, encoder: str) -> bool:
+def _fits(decoder: str, encoder: str) -> bool:
     if decoder in DILATED:
         return encoder not in NOT_DILATED
     return not (decoder in NO_MIT and encoder == "mit_b0")
@@ -156,7 +156,7 @@ TIMM_SIZES = {
     "inception_resnet_v2": 128,
     "nasnetalarge": 96,
 }
-MOST_PIXELS = 288
+MAX_PIXELS = 288
 
 
 def _timm() -> Iterator[Network]:
@@ -170,14 +170,14 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def _timm_size(name: str) -> int:
-    """The network's own input size where that is fixed, else the smallest that leaves room at the end."""
+    """Return the input size if it is fixed, else a small one that leaves more than one pixel at the end."""
     config = _config(name)
-    own = min(config.get("input_size", (3, 224, 224))[-1], MOST_PIXELS)
-    usual = own if config.get("fixed_input_size") else 96 if own < 256 else 128
+    default = min(config.get("input_size", (3, 224, 224))[-1], MAX_PIXELS)
+    usual = default if config.get("fixed_input_size") else 96 if default < 256 else 128
     return TIMM_SIZES.get(name, usual)
 
 
 def _smaller(name: str) -> dict[str, Any]:
     config = _config(name)
-    large = config.get("fixed_input_size") and config["input_size"][-1] > MOST_PIXELS
+    large = config.get("fixed_input_size") and config["input_size"][-1] > MAX_PIXELS
     return {"img_size": _timm_size(name)} if large else {}

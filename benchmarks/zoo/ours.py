@@ -1,9 +1,10 @@
-"""What our engine does to one network: trace, plan, a random cut, its proof, and what the oracles say of it."""
+"""Prune one network with this package: trace, plan, a random cut, its proof, and the errors of both oracles."""
 
 from __future__ import annotations
 
 import copy
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,22 +30,22 @@ __all__ = ["TOLERANCE", "Seconds", "awake_", "lowest", "measure", "random_half",
 Units = NDArray[np.int64]
 ATTEMPTS = 6  # the first and five more
 TOLERANCE = 1e-4
-VISIBLE = 1e-2  # a cut that changes the output by less than this is no test for an oracle
-ASLEEP = 1e-3
+VISIBLE = 1e-2  # an oracle cannot judge a cut that changes the output by less
+NEAR_ZERO = 1e-3
 NO_LIMITS = Limits(layers=1.0)
 HALF = {"macs": 0.5}
 
 
 @dataclass
 class Seconds:
-    """Seconds of the wall clock and of this process, by the name of the step."""
+    """Wall-clock and processor seconds by the name of the step."""
 
     wall: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def of(self, step: str) -> Iterator[None]:
-        """Add what the block takes to ``step``."""
+        """Add the time of the block to ``step``."""
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -53,32 +54,32 @@ class Seconds:
             self.cpu[step] = self.cpu.get(step, 0.0) + time.process_time() - cpu
 
     def of_rest(self, step: str, whole: str, part: str) -> None:
-        """Replace ``whole`` by what it took beyond ``part``, as ``step``."""
+        """Replace the time of ``whole`` by its time without ``part``, named ``step``."""
         for times in (self.wall, self.cpu):
             times[step] = times.pop(whole, 0.0) - times.get(part, 0.0)
 
 
 def measure(network: Network) -> dict[str, Any]:
-    """Trace, plan, cut a random half and prove it, and ask both oracles; plain values."""
+    """Trace, plan, cut a random half, prove it and compare with both oracles; return the row of the network."""
     warm_up()
     torch.manual_seed(0)
     model = awake_(randomise_(network.build())).eval()
     dense = copy.deepcopy(model)
     example = torch.randn(1, 3, network.size, network.size)
-    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     try:
-        graph, remove = run_engine(model, example, found)
-        found |= ask_oracles(dense, model, graph, remove, torch.randn(2, *example.shape[1:]))
-    except Exception as raised:
-        return {**found, **_failure(raised)}
-    return {**found, "status": "proven"}
+        graph, remove = run_engine(model, example, row)
+        row |= compare_with_oracles(dense, model, graph, remove, torch.randn(2, *example.shape[1:]))
+    except Exception as failure:
+        return {**row, **_failure(failure)}
+    return {**row, "status": "proven"}
 
 
 def awake_(model: nn.Module) -> nn.Module:
-    """Give weights that start at zero, and scales that start at almost nothing, values that oracles can see."""
+    """Give random values to weights and scales that start near zero, so that a cut changes the output."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        if parameter.dim() > 1 and parameter.numel() and parameter.abs().max() < ASLEEP:
+        if parameter.dim() > 1 and parameter.numel() and parameter.abs().max() < NEAR_ZERO:
             wide = parameter.numel() > max(parameter.shape)
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data.add_(noise * parameter[0].numel() ** -0.5 if wide else noise.abs() + 0.5)
@@ -86,31 +87,34 @@ def awake_(model: nn.Module) -> nn.Module:
 
 
 def warm_up() -> None:
-    """Handle a toy, so that nobody pays for what is imported and built at the first call."""
-    toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
-    graph = trace(toy, torch.zeros(1, 3, 8, 8))
-    scores = L2()(graph, toy, {})
-    prune_(toy, graph, select(graph, scores, HALF, limits=NO_LIMITS).remove)
+    """Prune a tiny network, so that imports and caches of the first call are not part of the times."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
+    graph = trace(net, torch.zeros(1, 3, 8, 8))
+    scores = L2()(graph, net, {})
+    prune_(net, graph, select(graph, scores, HALF, limits=NO_LIMITS).remove)
 
 
-def run_engine(model: nn.Module, example: Tensor, found: dict[str, Any]) -> tuple[ChannelGraph, Units]:
-    """Trace, plan half the MACs by magnitude, cut a random half and prove; ``found`` gets the facts as they come."""
+def run_engine(model: nn.Module, example: Tensor, row: dict[str, Any]) -> tuple[ChannelGraph, Units]:
+    """Trace, plan half of the MACs by magnitude, cut a random half and prove it.
+
+    Results are added to ``row`` as soon as they exist, so that a row of a failure holds the steps before it.
+    """
     seconds, refusals = Seconds(), list[str]()
-    found |= {"wall": seconds.wall, "cpu": seconds.cpu, "retried": refusals}
+    row |= {"wall": seconds.wall, "cpu": seconds.cpu, "retried": refusals}
     with peak_memory() as peak, _proof_timed(seconds):
         with seconds.of("trace"):
             graph = trace(model, example)
-        found |= {**_units(graph), **_costs(graph, model, seconds)}
+        row |= {**_units(graph), **_costs(graph, model, seconds)}
         try:
             remove = cut_with_retries(model, graph, refusals, seconds)
         finally:
             seconds.of_rest("surgery", "cut", "proof")
-    found |= {"peak_mb": peak.megabytes, "removed": len(remove)}
+    row |= {"peak_mb": peak.megabytes, "removed": len(remove)}
     return graph, remove
 
 
 def _costs(graph: ChannelGraph, model: nn.Module, seconds: Seconds) -> dict[str, Any]:
-    """What a user's plan of half the MACs comes to, and how low one could go."""
+    """Return the share of MACs of a plan for half of them, and the lowest possible share."""
     if not len(graph.prunable):
         return {"share": 1.0, "lowest": 1.0}
     with seconds.of("plan"):
@@ -140,7 +144,10 @@ def _units(graph: ChannelGraph) -> dict[str, Any]:
 
 
 def cut_with_retries(model: nn.Module, graph: ChannelGraph, refusals: list[str], seconds: Seconds) -> Units:
-    """Cut a random half; pin what surgery refuses (noted in ``refusals``) and choose again, as the callback does."""
+    """Cut a random half; if surgery refuses, pin its units and draw again, as the callback does.
+
+    Each reason is appended to ``refusals``; the last refusal is raised after ``ATTEMPTS``.
+    """
     while True:
         remove = random_half(graph)
         if not len(remove):
@@ -149,11 +156,11 @@ def cut_with_retries(model: nn.Module, graph: ChannelGraph, refusals: list[str],
             with seconds.of("cut"):
                 prune_(model, graph, remove)
             return remove
-        except SurgeryError as refused:
-            refusals.append(str(refused)[:300])
-            if not len(refused.units) or len(refusals) == ATTEMPTS:
+        except SurgeryError as failure:
+            refusals.append(str(failure)[:300])
+            if not len(failure.units) or len(refusals) == ATTEMPTS:
                 raise
-            pinned = dict.fromkeys(refused.units.tolist(), f"surgery refused: {refused}")
+            pinned = dict.fromkeys(failure.units.tolist(), f"surgery refused: {failure}")
             graph = replace(graph, pinned={**pinned, **graph.pinned})
 
 
@@ -173,16 +180,20 @@ def _proof_timed(seconds: Seconds) -> Iterator[None]:
 
 
 def random_half(graph: ChannelGraph) -> Units:
-    """Half of the prunable units that meet no statistics (of all if there are none), one left per dimension."""
+    """Return a random half of the prunable units, with at least one unit left in every dimension.
+
+    Units that enter statistics across channels are left out, since oracles do not hold for them, unless there are
+    no others.
+    """
     free = graph.prunable[~np.isin(graph.prunable, graph.statistics_units)]
     free = free if len(free) else graph.prunable
     order = np.random.default_rng(0).permutation(graph.num_units)
-    chosen = order[np.isin(order, free)]
-    return with_one_left(graph, chosen[: (len(chosen) + 1) // 2])
+    shuffled = order[np.isin(order, free)]
+    return with_one_left(graph, shuffled[: (len(shuffled) + 1) // 2])
 
 
 def with_one_left(graph: ChannelGraph, remove: Units) -> Units:
-    """``remove`` without one unit of every dimension of which it would leave nothing."""
+    """Return ``remove`` without one unit of each dimension of which it would leave nothing."""
     kept = graph.kept(remove)
     for dims in graph.bindings.values():
         for units in dims.values():
@@ -192,42 +203,42 @@ def with_one_left(graph: ChannelGraph, remove: Units) -> Units:
 
 
 def lowest(graph: ChannelGraph) -> Units:
-    """All that is prunable but one unit per dimension."""
+    """Return all prunable units but one per dimension."""
     return with_one_left(graph, graph.prunable)
 
 
-def ask_oracles(
+def compare_with_oracles(
     dense: nn.Module, pruned: nn.Module, graph: ChannelGraph, remove: Units, x: Tensor
 ) -> dict[str, Any]:
-    """Errors of both oracles, again in double precision if in doubt, and the verdict."""
+    """Return the errors against both oracles, also in double precision if they are not tiny, and the verdict."""
     if np.isin(remove, graph.statistics_units).any():
-        return {"verdict": "proof only"}  # every prunable unit meets statistics: the oracles do not hold
-    found: dict[str, Any] = {}
-    for digits in (torch.float32, torch.float64):
+        return {"verdict": "proof only"}  # the oracles do not hold for these units
+    result: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.float64):
         try:
-            dense, pruned, x = dense.to(digits), pruned.to(digits), x.to(digits)
+            dense, pruned, x = dense.to(dtype), pruned.to(dtype), x.to(dtype)
             errors = _errors(dense, pruned, graph, remove, x)
-        except Exception as raised:
-            if digits == torch.float32:
+        except Exception as failure:
+            if dtype == torch.float32:
                 raise
-            found["float64"] = f"{type(raised).__name__}: {raised}"[:200]
+            result["float64"] = f"{type(failure).__name__}: {failure}"[:200]
             break
-        found |= errors if digits == torch.float32 else {f"{key}64": value for key, value in errors.items()}
+        result |= errors if dtype == torch.float32 else {f"{key}64": value for key, value in errors.items()}
         if min(errors["dead"], errors["zeroed"]) < TOLERANCE / 10:
             break
-    return {**found, "verdict": verdict(found)}
+    return {**result, "verdict": verdict(result)}
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """``right`` and ``wrong`` by the better oracle; ``proof only`` where neither can see the cut."""
-    best = min(found[key] for key in ("dead", "zeroed", "dead64", "zeroed64") if key in found)
+def verdict(row: dict[str, Any]) -> str:
+    """Return ``right`` or ``wrong`` by the smaller error; ``proof only`` if the cut hardly changes the output."""
+    best = min(row[key] for key in ("dead", "zeroed", "dead64", "zeroed64") if key in row)
     if best >= TOLERANCE:
         return "wrong"
-    return "right" if found["effect"] > VISIBLE else "proof only"
+    return "right" if row["effect"] > VISIBLE else "proof only"
 
 
-class _Known(nn.Module):
-    """A network whose outputs are known already."""
+class _Cached(nn.Module):
+    """Module that returns the stored outputs of a network, so that it runs only once."""
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -235,32 +246,32 @@ class _Known(nn.Module):
             self.outputs = network.eval()(x)
 
     def forward(self, x: Tensor) -> Any:
-        """What the network made of its input."""
+        """Return the stored outputs."""
         return self.outputs
 
 
 def _errors(
     dense: nn.Module, pruned: nn.Module, graph: ChannelGraph, remove: Units, x: Tensor
 ) -> dict[str, float]:
-    found = _Known(pruned, x)
+    cached = _Cached(pruned, x)
     return {
-        "dead": error(with_dead_filters(dense, graph, remove), found, x),
-        "zeroed": error(with_zeroed_consumers(dense, graph, remove), found, x),
-        "effect": error(dense, found, x),  # what the cut changes: oracles see nothing where this is nothing
+        "dead": error(with_dead_filters(dense, graph, remove), cached, x),
+        "zeroed": error(with_zeroed_consumers(dense, graph, remove), cached, x),
+        "effect": error(dense, cached, x),
     }
 
 
-def _failure(raised: Exception) -> dict[str, Any]:
-    refused = isinstance(raised, SurgeryError | surgery.ProofError) or type(raised).__name__ == "TraceError"
-    reason = str(raised) if refused else f"{type(raised).__name__}: {raised}"
-    return {"status": "refused" if refused else "crashed", "reason": reason[:600], "where": _origin(raised)}
+def _failure(failure: Exception) -> dict[str, Any]:
+    refused = isinstance(failure, SurgeryError | surgery.ProofError) or type(failure).__name__ == "TraceError"
+    reason = str(failure) if refused else f"{type(failure).__name__}: {failure}"
+    return {
+        "status": "refused" if refused else "crashed",
+        "reason": reason[:600],
+        "where": _last_frames(failure),
+    }
 
 
-def _origin(raised: Exception) -> list[str]:
-    """The last three frames, to see in whose code it happened."""
-    frames, at = [], raised.__traceback__
-    while at is not None:
-        code = at.tb_frame.f_code
-        frames.append(f"{code.co_filename.split('site-packages/')[-1]}:{at.tb_lineno} {code.co_name}")
-        at = at.tb_next
-    return frames[-3:]
+def _last_frames(failure: Exception) -> list[str]:
+    """Return the last three frames of the traceback, which show the library that raised."""
+    frames = traceback.extract_tb(failure.__traceback__)[-3:]
+    return [f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,8 +1,8 @@
-"""What torch-pruning does to one network in its default use: half of every group by magnitude, one step.
+"""Prune one network with torch-pruning in its default use: half of every group by magnitude, in one step.
 
-It has no oracle of its own. We log the groups that it says it prunes, set the same filters of the dense
-network to zero (or what reads them), and compare, as for ours. Where a pruned filter meets statistics across
-channels that is no oracle; then a forward and a backward that run count as passed.
+The result is compared with the same two oracles as ours. They come from the log of the groups that torch-pruning
+prunes: the same filters of the dense network, or the weights that read them, are set to zero. The oracles do not hold
+for filters that enter statistics across channels; there a network passes if a forward and a backward run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from lightning_prune.tracing.calls import tensors_in
 
 __all__ = ["measure"]
 
-Gone = list[tuple[str, int, list[int], bool]]
-#: (module, name of torch-pruning's function, indices at the time) for everything it cut, in order
+#: removed indices: (parameter, dimension, indices in the dense network, whether the dimension is an input)
+Removed = list[tuple[str, int, list[int], bool]]
+#: (module, name of torch-pruning's function, indices before this step) of each step, in order
 Log = list[tuple[nn.Module | nn.Parameter, str, list[int]]]
 
 
 def measure(network: Network) -> dict[str, Any]:
-    """Build the dependency graph, prune one step; plain values."""
+    """Build the dependency graph, prune one step, check the result; return the row of the network."""
     _warm_up()
     torch.manual_seed(0)
     model = awake_(randomise_(network.build())).eval()
@@ -42,23 +43,23 @@ def measure(network: Network) -> dict[str, Any]:
     try:
         with peak_memory() as peak:
             log = _prune(model, example, network.classes, seconds)
-    except Exception as raised:
-        return {**_raised("raised", raised), "wall": seconds.wall, "cpu": seconds.cpu}
-    found: dict[str, Any] = {"wall": seconds.wall, "cpu": seconds.cpu, "peak_mb": peak.megabytes}
-    found["share"] = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in dense.parameters())
+    except Exception as failure:
+        return {**_failure("raised", failure), "wall": seconds.wall, "cpu": seconds.cpu}
+    row: dict[str, Any] = {"wall": seconds.wall, "cpu": seconds.cpu, "peak_mb": peak.megabytes}
+    row["share"] = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in dense.parameters())
     try:
-        return {**found, **_judge(dense, model, network, log, names)}
-    except Exception as raised:
-        return {**found, **_raised("broken", raised)}
+        return {**row, **_judge(dense, model, network, log, names)}
+    except Exception as failure:
+        return {**row, **_failure("broken", failure)}
 
 
-def _raised(status: str, raised: Exception) -> dict[str, Any]:
-    return {"status": status, "reason": f"{type(raised).__name__}: {raised}"[:300]}
+def _failure(status: str, failure: Exception) -> dict[str, Any]:
+    return {"status": status, "reason": f"{type(failure).__name__}: {failure}"[:300]}
 
 
 def _warm_up() -> None:
-    toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
-    _prune(toy, torch.zeros(1, 3, 8, 8), 2, Seconds())
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
+    _prune(net, torch.zeros(1, 3, 8, 8), 2, Seconds())
 
 
 def _prune(model: nn.Module, example: Tensor, classes: int, seconds: Seconds) -> Log:
@@ -79,7 +80,7 @@ def _prune(model: nn.Module, example: Tensor, classes: int, seconds: Seconds) ->
 
 
 def _outputs(model: nn.Module, classes: int) -> list[nn.Module]:
-    """The layers that make the classes, as torch-pruning's guide ignores them."""
+    """Return the layers that output the classes; torch-pruning's guide excludes them from pruning."""
     return [
         module
         for module in model.modules()
@@ -105,31 +106,31 @@ def _judge(
     if [out.shape for out in outputs] != sizes:
         return {"status": "broken", "reason": "the outputs have other shapes"}
     torch.stack([out.sum() for out in outputs if out.requires_grad]).sum().backward()
-    gone = list(_original_indices(dense, log, names))
-    if not _tells_all(dense, pruned, gone):
+    removed = list(_original_indices(dense, log, names))
+    if not _is_complete(dense, pruned, removed):
         return {"status": "passed", "oracle": "forward and backward only (its log is not the whole cut)"}
-    if _meets_statistics(dense, x[:1], gone):
+    if _enters_statistics(dense, x[:1], removed):
         return {"status": "passed", "oracle": "forward and backward only (statistics across channels)"}
-    return _verdict(dense, pruned, gone, x)
+    return _verdict(dense, pruned, removed, x)
 
 
-def _tells_all(dense: nn.Module, pruned: nn.Module, gone: Gone) -> bool:
-    """Whether the indices account for every dimension that a filter was taken from."""
-    lost: dict[tuple[str, int], int] = {}
-    for name, dim, indices, reads in gone:
+def _is_complete(dense: nn.Module, pruned: nn.Module, removed: Removed) -> bool:
+    """Return whether the indices explain the new size of every dimension that lost a filter."""
+    counts: dict[tuple[str, int], int] = {}
+    for name, dim, indices, reads in removed:
         if not reads:
-            lost[name, dim] = lost.get((name, dim), 0) + len(indices)
+            counts[name, dim] = counts.get((name, dim), 0) + len(indices)
     after = dict(pruned.named_parameters())
     return all(
-        name in after and parameter.shape[0] - after[name].shape[0] == lost.get((name, 0), 0)
+        name in after and parameter.shape[0] - after[name].shape[0] == counts.get((name, 0), 0)
         for name, parameter in dense.named_parameters()
-        if (name, 0) in lost or parameter.dim() == 1
+        if (name, 0) in counts or parameter.dim() == 1
     )
 
 
-def _verdict(dense: nn.Module, pruned: nn.Module, gone: Gone, x: Tensor) -> dict[str, Any]:
-    dead = error(_zeroed(dense, gone, reads=False), pruned, x)
-    consumers = error(_zeroed(dense, gone, reads=True), pruned, x)
+def _verdict(dense: nn.Module, pruned: nn.Module, removed: Removed, x: Tensor) -> dict[str, Any]:
+    dead = error(_zeroed(dense, removed, reads=False), pruned, x)
+    consumers = error(_zeroed(dense, removed, reads=True), pruned, x)
     right = min(dead, consumers) < TOLERANCE
     status = "passed" if right else "wrong"
     return {"status": status, "oracle": "dead filters, zeroed consumers", "dead": dead, "zeroed": consumers}
@@ -138,7 +139,10 @@ def _verdict(dense: nn.Module, pruned: nn.Module, gone: Gone, x: Tensor) -> dict
 def _original_indices(
     dense: nn.Module, log: Log, names: dict[int, str]
 ) -> Iterator[tuple[str, int, list[int], bool]]:
-    """Parameter, dimension, its indices in the dense network, and whether they are read (not made) there."""
+    """Yield the removed indices in the numbering of the dense network, see ``Removed``.
+
+    The log numbers the channels that are left at each step; ``alive`` maps these numbers to the original ones.
+    """
     parameters = dict(dense.named_parameters())
     alive: dict[tuple[str, bool], np.ndarray] = {}
     for target, function, indices in log:
@@ -146,17 +150,17 @@ def _original_indices(
         if name is None:
             continue
         reads = "in_channels" in function and function != "prune_out_channels"
-        for parameter, dim in _bound(target, name, parameters, reads):
+        for parameter, dim in _dimensions(target, name, parameters, reads):
             left = alive.setdefault((parameter, reads), np.arange(parameters[parameter].shape[dim]))
             local = [index for index in indices if index < len(left)]
             yield parameter, dim, left[local].tolist(), reads
             alive[parameter, reads] = np.delete(left, local)
 
 
-def _bound(
+def _dimensions(
     target: nn.Module | nn.Parameter, name: str, parameters: dict[str, nn.Parameter], reads: bool
 ) -> Iterator[tuple[str, int]]:
-    """The parameters of a target and the dimension that its channels run along; those of one read or made."""
+    """Yield the parameters of a target with the dimension of its input (``reads``) or output channels."""
     if isinstance(target, nn.Parameter):
         if name in parameters:
             yield name, max(range(parameters[name].dim()), key=lambda dim: parameters[name].shape[dim])
@@ -165,18 +169,17 @@ def _bound(
         parameter = f"{name}.{part}".lstrip(".")
         if parameter in parameters and not (reads and parameters[parameter].dim() < 2):
             swapped = isinstance(target, nn.modules.conv._ConvTransposeNd)
-            two = parameters[parameter].dim() > 1
             depthwise = reads and isinstance(target, nn.Conv2d) and target.groups > 1
             if not depthwise:
-                yield parameter, int(two and (reads != swapped))
+                yield parameter, int(parameters[parameter].dim() > 1 and (reads != swapped))
 
 
-def _meets_statistics(dense: nn.Module, example: Tensor, gone: Gone) -> bool:
+def _enters_statistics(dense: nn.Module, example: Tensor, removed: Removed) -> bool:
     try:
         graph = trace(dense, example)
     except Exception:
-        return True  # unknown: no oracle
-    for parameter, dim, indices, reads in gone:
+        return True  # not known, so the oracles cannot be trusted
+    for parameter, dim, indices, reads in removed:
         units = graph.bindings.get(parameter, {}).get(dim)
         if units is None and not reads:
             return True
@@ -185,10 +188,10 @@ def _meets_statistics(dense: nn.Module, example: Tensor, gone: Gone) -> bool:
     return False
 
 
-def _zeroed(dense: nn.Module, gone: Gone, reads: bool) -> nn.Module:
+def _zeroed(dense: nn.Module, removed: Removed, reads: bool) -> nn.Module:
     twin = copy.deepcopy(dense)
     parameters = dict(twin.named_parameters())
-    for name, dim, indices, reading in gone:
+    for name, dim, indices, reading in removed:
         if reading == reads:
             parameters[name].data.index_fill_(dim, torch.tensor(indices, dtype=torch.int64), 0)
     return twin

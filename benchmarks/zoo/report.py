@@ -1,40 +1,40 @@
-"""The zoo's tables: JSON for programs, Markdown for people, the summary first."""
+"""The page of the zoo and its JSON; the summary comes first."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.common.machine import machine, versions
+from benchmarks.common.pages import ReportFiles
 from benchmarks.zoo.ours import verdict
 from benchmarks.zoo.worker import TOOLS
 
-__all__ = ["Summary", "machine", "versions", "write_report"]
+__all__ = ["Summary", "save_rows", "write_page"]
 
 Row = dict[str, Any]
 OURS, PEER = TOOLS
 HALF = 0.5
 
 
-def write_report(rows: Sequence[Row], names: Sequence[str], docs: Path) -> None:
-    """Write ``zoo.json`` and ``zoo.md`` about the networks of the catalogue, ``names``."""
-    known = [row for row in rows if row["network"] in set(names)]
-    summary = Summary(len(names), _of(known, OURS), _of(known, PEER))
-    head = {
-        "date": max((row["at"] for row in known), default=""),
-        "versions": versions(),
-        "machine": machine(),
-    }
-    docs.mkdir(parents=True, exist_ok=True)
-    everything = {**head, "summary": summary.facts(), "rows": sorted(known, key=_order)}
-    (docs / "zoo.json").write_text(json.dumps(everything, indent=1) + "\n")
-    (docs / "zoo.md").write_text("\n".join(_page(summary, head)) + "\n")
+def save_rows(rows: Sequence[Row], names: Sequence[str], files: ReportFiles) -> None:
+    """Write the JSON: rows of the networks ``names``, and their summary."""
+    listed = [row for row in rows if row["network"] in set(names)]
+    summary = Summary(len(names), _of(listed, OURS), _of(listed, PEER))
+    date = max((row["at"] for row in listed), default="")
+    head = {"date": date, "versions": versions(), "machine": machine(), "summary": summary.facts()}
+    files.save({**head, "rows": sorted(listed, key=_order)})
+
+
+def write_page(files: ReportFiles) -> None:
+    """Write the page from the JSON."""
+    content = files.load()
+    rows, networks = content["rows"], content["summary"]["networks"]
+    files.write_page("\n".join(_page(Summary(networks, _of(rows, OURS), _of(rows, PEER)), content)) + "\n")
 
 
 def _of(rows: Iterable[Row], tool: str) -> dict[str, Row]:
@@ -47,18 +47,24 @@ def _order(row: Row) -> tuple[str, str]:
 
 @dataclass
 class Summary:
-    """The numbers that count. ``wanted`` networks are on the list; those without a row were not reached."""
+    """Numbers over all networks.
 
-    wanted: int
+    Args:
+        listed: number of networks on the list; those without a row were not run.
+        ours: network -> row of this package.
+        peer: network -> row of torch-pruning.
+    """
+
+    listed: int
     ours: dict[str, Row]
     peer: dict[str, Row]
 
     def usable(self) -> dict[str, Row]:
-        """Networks that can be built and run at all."""
+        """Return the rows of networks that can be built and run."""
         return {name: row for name, row in self.ours.items() if row["status"] != "unusable"}
 
     def both(self) -> dict[str, float]:
-        """Network -> how many times faster we are, in processor time, where both pass, one after the other."""
+        """Return network -> ratio of processor times, theirs over ours, where both passed in the same visit."""
         passed = {name: row for name, row in self.peer.items() if row["status"] == "passed"}
         return {
             name: seconds(passed[name]) / max(seconds(row), 1e-9)
@@ -67,49 +73,63 @@ class Summary:
         }
 
     def timeouts(self) -> dict[str, float]:
-        """Network -> how many times faster we are at least, where the peer ran into its limit."""
-        limits = {
-            name: float(row["reason"].split()[2])
-            for name, row in self.peer.items()
-            if row["status"] == "timeout"
-        }
+        """Return network -> least ratio of processor times where torch-pruning exceeded its limit."""
+        timeouts = {name: row for name, row in self.peer.items() if row["status"] == "timeout"}
+        limits = {name: float(row["reason"].split()[2]) for name, row in timeouts.items()}
         ours = {name: self.ours[name] for name in limits if name in self.ours}
-        return {
-            n: limits[n] / max(seconds(row), 1e-9) for n, row in ours.items() if row["status"] == "proven"
-        }
+        proven = {name: row for name, row in ours.items() if row["status"] == "proven"}
+        return {name: limits[name] / max(seconds(row), 1e-9) for name, row in proven.items()}
 
     def facts(self) -> dict[str, Any]:
-        """Everything of the summary, as plain values."""
+        """Return the summary as plain values."""
+        return {"networks": self.listed, **self._our_facts(), **self._peer_facts(), **self._ratio_facts()}
+
+    def _our_facts(self) -> dict[str, Any]:
         ours = self.usable()
-        ratios = self.both()
-        verdicts = Counter(verdict(row) if "dead" in row else row.get("verdict") for row in ours.values())
+        proven = [row for row in ours.values() if row["status"] == "proven"]
+        verdicts = Counter(_verdict(row) for row in ours.values())
         return {
-            "networks": self.wanted,
             "measured": len(ours),
-            "proven": sum(row["status"] == "proven" for row in ours.values()),
+            "proven": len(proven),
             "right": verdicts["right"],
             "proof_only": verdicts["proof only"],
             "wrong": verdicts["wrong"],
-            "half": sum(row.get("lowest", 1.0) <= HALF for row in ours.values() if row["status"] == "proven"),
-            "retried": sum(bool(row.get("retried")) for row in ours.values() if row["status"] == "proven"),
+            "half": sum(row.get("lowest", 1.0) <= HALF for row in proven),
+            "retried": sum(bool(row.get("retried")) for row in proven),
+        }
+
+    def _peer_facts(self) -> dict[str, Any]:
+        passed = [row for row in self.peer.values() if row["status"] == "passed"]
+        return {
             "peer_measured": len(self.peer),
             "peer": dict(Counter(row["status"] for row in self.peer.values())),
-            "peer_with_oracle": sum("dead" in row for row in self.peer.values() if row["status"] == "passed"),
-            "commits": sorted({row["commit"] for row in ours.values() if "commit" in row}),
+            "peer_with_oracle": sum("dead" in row for row in passed),
+            "commits": sorted({row["commit"] for row in self.usable().values() if "commit" in row}),
+        }
+
+    def _ratio_facts(self) -> dict[str, Any]:
+        ratios, timeouts = self.both(), self.timeouts()
+        return {
             "both": len(ratios),
-            "times_faster": round(geometric_mean(ratios.values()), 2) if ratios else None,
-            "timeouts": len(self.timeouts()),
-            "times_faster_with_timeouts": round(
-                geometric_mean([*ratios.values(), *self.timeouts().values()]), 2
-            )
-            if ratios
-            else None,
+            "times_faster": _mean_ratio(ratios.values()) if ratios else None,
+            "timeouts": len(timeouts),
+            "times_faster_with_timeouts": (
+                _mean_ratio([*ratios.values(), *timeouts.values()]) if ratios else None
+            ),
             "slower": sum(ratio < 1 for ratio in ratios.values()),
         }
 
 
+def _mean_ratio(ratios: Iterable[float]) -> float:
+    return round(geometric_mean(ratios), 2)
+
+
+def _verdict(row: Row) -> str | None:
+    return verdict(row) if "dead" in row else row.get("verdict")
+
+
 def seconds(row: Row) -> float:
-    """Processor time of the whole tool."""
+    """Return the processor time of all steps of a tool."""
     return float(sum(row.get("cpu", {}).values()))
 
 
@@ -129,30 +149,27 @@ def _page(summary: Summary, head: Row) -> list[str]:
 
 def _summary(summary: Summary, head: Row) -> list[str]:
     facts = summary.facts()
-    done = max(facts["measured"], 1)
+    measured, missing = max(facts["measured"], 1), facts["networks"] - facts["measured"]
     packages = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
-    missing = " **This is a part of the list, not a result for all of it.**" * (
-        facts["measured"] < facts["networks"]
-    )
-    peer = ", ".join(
-        f"{count} {status}" for status, count in sorted(facts["peer"].items(), key=lambda i: -i[1])
-    )
+    partial = " **This result is for a part of the list only.**" * (missing > 0)
+    statuses = sorted(facts["peer"].items(), key=lambda item: -item[1])
+    peer = ", ".join(f"{count} {status}" for status, count in statuses) or "not run"
     return [
         f"{head['date']} · {packages} · {head['machine']}. Made by `python -m benchmarks.zoo`.",
         "",
-        f"- **{facts['proven']} of {done} networks proven with a cut ({facts['proven'] / done:.1%})**; "
-        f"{facts['networks'] - facts['measured']} of the list's {facts['networks']} were not measured.{missing}",
-        f"- **{facts['half']} of {done} ({facts['half'] / done:.1%}) can reach half of their MACs.**",
-        f"- **{facts['wrong']} wrong networks**: {facts['right']} right by an oracle, {facts['proof_only']} by "
-        "the proof alone (all their prunable units meet statistics across channels, where no oracle holds, or the "
-        "random weights hide the cut: *effect* below 1e-2).",
-        f"- torch-pruning, default use, on {facts['peer_measured']} of them: {peer or 'not run'}. "
+        f"- **{facts['proven']} of {measured} networks pruned with a proof ({facts['proven'] / measured:.1%})**; "
+        f"{missing} of the {facts['networks']} networks on the list were not measured.{partial}",
+        f"- **{facts['half']} of {measured} ({facts['half'] / measured:.1%}) can be pruned to half of their MACs.**",
+        f"- **{facts['wrong']} wrong networks**: {facts['right']} right by an oracle, {facts['proof_only']} by the "
+        "proof alone. There no oracle can check: all prunable units enter statistics across channels, or with random "
+        "weights the cut hardly changes the output (*effect* below 1e-2).",
+        f"- torch-pruning, default use, on {facts['peer_measured']} of them: {peer}. "
         f"An oracle could check {facts['peer_with_oracle']} of those passed.",
-        f"- **{facts['times_faster']} times its speed in the geometric mean** over the {facts['both']} networks that "
-        f"both pass, measured in turn; slower on {facts['slower']} (trace, plan, surgery and proof against build and "
-        "step, processor time). "
-        f"With the {facts['timeouts']} that it did not finish within its limit, as if it had passed there: "
-        f"{facts['times_faster_with_timeouts']} times.",
+        f"- **{facts['times_faster']} times the speed of torch-pruning** in the geometric mean over the "
+        f"{facts['both']} networks that both pass, measured one after the other; slower on {facts['slower']} "
+        "(processor time of trace, plan, surgery and proof against build and step). If the "
+        f"{facts['timeouts']} networks that torch-pruning did not finish within its limit are counted with that "
+        f"limit as its time: {facts['times_faster_with_timeouts']} times.",
         f"- Measured at the commits {', '.join(facts['commits'])}.",
         "",
         *METHOD,
@@ -160,51 +177,51 @@ def _summary(summary: Summary, head: Row) -> list[str]:
 
 
 METHOD = [
-    "Every network is built with random weights and random norms and biases, and handled in a process of its "
-    "own by each tool in turn; both have first handled a toy, so that nobody pays for first calls. We trace, "
-    "plan half of the MACs by the L2 norm (timed), cut a random half of the units that meet no statistics "
-    "across channels, and prove it; what surgery refuses is pinned and chosen again, up to five times "
-    "(*retries*). *dead* and *zeroed* are the relative errors of the two oracles in single precision (`64` "
-    "where they were repeated in double); a network is right if the smaller of them is below 1e-4. *effect* "
-    "is what the cut changes at all: where it is tiny, an oracle says little. *pinned*: share of the filters' "
-    "units that must stay. *lowest*: the smallest share of MACs when every prunable unit but one per "
-    "dimension goes (computed, not cut). *MB*: peak memory beyond the model, over trace, plan, surgery and "
-    "proof.",
+    "Every network is built with random weights, norms and biases. Each tool handles it in a process of its own, one "
+    "tool directly after the other; before, the process prunes a tiny network, so that the times of the first calls "
+    "are left out. Ours: trace; plan half of the MACs by the L2 norm (only timed); remove a random half of the units "
+    "that enter no statistics across channels, and prove the result. Units for which surgery refuses the cut are "
+    "pinned, and another half is drawn, up to five times (*retries*). *dead* and *zeroed* are the relative errors "
+    "against two oracles in single precision (`64`: repeated in double precision): the dense network with dead "
+    "filters, and with zeroed consumers. A network is right if the smaller error is below 1e-4. *effect* is the "
+    "relative change of the output by the cut: where it is tiny, an oracle shows little. *pinned*: share of the "
+    "filters' units that must stay. *lowest*: the smallest possible share of MACs, with one prunable unit left per "
+    "dimension (computed, not cut). *trace*, *plan*, *surgery*, *proof*: processor seconds. *MB*: peak memory of all "
+    "four beyond the model.",
     "",
-    "torch-pruning: `BasePruner` with `MagnitudeImportance`, ratio 0.5, local, the layers that make the "
-    "classes ignored; *passed* means that the smaller network runs forward and backward with the same output "
-    "shape and, where an oracle holds, computes the right thing. We have its log of pruned groups, and set "
-    "the same filters of the dense network to zero. Seconds are processor time, limits too (180 s for us; "
-    "torch-pruning's is in its table where it was met). A process may hold 10 GB of resident memory "
-    "(watched).",
+    "torch-pruning: `BasePruner` with `MagnitudeImportance`, ratio 0.5, local; the layers that output the classes "
+    "are ignored. *passed* means that the smaller network runs forward and backward with the same output shape and, "
+    "where an oracle can check, computes the right result: the filters in torch-pruning's log of pruned groups are "
+    "set to zero in the dense network. Limits are of processor time (180 s for ours; that of torch-pruning is in its "
+    "table where it was exceeded) and of resident memory (10 GB).",
 ]
 
 
 def _refusals(summary: Summary) -> list[str]:
-    failed = {name: row for name, row in summary.ours.items() if row["status"] != "proven"}
     kinds: dict[str, list[str]] = {}
-    for name, row in failed.items():
-        kinds.setdefault(f"{row['status']}: {_kind(row.get('reason', ''))}", []).append(name)
-    lines = [f"| {len(names)} | {kind} | {', '.join(names)} |" for kind, names in _most_first(kinds)]
+    for name, row in summary.ours.items():
+        if row["status"] != "proven":
+            kinds.setdefault(f"{row['status']}: {_kind(row.get('reason', ''))}", []).append(name)
+    most_first = sorted(kinds.items(), key=lambda item: -len(item[1]))
+    lines = [f"| {len(names)} | {kind} | {', '.join(names)} |" for kind, names in most_first]
     return ["## Refused, by reason", "", "| | reason | networks |", "|---:|---|---|", *lines]
 
 
-def _most_first(kinds: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
-    return sorted(kinds.items(), key=lambda item: -len(item[1]))
-
-
 def _kind(reason: str) -> str:
-    """A reason without what differs from network to network."""
+    """Return a reason without the parts that differ from network to network."""
     return _cell(re.sub(r"\d+", "N", reason.split(" at ")[0]), 120)
 
 
-def _cell(text: str, most: int = 160) -> str:
-    return " ".join(text.replace("|", "/").split())[:most]
+def _cell(text: str, length: int = 160) -> str:
+    return " ".join(text.replace("|", "/").split())[:length]
 
 
 COLUMNS = (
     "network | verdict | dead | zeroed | effect | pinned | lowest | retries "
     "| trace | plan | surgery | proof | MB"
+)
+PEER_COLUMNS = (
+    "network | status | oracle | dead | zeroed | build | step | ours, all steps | times faster | MB"
 )
 
 
@@ -214,10 +231,9 @@ def _our_table(summary: Summary) -> list[str]:
 
 
 def _our_line(row: Row) -> str:
-    known = verdict(row) if "dead" in row else row.get("verdict")
     cells = [
         row["network"],
-        known or f"{row['status']}: {_cell(row.get('reason', ''))}",
+        _verdict(row) or f"{row['status']}: {_cell(row.get('reason', ''))}",
         *(_error(row, key) for key in ("dead", "zeroed")),
         f"{row['effect']:.0e}" if "effect" in row else "",
         *(f"{row[key]:.3f}" if key in row else "" for key in ("pinned_share", "lowest")),
@@ -241,10 +257,9 @@ def _number(value: float | None) -> str:
 
 def _peer_table(summary: Summary) -> list[str]:
     ratios = summary.both()
-    head = "network | status | oracle | dead | zeroed | build | step | ours, whole | times faster | MB"
     rule = "|".join(["---"] * 3 + ["---:"] * 7)
     lines = [_peer_line(row, summary.ours.get(name), ratios.get(name)) for name, row in summary.peer.items()]
-    return ["## torch-pruning", "", f"| {head} |", f"|{rule}|", *lines]
+    return ["## torch-pruning", "", f"| {PEER_COLUMNS} |", f"|{rule}|", *lines]
 
 
 def _peer_line(row: Row, ours: Row | None, ratio: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Run one tool on one network in a process of its own, within a limit of time and memory."""
+"""Run one tool on one network in a process of its own, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PRELOAD = [
     "torch._dynamo",
     "torch.fx.experimental.symbolic_shapes",
 ]
-POLL = 0.05
+POLL_SECONDS = 0.05
 
 
 class Limit:
-    """What one process may take: seconds of processor time, megabytes of resident memory; both are watched.
+    """Limits of one process: seconds of processor time and megabytes of resident memory.
 
-    Processor time, because a wall clock would punish whoever runs while the machine is busy; one that sleeps
-    is stopped at ten times as much on the wall clock.
+    Processor time, since wall-clock time would depend on the other load of the machine. A process that sleeps is
+    stopped after ten times as many seconds of wall-clock time.
     """
 
     def __init__(self, seconds: float, megabytes: float) -> None:
@@ -37,75 +37,78 @@ class Limit:
 
 
 def context() -> Any:
-    """Processes fork from a server that has imported everything and never run a model."""
+    """Return a context whose processes fork from a server that has imported everything and has run no model."""
     forkserver = mp.get_context("forkserver")
     forkserver.set_forkserver_preload(PRELOAD)
     return forkserver
 
 
 def run(forkserver: Any, tool: str, network: str, limit: Limit) -> dict[str, Any]:
-    """What ``tool`` does to ``network``; a process that dies or takes too much is a result, too."""
-    ours, theirs = forkserver.Pipe(duplex=False)
-    process = forkserver.Process(target=_work, args=(tool, network, theirs, limit, os.getpid()), daemon=True)
-    started = time.monotonic()
+    """Return the result of ``tool`` on ``network`` as a row.
+
+    A process that crashes or exceeds a limit gives a row with the status ``died``, ``timeout`` or ``memory``.
+    """
+    receiver, sender = forkserver.Pipe(duplex=False)
+    process = forkserver.Process(target=_work, args=(tool, network, sender, limit, os.getpid()), daemon=True)
+    start = time.monotonic()
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        found = _wait(process, ours, started, limit)
+        result = _wait(process, receiver, start, limit)
     finally:
         process.kill()
         process.join()
-    return {"network": network, "tool": tool, "total": round(time.monotonic() - started, 2), **found}
+    return {"network": network, "tool": tool, "total": round(time.monotonic() - start, 2), **result}
 
 
-def _wait(process: Any, pipe: Connection, started: float, limit: Limit) -> dict[str, Any]:
+def _wait(process: Any, pipe: Connection, start: float, limit: Limit) -> dict[str, Any]:
     while True:
         try:
-            if pipe.poll(POLL):
+            if pipe.poll(POLL_SECONDS):
                 return dict(pipe.recv())
         except EOFError:
             process.join()
             return {"status": "died", "reason": f"the process ended with {process.exitcode}"}
-        if cpu_seconds(process.pid) > limit.seconds or time.monotonic() - started > 10 * limit.seconds:
+        if cpu_seconds(process.pid) > limit.seconds or time.monotonic() - start > 10 * limit.seconds:
             return {"status": "timeout", "reason": f"more than {limit.seconds:g} s of processor time"}
         if resident(process.pid) > limit.megabytes:
             return {"status": "memory", "reason": f"more than {limit.megabytes:g} MB resident"}
 
 
-def _work(tool: str, name: str, pipe: Connection, limit: Limit, runner: int) -> None:
-    import torch  # imported by the server already
+def _work(tool: str, name: str, pipe: Connection, limit: Limit, parent: int) -> None:
+    # Late imports: only the server and its children need these modules, which take seconds to load.
+    import torch
 
-    from benchmarks.zoo import ours as zoo_ours
-    from benchmarks.zoo import peer as zoo_peer
+    from benchmarks.zoo import ours, peer
     from benchmarks.zoo.networks import catalogue
 
     torch.set_num_threads(1)
-    _quiet()
-    _bind(limit, runner)
-    measure = zoo_ours.measure if tool == TOOLS[0] else zoo_peer.measure
+    _silence()
+    _enforce(limit, parent)
+    measure = ours.measure if tool == TOOLS[0] else peer.measure
     try:
-        found = measure({network.name: network for network in catalogue()}[name])
-    except Exception as raised:  # the network cannot even be built or run
-        found = {"status": "unusable", "reason": f"{type(raised).__name__}: {raised}"[:300]}
-    pipe.send(found)
+        result = measure({network.name: network for network in catalogue()}[name])
+    except Exception as error:  # the network cannot even be built or run
+        result = {"status": "unusable", "reason": f"{type(error).__name__}: {error}"[:300]}
+    pipe.send(result)
 
 
-def _bind(limit: Limit, runner: int) -> None:
-    """The kernel enforces the limits should the runner be gone, and the process ends soon after it."""
+def _enforce(limit: Limit, parent: int) -> None:
+    """Set the limits in the kernel too, for the case that the parent ends; the process ends soon after it."""
     seconds = int(limit.seconds + cpu_seconds(os.getpid())) + 10
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    most = int((limit.megabytes + private_megabytes()) * 1e6)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    threading.Thread(target=_end_with, args=(runner,), daemon=True).start()
+    size = int((limit.megabytes + private_megabytes()) * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(runner: int) -> None:
-    while resident(runner):
+def _end_with(parent: int) -> None:
+    while resident(parent):
         time.sleep(1)
     os._exit(1)
 
 
-def _quiet() -> None:
+def _silence() -> None:
     warnings.simplefilter("ignore")
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)

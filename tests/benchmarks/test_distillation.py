@@ -1,4 +1,4 @@
-"""The study's command: what is to be run, what is not run again, and the arithmetic of its table."""
+"""The study of distillation: its runs, which are not repeated, and the arithmetic of its table."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import pytest
 
 from benchmarks.common.studies import finished, jobs
 from benchmarks.distillation.__main__ import BUDGETS, VARIANTS, configuration
-from benchmarks.distillation.report import difference, table, won_back, write
+from benchmarks.distillation.report import difference, recovered, table, write
 
 
-def found(seed: int, budget: float, variant: str, miou: float) -> dict:
+def row(seed: int, budget: float, variant: str, miou: float) -> dict:
     return {"seed": seed, "budget": budget, "variant": variant, "test_miou": miou}
 
 
 ROWS = [
-    found(0, 1.0, "dense", 0.90),
-    found(1, 1.0, "dense", 0.88),
-    found(0, 0.26, "none", 0.80),
-    found(1, 0.26, "none", 0.84),
-    found(0, 0.26, "hinton", 0.85),
-    found(1, 0.26, "hinton", 0.86),
-    found(0, 0.26, "fsp", 0.78),
+    row(0, 1.0, "dense", 0.90),
+    row(1, 1.0, "dense", 0.88),
+    row(0, 0.26, "none", 0.80),
+    row(1, 0.26, "none", 0.84),
+    row(0, 0.26, "hinton", 0.85),
+    row(1, 0.26, "hinton", 0.86),
+    row(0, 0.26, "fsp", 0.78),
 ]
 
 
-def test_parts_share_the_runs_between_them_seed_by_seed():
+def test_parts_divide_the_runs_seed_by_seed():
     whole = jobs((0, 1, 2), BUDGETS, VARIANTS)
     assert len(set(whole)) == 30
     assert [job[0] for job in whole] == sorted(job[0] for job in whole)
@@ -35,7 +35,7 @@ def test_parts_share_the_runs_between_them_seed_by_seed():
     assert sorted(job for part in parts for job in part) == sorted(whole)
 
 
-def test_runs_of_one_budget_differ_in_the_losses_only(tmp_path):
+def test_runs_of_one_budget_differ_only_in_the_losses(tmp_path):
     configs = {variant: configuration(1, 0.1, variant, tmp_path) for variant in VARIANTS}
     losses = {name: {k for k in ("alpha", "beta", "lambda_") if c.distill[k]} for name, c in configs.items()}
     assert losses["none"] == set()
@@ -48,10 +48,10 @@ def test_runs_of_one_budget_differ_in_the_losses_only(tmp_path):
     assert configs["none"].threads == 1
 
 
-def test_what_was_won_back_is_of_the_seeds_that_have_all_runs():
-    assert won_back(ROWS, 0.26, "hinton") == pytest.approx((0.05 + 0.02) / (0.10 + 0.04))
-    assert won_back(ROWS, 0.26, "fsp") == pytest.approx(-0.02 / 0.10)
-    assert won_back(ROWS, 0.26, "all") is None
+def test_the_recovered_share_is_of_seeds_that_have_all_runs():
+    assert recovered(ROWS, 0.26, "hinton") == pytest.approx((0.05 + 0.02) / (0.10 + 0.04))
+    assert recovered(ROWS, 0.26, "fsp") == pytest.approx(-0.02 / 0.10)
+    assert recovered(ROWS, 0.26, "all") is None
     assert difference(ROWS, 0.26, "hinton") == pytest.approx([0.05, 0.02])
     lines = table(ROWS)
     assert lines[0] == "Dense: test mIoU 0.890 ± 0.014 (2)."
@@ -66,11 +66,11 @@ def test_the_page_around_the_table_stays(tmp_path):
     assert text.startswith("# Before\n\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert json.loads((tmp_path / "distillation.json").read_text())["runs"] == ROWS
-    assert (tmp_path / "distillation.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "data" / "distillation.json").read_text())["runs"] == ROWS
+    assert (tmp_path / "figures" / "distillation.png").stat().st_size > 5000
 
 
-def test_finished_runs_of_all_parts_are_found(tmp_path):
+def test_finished_runs_of_all_parts_are_read(tmp_path):
     for part, rows in (("1-of-2", ROWS[:3]), ("2-of-2", ROWS[3:])):
         (tmp_path / f"runs-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert list(finished(tmp_path)) == ROWS

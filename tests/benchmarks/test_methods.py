@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.methods`` runs, and what it writes."""
+"""Runs and output of ``python -m benchmarks.methods``."""
 
 from pathlib import Path
 
@@ -23,20 +23,20 @@ LATENCY = ROW | {"resource": "latency", "macs": 0.4}
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_run_has_the_one_budget_that_it_is_listed_under(variant, budget, tmp_path):
+def test_every_run_has_only_the_budget_of_its_job(variant, budget, tmp_path):
     config = configuration((3, budget, variant), tmp_path)
     assert config.seed == 3
     assert dict(config.prune.budget) == dict([budget])
     assert config.prune.limits.layers == 0.85
-    timed = budget[0] == "latency" or variant == "slimming, seconds"
-    assert ("latency" in config.prune.resources) == timed
+    uses_latency = budget[0] == "latency" or variant == "slimming, seconds"
+    assert ("latency" in config.prune.resources) == uses_latency
 
 
 def test_the_dense_network_is_not_pruned():
     assert configuration((0, ("macs", 1.0), DENSE), Path()).prune is None
 
 
-def test_the_table_says_budget_steps_and_those_of_candidates():
+def test_the_table_shows_budget_steps_and_steps_of_candidates():
     rows = [ROW, ROUNDS, ROUNDS | {"seed": 1, "candidate_steps": 70}, LATENCY]
     assert job_of(ROUNDS) == (0, ("macs", 0.5), "NetAdapt, L2")
     assert steps_of(rows, ("macs", 0.5), "NetAdapt, L2") == "432 + 66 to 70"
@@ -53,4 +53,4 @@ def test_page_picture_and_numbers_are_written(tmp_path):
     text = (tmp_path / "methods.md").read_text()
     assert text.startswith("before")
     assert "50% of the latency" in text
-    assert (tmp_path / "methods.png").stat().st_size > 5000
+    assert (tmp_path / "figures" / "methods.png").stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""The zoo's runner: three small networks through both tools, the tables, resuming, and its limits."""
+"""The zoo: three small networks with both tools, the tables, resuming, and the limits of a process."""
 
 import json
 from pathlib import Path
@@ -46,25 +46,25 @@ def test_ours_is_proven_and_right(visited: tuple[Path, list[dict[str, Any]]]) ->
         assert {"trace", "plan", "surgery", "proof"} == set(row["cpu"])
 
 
-def test_torch_pruning_is_judged(visited: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_torch_pruning_is_checked(visited: tuple[Path, list[dict[str, Any]]]) -> None:
     peer = {row["network"]: row for row in visited[1] if row["tool"] == "torch-pruning"}
     assert peer[CONVOLUTIONS]["status"] == "passed"
     assert min(peer[CONVOLUTIONS]["dead"], peer[CONVOLUTIONS]["zeroed"]) < 1e-4
-    assert peer[SHUFFLE]["status"] in ("raised", "broken", "wrong")  # its own issues 45 and 14
+    assert peer[SHUFFLE]["status"] in ("raised", "broken", "wrong")  # issues 45 and 14 of torch-pruning
 
 
 def test_tables_start_with_the_summary(visited: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, _ = visited
     page = (folder / "zoo.md").read_text()
-    assert "3 of 3 networks proven" in page
-    assert page.index("proven with a cut") < page.index(f"| {CONVOLUTIONS} |")
-    summary = json.loads((folder / "zoo.json").read_text())["summary"]
+    assert "3 of 3 networks pruned with a proof" in page
+    assert page.index("pruned with a proof") < page.index(f"| {CONVOLUTIONS} |")
+    summary = json.loads((folder / "data" / "zoo.json").read_text())["summary"]
     assert summary["measured"] == summary["right"] == 3
     assert summary["wrong"] == 0
 
 
 def test_resuming_repeats_nothing_and_only_failed_repeats_failures(tmp_path: Path) -> None:
-    done = {
+    success = {
         "network": CONVOLUTIONS,
         "tool": "ours",
         "status": "proven",
@@ -72,8 +72,8 @@ def test_resuming_repeats_nothing_and_only_failed_repeats_failures(tmp_path: Pat
         "at": "",
         "total": 0,
     }
-    failed = {**done, "network": SHUFFLE, "status": "refused", "verdict": None, "reason": "made up"}
-    (tmp_path / "zoo.jsonl").write_text(f"{json.dumps(done)}\n{json.dumps(failed)}\n")
+    failure = {**success, "network": SHUFFLE, "status": "refused", "verdict": None, "reason": "made up"}
+    (tmp_path / "zoo.jsonl").write_text(f"{json.dumps(success)}\n{json.dumps(failure)}\n")
     for name in (CONVOLUTIONS, SHUFFLE):
         assert len(visit(tmp_path, name, "--tools", "ours", "--resume")) == 2
     assert len(visit(tmp_path, CONVOLUTIONS, "--tools", "ours", "--resume", "--only-failed")) == 2
@@ -93,7 +93,7 @@ def test_a_network_that_cannot_be_built_is_a_row() -> None:
     assert row["status"] == "unusable"
 
 
-def test_ratio_counts_only_networks_that_both_pass() -> None:
+def test_ratio_is_over_networks_that_both_pass() -> None:
     ours = {name: {"status": "proven", "cpu": {"trace": 1.0}} for name in "abc"}
     peer = {
         "a": {"status": "passed", "cpu": {"build": 4.0}},
@@ -121,14 +121,14 @@ def test_slope_of_a_square_is_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("row", "expected"),
     [
         ({"dead": 1e-7, "zeroed": 0.3, "effect": 0.9}, "right"),
         ({"dead": 0.0, "zeroed": 0.0, "effect": 0.0}, "proof only"),
         ({"dead": 0.2, "zeroed": 0.2, "effect": 0.9}, "wrong"),
         ({"dead": 0.2, "zeroed": 0.2, "dead64": 1e-12, "zeroed64": 0.2, "effect": 0.9}, "right"),
     ],
-    ids=["one oracle", "blind", "wrong", "double precision"],
+    ids=["one oracle", "no effect", "wrong", "double precision"],
 )
-def test_verdict(found: dict[str, float], expected: str) -> None:
-    assert verdict(found) == expected
+def test_verdict(row: dict[str, float], expected: str) -> None:
+    assert verdict(row) == expected

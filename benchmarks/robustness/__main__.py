@@ -1,0 +1,8 @@
+"""List or run the parts of ``benchmarks.robustness``."""
+
+from benchmarks.common.parts import run_part
+
+PARTS = ("kill", "combinations", "random_nets")
+
+if __name__ == "__main__":
+    run_part("robustness", PARTS)

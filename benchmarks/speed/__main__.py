@@ -1,0 +1,8 @@
+"""List or run the parts of ``benchmarks.speed``."""
+
+from benchmarks.common.parts import run_part
+
+PARTS = ("tracing", "selection", "scaling", "overhead")
+
+if __name__ == "__main__":
+    run_part("speed", PARTS)
