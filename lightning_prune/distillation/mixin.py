@@ -27,6 +27,7 @@ class DistillationMixin(L.LightningModule):
     Needs automatic optimization.
 
     Example:
+        >>> from torch import nn
         >>> class Student(DistillationMixin, L.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()

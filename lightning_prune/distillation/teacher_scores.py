@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_prune.trainer.lightning_internals import call_callbacks, forget_logged, reset_loop
 from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.utils.metrics import higher_is_better
 
 __all__ = ["TeacherScores", "measure_scores", "replace_student"]
 
@@ -52,9 +53,8 @@ class TeacherScores:
         name = self.metric_name(trainer)
         if self._warned or name is None or name not in student:
             return None
-        lower_is_better = self.mode == "min" or (self.mode is None and ("loss" in name or "error" in name))
         ours, theirs = student[name], self.values[name]
-        if (ours >= theirs) if lower_is_better else (ours <= theirs):
+        if (ours <= theirs) if higher_is_better(name, self.mode) else (ours >= theirs):
             return None
         self._warned = True
         return (

@@ -1,3 +1,5 @@
+"""BrainSlices: labels, blocks with gaps, blanked voxels, seeds and workers."""
+
 from functools import partial
 
 import lightning as L
@@ -23,7 +25,7 @@ STAGES = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def slices():
-    """A quick set: every test that does not need another one shares it."""
+    """A small set, shared by the tests that need no other."""
     data = BrainSlices(size=32, slices_per_axis=40)
     data.setup()
     return data
@@ -31,7 +33,7 @@ def slices():
 
 @pytest.fixture
 def marked(monkeypatch):
-    """Run BrainSlices on another volume, whose T1 is what a test wants to find again."""
+    """Return a function that makes BrainSlices use another T1 volume."""
 
     def install(t1):
         volume = load_template().copy()
@@ -42,7 +44,7 @@ def marked(monkeypatch):
     return install
 
 
-def test_template_is_a_brain_and_its_own_mirror_image():
+def test_template_is_a_symmetric_brain():
     volume = load_template()
     assert volume.shape == (3, 192, 192, 192)
     assert 0.5e6 < (volume[1] > 127).sum() < 1.5e6  # about a litre of grey matter, in mm^3
@@ -51,27 +53,27 @@ def test_template_is_a_brain_and_its_own_mirror_image():
     assert np.array_equal(inner, inner[:, ::-1])
 
 
-def test_samples_have_the_promised_types_and_all_classes(slices):
+def test_samples_have_the_documented_types_and_all_classes(slices):
     for stage in STAGES:
-        found = slices.samples(stage)
-        image, mask = found[len(found) // 2]
+        samples = slices.samples(stage)
+        image, mask = samples[len(samples) // 2]
         assert (image.shape, image.dtype) == ((1, 32, 32), torch.float32)
         assert (mask.shape, mask.dtype) == ((32, 32), torch.int64)
-        assert 0 <= found.images.min() < 0.01
-        assert 0.5 < found.images.max() <= 1
-        assert found.masks.unique().tolist() == [0, 1, 2]
+        assert 0 <= samples.images.min() < 0.01
+        assert 0.5 < samples.images.max() <= 1
+        assert samples.masks.unique().tolist() == [0, 1, 2]
 
 
 def test_white_matter_is_brighter_than_grey_than_the_rest(slices):
-    """The labels belong to the images: T1 contrast, not something the code says."""
-    found = slices.samples("test")
-    other, grey, white = (found.images[:, 0][found.masks == c].mean().item() for c in range(3))
+    """The labels fit the images: checked by the contrast of T1."""
+    samples = slices.samples("test")
+    other, grey, white = (samples.images[:, 0][samples.masks == c].mean().item() for c in range(3))
     assert other + 0.3 < grey
     assert grey + 0.05 < white
 
 
-def test_template_voxels_come_out_where_they_are(slices):
-    """Against plain indexing: at 192 pixels a whole axial slice is the volume's, turned."""
+def test_voxels_are_at_the_places_of_the_template(slices):
+    """At 192 pixels a whole axial slice equals the slice of the volume, rotated."""
     data = BrainSlices(size=192, axes=["axial"], slices_per_axis=20)
     levels, volume = data.levels()[2], load_template()
     where = brain.positions(volume, 2, 20)
@@ -87,29 +89,29 @@ def test_blocks_are_contiguous_with_a_gap(axis, seed):
         first, last = extent(load_template(), 0)
         assert np.array_equal(levels[first : last + 1], levels[first : last + 1][::-1])
         levels = levels[: (first + last) // 2 + 1]
-    spots = {level: np.flatnonzero(levels == level) for level in (TRAIN, VAL, TEST)}
+    coordinates = {level: np.flatnonzero(levels == level) for level in (TRAIN, VAL, TEST)}
     for level in (VAL, TEST):
-        assert len(spots[level]) == spots[level][-1] - spots[level][0] + 1 > 5
+        assert len(coordinates[level]) == coordinates[level][-1] - coordinates[level][0] + 1 > 5
     for a, b in ((TRAIN, VAL), (TRAIN, TEST), (VAL, TEST)):
-        distance = np.abs(spots[a][:, None] - spots[b]).min()
+        distance = np.abs(coordinates[a][:, None] - coordinates[b]).min()
         assert distance > 4
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_the_gap_is_kept_by_the_slices_themselves(marked, axis):
-    """Read each slice's position back from its pixels: the T1 is replaced by the coordinate."""
+def test_the_slices_of_two_sets_are_separated_by_the_gap(marked, axis):
+    """The T1 is replaced by the coordinate, so that the pixels of a slice give its position."""
     marked(np.moveaxis(np.broadcast_to(np.arange(192), (192, 192, 192)), 2, axis))
     data = BrainSlices(size=32, axes=[AXES[axis]], slices_per_axis=60, gap=5)
     where = {stage: (data.samples(stage).images.mean((1, 2, 3)) * 255).round() for stage in STAGES}
-    assert sum(len(set(spots.tolist())) for spots in where.values()) > 40
+    assert sum(len(set(places.tolist())) for places in where.values()) > 40
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         assert (where[a][:, None] - where[b]).abs().min() > 5
 
 
 @pytest.mark.parametrize("held_out", [None, ["coronal"], AXES])
-@pytest.mark.parametrize(("hidden", "seer"), [("test", "train"), ("test", "val"), ("val", "train")])
-def test_no_voxel_of_one_set_is_seen_by_another(marked, held_out, hidden, seer):
-    """Light up exactly the voxels on the slices of one set: the other must stay dark, unless told not to."""
+@pytest.mark.parametrize(("hidden", "stage"), [("test", "train"), ("test", "val"), ("val", "train")])
+def test_no_voxel_of_one_set_is_visible_in_another(marked, held_out, hidden, stage):
+    """Only voxels on slices of one set are bright: the other set must be dark, except with ``blank=False``."""
     shares = {"held_out": held_out, "val": 0.1, "test": 0.1, "size": 192, "slices_per_axis": 30}
     data = BrainSlices(**shares)
     lit = np.zeros((192, 192, 192), dtype=np.uint8)
@@ -117,12 +119,14 @@ def test_no_voxel_of_one_set_is_seen_by_another(marked, held_out, hidden, seer):
         np.moveaxis(lit, axis, 0)[levels == brain.LEVELS[hidden]] = 255
     marked(lit)
     assert data.samples(hidden).images.max() == 1
-    assert data.samples(seer).images.max() == 0
-    crosses = seer == "train" or held_out is AXES  # val slices along one axis are parallel to the test slices
-    assert BrainSlices(**shares, blank=False).samples(seer).images.max() == crosses
+    assert data.samples(stage).images.max() == 0
+    crosses = (
+        stage == "train" or held_out is AXES
+    )  # val slices along one axis are parallel to the test slices
+    assert BrainSlices(**shares, blank=False).samples(stage).images.max() == crosses
 
 
-def test_held_out_axis_alone_gives_val_and_test():
+def test_only_the_held_out_axis_has_val_and_test_slices():
     data = BrainSlices(size=32, slices_per_axis=40, held_out=["coronal"])
     levels = data.levels()
     assert [set(axis) for axis in levels] == [{TRAIN}, {0, 1, 2, 3, 4}, {TRAIN}]
@@ -134,7 +138,7 @@ def test_held_out_axis_alone_gives_val_and_test():
 
 
 def test_blanked_voxels_are_class_other(slices):
-    """Where the image was blanked there is no tissue in the mask either."""
+    """Blanked pixels have no tissue in the mask."""
     train, whole = (
         slices.samples("train"),
         BrainSlices(size=32, slices_per_axis=40, blank=False).samples("train"),
@@ -162,20 +166,20 @@ def test_no_slice_is_the_mirror_image_of_one_in_another_set():
         assert torch.cdist(flat[a], flat[b]).min() > 0.5
 
 
-def test_same_seed_same_slices_other_seed_other_blocks(slices):
+def test_a_seed_gives_the_same_slices_and_another_seed_other_blocks(slices):
     again, other = (BrainSlices(size=32, slices_per_axis=40, seed=seed) for seed in (0, 1))
     assert torch.equal(again.samples("train").images, slices.samples("train").images)
     assert any((a != b).any() for a, b in zip(again.levels(), other.levels(), strict=True))
 
 
-def test_number_of_slices(slices):
+def test_the_number_of_slices(slices):
     assert sum(len(slices.samples(stage)) for stage in STAGES) <= 3 * 40
     assert len(slices.samples("train")) > len(slices.samples("test")) > 3
     with pytest.raises(ValueError, match="slices_per_axis=500: sagittal has 1 to"):
         BrainSlices(slices_per_axis=500).setup()
 
 
-def test_empty_set_says_so_and_how_to_fill_it():
+def test_the_error_of_an_empty_set_says_how_to_fill_it():
     data = BrainSlices(size=32, slices_per_axis=20, val=0.0)
     assert len(data.samples("train"))
     with pytest.raises(ValueError, match=r"no samples for 'val' .*'val': 0.*raise val or slices_per_axis"):
@@ -184,7 +188,7 @@ def test_empty_set_says_so_and_how_to_fill_it():
         BrainSlices(val=0.5, test=0.45).setup()
 
 
-def test_unknown_axis_and_missing_nilearn(monkeypatch):
+def test_an_unknown_axis_and_missing_nilearn_raise(monkeypatch):
     with pytest.raises(ValueError, match="choose from"):
         BrainSlices(axes=["oblique"])
     monkeypatch.setattr(template, "find_spec", lambda name: None)
@@ -204,7 +208,7 @@ def test_only_training_is_augmented():
     assert train.median() == 1  # the black background became white
 
 
-def test_order_of_training_depends_on_the_seed_alone():
+def test_the_order_of_training_depends_on_the_seed_alone():
     def first_batch(seed, global_seed):
         torch.manual_seed(global_seed)
         data = BrainSlices(size=32, slices_per_axis=20, transform=v2.Identity(), seed=seed)
@@ -230,7 +234,7 @@ def test_workers_augment_differently_from_each_other_and_the_same_in_every_run()
     assert not torch.equal(one[0], other[0])
 
 
-def test_a_short_training_learns():
+def test_a_short_training_lowers_the_loss_and_raises_the_miou():
     L.seed_everything(0)
     data = BrainSlices(size=32, slices_per_axis=40, transform=v2.Identity())
     net = nn.Sequential(

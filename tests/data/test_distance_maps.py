@@ -1,4 +1,4 @@
-"""Distance maps on their way from the data's workers to the loss, and weights that follow the epoch."""
+"""Distance maps from the workers of the data to the loss, and loss weights that depend on the epoch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def module(loss: WeightedSum | None = None, **kwargs: object) -> SegmentationMod
 def trainer(tmp_path: Path, epochs: int, *callbacks: L.Callback) -> tuple[L.Trainer, EpochHistory]:
     history = EpochHistory()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    found = L.Trainer(
+    fit = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=list(callbacks),
@@ -51,7 +51,7 @@ def trainer(tmp_path: Path, epochs: int, *callbacks: L.Callback) -> tuple[L.Trai
         log_every_n_steps=1,
         **quiet,
     )
-    return found, history
+    return fit, history
 
 
 def rows(history: EpochHistory, name: str) -> list[float]:
@@ -59,18 +59,18 @@ def rows(history: EpochHistory, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_carry_the_distances_of_the_augmented_masks(num_workers):
+def test_batches_contain_the_distances_of_the_augmented_masks(num_workers):
     data = slices(num_workers=num_workers, transform=v2.RandomHorizontalFlip(p=1.0))
     _, mask, distances = next(iter(data.train_dataloader()))
     stored = {mask.numpy().tobytes() for _, mask in data.samples("train")}
     assert mask[0].numpy().tobytes() not in stored  # it is flipped
-    for each, found in zip(mask, distances, strict=True):
-        assert torch.equal(found, signed_distances(each, 3))
+    for sample, distance in zip(mask, distances, strict=True):
+        assert torch.equal(distance, signed_distances(sample, 3))
     assert len(next(iter(data.val_dataloader()))) == 3
     assert len(next(iter(slices(False).val_dataloader()))) == 2
 
 
-def test_weights_follow_the_epoch_and_are_logged(tmp_path):
+def test_weights_depend_on_the_epoch_and_are_logged(tmp_path):
     fit, history = trainer(tmp_path, 3)
     fit.fit(module(), slices())
     assert rows(history, "loss/weight_dice") == [1.0, 0.75, 0.5]
@@ -78,7 +78,7 @@ def test_weights_follow_the_epoch_and_are_logged(tmp_path):
     assert not any("edge_ce" in name for name in history.curves[0])
 
 
-def test_the_schedule_goes_on_after_a_resume(tmp_path):
+def test_the_schedule_continues_after_a_resume(tmp_path):
     first, _ = trainer(tmp_path, 2, ModelCheckpoint(tmp_path, filename="half"))
     first.fit(module(), slices())
     second, history = trainer(tmp_path, 4, ModelCheckpoint(tmp_path, filename="whole"))
@@ -91,17 +91,17 @@ def test_the_loss_of_an_epoch_is_the_sum_with_that_epoch_s_weights():
     logits: Tensor = small_net()(image)
     ce, dice = EdgeWeightedCrossEntropy()(logits, mask), GeneralisedDice()(logits, mask)
     surface = SurfaceLoss()(logits, mask, distances)
-    found = loss(logits, mask, distances=distances, epoch=1)
-    torch.testing.assert_close(found, ce + 0.75 * dice + 0.25 * surface)
+    total = loss(logits, mask, distances=distances, epoch=1)
+    torch.testing.assert_close(total, ce + 0.75 * dice + 0.25 * surface)
 
 
-def test_without_maps_training_ends_with_the_option_s_name(tmp_path):
+def test_without_maps_the_error_names_the_option(tmp_path):
     fit, _ = trainer(tmp_path, 1)
     with pytest.raises(ValueError, match="set distance_maps=true of the data"):
         fit.fit(module(), slices(False))
 
 
-def test_a_data_module_without_num_classes_is_told_so():
+def test_distance_maps_without_num_classes_raise():
     class Own(SegmentationData):
         def load(self):
             return {"train": [(torch.zeros(1, 4, 4), torch.zeros(4, 4, dtype=torch.int64))]}
@@ -111,8 +111,8 @@ def test_a_data_module_without_num_classes_is_told_so():
 
 
 @pytest.mark.parametrize("statistics", ["epoch", "pass"])
-def test_pruning_and_distillation_take_three_entries(tmp_path, statistics):
-    """Statistics, example input, norms, teacher and labels all look into the batch."""
+def test_pruning_and_distillation_with_batches_of_three_entries(tmp_path, statistics):
+    """Statistics, example input, batch norm, teacher and labels are all taken from the batch."""
     pruning = FilterPruningCallback(
         {"macs": 0.6},
         amount={"macs": 0.2},

@@ -1,4 +1,4 @@
-"""MOBIUS and SBVPI, from generated files in the layout in which they are shipped."""
+"""MOBIUS and SBVPI, with generated files in the original layouts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mobius(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sbvpi(tmp_path: Path) -> Path:
-    """Every image has a mask of the sclera, painted over a photograph; even subjects have iris and pupil too."""
+    """Every image has a mask of the sclera, painted over a photograph; even subjects also have iris and pupil."""
     for subject in range(1, SUBJECTS + 1):
         for number in (1, 2):
             name = tmp_path / str(subject) / f"{subject}L_l_{number}"
@@ -84,26 +84,26 @@ def test_images_without_mask_are_left_out(mobius):
 
 @pytest.mark.parametrize("kind", [MOBIUS, SBVPI])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_nobody_is_in_two_parts(kind, seed, request):
+def test_no_subject_is_in_two_sets(kind, seed, request):
     root = request.getfixturevalue(kind.__name__.lower())
-    found = subjects(kind(root, val=0.25, test=0.25, seed=seed))
-    assert {stage: len(members) for stage, members in found.items()} == {"train": 4, "val": 2, "test": 2}
-    assert len(set.union(*found.values())) == SUBJECTS
-    assert found == subjects(kind(root, val=0.25, test=0.25, seed=seed))
+    sets = subjects(kind(root, val=0.25, test=0.25, seed=seed))
+    assert {stage: len(members) for stage, members in sets.items()} == {"train": 4, "val": 2, "test": 2}
+    assert len(set.union(*sets.values())) == SUBJECTS
+    assert sets == subjects(kind(root, val=0.25, test=0.25, seed=seed))
 
 
-def test_another_seed_is_another_split(mobius):
+def test_another_seed_gives_another_split(mobius):
     assert len({tuple(sorted(subjects(MOBIUS(mobius, seed=seed))["test"])) for seed in range(5)}) > 1
 
 
-def test_the_sclera_of_sbvpi_is_what_is_green(sbvpi):
+def test_the_sclera_of_sbvpi_is_the_green_pixels(sbvpi):
     data = SBVPI(sbvpi, size=None)
     _, mask = data.samples("test")[0]
     assert np.array_equal(mask, eye() > 0)
     assert len(list(chain(*data.pairs().values()))) == 2 * SUBJECTS
 
 
-def test_parts_of_sbvpi_lie_over_each_other_and_images_that_lack_one_are_left_out(sbvpi):
+def test_parts_of_sbvpi_are_combined_and_images_that_lack_one_are_left_out(sbvpi):
     data = SBVPI(sbvpi, parts=["sclera", "iris", "pupil"], size=None, val=0.25, test=0.25)
     assert set.union(*subjects(data).values()) == {"2", "4", "6", "8"}
     _, mask = data.samples("train")[0]
@@ -121,20 +121,20 @@ def test_sizes_and_distance_maps(mobius):
     ("kind", "first"),
     [(MOBIUS, "Images/1/1_1i_Ll_1.jpg with Masks"), (SBVPI, "1/1L_l_1.jpg with 1/1L_l_1_sclera")],
 )
-def test_a_folder_that_is_missing_is_named_with_what_is_expected(kind, first, tmp_path):
+def test_the_error_of_a_missing_folder_names_the_expected_files(kind, first, tmp_path):
     expected = rf"there is no folder .*missing.*the original {kind.__name__}, .*{first}"
     with pytest.raises(FileNotFoundError, match=expected):
         kind(tmp_path / "missing").setup()
 
 
-def test_folders_without_masks_say_which_were_expected(mobius):
+def test_the_error_of_folders_without_masks_names_the_expected_files(mobius):
     for file in (mobius / "Masks").rglob("*.png"):
         file.unlink()
     with pytest.raises(FileNotFoundError, match=r"no image with its masks .* Masks/1/1_1i_Ll_1\.png"):
         MOBIUS(mobius).setup()
 
 
-def test_parts_that_nobody_has_say_which_files_were_expected(sbvpi):
+def test_the_error_of_a_part_without_masks_names_the_expected_files(sbvpi):
     with pytest.raises(FileNotFoundError, match=r"no image with its masks .*1L_l_1_vessels\.png"):
         SBVPI(sbvpi, parts=["vessels"]).setup()
 
@@ -165,7 +165,7 @@ def test_masks_of_different_sizes_are_an_error(sbvpi):
         SBVPI(sbvpi, parts=["sclera", "iris"], val=0, test=0).samples("train")[0]
 
 
-def test_too_few_subjects_and_unknown_parts(mobius):
+def test_too_few_subjects_and_unknown_parts_raise(mobius):
     with pytest.raises(ValueError, match=r"8 subjects, of which .* leave none for training"):
         MOBIUS(mobius, val=0.5, test=0.5).setup()
     with pytest.raises(ValueError, match=r"parts=\['retina'\]: choose from"):

@@ -1,3 +1,5 @@
+"""FolderDataModule: layouts, pairing, file formats, splits, augmentation and errors."""
+
 from itertools import chain
 
 import numpy as np
@@ -34,7 +36,7 @@ def colour(mask):
 
 
 def dataset(root, n=10, images="images", masks="masks", suffix="", start=0):
-    """Image i is 80 x its mask in every channel, so that the two can be compared after anything geometric."""
+    """Image i is 80 x its mask in every channel, so that both can be compared after a geometric transform."""
     for i in range(start, start + n):
         save(root / images / f"{i:02d}.png", colour(random_mask(i)))
         save(root / masks / f"{i:02d}{suffix}.png", random_mask(i))
@@ -45,11 +47,11 @@ def files(data, stage):
     return [pair.image.stem for pair in data.pairs().get(stage, [])]
 
 
-def belongs(image, mask):
+def fits(image, mask):
     return torch.equal((image[0] * 255 / 80).round().long(), mask)
 
 
-def test_samples_are_what_was_written(tmp_path):
+def test_samples_equal_the_written_files(tmp_path):
     data = FolderDataModule(dataset(tmp_path), 3)
     image, mask = data.samples("train")[0]
     i = int(files(data, "train")[0])
@@ -58,7 +60,7 @@ def test_samples_are_what_was_written(tmp_path):
     assert np.allclose(image.numpy(), colour(random_mask(i)).transpose(2, 0, 1) / 255)
 
 
-def test_split_by_shares_is_complete_disjoint_and_follows_the_seed(tmp_path):
+def test_split_by_shares_is_complete_and_disjoint_and_depends_on_the_seed(tmp_path):
     dataset(tmp_path, 20)
     data = FolderDataModule(tmp_path, 3, val=0.2, test=0.1)
     parts = [files(data, stage) for stage in ("train", "val", "test")]
@@ -79,7 +81,7 @@ def test_split_by_folders(tmp_path, pattern):
     assert files(data, "test") == ["20", "21", "22", "23"]
 
 
-def test_missing_val_folder_is_cut_from_train_and_missing_test_folder_is_an_error(tmp_path):
+def test_a_missing_val_folder_is_split_from_train_and_a_missing_test_folder_raises(tmp_path):
     dataset(tmp_path / "train", 10)
     data = FolderDataModule(tmp_path, 3, val=0.3)
     assert len(files(data, "train")) == 7
@@ -89,7 +91,7 @@ def test_missing_val_folder_is_cut_from_train_and_missing_test_folder_is_an_erro
         data.test_dataloader()
 
 
-def test_nothing_left_for_training_is_an_error(tmp_path):
+def test_shares_that_leave_nothing_for_training_raise(tmp_path):
     with pytest.raises(ValueError, match=r"2 images.*none for training"):
         FolderDataModule(dataset(tmp_path, 2), 3).setup()
 
@@ -105,7 +107,7 @@ def test_suffixes_and_subfolders_in_one_folder(tmp_path):
         find_pairs(tmp_path, tmp_path)
 
 
-def test_image_suffix_leaves_other_files_alone(tmp_path):
+def test_files_with_another_suffix_are_ignored(tmp_path):
     dataset(tmp_path, 2, suffix="_labels")
     save(tmp_path / "masks" / "00_colours.png", colour(random_mask()))
     pairs = find_pairs(tmp_path / "images", tmp_path / "masks", mask_suffix="_labels")
@@ -163,7 +165,7 @@ def test_palette_maps_colours(tmp_path, palette):
     assert torch.equal(read_mask(save(tmp_path / "p.png", mask, "P"), palette), expected)
 
 
-def test_palette_joins_classes_and_names_unknown_colours(tmp_path):
+def test_two_colours_of_one_class_and_the_error_of_unknown_colours(tmp_path):
     file = save(tmp_path / "rgb.png", np.array([[BLACK, RED, GREEN]], dtype=np.uint8))
     assert read_mask(file, {BLACK: 255, RED: 1, GREEN: 1}).tolist() == [[255, 1, 1]]
     with pytest.raises(ValueError, match=r"rgb.png has 1 colours without class, #ff0000.*palette"):
@@ -172,13 +174,13 @@ def test_palette_joins_classes_and_names_unknown_colours(tmp_path):
         read_mask(file)
 
 
-def test_mask_of_fractions_is_refused(tmp_path):
+def test_a_mask_of_fractions_raises(tmp_path):
     file = save(tmp_path / "float.tif", np.array([[0.5, 1.0]], dtype=np.float32))
     with pytest.raises(ValueError, match=r"float.tif has values of type float32"):
         read_mask(file)
 
 
-def test_resize_keeps_classes_and_partners(tmp_path):
+def test_resize_keeps_the_classes_and_applies_to_both(tmp_path):
     mask = np.kron(np.array([[0, 2], [1, 0]], dtype=np.uint8), np.ones((8, 8), dtype=np.uint8))
     for i in range(3):
         save(tmp_path / "images" / f"{i}.png", colour(mask))
@@ -200,12 +202,12 @@ def test_image_and_mask_move_together(tmp_path):
     stored = {mask.numpy().tobytes() for _, mask in data.samples("train")}
     for images, masks in data.train_dataloader():
         for image, mask in zip(images, masks, strict=True):
-            assert belongs(image, mask)
+            assert fits(image, mask)
             moved += mask.numpy().tobytes() not in stored
     assert moved > 0
 
 
-def test_default_augmentation_moves_both_alike_and_fills_with_the_ignored_class():
+def test_default_augmentation_moves_both_equally_and_fills_with_the_ignored_class():
     torch.manual_seed(0)
     mask = torch.zeros(64, 64, dtype=torch.int64)
     mask[8:40, 12:30] = 1
@@ -213,8 +215,8 @@ def test_default_augmentation_moves_both_alike_and_fills_with_the_ignored_class(
     for _ in range(20):
         image, moved = augment(default_augmentation(intensity=0.0, mask_fill=255), mask[None].float(), mask)
         assert set(moved.unique().tolist()) <= {0, 1, 255}
-        seen, labelled = image[0] > 0.5, moved == 1
-        overlaps.append(((seen & labelled).sum() / (seen | labelled).sum()).item())
+        bright, labelled = image[0] > 0.5, moved == 1
+        overlaps.append(((bright & labelled).sum() / (bright | labelled).sum()).item())
         filled += (moved == 255).any().item()
     assert min(overlaps) > 0.95  # bilinear against nearest: only the edge may differ
     still = ((augment(v2.Identity(), mask[None].float(), mask)[1] == 1) & (moved == 1)).sum() / (
@@ -228,10 +230,10 @@ def test_only_training_is_augmented(tmp_path):
     data = FolderDataModule(dataset(tmp_path), 3, transform=lambda image, mask: (image * 0, mask), val=0.3)
     assert all((images == 0).all() for images, _ in data.train_dataloader())
     for loader in (data.val_dataloader(), data.test_dataloader()):
-        assert all(belongs(image, mask) for batch in loader for image, mask in zip(*batch, strict=True))
+        assert all(fits(image, mask) for batch in loader for image, mask in zip(*batch, strict=True))
 
 
-def test_images_without_masks_are_counted_and_named(tmp_path):
+def test_the_error_of_images_without_masks_counts_and_names_them(tmp_path):
     dataset(tmp_path, 9)
     for i in range(5):
         (tmp_path / "masks" / f"{i:02d}.png").unlink()
@@ -239,21 +241,21 @@ def test_images_without_masks_are_counted_and_named(tmp_path):
         FolderDataModule(tmp_path, 3).setup()
 
 
-def test_masks_without_images_are_counted_and_named(tmp_path):
+def test_the_error_of_masks_without_images_counts_and_names_them(tmp_path):
     dataset(tmp_path, 4)
     (tmp_path / "images" / "03.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 4 masks .*: 03.png;"):
         FolderDataModule(tmp_path, 3).setup()
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_raise(tmp_path):
     dataset(tmp_path, 2)
     save(tmp_path / "images" / "00.jpg", colour(random_mask()))
     with pytest.raises(ValueError, match=r"00.jpg and .*00.png have the same name"):
         FolderDataModule(tmp_path, 3).setup()
 
 
-def test_missing_folder_and_no_images(tmp_path):
+def test_a_missing_folder_and_a_folder_without_images_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*images"):
         FolderDataModule(tmp_path, 3).setup()
     for name in ("images", "masks"):
@@ -263,7 +265,7 @@ def test_missing_folder_and_no_images(tmp_path):
         FolderDataModule(tmp_path, 3).setup()
 
 
-def test_class_number_out_of_range_names_the_file(tmp_path):
+def test_the_error_of_a_class_number_out_of_range_names_the_file(tmp_path):
     dataset(tmp_path, 4)
     for file in (tmp_path / "masks").iterdir():
         save(file, np.where(random_mask() == 2, 255, 0).astype(np.uint8))
@@ -275,7 +277,7 @@ def test_class_number_out_of_range_names_the_file(tmp_path):
     assert mask.unique().tolist() == [0, 255]
 
 
-def test_image_and_mask_of_different_size_are_refused(tmp_path):
+def test_image_and_mask_of_different_size_raise(tmp_path):
     dataset(tmp_path, 4)
     for file in (tmp_path / "masks").iterdir():
         save(file, random_mask(h=16, w=12))
@@ -283,7 +285,7 @@ def test_image_and_mask_of_different_size_are_refused(tmp_path):
         FolderDataModule(tmp_path, 3, size=(8, 8)).samples("train")[0]
 
 
-def test_batch_of_different_sizes_says_what_to_do(tmp_path):
+def test_the_error_of_a_batch_of_different_sizes_names_the_option(tmp_path):
     for i in range(3):
         save(tmp_path / "images" / f"{i}.png", colour(random_mask(h=8 + i)))
         save(tmp_path / "masks" / f"{i}.png", random_mask(h=8 + i))
@@ -294,7 +296,7 @@ def test_batch_of_different_sizes_says_what_to_do(tmp_path):
 
 def test_workers_read_the_same_files(tmp_path):
     dataset(tmp_path, 6)
-    alone, helped = (FolderDataModule(tmp_path, 3, val=0.5, num_workers=n) for n in (0, 2))
-    for (a, b), (c, d) in zip(alone.val_dataloader(), helped.val_dataloader(), strict=True):
+    without, with_workers = (FolderDataModule(tmp_path, 3, val=0.5, num_workers=n) for n in (0, 2))
+    for (a, b), (c, d) in zip(without.val_dataloader(), with_workers.val_dataloader(), strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)

@@ -1,4 +1,4 @@
-"""Distillation inside a real Trainer: through cuts, and with a teacher that nothing touches."""
+"""Distillation in a Lightning Trainer: the computed losses, pruning, precision, compilation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.distillation.taps import record_outputs
 from lightning_prune.segmentation.module import SegmentationModule
 from tests.support.students import (
-    ALL,
+    ALL_LOSSES,
     QUIET,
-    Bare,
+    AfterEachBatch,
+    PlainModule,
     Student,
-    Watch,
     data,
     pruning,
     small_net,
@@ -41,33 +41,33 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-# -- what is computed -----------------------------------------------------------------------------------------
+# -- the losses ------------------------------------------------------------------------------------------------
 
 
-def test_the_total_is_the_weighted_sum_of_what_the_losses_say_by_hand():
-    teacher, module = small_net(), Bare()
+def test_the_total_is_the_weighted_sum_of_the_losses_computed_separately():
+    teacher, module = small_net(), PlainModule()
     image, mask = next(iter(data()))
-    taps, told = ["2", "6"], {}
+    taps, losses = ["2", "6"], {}
     net = copy.deepcopy(module.net)
     with record_outputs(net, taps) as ours, record_outputs(teacher.eval(), taps) as theirs:
         logits, soft = net(image), teacher(image)
-        told["task"] = F.cross_entropy(logits, mask)
-        told["hinton"] = hinton(logits, soft, 3.0)
-        told["attention"] = sum(attention(ours[tap], theirs[tap]) for tap in taps)
-        told["fsp"] = fsp((ours["2"], ours["6"]), (theirs["2"], theirs["6"]))
-    expected = 0.5 * told["task"] + 2 * told["hinton"] + 30 * told["attention"] + 4 * told["fsp"]
+        losses["task"] = F.cross_entropy(logits, mask)
+        losses["hinton"] = hinton(logits, soft, 3.0)
+        losses["attention"] = sum(attention(ours[tap], theirs[tap]) for tap in taps)
+        losses["fsp"] = fsp((ours["2"], ours["6"]), (theirs["2"], theirs["6"]))
+    expected = 0.5 * losses["task"] + 2 * losses["hinton"] + 30 * losses["attention"] + 4 * losses["fsp"]
     distilled = Student(module.net)
     distilled.distillation = Distillation(teacher, 2, 30, 4, 0.5, temperature=3.0, taps=taps, submodule="net")
     fit = trainer(epochs=1, limit_train_batches=1)
     fit.fit(distilled, data())
     assert distilled.totals == [pytest.approx(expected.item(), rel=1e-5)]
-    logged = {name: fit.callback_metrics[f"distill/{name}"].item() for name in told}
-    assert logged == {name: pytest.approx(value.item(), rel=1e-5) for name, value in told.items()}
+    logged = {name: fit.callback_metrics[f"distill/{name}"].item() for name in losses}
+    assert logged == {name: pytest.approx(value.item(), rel=1e-5) for name, value in losses.items()}
     assert fit.callback_metrics["distill/total"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_module_that_overrides_training_step_itself_and_returns_a_dictionary():
-    class Own(DistillationMixin, L.LightningModule):
+def test_a_module_with_its_own_training_step_that_returns_a_dictionary():
+    class OwnStep(DistillationMixin, L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = small_net()
@@ -78,69 +78,71 @@ def test_a_module_that_overrides_training_step_itself_and_returns_a_dictionary()
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), 0.0)
 
-    seen = []
-    module = Own()
+    step_outputs = []
+    module = OwnStep()
     module.distillation = Distillation(copy.deepcopy(module.net), alpha=1.0, alpha_task=0.0, submodule="net")
-    watch = Watch(lambda trainer, module, outputs: seen.append((float(outputs["loss"]), outputs["more"])))
-    # The teacher is the student itself, but in eval mode: its norms normalise otherwise.
+    watch = AfterEachBatch(
+        lambda trainer, module, outputs: step_outputs.append((float(outputs["loss"]), outputs["more"]))
+    )
+    # The teacher equals the student, but its batch norms run in eval mode: the loss is not zero.
     trainer(watch, epochs=1).fit(module, data())
-    assert all(loss > 0 and more == 1 for loss, more in seen)
+    assert all(loss > 0 and more == 1 for loss, more in step_outputs)
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+def test_the_loss_of_a_student_equal_to_its_teacher_is_zero():
     net = nn.Sequential(*(layer for layer in small_net() if not isinstance(layer, nn.BatchNorm2d)))
     module = Student(net)
-    module.distillation = Distillation(copy.deepcopy(net), **ALL, alpha_task=0.0, submodule="net")
+    module.distillation = Distillation(copy.deepcopy(net), **ALL_LOSSES, alpha_task=0.0, submodule="net")
     module.lr = 0.0  # Adam makes steps of rounding errors
     trainer(epochs=2).fit(module, data())
     assert max(module.totals) == pytest.approx(0, abs=1e-6)
 
 
-def test_learning_from_a_teacher_alone_makes_the_student_agree_with_it():
-    def apart() -> float:
+def test_training_with_the_hinton_loss_alone_halves_the_distance_to_the_teacher():
+    def distance() -> float:
         with torch.no_grad():
-            said = module.net.eval()(image)
+            logits = module.net.eval()(image)
             module.train()
-            return hinton(said, teacher.eval()(image)).item()
+            return hinton(logits, teacher.eval()(image)).item()
 
     teacher = small_net()
     image, _ = next(iter(data()))
     module = student(Distillation(teacher, alpha=1.0, alpha_task=0.0, submodule="net"))
-    before = apart()
+    before = distance()
     trainer(epochs=20).fit(module, data())
-    assert apart() < 0.5 * before
+    assert distance() < 0.5 * before
 
 
-def test_weights_may_follow_the_progress_of_training():
-    seen: list[float] = []
+def test_weights_can_be_functions_of_the_progress_of_training():
+    shares: list[float] = []
 
     def weight(share: float) -> float:
-        seen.append(share)
+        shares.append(share)
         return 0.0
 
     module = student(Distillation(small_net(), alpha=weight, alpha_task=Ramp(1, 0), submodule="net"))
-    seen.clear()
+    shares.clear()
     fit = trainer(epochs=3)
     fit.fit(module, data())
-    assert seen == pytest.approx([n / 6 for n in range(6)])
+    assert shares == pytest.approx([n / 6 for n in range(6)])
     logged = fit.callback_metrics  # means of the last epoch, whose weights were 2/6 and 1/6
     low, high = logged["distill/task"] / 6, logged["distill/task"] / 3
     assert low < logged["distill/total"] < high
 
 
-def test_nothing_happens_without_weights():
+def test_without_weights_training_is_the_same_as_without_distillation():
     module = student(Distillation("no such file", submodule="net"))
-    plain = Bare(copy.deepcopy(module.net))
+    plain = PlainModule(copy.deepcopy(module.net))
     trainer().fit(module, data())
     trainer().fit(plain, data())
     assert module.totals == plain.totals
 
 
-# -- through cuts ---------------------------------------------------------------------------------------------
+# -- with pruning ---------------------------------------------------------------------------------------------
 
 
-def test_fsp_compares_the_surviving_channels_with_the_same_ones_of_the_teacher():
-    """The student is the teacher with dead filters taken out: nothing to learn, before and after."""
+def test_fsp_compares_the_kept_channels_with_the_same_channels_of_the_teacher():
+    """Pruning removes only dead filters of a student that equals its teacher: the loss stays zero."""
     teacher = nn.Sequential(*(layer for layer in small_net() if not isinstance(layer, nn.BatchNorm2d)))
     for number in (0, 3):
         convolution = teacher[number]
@@ -155,10 +157,10 @@ def test_fsp_compares_the_surviving_channels_with_the_same_ones_of_the_teacher()
     assert max(module.totals) == pytest.approx(0, abs=1e-9)
 
 
-def test_where_the_record_was_made_does_not_matter():
-    """The whole module is pruned, a submodule distilled."""
+def test_the_record_of_a_callback_that_prunes_the_whole_module():
+    """The whole module is pruned, but a submodule is distilled."""
     teacher = small_net()
-    module = student(Distillation(teacher, **ALL, submodule="net"))
+    module = student(Distillation(teacher, **ALL_LOSSES, submodule="net"))
     callback = pruning(submodule=None)
     trainer(callback).fit(module, data())
     assert callback.history[-1].share["macs"] <= 0.5
@@ -180,15 +182,15 @@ def seg(arch: Any, **kwargs: Any) -> nn.Module:
         (partial(seg, smp.FPN, decoder_pyramid_channels=32, decoder_segmentation_channels=32), 5),
     ],
 )
-def test_segmentation_networks_through_cuts(build, taps):
+def test_segmentation_networks_while_they_are_pruned(build, taps):
     module = SegmentationModule(build(), 3, example_input_shape=(1, 1, 64, 64))
-    module.distillation = Distillation(build(), **ALL, submodule="net")
-    watched: list[bool] = []
+    module.distillation = Distillation(build(), **ALL_LOSSES, submodule="net")
+    finite: list[bool] = []
     callback = pruning(amount={"macs": 0.3}, optimizer="carry")
-    watch = Watch(lambda trainer, module, outputs: watched.append(bool(outputs["loss"].isfinite())))
+    watch = AfterEachBatch(lambda trainer, module, outputs: finite.append(bool(outputs["loss"].isfinite())))
     trainer(callback, watch, epochs=3).fit(module, IMAGES())
     assert callback.history[-1].share["macs"] <= 0.5
-    assert watched == [True] * 3
+    assert finite == [True] * 3
     assert len(module.distillation.callback._distiller.pairs) == taps
 
 
@@ -216,14 +218,14 @@ def vit() -> nn.Module:
     ("build", "size"),
     [(partial(torchvision.models.mobilenet_v2, num_classes=5, width_mult=0.25), 64), (vit, 32)],
 )
-def test_classifiers_through_cuts(build, size):
+def test_classifiers_while_they_are_pruned(build, size):
     generator = torch.Generator().manual_seed(0)
     images = TensorDataset(torch.rand(8, 3, size, size, generator=generator), torch.arange(8) % 5)
     module = Classifier(build(), size)
-    module.distillation = Distillation(build(), **ALL, submodule="net")
+    module.distillation = Distillation(build(), **ALL_LOSSES, submodule="net")
     callback = pruning(amount={"macs": 0.3}, budget={"macs": 0.75})
     losses: list[float] = []
-    watch = Watch(lambda trainer, module, outputs: losses.append(float(outputs["loss"])))
+    watch = AfterEachBatch(lambda trainer, module, outputs: losses.append(float(outputs["loss"])))
     trainer(callback, watch, epochs=3).fit(module, DataLoader(images, 8))
     assert callback.history[-1].share["macs"] <= 0.75
     assert all(torch.tensor(losses).isfinite())
@@ -232,12 +234,12 @@ def test_classifiers_through_cuts(build, size):
     )
 
 
-# -- in company -----------------------------------------------------------------------------------------------
+# -- with other features----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_any_precision(precision):
-    module = student(Distillation(small_net(), **ALL, submodule="net"))
+def test_precisions_of_the_trainer(precision):
+    module = student(Distillation(small_net(), **ALL_LOSSES, submodule="net"))
     callback = pruning(optimizer="carry")
     trainer(callback, epochs=4, precision=precision).fit(module, data())
     assert callback.history[-1].share["macs"] <= 0.5
@@ -248,13 +250,13 @@ def test_any_precision(precision):
 
 def totals(compiled: Any = lambda module: module) -> list[float]:
     torch.manual_seed(0)
-    module = student(Distillation(small_net(), **ALL, submodule="net"))
+    module = student(Distillation(small_net(), **ALL_LOSSES, submodule="net"))
     trainer(pruning(statistics="pass", optimizer="carry"), epochs=4).fit(compiled(module), data())
     return module.totals
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
-def test_compiled_networks_and_modules_learn_the_same():
+def test_compiled_networks_and_modules_have_the_same_losses():
     def inside(module: Student) -> Student:
         module.net.compile(backend="eager")
         return module
@@ -265,7 +267,7 @@ def test_compiled_networks_and_modules_learn_the_same():
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_a_skipped_batch_stays_skipped():
+def test_a_batch_that_training_step_skips_is_not_distilled():
     class Skipping(Student):
         def training_step(self, batch: Any, index: int) -> Any:
             return None if index else super().training_step(batch, index)
@@ -274,12 +276,12 @@ def test_a_skipped_batch_stays_skipped():
             self.totals.append(float(outputs["loss"]) if outputs else 0.0)
 
     module = Skipping()
-    module.distillation = Distillation(small_net(), **ALL, submodule="net")
+    module.distillation = Distillation(small_net(), **ALL_LOSSES, submodule="net")
     trainer(epochs=2).fit(module, data())
     assert [total > 0 for total in module.totals] == [True, False] * 2
 
 
-def test_two_views_of_a_batch_are_both_taught():
+def test_the_loss_of_two_forwards_in_one_step_is_their_mean():
     class Views(Student):
         def training_step(self, batch: Any, index: int) -> Any:
             image, mask = batch
@@ -298,18 +300,18 @@ def test_two_views_of_a_batch_are_both_taught():
     assert module.totals == [pytest.approx(torch.stack(views).mean().item(), rel=1e-4)]
 
 
-def test_a_network_that_the_step_does_not_call_is_named():
-    class Elsewhere(Student):
+def test_a_training_step_that_does_not_call_the_network_raises():
+    class CallsOnlyPart(Student):
         def training_step(self, batch: Any, index: int) -> Any:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    module = Elsewhere()
-    module.distillation = Distillation(Bare(), alpha=1.0)
+    module = CallsOnlyPart()
+    module.distillation = Distillation(PlainModule(), alpha=1.0)
     with pytest.raises(RuntimeError, match=r"Distillation\(submodule=...\)"):
         trainer(epochs=1).fit(module, data())
 
 
-def test_pixels_without_a_class_teach_nothing():
+def test_hinton_leaves_out_pixels_without_a_class():
     module = student(Distillation(small_net(), alpha=1.0, alpha_task=0.0, submodule="net", ignore_index=1))
     image, mask = next(iter(data()))
     expected = hinton(copy.deepcopy(module.net)(image), module.distillation.teacher.eval()(image), 4.0,

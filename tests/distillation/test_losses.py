@@ -1,4 +1,4 @@
-"""The losses against closed forms, finite differences, and torchdistill."""
+"""The distillation losses, compared with closed forms, finite differences and torchdistill."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def double(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-# What torchdistill 1.1.5 computes (torchdistill/losses/mid_level.py), without its plumbing. It agrees except where
-# a test below says otherwise.
+# The losses of torchdistill 1.1.5 (torchdistill/losses/mid_level.py) as plain functions. Tests below state where ours
+# differ.
 
 
 def torchdistill_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -47,13 +47,13 @@ def torchdistill_fsp(first: Tensor, second: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_hinton_is_torchdistills_for_samples_and_its_share_of_a_pixel_for_maps(temperature):
+def test_hinton_equals_torchdistill_for_samples_and_torchdistill_per_pixel_for_maps(temperature):
     student, teacher = double(5, 7), double(5, 7)
     torch.testing.assert_close(
         hinton(student, teacher, temperature), torchdistill_kd(student, teacher, temperature)
     )
     student, teacher = double(2, 3, 4, 5), double(2, 3, 4, 5)
-    # torchdistill divides by the batch only: there the loss grows with the image
+    # torchdistill divides by the batch size only, so that its loss grows with the image
     expected = torchdistill_kd(student, teacher, temperature) / 20
     torch.testing.assert_close(hinton(student, teacher, temperature), expected)
 
@@ -63,16 +63,16 @@ def test_hinton_in_closed_form():
     for z, temperature in ((1.0, 1.0), (3.0, 2.0)):
         p = 1 / (1 + math.exp(-z / temperature))
         expected = temperature**2 * (p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)))
-        found = hinton(torch.zeros(1, 2), torch.tensor([[0.0, z]]), temperature)
-        assert found.item() == pytest.approx(expected, rel=1e-5)
+        loss = hinton(torch.zeros(1, 2), torch.tensor([[0.0, z]]), temperature)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
         one = hinton(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), z), temperature, "binary")
         assert one.item() == pytest.approx(expected, rel=1e-5)  # a Bernoulli variable is a softmax of two
 
 
-def test_hinton_of_labels_is_the_mean_of_its_binary_losses():
+def test_hinton_of_several_labels_is_the_mean_of_the_binary_losses():
     student, teacher = double(2, 3, 4), double(2, 3, 4)
-    each = [hinton(student[:, k], teacher[:, k], 2.0, "binary") for k in range(3)]
-    torch.testing.assert_close(hinton(student, teacher, 2.0, "multilabel"), torch.stack(each).mean())
+    losses = [hinton(student[:, k], teacher[:, k], 2.0, "binary") for k in range(3)]
+    torch.testing.assert_close(hinton(student, teacher, 2.0, "multilabel"), torch.stack(losses).mean())
 
 
 def test_hinton_at_high_temperature_is_half_the_squared_distance_of_centred_logits():
@@ -84,21 +84,21 @@ def test_hinton_at_high_temperature_is_half_the_squared_distance_of_centred_logi
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "binary", "multilabel"])
-def test_ignored_positions_count_for_nothing(kind):
+def test_ignored_positions_have_no_loss_and_no_gradient(kind):
     channels = 1 if kind == "binary" else 3
     student, teacher = double(2, channels, 4, 4), double(2, channels, 4, 4)
     target = torch.zeros((2, 3, 4, 4) if kind == "multilabel" else (2, 4, 4), dtype=torch.int64)
     target[..., :2] = 255
-    found = hinton(student, teacher, 3.0, kind, target, 255)
-    torch.testing.assert_close(found, hinton(student[..., 2:], teacher[..., 2:], 3.0, kind))
-    (gradient,) = torch.autograd.grad(found, student)
+    loss = hinton(student, teacher, 3.0, kind, target, 255)
+    torch.testing.assert_close(loss, hinton(student[..., 2:], teacher[..., 2:], 3.0, kind))
+    (gradient,) = torch.autograd.grad(loss, student)
     assert gradient[..., :2].abs().max() == 0 < gradient[..., 2:].abs().min()
-    nothing = hinton(student, teacher, 3.0, kind, torch.full_like(target, 255), 255)
-    assert nothing.item() == 0
-    assert torch.autograd.grad(nothing, student)[0].abs().max() == 0
+    empty = hinton(student, teacher, 3.0, kind, torch.full_like(target, 255), 255)
+    assert empty.item() == 0
+    assert torch.autograd.grad(empty, student)[0].abs().max() == 0
 
 
-def test_attention_is_torchdistills_and_pools_where_sizes_differ():
+def test_attention_equals_torchdistill_and_pools_where_sizes_differ():
     student, teacher = double(3, 4, 6, 6), double(3, 9, 6, 6)
     torch.testing.assert_close(attention(student, teacher), torchdistill_at(student, teacher))
     # torchdistill cannot compare maps of different sizes
@@ -108,7 +108,7 @@ def test_attention_is_torchdistills_and_pools_where_sizes_differ():
 
 
 def test_attention_in_closed_form_and_its_range():
-    """Apart: each map is 1 at one of four places; the same up to a factor: nothing."""
+    """Maps that are 1 at different places of four; maps that differ by a factor only."""
     one, other = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
     one[0, :, 0, 0], other[0, 0, 1, 1] = 3.0, 0.1
     assert attention(one, other).item() == pytest.approx(2 / 4)
@@ -116,13 +116,13 @@ def test_attention_in_closed_form_and_its_range():
     torch.testing.assert_close(attention_map(torch.randn(5, 3, 4, 4)).norm(dim=1), torch.ones(5))
 
 
-def test_fsp_is_torchdistills_at_one_size_and_pools_by_the_mean_where_sizes_differ():
+def test_fsp_equals_torchdistill_at_one_size_and_pools_by_the_mean_where_sizes_differ():
     first, second = double(2, 3, 4, 4), double(2, 5, 4, 4)
     torch.testing.assert_close(flow(first, second), torchdistill_fsp(first, second))
     others = double(2, 3, 4, 4), double(2, 5, 4, 4)
     expected = (torchdistill_fsp(first, second) - torchdistill_fsp(*others)).square().mean()
     torch.testing.assert_close(fsp((first, second), others), expected)
-    # torchdistill takes the largest value of each window, the common benchmark code (and we) the mean
+    # torchdistill pools by the maximum; we pool by the mean, like the common benchmark code
     large = double(2, 3, 8, 8)
     torch.testing.assert_close(flow(large, second), torchdistill_fsp(F.avg_pool2d(large, 2), second))
     assert not torch.allclose(flow(large, second), torchdistill_fsp(large, second))
@@ -138,7 +138,7 @@ def test_fsp_is_torchdistills_at_one_size_and_pools_by_the_mean_where_sizes_diff
         lambda s, t: fsp((s, s[:, :2]), (t, t[:, :2])),
     ],
 )
-def test_gradients_are_those_of_finite_differences(loss):
+def test_gradients_equal_finite_differences(loss):
     assert torch.autograd.gradcheck(loss, (double(2, 3, 4, 3), double(2, 3, 4, 3)))
 
 
@@ -150,7 +150,7 @@ def test_half_precision_does_not_overflow():
     assert hinton(features, features.flip(-1)).isfinite()
 
 
-def test_tokens_have_positions_too():
+def test_tokens_are_compared_like_maps_of_one_row():
     tokens, others = double(2, 8, 17), double(2, 8, 17)
     torch.testing.assert_close(attention(tokens, others), attention(tokens[..., None], others[..., None]))
     torch.testing.assert_close(
@@ -158,7 +158,7 @@ def test_tokens_have_positions_too():
     )
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_arguments_that_do_not_fit_raise():
     x = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         hinton(x, x, 0)

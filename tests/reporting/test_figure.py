@@ -1,4 +1,4 @@
-"""The picture shows the numbers of its summary; tables say what they are given."""
+"""The figure of a run, the tables of sizes and scores, and the summary file they are made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTHS = {"encoder.conv1": (64, 24), "encoder.layer1.0.conv1": (128, 128), "head
 def summary(**changes: object) -> Summary:
     shares = [1.0, 0.8, 0.5, 0.5]
     rows = [{"epoch": e, "val/miou": 0.1 * e + 0.3, "prune/macs_share": s} for e, s in enumerate(shares)]
-    facts = {
+    values = {
         "status": "completed",
         "seed": 1,
         "epochs": 4,
@@ -34,15 +34,15 @@ def summary(**changes: object) -> Summary:
         "widths": WIDTHS,
         "cuts": [{"epoch": 1, "filters": 30}, {"epoch": 2, "filters": 10}],
     }
-    return Summary(**(facts | changes))  # type: ignore[arg-type]
+    return Summary(**(values | changes))  # type: ignore[arg-type]
 
 
-def panels(found: Summary, baseline: Summary | None = None) -> tuple[Axes, Axes, Axes]:
-    left, top, bottom = figure(found, baseline).axes
+def panels(run: Summary, baseline: Summary | None = None) -> tuple[Axes, Axes, Axes]:
+    left, top, bottom = figure(run, baseline).axes
     return left, top, bottom
 
 
-def test_bars_are_the_widths_in_the_order_of_the_layers() -> None:
+def test_bars_show_the_widths_in_the_order_of_the_layers() -> None:
     left, _, _ = panels(summary())
     dense, pruned = ([bar.get_width() for bar in bars] for bars in left.containers)  # type: ignore[union-attr]
     assert dense == [64, 128, 3]
@@ -83,26 +83,26 @@ def test_many_layers_keep_readable_labels() -> None:
     assert len(left.get_yticklabels()) <= 70
 
 
-def test_headline_is_the_result() -> None:
+def test_headline_states_shares_and_scores() -> None:
     text = headline(summary(), summary(test={"miou": 0.8}))
     assert text == "50.0 % of the MACs and 25.0 % of the parameters left · test mIoU 0.750 (dense 0.800)"
 
 
-def test_the_picture_is_written_and_not_blank(tmp_path: Path) -> None:
+def test_the_figure_is_written_and_not_blank(tmp_path: Path) -> None:
     draw_report(summary(), tmp_path / "report.png")
     pixels = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
     assert min(pixels.shape) > 500
     assert 0.02 < (pixels < 250).mean() < 0.6
 
 
-def test_a_picture_is_drawn_again_from_the_summary(tmp_path: Path) -> None:
+def test_a_figure_is_drawn_again_from_the_summary(tmp_path: Path) -> None:
     summary(test={"miou": float("nan")}).save(tmp_path)
     main([str(tmp_path)])
     assert (tmp_path / "report.png").is_file()
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
-def test_a_summary_survives_its_file(tmp_path: Path) -> None:
+def test_a_summary_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     summary().save(tmp_path)
     assert Summary.load(tmp_path) == summary()
     (tmp_path / "summary.json").write_text('{"status": "completed", "shape": 1}')
@@ -111,21 +111,21 @@ def test_a_summary_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_comparison_of_dense_and_pruned() -> None:
-    found = summary()
-    assert found.dense is not None
-    assert found.final is not None
-    rows = comparison(found.dense, found.final, {"miou": 0.8}, found.test, "2 threads").rows
+    run = summary()
+    assert run.dense is not None
+    assert run.final is not None
+    rows = comparison(run.dense, run.final, {"miou": 0.8}, run.test, "2 threads").rows
     assert rows == [
-        ("MACs", "1.00 k", "500", "50.0 %"),
+        ("MACs", "1 k", "500", "50.0 %"),
         ("parameters", "100", "25", "25.0 %"),
-        ("file size", "4.0 kB", "1.0 kB", "25.0 %"),
+        ("file size", "4 kB", "1 kB", "25.0 %"),
         ("latency, 1 image, 2 threads", "10.00 ms", "8.00 ms", "80.0 %"),
         ("test mIoU", "0.8000", "0.7500", "-0.0500"),
         ("test IoU, grey", "-", "0.7000", "-"),
     ]
 
 
-def test_groups_are_what_differs_but_the_seed(tmp_path: Path) -> None:
+def test_runs_are_grouped_by_all_overrides_except_the_seed(tmp_path: Path) -> None:
     for number, (criterion, seed) in enumerate([("l2", 1), ("l2", 2), ("random", 1), ("random", 2)]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -135,8 +135,8 @@ def test_groups_are_what_differs_but_the_seed(tmp_path: Path) -> None:
     (tmp_path / "10" / ".hydra").mkdir(parents=True)
     groups = group_runs(find_runs([tmp_path]))
     assert [dict(group.settings)["prune/criterion"] for group in groups] == ["l2", "random", "-"]
-    found = table(groups)
-    assert list(found.header) == [
+    result = table(groups)
+    assert list(result.header) == [
         "prune/criterion",
         "net",
         "seeds",
@@ -146,6 +146,6 @@ def test_groups_are_what_differs_but_the_seed(tmp_path: Path) -> None:
         "latency %",
         "test mIoU",
     ]
-    assert found.rows[0][-1] == "0.5500 ± 0.0707"
-    assert found.rows[1][-1] == "0.7500 ± 0.0707"
-    assert found.rows[2][2:] == ["0 of 1", "-", "-", "-", "-", "-"]
+    assert result.rows[0][-1] == "0.5500 ± 0.0707"
+    assert result.rows[1][-1] == "0.7500 ± 0.0707"
+    assert result.rows[2][2:] == ["0 of 1", "-", "-", "-", "-", "-"]

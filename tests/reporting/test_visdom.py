@@ -1,4 +1,4 @@
-"""Curves while training: in TensorBoard by default, in Visdom on request, on a server that is really there."""
+"""Live curves: TensorBoard, the default, and the Visdom logger with a real server."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def free_port() -> int:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[int]:
-    """The port of a Visdom server of its own."""
+    """Start a Visdom server and return its port."""
     port = free_port()
-    start = "from visdom.server.run_server import main; main()"  # -m visdom.server loads scripts from the net
+    start = "from visdom.server.run_server import main; main()"  # -m visdom.server would download scripts
     command = [sys.executable, "-W", "ignore", "-c", start, "-port", str(port), "--hostname", "127.0.0.1"]
     process = subprocess.Popen(
         [*command, "-env_path", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -72,17 +72,17 @@ def test_curves_arrive_at_a_real_server(server: int) -> None:
     }
 
 
-def test_without_a_server_training_goes_on_and_is_told_how_to_start_one() -> None:
+def test_without_a_server_the_logger_warns_once_how_to_start_one() -> None:
     logger = VisdomLogger("http://127.0.0.1", port := free_port())
     with pytest.warns(UserWarning, match=f"no Visdom server answers.*python -m visdom.server -port {port}"):
         logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # once is enough
+        warnings.simplefilter("error", UserWarning)  # no second warning
         logger.log_metrics({"train/loss": 1.0, "epoch": 1}, 2)
     assert logger.experiment is None
 
 
-def test_tensorboard_is_the_default_and_holds_loss_and_miou_of_training(tmp_path: Path) -> None:
+def test_tensorboard_is_the_default_and_contains_loss_and_miou(tmp_path: Path) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -98,6 +98,6 @@ def test_tensorboard_is_the_default_and_holds_loss_and_miou_of_training(tmp_path
         warnings.simplefilter("ignore")
         parts.trainer.fit(parts.module, parts.data)
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.*")}
-    found = EventAccumulator(str(folder)).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     for name in ("train/loss", "train/miou", "val/miou"):
-        assert len(found.Scalars(name)) == 2, name
+        assert len(events.Scalars(name)) == 2, name

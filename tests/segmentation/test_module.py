@@ -1,3 +1,5 @@
+"""SegmentationModule: dataset mIoU, losses, optimizers, errors, and parameters that are cut during training."""
+
 from functools import partial
 
 import lightning as L
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Echo(nn.Module):
-    """Logits that say exactly what the image holds: class = value of the only channel."""
+    """Network whose predicted class is the value of the image's only channel."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -54,22 +56,22 @@ def samples(predicted, target):
 def random_maps(n=5, classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randint, 0, classes, generator=generator)
-    # images of very different composition, so that the mean over images is another number
+    # images with different classes, so that the mean over images is another number
     target = torch.stack([draw((8, 8)).clamp(max=i % classes) for i in range(n)])
     predicted = torch.where(draw((n, 8, 8)) > 0, target, draw((n, 8, 8)))
     return predicted, target
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_miou_is_that_of_the_whole_data_set(stage):
+def test_miou_is_computed_over_the_whole_data_set(stage):
     predicted, target = random_maps()
     module = SegmentationModule(Echo(3), 3, class_names=["a", "b", "c"])
     loader = DataLoader(samples(predicted, target), batch_size=2)
     run = trainer()
     (logged,) = (run.validate if stage == "val" else run.test)(module, loader, verbose=False)
     expected = by_hand(predicted, target, 3)
-    got = [logged[f"{stage}/iou_{name}"] for name in "abc"]
-    assert got == pytest.approx(expected)
+    ious = [logged[f"{stage}/iou_{name}"] for name in "abc"]
+    assert ious == pytest.approx(expected)
     assert logged[f"{stage}/miou"] == pytest.approx(np.mean(expected))
     per_image = [np.nanmean(by_hand(p, t, 3)) for p, t in zip(predicted, target, strict=True)]
     assert logged[f"{stage}/miou"] != pytest.approx(np.mean(per_image), abs=0.02)
@@ -77,7 +79,7 @@ def test_miou_is_that_of_the_whole_data_set(stage):
     assert logged[f"{stage}/loss"] == pytest.approx(loss)
 
 
-def test_train_miou_and_loss_are_those_of_the_epoch():
+def test_train_miou_and_loss_are_computed_over_the_epoch():
     predicted, target = random_maps()
     module = SegmentationModule(Echo(3), 3, optimizer=partial(torch.optim.SGD, lr=0.0))
     run = trainer(max_epochs=2)
@@ -88,7 +90,7 @@ def test_train_miou_and_loss_are_those_of_the_epoch():
     assert run.callback_metrics["train/loss"] == pytest.approx(loss)
 
 
-def test_epochs_do_not_add_up():
+def test_metrics_are_reset_between_epochs():
     predicted, target = random_maps()
     module = SegmentationModule(Echo(3), 3)
     run = trainer()
@@ -97,7 +99,7 @@ def test_epochs_do_not_add_up():
     assert logged["val/miou"] == pytest.approx(np.mean(by_hand(predicted, target, 3)))
 
 
-def test_an_epoch_resumed_after_its_validation_logs_no_train_miou_of_nothing(tmp_path):
+def test_an_epoch_resumed_after_its_validation_logs_no_train_miou(tmp_path):
     class Save(L.Callback):
         def on_validation_end(self, trainer, *_):
             trainer.save_checkpoint(tmp_path / "validated.ckpt")
@@ -112,7 +114,7 @@ def test_an_epoch_resumed_after_its_validation_logs_no_train_miou_of_nothing(tmp
     assert "train/miou" not in fit(tmp_path / "validated.ckpt")
 
 
-def test_class_that_never_occurs_is_nan_and_not_in_the_mean():
+def test_a_class_that_never_occurs_is_nan_and_not_in_the_mean():
     predicted, target = random_maps(classes=3)
     module = SegmentationModule(Echo(4), 4)
     (logged,) = trainer().validate(module, DataLoader(samples(predicted, target)), verbose=False)
@@ -120,7 +122,7 @@ def test_class_that_never_occurs_is_nan_and_not_in_the_mean():
     assert logged["val/miou"] == pytest.approx(np.mean(by_hand(predicted, target, 3)))
 
 
-def test_class_that_is_only_predicted_counts_as_zero():
+def test_the_iou_of_a_class_that_is_only_predicted_is_zero():
     target = torch.zeros(1, 4, 4, dtype=torch.int64)
     predicted = target.clone()
     predicted[0, 0, 0] = 1
@@ -132,7 +134,7 @@ def test_class_that_is_only_predicted_counts_as_zero():
 
 
 @pytest.mark.parametrize("ignore", [255, 0])
-def test_ignored_pixels_count_for_neither_metric_nor_loss(ignore):
+def test_ignored_pixels_are_in_neither_metric_nor_loss(ignore):
     predicted, target = random_maps()
     target[:, :3] = ignore
     module = SegmentationModule(Echo(3), 3, ignore_index=ignore)
@@ -161,7 +163,7 @@ def test_training_reduces_the_loss():
     assert after["val/miou"] > 0.9
 
 
-def test_plateau_scheduler_reads_the_monitor():
+def test_plateau_scheduler_uses_the_monitor():
     predicted, target = random_maps()
     loader = DataLoader(samples(predicted, target), batch_size=5)
     module = SegmentationModule(
@@ -173,7 +175,7 @@ def test_plateau_scheduler_reads_the_monitor():
     )
     run = trainer(max_epochs=3)
     run.fit(module, loader, loader)
-    # the mIoU cannot change: the first epoch sets the best, each of the two others cuts the rate
+    # the mIoU is constant: the first epoch sets the best, each of the two others lowers the rate
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
@@ -183,7 +185,7 @@ def test_plateau_scheduler_in_the_wrong_direction_is_refused():
         module.configure_optimizers()
 
 
-def test_optimizer_gets_what_requires_gradients():
+def test_optimizer_gets_the_parameters_that_require_gradients():
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
     net[0].requires_grad_(False)
     optimizer = SegmentationModule(net, 2).configure_optimizers()
@@ -192,7 +194,7 @@ def test_optimizer_gets_what_requires_gradients():
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net[1].parameters()}
 
 
-def test_mask_out_of_range_names_number_classes_and_way_out():
+def test_the_error_of_a_mask_out_of_range_names_number_classes_and_remedy():
     data = [(torch.zeros(1, 4, 4), torch.full((4, 4), 7))]
     with pytest.raises(ValueError, match=r"class number 7, but num_classes=3 .*ignore_index=7"):
         trainer(max_epochs=1).fit(SegmentationModule(Echo(3), 3), DataLoader(data), DataLoader(data))
@@ -230,7 +232,7 @@ def test_forward_is_the_net_and_example_input_fits():
     assert SegmentationModule(net, 2).example_input_array is None
 
 
-def test_predict_gives_classes_with_and_without_masks():
+def test_predict_returns_classes_with_and_without_masks():
     predicted, target = random_maps()
     loader = DataLoader(samples(predicted, target), batch_size=5)
     module = SegmentationModule(Echo(3), 3)
@@ -240,7 +242,7 @@ def test_predict_gives_classes_with_and_without_masks():
 
 
 def test_parameters_can_be_cut_in_place_during_training():
-    """What pruning does: `p.data` gets another shape, the Parameter stays."""
+    """Pruning gives `p.data` another shape and keeps the Parameter."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1))
     module = SegmentationModule(net, 2)

@@ -23,7 +23,7 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:the teacher is worse than its student"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
-ALL = {"alpha": 1.0, "beta": 1.0, "lambda_": 1.0}
+ALL_LOSSES = {"alpha": 1.0, "beta": 1.0, "lambda_": 1.0}
 
 
 def small_net(classes: int = 3, width: int = 8) -> nn.Sequential:
@@ -40,8 +40,8 @@ def small_net(classes: int = 3, width: int = 8) -> nn.Sequential:
     )
 
 
-class Bare(L.LightningModule):
-    """Knows nothing of distillation."""
+class PlainModule(L.LightningModule):
+    """A module without distillation; keeps the loss of every training batch in ``totals``."""
 
     lr = 1e-2
 
@@ -70,8 +70,8 @@ class Bare(L.LightningModule):
         return torch.optim.Adam(self.parameters(), self.lr)
 
 
-class Student(DistillationMixin, Bare):
-    """Learns from a teacher as well."""
+class Student(DistillationMixin, PlainModule):
+    """The same module with distillation."""
 
 
 def data(number: int = 16, size: int = 8, channels: int = 1, shuffle: bool = False) -> DataLoader:
@@ -88,8 +88,8 @@ def trainer(*callbacks: L.Callback, epochs: int = 3, **kwargs: Any) -> L.Trainer
 
 
 def pruning(submodule: str | None = "net", **kwargs: Any) -> FilterPruningCallback:
-    told = {"budget": {"macs": 0.5}, "amount": {"macs": 0.3}, "start_epoch": 0, "verbose": False}
-    return FilterPruningCallback(submodule=submodule, **{**told, **kwargs})
+    defaults = {"budget": {"macs": 0.5}, "amount": {"macs": 0.3}, "start_epoch": 0, "verbose": False}
+    return FilterPruningCallback(submodule=submodule, **{**defaults, **kwargs})
 
 
 def student(distillation: Distillation, **kwargs: Any) -> Student:
@@ -98,13 +98,13 @@ def student(distillation: Distillation, **kwargs: Any) -> Student:
     return module
 
 
-class Watch(L.Callback):
-    """Calls a function after every batch."""
+class AfterEachBatch(L.Callback):
+    """Calls a function with trainer, module and outputs after each training batch."""
 
-    def __init__(self, then: Any) -> None:
-        self.then = then
+    def __init__(self, function: Any) -> None:
+        self.function = function
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.then(trainer, pl_module, outputs)
+        self.function(trainer, pl_module, outputs)
