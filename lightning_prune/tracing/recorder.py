@@ -11,6 +11,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,62 @@ _NOTE_PREFIX = "raised in module "  # begins the note that is added to an except
 _FAKE_TENSOR_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """A forward of a model on example inputs, in train or eval mode."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    training: bool
+
+    def record(self, kind: TensorKind) -> Recording:
+        """Record the forward on tensors of ``kind``, and restore the model except the values of its buffers."""
+        with restored(self.model), _patched_torch():
+            # Networks that cache what they compute in eval mode drop it when the mode changes.
+            self.model.train(not self.training)
+            self.model.train(self.training)
+            trace_attributes(self.model)
+            return self._run(kind)
+
+    def record_on_values(self) -> Recording:
+        """Record the forward on a copy of the real inputs, and restore the model."""
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
+        try:
+            return self.record("real")
+        finally:
+            for buffer, value in buffers:
+                buffer.data.copy_(value)
+
+    def _run(self, kind: TensorKind) -> Recording:
+        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        inputs, kwargs = _convert(kind, fake_mode, (self.inputs, dict(self.kwargs)))
+        outer_mode = fake_mode if kind == "fake" else contextlib.nullcontext()
+        modules, python = ModuleStack(self.model), PythonCallMode()
+        operators = python.operators = OperatorMode(python, modules, kind)
+        try:
+            with (
+                record_size_events() as events,
+                torch.no_grad(),
+                outer_mode,
+                modules.hooked(),
+                python,
+                operators,
+            ):
+                out = self.model(*inputs, **kwargs)
+        except Exception as error:
+            error.add_note(f"{_NOTE_PREFIX}{modules.failed_module or ''}")
+            raise
+        return Recording(
+            calls=operators.calls,
+            outputs=tensors_in(out),
+            training=self.training,
+            real=kind == "real",
+            size_events=events,
+            numpy_tensors=python.numpy_tensors,
+        )
+
+
 def record_forward(
     model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
 ) -> Recording:
@@ -50,69 +107,15 @@ def record_forward(
     Raises:
         Exception: the forward's own exception, with a note that names the module (see :func:`raised_in`).
     """
-    with contextlib.suppress(Exception):
-        return _record_isolated(model, inputs, kwargs, training, "meta")
+    forward = _Forward(model, inputs, kwargs, training)
+    with contextlib.suppress(Exception):  # fake tensors show if the error is the model's own
+        return forward.record("meta")
     try:
-        return _record_isolated(model, inputs, kwargs, training, "fake")
+        return forward.record("fake")
     except Exception as error:
         if not _needs_values(error):
             raise
-    return _record_on_values(model, inputs, kwargs, training)
-
-
-def _record_on_values(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
-) -> Recording:
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with restored(model), _patched_torch():
-        try:
-            return _record(model, inputs, kwargs, training, "real")
-        finally:
-            for buffer, value in buffers:
-                buffer.data.copy_(value)
-
-
-def _record_isolated(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, kind: TensorKind
-) -> Recording:
-    with restored(model), _patched_torch():
-        return _record(model, inputs, kwargs, training, kind)
-
-
-def _record(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, kind: TensorKind
-) -> Recording:
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    modules, python = ModuleStack(model), PythonCallMode()
-    operators = python.operators = OperatorMode(python, modules, kind)
-    inputs, kwargs = _convert(kind, fake_mode, (inputs, dict(kwargs)))
-    model.train(
-        not training
-    )  # networks that cache what they compute in eval mode drop it on a change of mode
-    model.train(training)
-    trace_attributes(model)
-    outer_mode = fake_mode if kind == "fake" else contextlib.nullcontext()
-    try:
-        with (
-            record_size_events() as size_events,
-            torch.no_grad(),
-            outer_mode,
-            modules.hooked(),
-            python,
-            operators,
-        ):
-            out = model(*inputs, **kwargs)
-    except Exception as error:
-        error.add_note(f"{_NOTE_PREFIX}{modules.failed_module or ''}")
-        raise
-    return Recording(
-        calls=operators.calls,
-        outputs=tensors_in(out),
-        training=training,
-        real=kind == "real",
-        size_events=size_events,
-        numpy_tensors=python.numpy_tensors,
-    )
+    return forward.record_on_values()
 
 
 def raised_in(error: BaseException) -> str:
