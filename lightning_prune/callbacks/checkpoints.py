@@ -44,7 +44,7 @@ def metric_name(monitor: Monitor) -> str:
     """Return the name of a monitored value for file names and messages.
 
     Example:
-        >>> name_of("val/miou"), name_of(lambda trainer, module: 0.0)
+        >>> metric_name("val/miou"), metric_name(lambda trainer, module: 0.0)
         ('val/miou', 'value')
     """
     if isinstance(monitor, str):

@@ -109,7 +109,7 @@ def count_step_of_batch(trainer: L.Trainer) -> None:
 
 
 def end_restart(trainer: L.Trainer) -> None:
-    """Clear ``FitLoop._restarting``. The public ``restarting`` also sets it for all loops inside."""
+    """Clear ``FitLoop._restarting``. The public setter of ``restarting`` also sets it for all loops inside."""
     trainer.fit_loop._restarting = False
 
 
