@@ -1,7 +1,8 @@
-"""Whole networks: cut at random, they compute what two oracles that know nothing of surgery expect.
+"""Whole networks from other libraries: after a random cut, they compute what the two oracles expect.
 
-Half of the units that may go are cut (those under layer or group norm stay: see ``oracles``), in eval mode on
-two samples; then parameters and MACs are as predicted, and training goes on.
+Half of the prunable units are removed, without those under layer or group norm, for which the oracles do not hold
+(see ``lightning_prune.testing``). Outputs are compared in eval mode on two samples, parameters and MACs with the
+predicted ones. Finally the pruned network is trained for a few steps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Case:
-    """How to build a network, on which input, and which oracle or counter does not apply to it, and why."""
+    """A network, the size of its input, and the reasons why an oracle or torch's counter does not apply to it."""
 
     build: Callable[[], nn.Module]
     size: int = 64
@@ -46,8 +47,8 @@ def tv_case(name: str, size: int = 64) -> Case:
     return Case(lambda: getattr(tv, name)(weights=None, num_classes=10, **options), size)
 
 
-def timm_case(name: str, size: int, **why: str) -> Case:
-    return Case(lambda: timm.create_model(name, num_classes=10), size, **why)
+def timm_case(name: str, size: int, **reasons: str) -> Case:
+    return Case(lambda: timm.create_model(name, num_classes=10), size, **reasons)
 
 
 FUSED = "torch's counter counts nothing for fused attention on the CPU"
@@ -63,14 +64,12 @@ CASES = {
     **{
         name: tv_case(name)
         for name in (
-            [
-                "resnet50",
-                "resnext50_32x4d",
-                "shufflenet_v2_x1_0",
-                "googlenet",
-                "mobilenet_v3_large",
-                "regnet_y_400mf",
-            ]
+            "resnet50",
+            "resnext50_32x4d",
+            "shufflenet_v2_x1_0",
+            "googlenet",
+            "mobilenet_v3_large",
+            "regnet_y_400mf",
         )
     },
     "MAnet-resnet34": Case(smp_case("MAnet", "resnet34").build, 64, not_zeroed=PAIRED),
@@ -96,45 +95,47 @@ def x(case):
 
 
 @pytest.fixture(scope="module")
-def found(case, x) -> Outcome:
+def outcome(case, x) -> Outcome:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     return cut(case.build(), x)
 
 
-def test_equals_the_dense_network_with_dead_filters(case, found):
+def test_pruned_network_equals_the_dense_one_with_dead_filters(case, outcome):
     if case.not_dead:
         pytest.skip(case.not_dead)
-    assert found.dead < TOLERANCE
+    assert outcome.dead < TOLERANCE
 
 
-def test_equals_the_dense_network_with_zeroed_consumers(case, found):
+def test_pruned_network_equals_the_dense_one_with_zeroed_consumers(case, outcome):
     if case.not_zeroed:
         pytest.skip(case.not_zeroed)
-    assert found.zeroed < TOLERANCE
+    assert outcome.zeroed < TOLERANCE
 
 
-def test_parameters_and_macs_are_as_predicted(case, found, x):
-    assert parameters(found.model) == found.graph.cost("params", found.remove) < parameters(found.dense)
-    after = trace(found.model, x)
-    assert after.cost("macs") == found.graph.cost("macs", found.remove) < found.graph.cost("macs")
+def test_parameters_and_macs_are_as_predicted(case, outcome, x):
+    assert (
+        parameters(outcome.model) == outcome.graph.cost("params", outcome.remove) < parameters(outcome.dense)
+    )
+    after = trace(outcome.model, x)
+    assert after.cost("macs") == outcome.graph.cost("macs", outcome.remove) < outcome.graph.cost("macs")
     if not case.not_counted:
-        assert after.cost("macs") == counted_macs(found.model, x)
+        assert after.cost("macs") == counted_macs(outcome.model, x)
 
 
-def test_no_dimension_was_left_empty_and_a_share_of_the_filters_is_gone(found):
-    left = found.graph.widths(found.remove)
-    assert min(left.values()) >= 1
-    assert all(tensor.numel() for tensor in found.model.state_dict().values())
-    before = found.graph.widths()
-    assert sum(left.values()) < 0.95 * sum(before.values())
-    for name, width in left.items():
-        shape = dict(found.model.named_parameters())[name].shape
-        assert shape[found.graph.filter_dims[name]] == width
+def test_all_dimensions_keep_channels_and_some_filters_are_removed(outcome):
+    remaining = outcome.graph.widths(outcome.remove)
+    assert min(remaining.values()) >= 1
+    assert all(tensor.numel() for tensor in outcome.model.state_dict().values())
+    before = outcome.graph.widths()
+    assert sum(remaining.values()) < 0.95 * sum(before.values())
+    for name, width in remaining.items():
+        shape = dict(outcome.model.named_parameters())[name].shape
+        assert shape[outcome.graph.filter_dims[name]] == width
 
 
-def test_the_loss_falls_on(found, x):
-    model = copy.deepcopy(found.model).train()
+def test_training_reduces_the_loss(outcome, x):
+    model = copy.deepcopy(outcome.model).train()
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -151,7 +152,7 @@ def test_the_loss_falls_on(found, x):
         losses.append(float(loss.detach()))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
-    pairs = zip(model.parameters(), found.model.parameters(), strict=True)
+    pairs = zip(model.parameters(), outcome.model.parameters(), strict=True)
     moved = [not torch.equal(now, before) for now, before in pairs if now.grad is not None]
     assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
     assert len(moved) > 10

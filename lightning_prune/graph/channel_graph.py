@@ -122,7 +122,7 @@ class ChannelGraph:
         """
         for name in resources:
             if name in ("macs", "params"):
-                raise ValueError(f"the resource {name!r} is counted by the engine; choose another name")
+                raise ValueError(f"the resource {name!r} is built in; choose another name")
         terms = {name: list(resource(self)) for name, resource in resources.items()}
         return replace(self, terms={**self.terms, **terms})
 

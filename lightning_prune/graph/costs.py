@@ -75,7 +75,7 @@ class CostModel:
         self.index = np.full((len(terms), width), -1, dtype=np.int64)
         for row, term in enumerate(terms):
             for column, factor in enumerate(term.factors):
-                key = factor.tobytes()
+                key = factor.tobytes()  # equal factors share a row
                 if key not in rows_of:
                     rows_of[key] = len(factors)
                     factors.append(factor)

@@ -121,7 +121,7 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
         pin_converted_size(size, tracker)
     if count_macs:
         tracker.num_costed = len(tracker.operators)
-    else:
+    else:  # the MACs of this mode were counted in the first one
         tracker.costs = costs
 
 
@@ -131,7 +131,7 @@ def _tie_by_attributes(tracker: Tracker) -> None:
     Where one size is a multiple of the other, each channel of the smaller dimension is tied to that many of the
     larger one.
     """
-    smallest: dict[Any, Ids] = {}
+    smallest: dict[Any, Ids] = {}  # key of an attribute -> ids of the smallest dimension that it determines
     for use in sorted(tracker.size_uses, key=lambda use: len(use.ids)):
         origins = list(leaves(use.size))
         if len(origins) == 1 and isinstance(origins[0], Attribute) and len(use.ids):

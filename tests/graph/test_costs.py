@@ -1,4 +1,4 @@
-"""Resources beside MACs and parameters: any function of the channels, exact in selection, kept to in training."""
+"""Resources other than MACs and parameters: exact in selection, and limited by a budget during training."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 
 
 def stairs(layer: str, channels_in: int, channels_out: int) -> float:
-    """No product of the numbers: hardware takes channels by the four."""
+    """Cost that is not a product of the channels: it rises in steps of four."""
     return 0.1 + 1e-3 * math.ceil(channels_in / 4) * math.ceil(channels_out / 4) * (1 + len(layer) % 3)
 
 
 def executed(model: nn.Module, *inputs: Tensor) -> list[tuple[str, int, int]]:
-    """Layers as they really run, with the channels that really come in and go out."""
-    seen: list[tuple[str, int, int]] = []
+    """Return the layers in the order of their calls, with the numbers of input and output channels at run time."""
+    calls: list[tuple[str, int, int]] = []
     names = {id(module): name for name, module in model.named_modules()}
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> None:
         dim = -1 if isinstance(module, nn.Linear) else 1
-        seen.append((names[id(module)], args[0].shape[dim], out.shape[dim]))
+        calls.append((names[id(module)], args[0].shape[dim], out.shape[dim]))
 
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
@@ -50,7 +50,7 @@ def executed(model: nn.Module, *inputs: Tensor) -> list[tuple[str, int, int]]:
         model.eval()(*inputs)
     for handle in handles:
         handle.remove()
-    return seen
+    return calls
 
 
 class Kinds(nn.Module):
@@ -77,7 +77,7 @@ class Kinds(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Kinds, Small])
-def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_cut(kind):
+def test_layer_cost_is_the_cost_of_the_executed_layers_before_and_after_a_cut(kind):
     model = kind().eval()
     cost = LayerCost(stairs)
 
@@ -94,8 +94,8 @@ def test_layers_are_charged_for_the_channels_that_they_meet_before_and_after_a_c
     assert trace(model, IMAGE).with_resources({"stairs": cost}).cost("stairs") == predicted
 
 
-def test_weights_in_the_caller_s_hands_are_layers_and_products_of_activations_are_not():
-    """One head of attention: the values carry the ids of the layer that made them, into a product."""
+def test_bare_parameters_are_layers_and_products_of_activations_are_not():
+    """In one head of attention, the values carry the ids of the layer that computed them into a matrix product."""
     model = Net(
         lambda self, x: self.out((x @ self.keys.mT).softmax(-1) @ self.values(x)) @ self.last,
         keys=nn.Parameter(torch.zeros(4, 6)),
@@ -103,20 +103,21 @@ def test_weights_in_the_caller_s_hands_are_layers_and_products_of_activations_ar
         out=nn.Linear(6, 5),
         last=nn.Parameter(torch.zeros(5, 2)),
     )
-    # four tokens, so that what the keys make can weigh them
-    found = [
+    # four tokens, to fit the four channels of the keys
+    calls = [
         (c.weight, len(c.reads), len(c.filters)) for c in layer_calls(trace(model, torch.zeros(1, 4, 6)))
     ]
-    assert found == [("keys", 6, 4), ("values.weight", 6, 6), ("out.weight", 6, 5), ("last", 5, 2)]
+    assert calls == [("keys", 6, 4), ("values.weight", 6, 6), ("out.weight", 6, 5), ("last", 5, 2)]
 
 
-class Written(TorchDispatchMode):
-    """Elements of the tensors that a forward really puts into memory that nobody had before."""
+class WrittenElements(TorchDispatchMode):
+    """Counts the elements of all tensors for which a forward allocates new memory."""
 
     def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
         super().__init__()
-        self.held: list[Tensor] = [*model.parameters(), *model.buffers(), *inputs]  # no address is used twice
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in self.held}
+        # References keep all tensors alive, so that no address is used twice.
+        self.tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *inputs]
+        self.addresses = {tensor.untyped_storage().data_ptr() for tensor in self.tensors}
         self.elements = 0
         with torch.no_grad(), self:
             model.eval()(*inputs)
@@ -125,15 +126,15 @@ class Written(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in results[:1] if "native_layer_norm" in str(func) else results:
-            if tensor.numel() and tensor.untyped_storage().data_ptr() not in self.known:
-                self.known.add(tensor.untyped_storage().data_ptr())
+            if tensor.numel() and tensor.untyped_storage().data_ptr() not in self.addresses:
+                self.addresses.add(tensor.untyped_storage().data_ptr())
                 self.elements += tensor.numel()
-            self.held.append(tensor)
+            self.tensors.append(tensor)
         return out
 
 
 class Pooled(nn.Module):
-    """In place, views, a pool with indices, resampling, a shuffle, a concatenation with the image, layer norm."""
+    """In-place operators, views, a pool with indices, resampling, a shuffle, a concatenation, layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,18 +149,18 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Kinds, Small, Pooled])
-def test_activations_are_what_a_forward_really_writes_before_and_after_a_cut(kind):
+def test_activations_are_the_elements_that_a_forward_writes_before_and_after_a_cut(kind):
     model, image = kind().eval(), torch.rand(2, 3, 8, 8)
     graph = trace(model, image).with_resources({"activations": activations})
-    assert graph.cost("activations") == Written(model, image).elements
+    assert graph.cost("activations") == WrittenElements(model, image).elements
     remove = random_units(graph, seed=1, share=0.3, among=graph.prunable)
     predicted = graph.cost("activations", remove)
     prune_(model, graph, remove)
-    assert predicted == Written(model, image).elements < graph.cost("activations")
+    assert predicted == WrittenElements(model, image).elements < graph.cost("activations")
 
 
-def test_one_wide_early_layer_holds_the_activations_and_one_late_the_parameters():
-    """So a budget in activations takes other filters than one in parameters."""
+def test_budget_in_activations_removes_filters_of_the_layer_with_most_activations():
+    """The first layer has most activations, the second one most parameters."""
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 1)
     )
@@ -171,7 +172,7 @@ def test_one_wide_early_layer_holds_the_activations_and_one_late_the_parameters(
 
 
 def curved(seed: int = 0) -> ChannelGraph:
-    """Two resources with functions among their terms, on layers that share units."""
+    """Return a graph of layers that share units, with functions among the terms of its resources."""
     layers = {"a.weight": np.arange(6), "b.weight": np.arange(4, 10), "c.weight": np.arange(10, 14)}
     factors = [
         (layers["a.weight"],),
@@ -185,22 +186,22 @@ def curved(seed: int = 0) -> ChannelGraph:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ledger_of_functions_agrees_with_the_cost_model_after_any_moves(seed):
+def test_incremental_cost_agrees_with_the_cost_model_after_any_removals(seed):
     graph, rng = curved(), np.random.default_rng(seed)
     model = graph.cost_models["macs"]
-    ledger = IncrementalCost(model, lambda layer: (0,), 1)
-    gone: list[int] = []
+    incremental = IncrementalCost(model, lambda layer: (0,), 1)
+    removed: list[int] = []
     for unit in rng.permutation(graph.num_units).tolist():
-        ledger.remove([unit])
-        gone.append(unit)
+        incremental.remove([unit])
+        removed.append(unit)
         if rng.random() < 0.4:
-            ledger.restore([gone.pop()])
-        kept = graph.kept(gone)
-        slow = sum(term.cost([int(kept[factor].sum()) for factor in term.factors]) for term in model.terms)
-        assert ledger.total == ledger.accounts[0] == graph.cost("macs", gone) == slow
+            incremental.restore([removed.pop()])
+        kept = graph.kept(removed)
+        direct = sum(term.cost([int(kept[factor].sum()) for factor in term.factors]) for term in model.terms)
+        assert incremental.total == incremental.accounts[0] == graph.cost("macs", removed) == direct
 
 
-def test_the_marginal_cost_of_a_unit_is_what_its_removal_saves():
+def test_marginal_cost_of_a_unit_is_the_cost_that_its_removal_saves():
     graph = curved()
     saved = marginal_costs(graph, "macs")
     assert saved.tolist() == [graph.cost("macs") - graph.cost("macs", [unit]) for unit in range(14)]
@@ -208,25 +209,25 @@ def test_the_marginal_cost_of_a_unit_is_what_its_removal_saves():
     assert (saved[10:] == 0).all()
 
 
-def test_a_function_is_not_asked_what_nothing_costs():
+def test_function_is_not_called_for_zero_channels():
     term = Term("a", 10, (np.arange(2),), lambda n: 1 / n)
     assert [CostModel([term], 2).total(np.array(kept)) for kept in ([1, 1], [0, 1], [0, 0])] == [5, 10, 0]
 
 
-def test_costs_are_asked_for_once():
-    asked: list[tuple[str, int, int]] = []
+def test_each_cost_is_computed_once():
+    arguments: list[tuple[str, int, int]] = []
 
     def cost(*call: Any) -> float:
-        asked.append(call)
+        arguments.append(call)
         return 1.0
 
     graph = trace(Small(), IMAGE).with_resources({"calls": LayerCost(cost)})
     select(graph, L2()(graph, Small(), {}), {"macs": 0.5})
-    assert len(asked) == len(set(asked)) > len(layer_calls(graph))
+    assert len(arguments) == len(set(arguments)) > len(layer_calls(graph))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, "3", None, True])
-def test_a_cost_that_is_none_is_an_error_that_names_the_layer(bad):
+def test_invalid_cost_raises_and_names_the_layer(bad):
     model = Small()
     before = state(model)
     graph = trace(model, IMAGE).with_resources({"bad": LayerCost(lambda *call: bad)})
@@ -235,15 +236,15 @@ def test_a_cost_that_is_none_is_an_error_that_names_the_layer(bad):
     assert_same(state(model), before)
 
 
-def test_names_of_the_engine_are_taken_and_graphs_by_hand_have_no_layers():
-    with pytest.raises(ValueError, match="'macs' is counted by the engine"):
+def test_built_in_resources_cannot_be_replaced_and_layer_costs_need_a_trace():
+    with pytest.raises(ValueError, match="'macs' is built in"):
         curved().with_resources({"macs": LayerCost(stairs)})
     with pytest.raises(ValueError, match=r"needs a graph made by trace"):
         curved().with_resources({"stairs": LayerCost(stairs)})
 
 
 class Classifier(L.LightningModule):
-    """A small classifier; nothing about it knows of pruning."""
+    """A small classifier without any code for pruning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ quiet = pytest.mark.filterwarnings(
 )
 
 
-def by_stairs(**more: Any) -> FilterPruningCallback:
+def stairs_callback(**more: Any) -> FilterPruningCallback:
     return FilterPruningCallback(
         {"stairs": 0.5, "params": 0.6},
         amount={"stairs": 0.2, "params": 0.3},
@@ -299,43 +300,43 @@ def by_stairs(**more: Any) -> FilterPruningCallback:
 
 
 @quiet
-def test_a_budget_in_a_resource_of_one_s_own_is_met_while_training_and_after_a_resume(tmp_path):
-    callback = by_stairs()
+def test_budget_in_a_custom_resource_is_met_in_training_and_after_a_resume(tmp_path):
+    callback = stairs_callback()
     module, trainer = fitted(tmp_path / "whole", callback)
-    again = by_stairs()
-    resumed, _ = fitted(tmp_path / "again", again, resume=tmp_path / "whole" / "epoch=1.ckpt")
+    resumed_callback = stairs_callback()
+    resumed, _ = fitted(tmp_path / "again", resumed_callback, resume=tmp_path / "whole" / "epoch=1.ckpt")
     assert_same(dict(resumed.state_dict()), dict(module.state_dict()))
-    assert [cut.after for cut in again.history] == [cut.after for cut in callback.history]
+    assert [cut.after for cut in resumed_callback.history] == [cut.after for cut in callback.history]
     assert len(callback.history) > 1
 
-    def spent(model: nn.Module) -> int:
+    def total(model: nn.Module) -> int:
         return sum(round(1e6 * (stairs(*call) - 0.1)) for call in executed(model, IMAGE))
 
-    assert spent(resumed) == callback.history[-1].after["stairs"] <= 0.5 * spent(Classifier())
-    assert callback.history[-1].share["stairs"] == pytest.approx(spent(module) / spent(Classifier()))
-    assert trainer.callback_metrics["prune/stairs"] == spent(module)
+    assert total(resumed) == callback.history[-1].after["stairs"] <= 0.5 * total(Classifier())
+    assert callback.history[-1].share["stairs"] == pytest.approx(total(module) / total(Classifier()))
+    assert trainer.callback_metrics["prune/stairs"] == total(module)
     assert trainer.callback_metrics["prune/stairs_share"] <= 0.5
 
 
 @quiet
-def test_activations_need_no_more_than_a_budget(tmp_path):
+def test_budget_in_activations_is_met(tmp_path):
     callback = FilterPruningCallback({"activations": 0.7}, amount={"activations": 0.2}, verbose=False)
     module, _ = fitted(tmp_path, callback)
-    assert Written(module, IMAGE).elements == callback.history[-1].after["activations"]
-    assert Written(module, IMAGE).elements <= 0.7 * Written(Classifier(), IMAGE).elements
+    assert WrittenElements(module, IMAGE).elements == callback.history[-1].after["activations"]
+    assert WrittenElements(module, IMAGE).elements <= 0.7 * WrittenElements(Classifier(), IMAGE).elements
 
 
 @quiet
-def test_a_resource_that_comes_with_a_resume_is_refused(tmp_path):
+def test_new_resource_after_a_resume_raises(tmp_path):
     plain = FilterPruningCallback({"params": 0.8}, amount={"params": 0.3}, verbose=False)
     fitted(tmp_path, plain, epochs=2)
-    with pytest.raises(ValueError, match="'stairs' is not known: the network was cut before"):
-        fitted(tmp_path, by_stairs(), resume=tmp_path / "epoch=1.ckpt")
+    with pytest.raises(ValueError, match="'stairs' is unknown: the network was cut before"):
+        fitted(tmp_path, stairs_callback(), resume=tmp_path / "epoch=1.ckpt")
 
 
 @quiet
-def test_what_is_left_above_the_budget_is_said_in_the_resource_of_one_s_own(tmp_path):
-    callback = by_stairs(limits=Limits(layers=1.0), start_epoch=4)
+def test_missed_budget_in_a_custom_resource_is_reported(tmp_path):
+    callback = stairs_callback(limits=Limits(layers=1.0), start_epoch=4)
     with pytest.warns(
         UserWarning, match=r"not met: stairs 0\.\d+, params 0\.\d+ of the dense network remain"
     ):
@@ -343,7 +344,7 @@ def test_what_is_left_above_the_budget_is_said_in_the_resource_of_one_s_own(tmp_
     assert not callback.history[-1].share["stairs"] <= 0.5
 
 
-def test_dense_sizes_hold_every_resource():
+def test_dense_sizes_store_every_resource():
     graph = trace(Small(), IMAGE).with_resources({"stairs": LayerCost(stairs)})
     sizes = DenseSizes.from_dict(DenseSizes.of(graph).to_dict())
     assert sizes.costs["stairs"] == graph.cost("stairs")
@@ -357,7 +358,7 @@ def test_dense_sizes_hold_every_resource():
         ({"limits": Limits(layers=0.1)}, r"cannot be met.*limits layers=0.1, which closes net"),
         ({"limits": Limits(overrides={"Conv3d": 0.1})}, "limit 'Conv3d' matches no layer"),
         ({"exclude": ["nets"]}, "exclude 'nets' matches no layer; did you mean 'net"),
-        ({"resources": {"params": LayerCost(stairs)}}, "'params' is counted by the engine"),
+        ({"resources": {"params": LayerCost(stairs)}}, "'params' is built in"),
         (
             {"budget": {"bad": 0.5}, "resources": {"bad": LayerCost(lambda *call: -1)}},
             "the cost of layer 'net.0'",
@@ -365,7 +366,7 @@ def test_dense_sizes_hold_every_resource():
     ],
     ids=["resource", "budget", "type", "exclude", "engine", "cost"],
 )
-def test_what_cannot_be_is_refused_before_training_starts(bad, message, tmp_path):
+def test_invalid_arguments_raise_before_training(bad, message, tmp_path):
     module = Classifier()
     before = state(module.net)
     callback = FilterPruningCallback(**{"budget": {"macs": 0.5}, **bad})
@@ -380,7 +381,7 @@ def test_what_cannot_be_is_refused_before_training_starts(bad, message, tmp_path
 
 @quiet
 @pytest.mark.parametrize("channels", [True, False], ids=["new", "old"])
-def test_limits_of_channels_mean_the_same_after_a_resume_also_from_an_old_checkpoint(channels, tmp_path):
+def test_limits_of_channels_keep_their_meaning_after_a_resume_also_from_an_old_checkpoint(channels, tmp_path):
     def callback() -> FilterPruningCallback:
         limits = Limits(layers=0.6, of="channels")
         return FilterPruningCallback({"macs": 0.3}, amount={"macs": 0.2}, limits=limits, verbose=False)
@@ -388,10 +389,10 @@ def test_limits_of_channels_mean_the_same_after_a_resume_also_from_an_old_checkp
     module, _ = fitted(tmp_path / "whole", callback(), epochs=6)
     path = tmp_path / "whole" / "epoch=2.ckpt"
     saved = torch.load(path, weights_only=True)
-    (held,) = [each["dense"] for each in saved["callbacks"].values() if "dense" in each]
-    assert held["channels"] == {"net.0": 16, "net.3": 24, "net.7": 4, "net": 44}
+    (sizes,) = [state["dense"] for state in saved["callbacks"].values() if "dense" in state]
+    assert sizes["channels"] == {"net.0": 16, "net.3": 24, "net.7": 4, "net": 44}
     if not channels:
-        del held["channels"]
+        del sizes["channels"]
         torch.save(saved, path)
     again, _ = fitted(tmp_path / "again", callback(), epochs=6, resume=path)
     assert_same(dict(again.state_dict()), dict(module.state_dict()))

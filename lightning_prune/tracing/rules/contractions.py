@@ -54,6 +54,7 @@ def _register_macs(call: OperatorCall, out_ids: Ids | None, positions: list[Ids]
     fixed = prod(n for n, ids in zip(weight.shape[:2], (first, second), strict=True) if ids is None)
     spatial = (source if transposed else call.out).shape[2 - weight.dim() :]
     batch = source.shape[0] if source.dim() == weight.dim() else 1
+    # Positions that carry channels are factors of the cost, not part of its constant scale.
     scale = batch * prod(spatial) // prod(len(ids) for ids in positions)
     filters = second if transposed else first
     layer = tracker.register_filters(out_ids) or tracker.register_filters(filters) or call.module
@@ -107,6 +108,7 @@ def _tie_depthwise(
     if out is None:
         tracker.pin(ids, "meets a depthwise weight of fixed size")
         return
+    # With a multiplier, each input channel has several filters in a row.
     channels = tracker.tie_across(out.view(groups, -1).t())
     tracker.tie(ids, channels, FIXED_INPUT)
     tracker.require_size(_passed_groups(call, groups), channels)
@@ -215,7 +217,7 @@ def attention(call: OperatorCall, tracker: Tracker) -> None:
     for mask in call.tensors[3:4]:
         if mask.dim() > 2 and mask.shape[-3] > 1:
             tracker.tie(tracker.along(query, -3), tracker.along(mask, -3))
-    if call.arg("scale") is None:
+    if call.arg("scale") is None:  # torch divides by the square root of the width
         tracker.pin(tracker.along(query, -1), "is a head's width, on which the softmax's scale depends")
     out = call.outputs[0]
     labels: list[tuple[Ids, ...]] = [() for _ in out.shape]

@@ -76,6 +76,7 @@ def _count_lost(removable: Components, arrays: Iterable[Components]) -> Componen
     total = np.zeros(len(removable), np.int64)
     counted: list[Components] = []
     for array in arrays:
+        # Two arrays with the same component at the same index lose this index once.
         duplicate = (
             np.any([array == other for other in counted], axis=0) if counted else np.zeros(len(array), bool)
         )

@@ -32,7 +32,7 @@ def pointwise(call: OperatorCall, tracker: Tracker) -> None:
                 tracker.mark_float_use(value)
     for out in call.outputs:
         tracker.label(out, [_tie_operands(operands, dim - out.dim(), tracker) for dim in range(out.dim())])
-    if call.op._schema.is_mutable and operands and call.outputs:
+    if call.op._schema.is_mutable and operands and call.outputs:  # in place: the first argument is the result
         tracker.label(call.args[0], tracker.labels(call.outputs[0]))
 
 

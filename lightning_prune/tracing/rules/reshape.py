@@ -140,7 +140,7 @@ def choose_factor(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) 
 def _repeat_choice(
     grid: Tensor, dense: Choice | None, passed: Sequence[PassedSize], tracker: Tracker
 ) -> Choice | None:
-    """Make the choice of the dense network in the smaller one, if there is one; the proof checks that it is right."""
+    """Make the choice of the dense network again in the smaller one; None in the dense network itself."""
     if dense is None or dense.dim >= grid.dim():
         return None
     if dense.pinned:
@@ -158,7 +158,7 @@ def _new_choice(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) ->
     if not varying:  # a single channel: label the dimension where channels most probably are
         return Choice(min(range(grid.dim()), key=lambda dim: _rank_size(passed[dim])))
     for dim in sorted(varying, key=lambda dim: _rank_size(passed[dim])):
-        if len(varying) == 1 and passed[dim] is None:
+        if len(varying) == 1 and passed[dim] is None:  # nothing to tie, and no size to set
             return Choice(dim)
         if _can_shrink(grid, dim, passed, tracker):
             ids = tracker.tie_across(_rows(grid, dim))
@@ -237,7 +237,7 @@ def sizes_match(passed: Sequence[PassedSize], target: Sequence[int], values: dic
         values: key of an attribute or tensor size -> its value after the cut.
     """
     pairs = zip(passed, target, strict=True)
-    return all(size is None or size < 0 or try_evaluate(size, values) == wanted for size, wanted in pairs)
+    return all(size is None or size < 0 or try_evaluate(size, values) == expected for size, expected in pairs)
 
 
 def remaining_sizes(passed: Sequence[PassedSize], is_removed: IsRemoved, tracker: Tracker) -> dict[Any, int]:
