@@ -213,7 +213,7 @@ class DistillationCallback(L.Callback):
         return min((timing.start for timing in timings), default=None)
 
     def _copy_student(self, pl_module: L.LightningModule) -> None:
-        """Make the teacher a copy of the student as it is at this moment."""
+        """Replace the teacher by a copy of the current student."""
         assert self.teacher is not None
         self.teacher.net.load_state_dict(target_of(pl_module, self.distillation.submodule).state_dict())
         self._set_teacher(Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.distillation.losses import Kind, attention_map, common_size, flow, hinton, mean_square
-from lightning_prune.distillation.taps import Tap, TapCandidates
+from lightning_prune.distillation.taps import Tap
 from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["Distiller", "Projections", "TapCall", "TapPair", "check_flows", "logits_of", "pair_taps"]
+__all__ = ["Distiller", "Projections", "TapCall", "TapPair", "logits_of"]
 
 LOSSES = ("hinton", "attention", "fsp")
 
@@ -90,36 +90,6 @@ def logits_of(output: Any) -> Tensor:
             "no tensor of logits in the network's output: pass logits=, a function that returns them"
         )
     return output
-
-
-def pair_taps(
-    student: TapCandidates,
-    teacher: TapCandidates,
-    taps: Sequence[str] | str,
-    teacher_taps: Sequence[str] | None,
-) -> list[TapPair]:
-    """Pair the taps of student and teacher, position by position.
-
-    Args:
-        student: traced outputs of the student's modules.
-        teacher: traced outputs of the teacher's modules.
-        taps: names of the student's modules, or ``"auto"`` for its stages.
-        teacher_taps: names of the teacher's modules; None: the same names, or its stages if ``taps`` is ``"auto"``.
-
-    Raises:
-        ValueError: a name is unknown, the numbers of taps differ, or two outputs cannot be pooled to each other.
-    """
-    ours = student.stages() if taps == "auto" else [taps] if isinstance(taps, str) else list(taps)
-    automatic = teacher.stages() if taps == "auto" and teacher_taps is None else ours
-    theirs = automatic if teacher_taps is None else list(teacher_taps)
-    if len(ours) != len(theirs):
-        raise ValueError(
-            f"student and teacher need as many taps: taps={ours}, teacher_taps={theirs}; name both"
-        )
-    pairs = [TapPair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
-    for pair in pairs:
-        _check_sizes(pair.student, pair.teacher)
-    return pairs
 
 
 @dataclass
@@ -284,19 +254,3 @@ class Distiller:
 def _sum(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of scalar tensors."""
     return torch.stack(list(terms)).sum()
-
-
-def _check_sizes(one: Tap, other: Tap) -> None:
-    """Raise ValueError unless the outputs of two taps have the same number of spatial dimensions, 1 to 3."""
-    if len(one.positions) != len(other.positions) or not 1 <= len(one.positions) <= 3:
-        raise ValueError(
-            f"the outputs of {one.name!r} {one.shape} and {other.name!r} {other.shape} cannot be pooled to each "
-            "other: tap modules that both return maps, or both tokens"
-        )
-
-
-def check_flows(pairs: Sequence[TapPair], flows: Sequence[tuple[int, int]]) -> None:
-    """Raise ValueError unless the two taps of every flow can be pooled to each other, in both networks."""
-    for one, other in flows:
-        _check_sizes(pairs[one].student, pairs[other].student)
-        _check_sizes(pairs[one].teacher, pairs[other].teacher)

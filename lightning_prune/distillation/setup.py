@@ -8,8 +8,8 @@ import lightning as L
 from torch import nn
 
 from lightning_prune.distillation.config import COPY, Distillation
-from lightning_prune.distillation.distiller import Distiller, Projections, TapPair, check_flows, pair_taps
-from lightning_prune.distillation.taps import TapCandidates, trace_taps
+from lightning_prune.distillation.distiller import Distiller, Projections, TapPair
+from lightning_prune.distillation.taps import Tap, TapCandidates, trace_taps
 from lightning_prune.distillation.teacher import (
     Teacher,
     TeacherError,
@@ -21,7 +21,7 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.trainer.training_state import target_of
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["build_distiller", "build_teacher", "check_module"]
+__all__ = ["build_distiller", "build_teacher", "check_module", "pair_taps"]
 
 
 def build_teacher(distillation: Distillation, pl_module: L.LightningModule) -> Teacher:
@@ -38,6 +38,57 @@ def build_teacher(distillation: Distillation, pl_module: L.LightningModule) -> T
     if isinstance(getattr(teacher.net, "distillation", None), Distillation):
         teacher.net.distillation = None  # type: ignore[assignment]
     return teacher
+
+
+def pair_taps(
+    student: TapCandidates,
+    teacher: TapCandidates,
+    taps: Sequence[str] | str,
+    teacher_taps: Sequence[str] | None,
+) -> list[TapPair]:
+    """Pair the taps of student and teacher, position by position.
+
+    Args:
+        student: traced outputs of the student's modules.
+        teacher: traced outputs of the teacher's modules.
+        taps: names of the student's modules, or ``"auto"`` for its stages.
+        teacher_taps: names of the teacher's modules; None: the same names, or its stages if ``taps`` is ``"auto"``.
+
+    Raises:
+        ValueError: a name is unknown, the numbers of taps differ, or two outputs cannot be pooled to each other.
+    """
+    ours = _tap_names(student, taps)
+    theirs = _tap_names(teacher, taps) if teacher_taps is None else list(teacher_taps)
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"student and teacher need as many taps: taps={ours}, teacher_taps={theirs}; name both"
+        )
+    pairs = [TapPair(student.tap(one), teacher.tap(other)) for one, other in zip(ours, theirs, strict=True)]
+    for pair in pairs:
+        _check_sizes(pair.student, pair.teacher)
+    return pairs
+
+
+def _tap_names(candidates: TapCandidates, taps: Sequence[str] | str) -> list[str]:
+    if taps == "auto":
+        return candidates.stages()
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _check_sizes(one: Tap, other: Tap) -> None:
+    """Raise ValueError unless the outputs of two taps have the same number of spatial dimensions, 1 to 3."""
+    if len(one.positions) != len(other.positions) or not 1 <= len(one.positions) <= 3:
+        raise ValueError(
+            f"the outputs of {one.name!r} {one.shape} and {other.name!r} {other.shape} cannot be pooled to each "
+            "other: tap modules that both return maps, or both tokens"
+        )
+
+
+def _check_flows(pairs: Sequence[TapPair], flows: Sequence[tuple[int, int]]) -> None:
+    """Raise ValueError unless the two taps of every flow can be pooled to each other, in both networks."""
+    for one, other in flows:
+        _check_sizes(pairs[one].student, pairs[other].student)
+        _check_sizes(pairs[one].teacher, pairs[other].teacher)
 
 
 def build_distiller(
@@ -70,12 +121,12 @@ def build_distiller(
     _check_logits(distillation, student_candidates, teacher_candidates)
     pairs = []
     if distillation.needs_taps:
-        names = distillation.taps, distillation.teacher_taps
-        pairs = pair_taps(student_candidates, teacher_candidates, *names)
+        taps, teacher_taps = distillation.taps, distillation.teacher_taps
+        pairs = pair_taps(student_candidates, teacher_candidates, taps, teacher_taps)
     neighbours = [(n, n + 1) for n in range(len(pairs) - 1)]
     flows = neighbours if distillation.flows is None else list(distillation.flows)
     if "fsp" in distillation.wanted:
-        check_flows(pairs, flows)
+        _check_flows(pairs, flows)
         if pairs and not same and projections is None:
             projections = _add_projections(pl_module, pairs)
     return Distiller(
