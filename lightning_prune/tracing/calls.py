@@ -121,5 +121,5 @@ def tensors_in(value: Any) -> list[Tensor]:
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
-            tensors += tensors_in(dict(vars(leaf)))
+            tensors += tensors_in(dict(vars(leaf)))  # pytree does not look into plain objects
     return tensors

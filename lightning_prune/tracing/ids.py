@@ -123,6 +123,7 @@ class Ties:
         left = _concatenate([tie.left for tie in self.ties])
         right = _concatenate([tie.right for tie in self.ties])
         labels = _connect(left, right, self.count)
+        # SciPy does not promise an order of labels, and numbers of units must not depend on it.
         _, first = np.unique(labels, return_index=True)
         rank = np.argsort(np.argsort(first))
         return rank[labels].astype(np.int64)

@@ -72,6 +72,7 @@ def _binary(x: Tensor, y: Any, **scale: Any) -> Any:
         return NotImplemented
     if x.shape == y.shape:
         return _empty_like(x) if x.stride() == y.stride() else NotImplemented
+    # Only y may be broadcast, to a contiguous x: other cases have strides that are not worth repeating here.
     broadcasts = x.is_contiguous() and all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True))
     return x.new_empty(x.shape) if broadcasts else NotImplemented
 

@@ -40,6 +40,7 @@ class TensorIds:
             ids = initial.get(name, {})
             sizes = enumerate(tensor.shape)
             self.by_name[name] = {dim: ids[dim] if dim in ids else ties.fresh(size) for dim, size in sizes}
+            # Sparse and meta tensors have no memory of their own that an alias could share.
             if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
                 self._names_by_memory[tensor.untyped_storage().data_ptr()] = name
         origins = [
@@ -48,6 +49,7 @@ class TensorIds:
             for dim, ids in dims.items()
             if len(ids)
         ]
+        # Each array has a first id of its own, so a binary search by first id finds the only candidate.
         self._origins = sorted(origins, key=lambda origin: int(origin.ids[0]))
         self._first_ids = [int(origin.ids[0]) for origin in self._origins]
 

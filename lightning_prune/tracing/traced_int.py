@@ -160,7 +160,7 @@ def _arithmetic_method(
 
     def method(self: TracedInt, other: Any) -> Any:
         if not isinstance(other, int):
-            return NotImplemented
+            return NotImplemented  # Python then calls the method of the float or tensor
         left, right = (other, self) if reflected else (self, other)
         result = function(_to_int(left), _to_int(right))
         return TracedInt(result, Arithmetic(function, _expression(left), _expression(right)))
