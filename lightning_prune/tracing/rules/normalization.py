@@ -147,7 +147,7 @@ def select_or_order(call: OperatorCall, tracker: Tracker) -> None:
     """Pin the dimension that is selected or ordered by values; keep the labels of the others."""
     source = call.args[0]
     dim = (call.arg("dim", -1)) % max(source.dim(), 1)
-    tracker.pin_all([t for t in call.tensors if t is not source], "picks by its values")
+    tracker.pin_all([t for t in call.tensors if t is not source], "selects or orders by its values")
     tracker.pin(tracker.along(source, dim), "is picked or ordered by values")
     labels = [() if d == dim else ids for d, ids in enumerate(tracker.labels(source))]
     for out in call.outputs:

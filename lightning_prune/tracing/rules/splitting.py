@@ -177,4 +177,4 @@ def _require_bound(bound: TracedInt, before: Ids, ids: Ids, tracker: Tracker) ->
         return
     tracker.require_size(bound, before)
     if as_in_dense("last", len(ids) == len(before) + 1, tracker):
-        tracker.pin(ids[-1:], "is all that a slice leaves")
+        tracker.pin(ids[-1:], "is the only channel that a slice leaves")

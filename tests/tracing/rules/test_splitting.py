@@ -66,7 +66,7 @@ CASES = {
     "gates_after_an_attribute_of_which_one_is_left": Case(  # timm's focalnet
         images(lambda m, x: m.a(x)[:, : m.p].sum(1, keepdim=True) + m.b(x) * m.a(x)[:, m.p :], 5,
                a=lambda: conv(8, 4), b=lambda: conv(8, 5), p=3), 8 + 3 + 5, dead=False, zeroed=False,
-        pinned={"a.weight": "is all that a slice leaves"},
+        pinned={"a.weight": "is the only channel that a slice leaves"},
     ),
     "slice_at_a_number_in_the_code": Case(
         images(lambda m, x: m.a(x[:, :3]), 4, a=lambda: conv(3, 4)), 4 + 5,
