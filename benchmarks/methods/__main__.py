@@ -46,13 +46,17 @@ VARIANTS = {
 }
 LIMIT = 0.85  # of a layer's parameters, in all methods
 SMALL = ["data.slices_per_axis=6", "data.size=32", "trainer.max_epochs=4", "latency_runs=2"]
+SMALL_NETADAPT = ["prune.start_epoch=1"]  # the default is after the fourth epoch
 Job = tuple[int, tuple[str, float], str]  # seed, (resource, share), method
 
 
 def configuration(job: Job, folder: Path, small: bool = False) -> DictConfig:
     """Return the configuration of one run; ``folder`` is for latency tables and states of searches."""
+    options = overrides(job, folder)
+    if small:
+        options += [*SMALL, *(SMALL_NETADAPT if job[2].startswith("NetAdapt") else ())]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", overrides=[*overrides(job, folder), *(SMALL if small else ())])
+        return compose("config", overrides=options)
 
 
 def overrides(job: Job, folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_prune import FilterPruningCallback, NetAdaptCallback, SlimmingCallback
+from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.criteria import IPAD
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
@@ -145,7 +146,7 @@ def fit(
         **arguments,
     )
     trainer.fit(module, *loaders, ckpt_path=resume)
-    (pruner,) = (callback for callback in callbacks if isinstance(callback, FilterPruningCallback))
+    (pruner,) = (callback for callback in callbacks if isinstance(callback, PruningCallback))
     return {
         "weights": dict(module.state_dict()),
         "optimizer": trainer.optimizers[0].state_dict(),
