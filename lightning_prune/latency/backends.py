@@ -1,4 +1,4 @@
-"""Ways to run a network and its parts, so that both can be timed (level 3)."""
+"""Executions: ways to run a network and its parts, so that both can be timed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.latency.inductor import compiled_operators, compiled_whole
-from lightning_prune.latency.onnxruntime import onnx_idle, onnx_operators, onnx_whole
+from lightning_prune.latency.inductor import compiled_network, compiled_operators
+from lightning_prune.latency.onnxruntime import empty_session, onnx_network, onnx_operators
 from lightning_prune.latency.operators import operators
 from lightning_prune.latency.timing import TimedCall
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "random_on", "versions_of"]
+__all__ = ["EXECUTIONS", "Execution", "ExecutionName", "Piece", "package_versions", "random_inputs"]
 
 ExecutionName = Literal["eager", "compiled", "onnx"]
 
 
 class Piece(Protocol):
-    """What is timed on its own, with any number of channels; :class:`~lightning_prune.latency.operators.Operator` is one."""
+    """Part of a network that is timed on its own, with any number of channels.
+
+    :class:`~lightning_prune.latency.operators.Operator` implements it. An *axis* is a set of units along which the
+    piece shrinks; a count is the number of channels along it.
+    """
 
     @property
     def signature(self) -> str:
-        """Equal for pieces that differ in their numbers of channels only."""
+        """Text that is equal for pieces that differ only in their numbers of channels."""
 
     @property
     def layer(self) -> str:
-        """The layer that its time is booked to."""
+        """The layer that the time is added to."""
 
     @property
     def factors(self) -> Sequence[Units]:
@@ -41,76 +45,79 @@ class Piece(Protocol):
 
     @property
     def steps(self) -> Sequence[int]:
-        """What the count of each axis must be a multiple of."""
+        """For each axis, a number that its counts must be a multiple of."""
 
     @property
     def multiples(self) -> Sequence[int]:
-        """Of each axis; a count that is a multiple of it, and one that is not, are run in different ways."""
+        """For each axis, a number whose multiples are run by another algorithm than other counts."""
 
     @property
-    def most(self) -> tuple[int, ...]:
-        """The count of each axis in the network as it was traced."""
+    def dense_counts(self) -> tuple[int, ...]:
+        """Count of each axis in the network as it was traced."""
 
     @property
     def on_grid(self) -> bool:
-        """Whether its time is looked up by its axes; otherwise by its volume."""
+        """Whether the time is looked up by the counts of its axes; otherwise by its volume."""
 
     @property
-    def contracts(self) -> bool:
-        """Whether it is a convolution or matrix product, maybe among other things."""
+    def is_contraction(self) -> bool:
+        """Whether it contains a convolution or matrix product."""
 
     def volume(self, counts: Sequence[int]) -> int:
-        """How much it has to do, roughly."""
+        """Return a rough number of its operations."""
 
     def parameters(self, counts: Sequence[int]) -> int:
-        """How many entries the parameters have that it reads."""
+        """Return the number of elements of the parameters that it reads."""
 
-    def share(self, counts: Sequence[int], device: torch.device) -> float:
-        """Share of a run's time that it also takes within a network."""
+    def own_share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Return the share of its time alone that it also takes within a network."""
 
-    def run(self, counts: Sequence[int], device: torch.device) -> TimedCall:
-        """What runs it once with ``counts`` channels along each axis."""
+    def make_call(self, counts: Sequence[int], device: torch.device) -> TimedCall:
+        """Return a call that runs it once with ``counts`` channels along each axis."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is run.
+    """A way to run networks.
 
     Attributes:
-        pieces: its parts.
-        whole: (network in eval mode, positional and keyword inputs, threads) -> what runs it once.
-        packages: whose versions matter.
-        idle: what takes as long as a piece does beyond its work, if a network does not take it for each.
+        pieces: returns the parts of a traced network.
+        network: (network in eval mode, positional and keyword inputs, threads) -> call that runs it once.
+        packages: whose versions influence the time.
+        empty_call: returns a call without any work, whose time is subtracted from each piece, if pieces have a cost
+            per call that a network does not have for each piece.
     """
 
     pieces: Callable[[ChannelGraph], Sequence[Piece]]
-    whole: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], TimedCall]
+    network: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], TimedCall]
     packages: tuple[str, ...] = ("torch",)
-    idle: Callable[[torch.device], TimedCall] | None = None
+    empty_call: Callable[[torch.device], TimedCall] | None = None
 
 
-def random_on(value: Any, device: torch.device) -> Any:
-    """Inputs on another device; random numbers in the place of floats, also of those that have no data."""
+def random_inputs(inputs: Any, device: torch.device) -> Any:
+    """Return inputs on another device, with random numbers for floats, and zeros for other meta tensors."""
 
-    def moved(tensor: Tensor) -> Tensor:
+    def replace(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
             return torch.rand(tensor.shape, dtype=tensor.dtype, device=device)
         return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
-    return tree_map_only(Tensor, moved, value)
+    return tree_map_only(Tensor, replace, inputs)
 
 
-def _eager(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> TimedCall:
+def _eager_network(
+    net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+) -> TimedCall:
     return partial(net, *args, **kwargs)
 
 
-def versions_of(execution: ExecutionName) -> dict[str, str]:
-    """Of what runs networks."""
+def package_versions(execution: ExecutionName) -> dict[str, str]:
+    """Return the versions of the packages that run networks."""
     return {name: version(name) for name in EXECUTIONS[execution].packages}
 
 
 EXECUTIONS: dict[ExecutionName, Execution] = {
-    "eager": Execution(operators, _eager),
-    "compiled": Execution(compiled_operators, compiled_whole),
-    "onnx": Execution(onnx_operators, onnx_whole, ("torch", "onnx", "onnxruntime"), onnx_idle),
+    "eager": Execution(operators, _eager_network),
+    "compiled": Execution(compiled_operators, compiled_network),
+    "onnx": Execution(onnx_operators, onnx_network, ("torch", "onnx", "onnxruntime"), empty_session),
 }

@@ -1,4 +1,4 @@
-"""What a whole network takes beyond its parts, fitted on random cuts of it (level 3)."""
+"""Calibrate the sum of a network's parts against whole networks, measured on random cuts."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ from torch import nn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
-from lightning_prune.latency.backends import EXECUTIONS, Piece, random_on
+from lightning_prune.latency.backends import EXECUTIONS, Piece, random_inputs
 from lightning_prune.latency.profiler import BackendSettings, TimingCurve
-from lightning_prune.latency.timing import TimedCall, beside
+from lightning_prune.latency.timing import TimedCall, time_against_reference
 from lightning_prune.selection.incremental_cost import unit_classes
 from lightning_prune.surgery.prune import SurgeryError, prune_
 
-__all__ = ["Correction", "corrected", "fitted", "parts", "random_units"]
+__all__ = ["Correction", "calibrate", "fit_correction", "random_units", "sum_parts"]
 
 BLOCK = 8  # channels; every other random cut leaves multiples of it
-TIMES = 30  # runs of each network
-CHOSEN = 10.0  # weight of the cut that one is after, and of the dense network then
-DENSE = 3.0  # weight of the dense network: what is predicted of others are shares of it
-ALIKE = 0.02  # how strongly the two factors hold together, against relative errors of networks
+TIMES = 30  # timed runs of each network
+CHOSEN_WEIGHT = 10.0  # weight of the chosen cut, and of the dense network if there is one
+DENSE_WEIGHT = 3.0  # weight of the dense network: every prediction is a share of its latency
+PRIOR_WEIGHT = (
+    0.02  # weight of the assumption that the factors are equal, against relative errors of networks
+)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """From the parts to the whole: ``constant + even * parts of even width + odd * the others + cold * parameters``.
+    """Latency of a network from its parts: ``constant + even * E + odd * O + cold * P``.
 
-    Within a network weights are not in the processor's caches. Reading them takes time for each of them, and costs
-    widths that do not fill a block of channels more than those that do, of which the dense network is made.
+    E is the sum over parts whose channel counts are all multiples of eight, O the sum over the others, and P the
+    number of parameters. Within a network weights are not in the processor's caches, so reading each of them takes
+    additional time; this is a larger part of the time of widths that do not fill a block of channels.
 
     Attributes:
         constant: nanoseconds.
         even: factor of parts whose channel counts are all multiples of eight.
         odd: factor of the others.
-        cold: nanoseconds for each number in a parameter.
-        cuts: how many random cuts were measured.
-        error: median error of the share of the dense latency, each cut predicted without itself.
+        cold: nanoseconds for each element of a parameter.
+        cuts: how many cuts were measured.
+        error: median relative error of the latency as a share of the dense one, each cut predicted by a fit
+            without it. None with fewer than two cuts.
     """
 
     constant: float = 0.0
@@ -53,124 +57,140 @@ class Correction:
     cuts: int = 0
     error: float | None = None
 
-    def time(self, piece: Piece, entry: TimingCurve, *counts: int) -> float:
-        """Nanoseconds of a piece within its network, with so many channels along each axis."""
-        factor = self.even if is_even(counts) else self.odd
-        return factor * entry.time(piece, *counts) + self.cold * piece.parameters(counts)
+    def piece_time(self, piece: Piece, curve: TimingCurve, *counts: int) -> float:
+        """Return the nanoseconds of a piece within its network, with ``counts`` channels along each axis."""
+        factor = self.even if fills_blocks(counts) else self.odd
+        return factor * curve.time(piece, *counts) + self.cold * piece.parameters(counts)
 
-    def whole(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Nanoseconds of networks from what :func:`parts` gives for each, shape (..., 3) -> (...)."""
-        found: NDArray[np.float64] = self.constant + sums @ np.array([self.even, self.odd, self.cold])
-        return found
+    def network_time(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the nanoseconds of networks from their :func:`sum_parts`, shape (..., 3) -> (...)."""
+        times: NDArray[np.float64] = self.constant + sums @ np.array([self.even, self.odd, self.cold])
+        return times
 
 
-def is_even(counts: Sequence[int]) -> bool:
-    """Whether all counts fill blocks of eight channels."""
+def fills_blocks(counts: Sequence[int]) -> bool:
+    """Return whether all counts are multiples of eight."""
     return all(count % BLOCK == 0 for count in counts)
 
 
-def parts(pieces: Sequence[Piece], found: Mapping[str, TimingCurve]) -> NDArray[np.float64]:
-    """Nanoseconds of the pieces of even width, and of the others, and how many parameters they read, shape (3,)."""
+def sum_parts(pieces: Sequence[Piece], curves: Mapping[str, TimingCurve]) -> NDArray[np.float64]:
+    """Sum up the pieces of a network as it was traced.
+
+    Returns:
+        Nanoseconds of the pieces that fill blocks, nanoseconds of the others, and the number of elements of the
+        parameters that they read, shape (3,). Pieces without a curve are left out.
+    """
     sums = np.zeros(3)
     for piece in pieces:
-        if piece.signature in found:
-            sums[0 if is_even(piece.most) else 1] += found[piece.signature].time(piece, *piece.most)
-            sums[2] += piece.parameters(piece.most)
+        if piece.signature in curves:
+            counts = piece.dense_counts
+            sums[0 if fills_blocks(counts) else 1] += curves[piece.signature].time(piece, *counts)
+            sums[2] += piece.parameters(counts)
     return sums
 
 
 def random_units(
     graph: ChannelGraph, generator: np.random.Generator, least: float = 0.1, multiple: int = 1
 ) -> list[int]:
-    """Units of a random cut: of each class of units a share stays, around one for the whole network.
+    """Return the units of a random cut: each class of units keeps a share that varies around one for the network.
 
     Args:
         graph: of the network.
         generator: of random numbers.
-        least: of the network's share.
-        multiple: of units, that each class keeps if it is not smaller.
+        least: smallest share for the network.
+        multiple: each class keeps a multiple of this many units, and at least this many if it has them.
     """
     classes = np.array(unit_classes(graph))
-    share, gone = generator.uniform(least, 1), []
-    for kind in np.unique(classes[graph.prunable]):
-        members = graph.prunable[classes[graph.prunable] == kind]
-        keep = len(members) * float(np.clip(generator.normal(share, 0.2), 0.05, 1))
-        gone += generator.permutation(members)[max(round(keep / multiple), 1) * multiple :].tolist()
-    return gone
+    share, remove = generator.uniform(least, 1), []
+    for unit_class in np.unique(classes[graph.prunable]):
+        members = graph.prunable[classes[graph.prunable] == unit_class]
+        kept = len(members) * float(np.clip(generator.normal(share, 0.2), 0.05, 1))
+        remove += generator.permutation(members)[max(round(kept / multiple), 1) * multiple :].tolist()
+    return remove
 
 
-def corrected(
+def calibrate(
     graph: ChannelGraph,
-    found: Mapping[str, TimingCurve],
-    place: BackendSettings,
+    curves: Mapping[str, TimingCurve],
+    settings: BackendSettings,
     cuts: int,
     seed: int = 0,
     chosen: Sequence[int] | None = None,
 ) -> Correction:
-    """Hold the sum of the parts against whole networks: the dense one, and ``cuts`` random ones of it.
+    """Fit the correction to whole networks: the dense one and random cuts of it.
 
-    The networks are copies; the traced one is left as it is. What is ``chosen`` to go is one more cut.
-    It weighs more.
+    The networks are copies; the traced one is not changed.
+
+    Args:
+        graph: of the dense network.
+        curves: signature of a piece -> its times.
+        settings: where and how to run.
+        cuts: how many random cuts to measure.
+        seed: of the random cuts.
+        chosen: units of one more cut, which gets a larger weight.
     """
-    evidence, execution = graph.evidence, EXECUTIONS[place.execution]
+    evidence, execution = graph.evidence, EXECUTIONS[settings.execution]
     if not cuts or evidence is None:
         return Correction()
-    args, kwargs = random_on((evidence.inputs, evidence.kwargs), place.device)
-    nets = list(_cut_copies(graph, place.device, cuts, seed, chosen))
-    with place.settled():
-        runs: list[TimedCall] = [execution.whole(net, args, kwargs, place.threads) for net, _ in nets]
-        times = beside(runs[0], runs[1:], place.device, place.threads, TIMES)
-    sums = np.stack([parts(execution.pieces(each), found) for _, each in nets])
+    args, kwargs = random_inputs((evidence.inputs, evidence.kwargs), settings.device)
+    nets = list(_cut_copies(graph, settings.device, cuts, seed, chosen))
+    with settings.active():
+        calls: list[TimedCall] = [execution.network(net, args, kwargs, settings.threads) for net, _ in nets]
+        times = time_against_reference(calls[0], calls[1:], settings.device, settings.threads, TIMES)
+    sums = np.stack([sum_parts(execution.pieces(net_graph), curves) for _, net_graph in nets])
     weights = np.ones(len(nets))
-    weights[0] = DENSE
+    weights[0] = DENSE_WEIGHT
     if chosen is not None:
-        weights[[0, -1]] = CHOSEN
-    return fitted(sums, np.array(times), weights)
+        weights[[0, -1]] = CHOSEN_WEIGHT
+    return fit_correction(sums, np.array(times), weights)
 
 
 def _cut_copies(
     graph: ChannelGraph, device: torch.device, cuts: int, seed: int, chosen: Sequence[int] | None = None
 ) -> Iterator[tuple[nn.Module, ChannelGraph]]:
-    """The network and random cuts of it, with their graphs; what surgery refuses is not there."""
+    """Yield copies with their graphs: the dense network, ``cuts`` random cuts, and the chosen one if there is one.
+
+    Cuts that surgery refuses are left out, with a warning.
+    """
     evidence = graph.evidence
     assert evidence is not None
     generator, args, kwargs = np.random.default_rng(seed), evidence.inputs, evidence.kwargs
     for number in range(cuts + (1 if chosen is None else 2)):
         net = copy.deepcopy(evidence.tracker.model).eval()
-        own = trace(net, *args, **kwargs)
-        multiple = BLOCK if number % 2 else 1
-        random = random_units(own, generator, multiple=multiple)
-        gone = [] if number == 0 else random if number <= cuts else list(chosen or ())
+        net_graph = trace(net, *args, **kwargs)
+        # Drawn for the dense and the chosen network too, so that the random cuts are the same with and without.
+        random = random_units(net_graph, generator, multiple=BLOCK if number % 2 else 1)
+        remove = [] if number == 0 else random if number <= cuts else list(chosen or ())
         try:
-            prune_(net, own, gone)
-        except SurgeryError as refusal:
-            warnings.warn(f"a random cut is not measured: {refusal}", stacklevel=2)
+            prune_(net, net_graph, remove)
+        except SurgeryError as error:
+            warnings.warn(f"a random cut is not measured, because it was refused: {error}", stacklevel=2)
             continue
         yield net.to(device), trace(net, *args, **kwargs)
 
 
-def fitted(
+def fit_correction(
     sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64] | None = None
 ) -> Correction:
-    """The correction with the least relative errors, nothing of it negative.
+    """Fit the correction with the least relative errors and no negative coefficient.
 
     Args:
-        sums: what :func:`parts` gives for each network, the dense one first, shape (networks, 3).
+        sums: of each network, from :func:`sum_parts`, the dense one first, shape (networks, 3).
         times: nanoseconds of the whole networks, shape (networks,).
-        weights: of their errors, shape (networks,); by default all count the same.
+        weights: of their errors, shape (networks,); by default equal.
 
     Example:
         >>> sums = np.array([[8.0, 0.0, 0.0], [0.0, 4.0, 0.0], [1.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
-        >>> found = fitted(sums, 1 + sums @ [2.0, 2.0, 0.0])
-        >>> found.constant, found.even, found.odd, found.cuts
+        >>> correction = fit_correction(sums, 1 + sums @ [2.0, 2.0, 0.0])
+        >>> correction.constant, correction.even, correction.odd, correction.cuts
         (1.0, 2.0, 2.0, 3)
     """
     weights = np.ones(len(sums)) if weights is None else weights
     errors = []
     for left_out in range(1, len(sums)):
         others = [n for n in range(len(sums)) if n != left_out]
-        guess = _least_squares(sums[others], times[others], weights[others]).whole(sums)
-        errors.append(abs(guess[left_out] / guess[0] / (times[left_out] / times[0]) - 1))
+        predicted = _least_squares(sums[others], times[others], weights[others]).network_time(sums)
+        errors.append(abs(predicted[left_out] / predicted[0] / (times[left_out] / times[0]) - 1))
     error = round(float(np.median(errors)), 4) if len(sums) > 2 else None
     return replace(_least_squares(sums, times, weights), cuts=len(sums) - 1, error=error)
 
@@ -178,17 +198,16 @@ def fitted(
 def _least_squares(
     sums: NDArray[np.float64], times: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Correction:
-    """Constant and factors; the factors are alike, and parameters cost nothing, unless the networks say otherwise."""
+    """Fit the coefficients; two weak priors say that the factors are equal and that parameters cost nothing."""
     design = np.append(np.ones((len(sums), 1)), sums, 1) / times[:, None]
-    if len(sums) < 3:  # too few to tell a constant from a factor
+    if len(sums) < 3:  # too few networks to separate the constant from a factor
         design[:, 0] = 0
-    if len(sums) < 5:
+    if len(sums) < 5:  # too few to fit the cost of parameters too
         design[:, 3] = 0
     typical = times[0] / sums[0, :2].sum()
-    alike = [0.0, ALIKE / typical, -ALIKE / typical, 0.0]
-    free = [0.0, 0.0, 0.0, ALIKE * float(sums[0, 2] / times[0])]
-    wanted = np.append(weights, [0.0, 0.0])
-    constant, even, odd, cold = nnls(np.append(design * weights[:, None], [alike, free], 0), wanted)[
-        0
-    ].tolist()
+    equal_factors = [0.0, PRIOR_WEIGHT / typical, -PRIOR_WEIGHT / typical, 0.0]
+    free_parameters = [0.0, 0.0, 0.0, PRIOR_WEIGHT * float(sums[0, 2] / times[0])]
+    matrix = np.append(design * weights[:, None], [equal_factors, free_parameters], 0)
+    coefficients, _ = nnls(matrix, np.append(weights, [0.0, 0.0]))
+    constant, even, odd, cold = coefficients.tolist()
     return Correction(round(constant, 3), round(even, 6), round(odd, 6), round(cold, 6))

@@ -1,4 +1,4 @@
-"""A network as torch.compile runs it, and the operators that it leaves standing (level 3)."""
+"""Networks compiled by torch.compile, and the operators whose time counts there."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from lightning_prune.latency.operators import operators
 from lightning_prune.latency.timing import TimedCall
 from lightning_prune.tracing.operator_sets import EVAL_BATCH_NORMS
 
-__all__ = ["compiled_operators", "compiled_whole"]
+__all__ = ["compiled_network", "compiled_operators"]
 
+#: pointwise, although torch does not tag them so
 UNTAGGED = ("hardswish_", "hardsigmoid_")
 
 
 def compiled_operators(graph: ChannelGraph) -> list[Operator]:
-    """The operators of a network without those that become part of the kernel of the one before them.
+    """Return the operators of a network, without those that torch.compile fuses into the operator before them.
 
-    Inductor writes a chain of pointwise operators, and norms in eval mode, as one kernel that moves its entries once;
-    the first of the chain stands for all.
+    Inductor writes a chain of pointwise operators, and norms in eval mode, as one kernel that reads and writes its
+    tensors once. The first operator of the chain represents the whole chain.
 
     Example:
         >>> from lightning_prune import trace
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
-        >>> [each.op._opname for each in compiled_operators(trace(net, torch.zeros(1, 3, 16, 16)))]
+        >>> [operator.op._opname for operator in compiled_operators(trace(net, torch.zeros(1, 3, 16, 16)))]
         ['convolution', 'native_batch_norm', 'convolution']
     """
-    found = operators(graph)
-    return [
-        each for each in found if each.source is None or not (_pointwise(each) and _pointwise(each.source))
-    ]
+    return [operator for operator in operators(graph) if not _is_fused(operator)]
 
 
-def _pointwise(operator: Operator) -> bool:
+def _is_fused(operator: Operator) -> bool:
+    return operator.source is not None and _is_pointwise(operator) and _is_pointwise(operator.source)
+
+
+def _is_pointwise(operator: Operator) -> bool:
     return torch.Tag.pointwise in operator.op.tags or operator.op._opname in {*EVAL_BATCH_NORMS, *UNTAGGED}
 
 
-def compiled_whole(
+def compiled_network(
     net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
 ) -> TimedCall:
-    """What runs a whole network once; it is compiled here.
+    """Compile a network and return a call that runs it once.
 
     Raises:
         RuntimeError: it cannot be compiled, or not as a single graph.
     """
 
-    def once() -> object:
+    def forward() -> object:
         return net(*args, **kwargs)
 
-    # torch keeps what it compiled by code object, and gives up silently after eight: each network gets its own.
-    once.__code__ = once.__code__.replace()
-    run: Callable[[], object] = torch.compile(once, fullgraph=True, dynamic=False)
+    # torch caches compiled functions by code object and silently gives up after eight: each network gets its own.
+    forward.__code__ = forward.__code__.replace()
+    compiled: Callable[[], object] = torch.compile(forward, fullgraph=True, dynamic=False)
     try:
-        run()
+        compiled()
     except Exception as error:
         raise RuntimeError(
             f"torch.compile cannot run {type(net).__name__}: {str(error).strip().splitlines()[0]}; it needs a C++ "
-            "compiler (g++, or CXX=...), and a forward without graph breaks. Or take execution='eager'"
+            "compiler (g++, or CXX=...), and a forward without graph breaks. Or set execution='eager'"
         ) from error
-    return run
+    return compiled

@@ -1,8 +1,9 @@
-"""A network's operators as ONNX Runtime runs them: one small model each, with any number of channels (level 3).
+"""Operators in ONNX Runtime: one small model for each, with any number of channels.
 
-A convolution and the activation right after it are one piece, and the norm between them is none: the runtime folds
-them into it. On a processor it brings convolutions into a blocked layout, and reorders tensors on the way in and out;
-within a network most of that falls away between one convolution and the next, so it is left out of a piece's time.
+A convolution and the activation right after it form one piece, and a norm between them forms none: ONNX Runtime folds
+both into the convolution. On a processor it converts tensors to a blocked layout before a convolution and back after
+it. Within a network most of these conversions are not needed between two convolutions, so they are left out of the
+time of a piece.
 """
 
 from __future__ import annotations
@@ -29,104 +30,91 @@ from lightning_prune.latency.operators import operators
 from lightning_prune.latency.timing import TimedCall
 from lightning_prune.tracing.operator_sets import CONVOLUTIONS, EVAL_BATCH_NORMS
 
-__all__ = ["OnnxOperator", "onnx_idle", "onnx_operators", "onnx_whole"]
+__all__ = ["OnnxOperator", "empty_session", "node_times", "onnx_network", "onnx_operators"]
 
-ALIGNED = 4  # channels, in whole multiples of which ONNX Runtime brings a tensor into blocks
-FUSED = (
-    "relu",
-    "relu_",
-    "clamp",
-    "clamp_",
-    "hardtanh",
-    "hardtanh_",
-    "leaky_relu",
-    "leaky_relu_",
-    "sigmoid",
-    "sigmoid_",
-    "tanh",
-    "hardsigmoid",
-    "hardsigmoid_",
-    "hardswish",
-    "hardswish_",
-    "silu",
-    "silu_",
-)
-PROFILED = 12  # runs under the runtime's profiler, of which the first few do not count
+CHANNEL_ALIGNMENT = 4  # ONNX Runtime uses the blocked layout for multiples of this many channels
+FUSED_ACTIVATIONS = (
+    "relu", "relu_", "clamp", "clamp_", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "sigmoid", "sigmoid_",
+    "tanh", "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_", "silu", "silu_",
+)  # fmt: skip
+PROFILED_RUNS = 12
 
 
-class _Call(nn.Module):
-    """One operator, whose tensors are its inputs, and what follows it."""
+class _OperatorModule(nn.Module):
+    """A module that applies one operator to its inputs, and then the activations fused with it."""
 
     def __init__(self, operator: OnnxOperator) -> None:
         super().__init__()
         self.operator = operator
 
     def forward(self, *tensors: Tensor) -> Any:
-        """The operator's results."""
-        given = iter(tensors)
-        known = self.operator
-        leaves = [next(given) if isinstance(leaf, Slot) else _dense(leaf) for leaf in known.leaves]
-        args, kwargs = tree_unflatten(leaves, known.spec)
-        found = known.op(*args, **kwargs)
-        for each in known.after:
-            leaves = [found if isinstance(leaf, Slot) else _dense(leaf) for leaf in each.leaves]
-            args, kwargs = tree_unflatten(leaves, each.spec)
-            found = each.op(*args, **kwargs)
-        return found
+        """Return the results of the operator."""
+        inputs = iter(tensors)
+        operator = self.operator
+        leaves = [next(inputs) if isinstance(leaf, Slot) else _dense_size(leaf) for leaf in operator.leaves]
+        args, kwargs = tree_unflatten(leaves, operator.spec)
+        result = operator.op(*args, **kwargs)
+        for activation in operator.activations:
+            leaves = [result if isinstance(leaf, Slot) else _dense_size(leaf) for leaf in activation.leaves]
+            args, kwargs = tree_unflatten(leaves, activation.spec)
+            result = activation.op(*args, **kwargs)
+        return result
 
 
-def _plain(leaves: Sequence[Any]) -> list[Any]:
-    return [leaf for leaf in leaves if not isinstance(leaf, (Slot, Size))]
-
-
-def _dense(leaf: Any) -> Any:
+def _dense_size(leaf: Any) -> Any:
     return leaf.dense if isinstance(leaf, Size) else leaf
 
 
 @dataclass(eq=False)
 class OnnxOperator(Operator):
-    """An operator that is run by ONNX Runtime. It is exported once; then its model's shapes are changed.
+    """An operator that ONNX Runtime runs. It is exported once; then the shapes in its model are changed.
 
     Attributes:
-        after: activations that are run along with it.
+        activations: that are fused with it.
     """
 
-    after: list[Operator] = field(default_factory=list)
+    activations: list[Operator] = field(default_factory=list)
 
     @cached_property
     def signature(self) -> str:
-        """What it is and what is run along, without how many channels there are."""
-        own = f"{self.op.name()}({', '.join(map(str, self.leaves))})"
-        return " ".join([own, *(f"{each.op.name()}{_plain(each.leaves)}" for each in self.after)])
+        """Operator, arguments and fused activations as text, without the numbers of channels."""
+        parts = [f"{self.op.name()}({', '.join(map(str, self.leaves))})"]
+        for activation in self.activations:
+            constants = [leaf for leaf in activation.leaves if not isinstance(leaf, (Slot, Size))]
+            parts.append(f"{activation.op.name()}{constants}")
+        return " ".join(parts)
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """A convolution whose input channels are no multiple of four is run without the blocked layout.
+        """For each axis 4 if it holds the input channels of a convolution, otherwise 1.
 
-        A depthwise one takes up to ten times as long then (onnxruntime/core/optimizer/nchwc_transformer.cc,
-        ``channel_alignment``).
+        With other numbers of channels ONNX Runtime does not use the blocked layout. A depthwise convolution then
+        takes up to ten times as long (onnxruntime/core/optimizer/nchwc_transformer.cc, ``channel_alignment``).
         """
-        read: int | Size = 0
+        channels: int | Size = 0
         if self.op._opname in CONVOLUTIONS and len(self.slots[1].sizes) == 4:
-            args = tree_unflatten(self.leaves, self.spec)[0]
-            read = 0 if args[6] else self.slots[0].sizes[-3]
-        along = read.axes if isinstance(read, Size) else ()
-        return tuple(ALIGNED if axis in along else 1 for axis in range(len(self.factors)))
+            transposed = tree_unflatten(self.leaves, self.spec)[0][6]
+            channels = 0 if transposed else self.slots[0].sizes[-3]
+        channel_axes = channels.axes if isinstance(channels, Size) else ()
+        return tuple(CHANNEL_ALIGNMENT if axis in channel_axes else 1 for axis in range(len(self.factors)))
 
-    def run(self, counts: Sequence[int], device: torch.device) -> TimedCall:
-        """What runs it once with ``counts`` channels along each axis."""
-        return session(*self._model(counts), device)
+    def make_call(self, counts: Sequence[int], device: torch.device) -> TimedCall:
+        """Return a call that runs it once with ``counts`` channels along each axis."""
+        return session_call(*self.build_model(counts), device)
 
-    def share(self, counts: Sequence[int], device: torch.device) -> float:
-        """Share of a run's time that is its own, by the runtime's profiler: without the reorders around it."""
+    def own_share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Return the share of its time without conversions of layout, by ONNX Runtime's profiler."""
         if device.type != "cpu" or self.op._opname not in CONVOLUTIONS:
             return 1.0
-        times = profiled(*self._model(counts))
-        own = sum(time for kind, time in times if not kind.startswith("Reorder"))
-        return own / sum(time for _, time in times)
+        times = node_times(*self.build_model(counts))
+        own_time = sum(time for kind, time in times if not kind.startswith("Reorder"))
+        return own_time / sum(time for _, time in times)
 
-    def _model(self, counts: Sequence[int]) -> tuple[bytes, list[Tensor]]:
-        """It with ``counts`` channels along each axis, and random inputs."""
+    def build_model(self, counts: Sequence[int]) -> tuple[bytes, list[Tensor]]:
+        """Return the ONNX model with ``counts`` channels along each axis, and random inputs.
+
+        Parameters become constants of the model, so that ONNX Runtime can prepare them once.
+        """
         import onnx
         from onnx import numpy_helper
 
@@ -135,26 +123,23 @@ class OnnxOperator(Operator):
         if any(slot.dtype != torch.float32 for slot in self.slots):
             raise NotImplementedError("only float32 is measured in ONNX Runtime")
         shapes = [[self.size(size, counts) for size in slot.sizes] for slot in self.slots]
-        inputs = {held.name: held for held in model.graph.input}
+        inputs = {value.name: value for value in model.graph.input}
         del model.graph.value_info[:]
         for number, (slot, shape) in enumerate(zip(self.slots, shapes, strict=True)):
-            if (held := inputs.get(f"s{number}")) is None:
+            if (value := inputs.get(f"s{number}")) is None:
                 continue
-            if slot.held:
-                values = np.random.default_rng(0).random(shape, dtype=np.float32) + 1
-                model.graph.initializer.append(numpy_helper.from_array(values, held.name))
-                model.graph.input.remove(held)
+            if slot.is_parameter:
+                constant = np.random.default_rng(0).random(shape, dtype=np.float32) + 1
+                model.graph.initializer.append(numpy_helper.from_array(constant, value.name))
+                model.graph.input.remove(value)
             else:
-                for dim, size in zip(held.type.tensor_type.shape.dim, shape, strict=True):
+                for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
                     dim.dim_value = size
-        for out in model.graph.output:
-            out.type.tensor_type.ClearField("shape")
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
         self._set_groups(model, counts)
-        given = [
-            torch.rand([dim.dim_value for dim in held.type.tensor_type.shape.dim])
-            for held in model.graph.input
-        ]
-        return model.SerializeToString(), given
+        dims = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+        return model.SerializeToString(), [torch.rand(shape) for shape in dims]
 
     def _set_groups(self, model: Any, counts: Sequence[int]) -> None:
         args = tree_unflatten(self.leaves, self.spec)[0]
@@ -164,31 +149,29 @@ class OnnxOperator(Operator):
                     if attribute.name == "group":
                         attribute.i = self.size(args[8], counts)
 
-    @property
+    @cached_property
     def _exported(self) -> bytes:
-        held: bytes | None = vars(self).get("model")
-        if held is None:
-            shapes = [[self.size(size, self.most) for size in slot.sizes] for slot in self.slots]
-            tensors = tuple(torch.rand(shape) for shape in shapes)
-            names = [f"s{number}" for number in range(len(tensors))]
-            held = vars(self)["model"] = exported(_Call(self), tensors, input_names=names)
-        return held
+        """The ONNX model with the dense channel counts; its inputs are named s0, s1, ..."""
+        shapes = [[self.size(size, self.dense_counts) for size in slot.sizes] for slot in self.slots]
+        tensors = tuple(torch.rand(shape) for shape in shapes)
+        return export_onnx(_OperatorModule(self), tensors, input_names=[f"s{n}" for n in range(len(tensors))])
 
 
-def exported(net: nn.Module, args: tuple[Tensor, ...], **given: Any) -> bytes:
-    """ONNX by the quicker of torch's exporters: many small models are made."""
+def export_onnx(net: nn.Module, args: tuple[Tensor, ...], **options: Any) -> bytes:
+    """Export a network to ONNX with torch's older exporter, which is faster: there are many small models."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
         warnings.simplefilter("ignore")
+        # New tensors: those made in inference mode cannot be exported.
         args = tuple(
             torch.rand(x.shape) if x.is_floating_point() else torch.zeros(x.shape, dtype=x.dtype)
             for x in args
         )
-        torch.onnx.export(net, args, buffer, dynamo=False, verbose=False, **given)  # type: ignore[arg-type]
+        torch.onnx.export(net, args, buffer, dynamo=False, verbose=False, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def _options() -> Any:
+def _session_options() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,66 +180,71 @@ def _options() -> Any:
     return options
 
 
-def profiled(model: bytes, given: Sequence[Tensor]) -> list[tuple[str, float]]:
-    """Kind and mean microseconds of each node that ONNX Runtime makes of a model, on a processor."""
+def node_times(model: bytes, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
+    """Return kind and mean microseconds of each node that ONNX Runtime runs for a model, on a processor."""
     import onnxruntime
 
-    options = _options()
+    options = _session_options()
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        made = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        inputs = {held.name: tensor.numpy() for held, tensor in zip(made.get_inputs(), given, strict=True)}
-        for _ in range(PROFILED):
-            made.run(None, inputs)
-        events = json.loads(Path(made.end_profiling()).read_text())
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        values = zip(session.get_inputs(), inputs, strict=True)
+        feed = {value.name: tensor.numpy() for value, tensor in values}
+        for _ in range(PROFILED_RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
     times: dict[tuple[str, str], list[float]] = {}
-    for each in events:
-        if each.get("cat") == "Node" and each["name"].endswith("_kernel_time"):
-            # whole microseconds, rounded down
-            times.setdefault((each["name"], each["args"]["op_name"]), []).append(each["dur"] + 0.5)
-    return [(kind, statistics.fmean(sorted(each)[: PROFILED * 3 // 4])) for (_, kind), each in times.items()]
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            # The profiler rounds down to whole microseconds: add half of one.
+            times.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] + 0.5)
+    # Without the slowest quarter, which holds the first runs.
+    fast = PROFILED_RUNS * 3 // 4
+    return [(kind, statistics.fmean(sorted(samples)[:fast])) for (_, kind), samples in times.items()]
 
 
-def session(model: bytes, given: Sequence[Tensor], device: torch.device) -> TimedCall:
-    """What runs a model once, without copies of inputs and outputs."""
+def session_call(model: bytes, inputs: Sequence[Tensor], device: torch.device) -> TimedCall:
+    """Return a call that runs a model once, without copies of inputs and outputs."""
     import onnxruntime
 
-    kind = "CUDA" if device.type == "cuda" else "CPU"
-    made = onnxruntime.InferenceSession(model, _options(), providers=[f"{kind}ExecutionProvider"])
-    binding = made.io_binding()
-    for held, tensor in zip(made.get_inputs(), given, strict=True):
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy(), device.type, device.index or 0)
-        binding.bind_ortvalue_input(held.name, value)
-    for out in made.get_outputs():
-        binding.bind_output(out.name, device.type, device.index or 0)
-    return partial(made.run_with_iobinding, binding)
+    provider = "CUDA" if device.type == "cuda" else "CPU"
+    session = onnxruntime.InferenceSession(
+        model, _session_options(), providers=[f"{provider}ExecutionProvider"]
+    )
+    binding = session.io_binding()
+    for value, tensor in zip(session.get_inputs(), inputs, strict=True):
+        ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy(), device.type, device.index or 0)
+        binding.bind_ortvalue_input(value.name, ort_value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device.type, device.index or 0)
+    return partial(session.run_with_iobinding, binding)
 
 
-def onnx_whole(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> TimedCall:
-    """What runs a whole network once."""
+def onnx_network(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> TimedCall:
+    """Export a network and return a call that runs it once."""
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     device = tensors[0].device
-    model = exported(net.cpu(), tuple(tensors))
-    return session(model, [tensor.cpu() for tensor in tensors], device)
+    model = export_onnx(net.cpu(), tuple(tensors))
+    return session_call(model, [tensor.cpu() for tensor in tensors], device)
 
 
-def onnx_idle(device: torch.device) -> TimedCall:
-    """What calls a session that has nothing to do: a network is called once, its pieces once each."""
-    one = torch.zeros(1)
-    return session(exported(nn.ReLU(), (one,)), [one], device)
+def empty_session(device: torch.device) -> TimedCall:
+    """Return a call of a session without any work: a network is one call, but each of its pieces is one too."""
+    zero = torch.zeros(1)
+    return session_call(export_onnx(nn.ReLU(), (zero,)), [zero], device)
 
 
 def onnx_operators(graph: ChannelGraph) -> list[OnnxOperator]:
-    """The operators of a network, each with those that ONNX Runtime folds into it."""
-    into: dict[int, OnnxOperator] = {}  # by operator: the convolution that it is a part of
-    found = []
-    for each in operators(graph):
-        name, before = each.op._opname, into.get(id(each.source))
-        if before is not None and (name in EVAL_BATCH_NORMS or name in FUSED):
-            before.after += [each] if name in FUSED else []
-            into[id(each)] = before
+    """Return the operators of a network, each with the activations that ONNX Runtime fuses with it."""
+    convolution_of: dict[int, OnnxOperator] = {}  # id of an operator -> the convolution that it is fused with
+    pieces = []
+    for operator in operators(graph):
+        name, convolution = operator.op._opname, convolution_of.get(id(operator.source))
+        if convolution is not None and (name in EVAL_BATCH_NORMS or name in FUSED_ACTIVATIONS):
+            convolution.activations += [operator] if name in FUSED_ACTIVATIONS else []
+            convolution_of[id(operator)] = convolution
             continue
-        found.append(OnnxOperator(**{held.name: getattr(each, held.name) for held in fields(each)}))
+        pieces.append(OnnxOperator(**{item.name: getattr(operator, item.name) for item in fields(operator)}))
         if name in CONVOLUTIONS:
-            into[id(each)] = found[-1]
-    return found
+            convolution_of[id(operator)] = pieces[-1]
+    return pieces

@@ -1,7 +1,7 @@
-"""An operator as a function of how many channels stay, so that it can be run alone (level 3).
+"""An operator as a function of its channel counts, so that it can be run alone.
 
-Fixed sizes are numbers, and those that shrink are axes. Two operators that differ in their channel counts only have
-the same :attr:`Operator.signature`, before and after any cut.
+Sizes that never change are numbers; sizes that shrink are :class:`Size` objects over the operator's axes. Two
+operators that differ only in their channel counts have the same :attr:`Operator.signature`, before and after any cut.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.operator_sets import CONVOLUTIONS
 
-__all__ = ["Operator", "Size", "Slot", "contracts", "numbers"]
+__all__ = ["Operator", "Size", "Slot", "is_contraction", "random_tensor"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size that shrinks: of ``dense`` entries those stay that survive along each of the ``axes``.
+    """A size that shrinks with the counts of one or several axes.
+
+    Attributes:
+        dense: the size before any cut.
+        axes: indices of the axes; with several, the size shrinks by the product of their shares.
+        times: with one axis, the size is its count times this number.
 
     Example:
         >>> Size(8, (0,))([5]), Size(64, (0, 1))([4, 8], (8, 16)), Size(16, (0,), times=2)([5])
@@ -38,46 +43,52 @@ class Size:
     axes: tuple[int, ...]
     times: int = 1
 
-    def __call__(self, counts: Sequence[int], most: Sequence[int] = ()) -> int:
-        """The size where ``counts`` of each axis stay, of ``most``."""
+    def __call__(self, counts: Sequence[int], dense_counts: Sequence[int] = ()) -> int:
+        """Return the size where ``counts`` of the ``dense_counts`` channels of each axis are kept."""
         if len(self.axes) == 1:
             return counts[self.axes[0]] * self.times
-        return max(1, round(self.dense * prod(counts[axis] / most[axis] for axis in self.axes)))
+        return max(1, round(self.dense * prod(counts[axis] / dense_counts[axis] for axis in self.axes)))
 
     def __str__(self) -> str:
-        return "*".join(LETTERS[axis % 26] for axis in self.axes) + (
-            f"*{self.times}" if self.times > 1 else ""
-        )
+        letters = "*".join(LETTERS[axis % 26] for axis in self.axes)
+        return f"{letters}*{self.times}" if self.times > 1 else letters
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor argument: its sizes, its dimensions in the order of memory, whether it is a parameter or buffer."""
+    """A tensor argument of an operator.
+
+    Attributes:
+        sizes: of its dimensions.
+        dtype: of its elements.
+        order: its dimensions in the order of memory, the largest stride first.
+        is_parameter: whether it is a parameter or buffer.
+    """
 
     sizes: tuple[int | Size, ...]
     dtype: torch.dtype
     order: tuple[int, ...]
-    held: bool = False
+    is_parameter: bool = False
 
     def __str__(self) -> str:
-        strided = "" if self.order == tuple(range(len(self.order))) else f"@{list(self.order)}"
-        return f"{str(self.dtype).removeprefix('torch.')}[{','.join(map(str, self.sizes))}]{strided}"
+        strides = "" if self.order == tuple(range(len(self.order))) else f"@{list(self.order)}"
+        return f"{str(self.dtype).removeprefix('torch.')}[{','.join(map(str, self.sizes))}]{strides}"
 
 
 @dataclass(eq=False)
 class Operator:
-    """One recorded operator, to be run with any number of channels.
+    """A traced operator that can be run with any number of channels.
 
     Attributes:
         op: the ATen operator.
         module: that called it.
-        layer: the weight it contracts with, or the module; what costs are booked to.
-        leaves: its arguments, flat, with slots in the place of tensors.
-        spec: how they are nested.
+        layer: the weight that it contracts with, otherwise the module; costs are added to it.
+        leaves: its arguments, flattened, with a :class:`Slot` for each tensor.
+        spec: structure to restore the arguments from ``leaves``.
         factors: units of each axis.
         outputs: sizes of its results.
-        steps: what the count of each axis must be a multiple of.
-        source: whose result its first tensor is.
+        steps: for each axis, a number that its counts must be a multiple of.
+        source: operator whose result is the first tensor argument, None for an input of the network.
     """
 
     op: OpOverload
@@ -91,91 +102,100 @@ class Operator:
     source: Operator | None = None
 
     @property
-    def most(self) -> tuple[int, ...]:
-        """The count of each axis in the network as it was traced."""
+    def dense_counts(self) -> tuple[int, ...]:
+        """Count of each axis in the network as it was traced."""
         return tuple(len(factor) for factor in self.factors)
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """Of each axis: none makes a difference."""
+        """For each axis 1: all counts are run by the same algorithm."""
         return (1,) * len(self.factors)
 
     @cached_property
     def slots(self) -> list[Slot]:
-        """Its tensor arguments."""
+        """The tensor arguments."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Slot)]
 
     @cached_property
     def signature(self) -> str:
-        """What it is, without how many channels there are."""
+        """Operator and arguments as text, without the numbers of channels."""
         return f"{self.op.name()}({', '.join(map(str, self.leaves))})"
 
     @property
-    def contracts(self) -> bool:
+    def is_contraction(self) -> bool:
         """Whether it is a convolution or a matrix product."""
-        return contracts(self.op)
+        return is_contraction(self.op)
 
     @property
     def on_grid(self) -> bool:
-        """Whether its cost is looked up by its axes; otherwise by its :meth:`volume`."""
+        """Whether its time is looked up by the counts of its axes; otherwise by its :meth:`volume`."""
         merged = any(isinstance(s, Size) and len(s.axes) > 1 for slot in self.slots for s in slot.sizes)
         return len(self.factors) <= 2 and not merged
 
     def size(self, size: int | Size, counts: Sequence[int]) -> int:
-        """One size where ``counts`` stay."""
-        return size(counts, self.most) if isinstance(size, Size) else size
+        """Return a size as a number, with ``counts`` channels along each axis."""
+        return size(counts, self.dense_counts) if isinstance(size, Size) else size
 
     def volume(self, counts: Sequence[int]) -> int:
-        """How much it has to do, roughly: multiplications of a product of two tensors, else entries moved."""
-        shapes = [
-            [self.size(s, counts) for s in sizes] for sizes in [*(s.sizes for s in self.slots), *self.outputs]
-        ]
-        numels = [prod(shape) for shape in shapes]
+        """Return a rough number of operations: multiplications of a matrix product, otherwise elements moved."""
+        tensors = [*(slot.sizes for slot in self.slots), *self.outputs]
+        numels = [prod(self.size(size, counts) for size in sizes) for sizes in tensors]
         if self.op._opname in ("mm", "bmm") and len(numels) == 3:
+            # (m*k * k*n * m*n) ** 0.5 is m*k*n
             return round(prod(map(float, numels)) ** 0.5)
         return sum(numels)
 
     def arguments(self, counts: Sequence[int], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments for ``counts`` channels along each axis: random numbers, zeros where whole numbers are wanted."""
-        leaves = [self._leaf(leaf, counts, device) for leaf in self.leaves]
-        found: tuple[list[Any], dict[str, Any]] = tree_unflatten(leaves, self.spec)
-        return found
+        """Return positional and keyword arguments for ``counts`` channels along each axis.
 
-    def run(self, counts: Sequence[int], device: torch.device) -> Callable[[], object]:
-        """What runs it once with ``counts`` channels along each axis, eagerly."""
+        Tensors of floats hold random numbers, others zeros.
+        """
+        leaves = [self._argument(leaf, counts, device) for leaf in self.leaves]
+        arguments: tuple[list[Any], dict[str, Any]] = tree_unflatten(leaves, self.spec)
+        return arguments
+
+    def make_call(self, counts: Sequence[int], device: torch.device) -> Callable[[], object]:
+        """Return a call that runs it once, eagerly, with ``counts`` channels along each axis."""
         args, kwargs = self.arguments(counts, device)
         return partial(self.op, *args, **kwargs)
 
-    def share(self, counts: Sequence[int], device: torch.device) -> float:
-        """Share of a run's time that it also takes within a network: all of it."""
+    def own_share(self, counts: Sequence[int], device: torch.device) -> float:
+        """Return the share of its time alone that it also takes within a network: all of it."""
         return 1.0
 
     def parameters(self, counts: Sequence[int]) -> int:
-        """How many entries the parameters have that it reads."""
-        held = (slot for slot in self.slots if slot.held)
-        return sum(prod(self.size(size, counts) for size in slot.sizes) for slot in held)
+        """Return the number of elements of the parameters that it reads."""
+        parameters = (slot for slot in self.slots if slot.is_parameter)
+        return sum(prod(self.size(size, counts) for size in slot.sizes) for slot in parameters)
 
-    def _leaf(self, leaf: Any, counts: Sequence[int], device: torch.device) -> Any:
+    def _argument(self, leaf: Any, counts: Sequence[int], device: torch.device) -> Any:
         if isinstance(leaf, Slot):
             shape = [self.size(size, counts) for size in leaf.sizes]
-            return numbers(shape, leaf.order, leaf.dtype, device)
+            return random_tensor(shape, leaf.order, leaf.dtype, device)
         if isinstance(leaf, Size):
             return self.size(leaf, counts)
         return device if isinstance(leaf, torch.device) else leaf
 
 
-def numbers(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random numbers in [1, 2), or zeros of other types, with dimensions in a given order of memory."""
-    stored = [shape[dim] for dim in order]
-    floats = dtype.is_floating_point
-    held = (
-        torch.rand(stored, device=device).add_(1).to(dtype)
-        if floats
-        else torch.zeros(stored, dtype=dtype, device=device)
-    )
-    return held.permute([order.index(dim) for dim in range(len(order))]) if order else held
+def random_tensor(
+    shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return random floats in [1, 2), or zeros of another type.
+
+    Args:
+        shape: of the tensor.
+        order: its dimensions in the order of memory.
+        dtype: of its elements.
+        device: that holds it.
+    """
+    stored_shape = [shape[dim] for dim in order]
+    if dtype.is_floating_point:
+        stored = torch.rand(stored_shape, device=device).add_(1).to(dtype)
+    else:
+        stored = torch.zeros(stored_shape, dtype=dtype, device=device)
+    return stored.permute([order.index(dim) for dim in range(len(order))]) if order else stored
 
 
-def contracts(op: OpOverload) -> bool:
-    """Whether it is a convolution or a matrix product."""
+def is_contraction(op: OpOverload) -> bool:
+    """Return whether an ATen operator is a convolution or a matrix product."""
     return op._opname in {*CONVOLUTIONS, "mm", "addmm", "bmm", "baddbmm"}

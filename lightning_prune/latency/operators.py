@@ -186,7 +186,7 @@ def _adapt_convolution(operator: Operator, args: list[Any]) -> list[Any]:
 
 
 def _adapt_grouped(operator: Operator, args: list[Any], channel_dim: int, size: Size) -> list[Any]:
-    """Let the input's channels follow the axis of the weight, so that the input's own axis can be dropped."""
+    """Express the input's channels by the axis of the weight, and drop the input's own axis."""
     source, weight = args[0], args[1]
     dropped = source.sizes[channel_dim].axes[0]
     sizes = (*source.sizes[:channel_dim], size, *source.sizes[channel_dim + 1 :])

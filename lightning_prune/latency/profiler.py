@@ -1,4 +1,4 @@
-"""Measure a network's parts over their channel counts (level 3)."""
+"""Measure the parts of a network over their channel counts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Literal
 import torch
 
 from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece
-from lightning_prune.latency.interpolation import Lookup, levels
-from lightning_prune.latency.timing import clock, elapsed, quick, rounds, timed
+from lightning_prune.latency.interpolation import Lookup, grid_counts
+from lightning_prune.latency.timing import clock_for, elapsed_time, time_calls, turn_order, undisturbed_time
 
-__all__ = ["BackendSettings", "TimingCurve", "Track", "entries"]
+__all__ = ["BackendSettings", "TimingCurve", "Track", "measure_curves"]
 
-#: shows how far something is: iterates over what it is given
+#: shows progress: iterates over the indices that it gets
 Track = Callable[[Sequence[int]], Iterable[int]]
-ROUNDS, REPEATS = 3, 3
-SLOW, VERY_SLOW = 5e6, 20e6  # nanoseconds of one run, above which fewer runs, and fewer counts, must do
-SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the channels, for what has more than two axes
+TURNS, REPEATS = 3, 3
+SLOW, VERY_SLOW = 5e6, 20e6  # nanoseconds of one run, above which fewer runs, and fewer counts, are measured
+SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the channels, for pieces with more than two axes
 
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """Where and how something runs."""
+    """Execution, device and threads with which networks run."""
 
     execution: ExecutionName
     device: torch.device
     threads: int
 
     @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """As it shall be while measuring: the number of threads, no gradients, no tiny numbers that slow down."""
+    def active(self) -> Iterator[None]:
+        """Set the number of threads, disable gradients, and flush denormal numbers, which would slow down runs."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         torch.set_flush_denormal(True)
@@ -48,13 +48,13 @@ class BackendSettings:
 
 @dataclass(frozen=True)
 class TimingCurve:
-    """Nanoseconds of one kind of piece, by its channel counts or by its volume."""
+    """Nanoseconds of one kind of piece, over its channel counts or over its volume."""
 
     by: Literal["counts", "volume"]
     lookup: Lookup
 
     def time(self, piece: Piece, *counts: int) -> float:
-        """Nanoseconds of ``piece`` with ``counts`` channels along each axis."""
+        """Return the nanoseconds of ``piece`` with ``counts`` channels along each axis."""
         return self.lookup(*counts) if self.by == "counts" else self.lookup(piece.volume(counts))
 
 
@@ -65,94 +65,101 @@ class _Point:
     piece: Piece
     counts: tuple[int, ...]
     times: list[float] = field(default_factory=list)
-    share: float = 1.0
-    failed: str = ""
+    own_share: float = 1.0
+    error: str = ""
 
-    def visit(self, place: BackendSettings, now: Callable[[], int]) -> None:
-        """Run it a few times, once for nothing."""
-        if self.failed or (self.times and self.times[0] > VERY_SLOW):
+    def measure(self, settings: BackendSettings, clock: Callable[[], int]) -> None:
+        """Time the piece a few times, after one run to warm up; very slow pieces are timed in the first turn only."""
+        if self.error or (self.times and self.times[0] > VERY_SLOW):
             return
         try:
-            run = self.piece.run(self.counts, place.device)
+            call = self.piece.make_call(self.counts, settings.device)
             if not self.times:
-                self.share = self.piece.share(self.counts, place.device)
-            first = elapsed(run, place.device, now)
-            repeats = REPEATS if first < SLOW else 1
-            for _ in range(repeats):
-                self.times.append(elapsed(run, place.device, now))
+                self.own_share = self.piece.own_share(self.counts, settings.device)
+            warm_up = elapsed_time(call, settings.device, clock)
+            for _ in range(REPEATS if warm_up < SLOW else 1):
+                self.times.append(elapsed_time(call, settings.device, clock))
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            self.failed = str(error)
+            self.error = str(error)
 
 
-def entries(
-    pieces: Sequence[Piece], place: BackendSettings, track: Track = lambda indices: indices
+def measure_curves(
+    pieces: Sequence[Piece], settings: BackendSettings, track: Track = lambda indices: indices
 ) -> tuple[dict[str, TimingCurve], list[str]]:
     """Time every kind of piece over a grid of channel counts, in turns.
 
     Args:
-        pieces: of a network; those of one kind are measured once, up to the largest counts.
-        place: where to run them.
+        pieces: of a network; pieces of one kind are measured once, up to the largest counts.
+        settings: where and how to run them.
         track: shows progress.
 
     Returns:
-        The entry of each signature, and the signatures of those that cannot be run alone.
+        The curve of each signature, and the signatures of pieces that cannot be run alone.
     """
-    now = clock(place.device, place.threads)
+    clock = clock_for(settings.device, settings.threads)
     kinds: dict[str, list[Piece]] = {}
     for piece in pieces:
         kinds.setdefault(piece.signature, []).append(piece)
-    with place.settled():
-        points = {kind: list(_points(alike, place, now)) for kind, alike in kinds.items()}
-        flat = [point for each in points.values() for point in each]
-        for index in track(list(rounds(len(flat), ROUNDS))):
-            flat[index].visit(place, now)
-        idle = _idle(place)
-    found = {kind: _entry(each, idle) for kind, each in points.items()}
-    return {k: e for k, e in found.items() if e is not None}, [k for k, e in found.items() if e is None]
+    with settings.active():
+        points = {kind: list(_points(members, settings, clock)) for kind, members in kinds.items()}
+        all_points = [point for kind_points in points.values() for point in kind_points]
+        for index in track(list(turn_order(len(all_points), TURNS))):
+            all_points[index].measure(settings, clock)
+        call_time = _empty_call_time(settings)
+    curves = {kind: _curve(kind_points, call_time) for kind, kind_points in points.items()}
+    measured = {kind: curve for kind, curve in curves.items() if curve is not None}
+    return measured, [kind for kind, curve in curves.items() if curve is None]
 
 
-def _points(alike: Sequence[Piece], place: BackendSettings, now: Callable[[], int]) -> Iterator[_Point]:
-    """What to measure of pieces of one kind."""
-    first = alike[0]
+def _points(
+    members: Sequence[Piece], settings: BackendSettings, clock: Callable[[], int]
+) -> Iterator[_Point]:
+    """Yield the points at which to measure the pieces of one kind."""
+    first = members[0]
     if not first.on_grid:
-        for piece, share in itertools.product({piece.most: piece for piece in alike}.values(), SHARES):
-            sizes = zip(piece.most, piece.steps, strict=True)
-            yield _Point(piece, tuple(max(step, int(most * share) // step * step) for most, step in sizes))
+        distinct = {piece.dense_counts: piece for piece in members}.values()
+        for piece, share in itertools.product(distinct, SHARES):
+            sizes = zip(piece.dense_counts, piece.steps, strict=True)
+            counts = tuple(max(step, int(dense * share) // step * step) for dense, step in sizes)
+            yield _Point(piece, counts)
         return
-    most = tuple(max(counts) for counts in zip(*(piece.most for piece in alike), strict=True))
-    dense = _Point(first, most)
-    dense.visit(place, now)
+    largest = tuple(max(counts) for counts in zip(*(piece.dense_counts for piece in members), strict=True))
+    # Measure the largest counts first, only to find out whether the piece is slow.
+    dense = _Point(first, largest)
+    dense.measure(settings, clock)
     fine = not dense.times or dense.times[0] < VERY_SLOW
     axes = [
-        levels(*each) for each in zip(most, first.steps, [fine] * len(most), first.multiples, strict=True)
+        grid_counts(count, step, fine, multiple)
+        for count, step, multiple in zip(largest, first.steps, first.multiples, strict=True)
     ]
     yield from (_Point(first, counts) for counts in itertools.product(*axes))
 
 
-def _idle(place: BackendSettings) -> float:
-    """Nanoseconds of every call that are not the piece's own."""
-    idle = EXECUTIONS[place.execution].idle
-    return timed([idle(place.device)], place.device, place.threads)[0] if idle else 0.0
+def _empty_call_time(settings: BackendSettings) -> float:
+    """Return the nanoseconds of a call without work, 0 if the execution has no such cost per piece."""
+    empty_call = EXECUTIONS[settings.execution].empty_call
+    if empty_call is None:
+        return 0.0
+    return time_calls([empty_call(settings.device)], settings.device, settings.threads)[0]
 
 
-def _entry(points: Sequence[_Point], idle: float) -> TimingCurve | None:
-    """A grid where all of it could be run; else by volume what could."""
+def _curve(points: Sequence[_Point], call_time: float) -> TimingCurve | None:
+    """Return times on a grid if all points could be run, else over the volume of those that could, else None."""
 
-    def typical(point: _Point) -> float:
-        return point.share * max(quick(point.times) - idle, 0.0)
+    def own_time(point: _Point) -> float:
+        return point.own_share * max(undisturbed_time(point.times) - call_time, 0.0)
 
-    good = [point for point in points if not point.failed]
-    if not good:
+    valid = [point for point in points if not point.error]
+    if not valid:
         return None
-    if good[0].piece.on_grid and len(good) == len(points):
-        axes = tuple(
-            tuple(sorted(set(axis))) for axis in zip(*(point.counts for point in points), strict=True)
-        )
-        values = tuple(typical(point) for point in points)
-        return TimingCurve("counts", Lookup(axes, values, tuple(good[0].piece.multiples)))
+    if valid[0].piece.on_grid and len(valid) == len(points):
+        counts = zip(*(point.counts for point in points), strict=True)
+        axes = tuple(tuple(sorted(set(axis))) for axis in counts)
+        multiples = tuple(valid[0].piece.multiples)
+        return TimingCurve("counts", Lookup(axes, tuple(own_time(point) for point in points), multiples))
     by_volume: dict[int, list[float]] = {}
-    for point in good:
-        by_volume.setdefault(point.piece.volume(point.counts), []).append(typical(point))
+    for point in valid:
+        by_volume.setdefault(point.piece.volume(point.counts), []).append(own_time(point))
     volumes = sorted(by_volume)
     return TimingCurve(
         "volume", Lookup((tuple(volumes),), tuple(statistics.median(by_volume[v]) for v in volumes))

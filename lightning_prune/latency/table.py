@@ -98,7 +98,7 @@ class LatencyTable:
 
     @property
     def place(self) -> BackendSettings:
-        """Where and how networks are run."""
+        """Execution, device and threads with which networks run."""
         return BackendSettings(
             self.execution, torch.device(self.device), self.threads or torch.get_num_threads()
         )

@@ -1,4 +1,4 @@
-"""How long something takes, on a machine that does other things too (level 3)."""
+"""Time calls on a machine that also does other work."""
 
 from __future__ import annotations
 
@@ -9,34 +9,47 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-__all__ = ["TimedCall", "beside", "clock", "elapsed", "quick", "rounds", "timed"]
+__all__ = [
+    "TimedCall",
+    "clock_for",
+    "elapsed_time",
+    "sample_times",
+    "time_against_reference",
+    "time_calls",
+    "turn_order",
+    "undisturbed_time",
+]
 
-#: does once what is to be timed
+#: does the work that is timed, once
 TimedCall = Callable[[], object]
-IN_A_ROW = 3  # timed calls in one turn
-QUICK = 0.1
-ON_GPU = 20  # calls between two waits, so that the launches of one overlap with the work of the other
+CALLS_PER_TURN = 3
+UNDISTURBED_QUANTILE = 0.1
+GPU_QUEUE = 20  # calls between two waits, so that the launches of one overlap with the work of the other
 
 
-def clock(device: torch.device, threads: int) -> Callable[[], int]:
-    """A clock in nanoseconds: of the thread where one thread does all the work, so that others do not count.
+def clock_for(device: torch.device, threads: int) -> Callable[[], int]:
+    """Return a clock in nanoseconds: processor time if one thread does all the work, otherwise wall-clock time.
+
+    Processor time leaves out the time in which other processes use the processor.
 
     Example:
-        >>> clock(torch.device("cpu"), 1).__name__, clock(torch.device("cpu"), 2).__name__
+        >>> clock_for(torch.device("cpu"), 1).__name__, clock_for(torch.device("cpu"), 2).__name__
         ('thread_time_ns', 'perf_counter_ns')
     """
     return time.thread_time_ns if device.type == "cpu" and threads == 1 else time.perf_counter_ns
 
 
-def elapsed(run: TimedCall, device: torch.device, now: Callable[[], int]) -> float:
-    """Nanoseconds of one call; on a GPU, of one of many that are queued."""
-    times = ON_GPU if device.type == "cuda" else 1
+def elapsed_time(
+    call: TimedCall, device: torch.device, clock: Callable[[], int], gpu_queue: int = GPU_QUEUE
+) -> float:
+    """Return the nanoseconds of one call; on a GPU, the mean of ``gpu_queue`` calls that are queued at once."""
+    number = gpu_queue if device.type == "cuda" else 1
     _wait(device)
-    start = now()
-    for _ in range(times):
-        run()
+    start = clock()
+    for _ in range(number):
+        call()
     _wait(device)
-    return (now() - start) / times
+    return (clock() - start) / number
 
 
 def _wait(device: torch.device) -> None:
@@ -44,63 +57,106 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rounds(number: int, times: int) -> Iterator[int]:
-    """The indices 0 to ``number``, so many ``times``, every other time backwards.
+def turn_order(number: int, turns: int) -> Iterator[int]:
+    """Yield the indices 0 to ``number - 1`` once per turn, in every other turn backwards.
+
+    A disturbance that comes in step with the turns so does not always hit the same index.
 
     Example:
-        >>> list(rounds(3, 2))
+        >>> list(turn_order(3, 2))
         [0, 1, 2, 2, 1, 0]
     """
-    for turn in range(times):
+    for turn in range(turns):
         yield from reversed(range(number)) if turn % 2 else range(number)
 
 
-def quick(times: Sequence[float]) -> float:
-    """What a call takes when nothing disturbs it: the tenth percentile.
+def sample_times(
+    calls: Sequence[TimedCall],
+    device: torch.device,
+    clock: Callable[[], int],
+    turns: int,
+    *,
+    calls_per_turn: int = 1,
+    warm_up: int = 0,
+    gpu_queue: int = GPU_QUEUE,
+) -> list[list[float]]:
+    """Time calls that take turns, so that all of them are measured under the same conditions.
 
-    Others on the machine take its caches away, now and then, which processor time shows too: a median would count
-    that, and the ratio of two networks' medians scatters the more.
+    Args:
+        calls: what to time.
+        device: that they run on.
+        clock: in nanoseconds; see :func:`clock_for`.
+        turns: of each call.
+        calls_per_turn: timed calls in a row in each turn.
+        warm_up: calls before those, not timed.
+        gpu_queue: on a GPU, how many calls make up one time.
+
+    Returns:
+        For each call its nanoseconds, in the order in which they were measured.
 
     Example:
-        >>> quick([float(n) for n in range(11)])
+        >>> times = sample_times([lambda: None, lambda: 1], torch.device("cpu"), time.perf_counter_ns, turns=3)
+        >>> [len(samples) for samples in times]
+        [3, 3]
+    """
+    samples = [list[float]() for _ in calls]
+    for index in turn_order(len(calls), turns):
+        for _ in range(warm_up):
+            calls[index]()
+        samples[index] += [
+            elapsed_time(calls[index], device, clock, gpu_queue) for _ in range(calls_per_turn)
+        ]
+    return samples
+
+
+def undisturbed_time(times: Sequence[float]) -> float:
+    """Return the tenth percentile: the time of a call that nothing disturbs.
+
+    Other processes evict this process's data from the caches now and then, which shows in processor time too. The
+    median contains such calls, and the ratio of two medians varies more.
+
+    Example:
+        >>> undisturbed_time([float(n) for n in range(11)])
         1.0
     """
-    return float(np.quantile(times, QUICK))
+    return float(np.quantile(times, UNDISTURBED_QUANTILE))
 
 
-def beside(
-    first: TimedCall, others: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15
+def time_calls(
+    calls: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15, warm_up: int = 1
 ) -> list[float]:
-    """As :func:`timed`, where all others are held against the first: it has more turns, spread among theirs.
+    """Return the undisturbed nanoseconds of each call, with at least ``times`` samples of each.
 
-    An error in its time would be one in every ratio.
+    Each turn begins with ``warm_up`` calls that are not timed: since a call's last turn, the others have replaced
+    its data in the processor's caches, and its kernels in oneDNN's cache, which holds 1024 compiled kernels: a few
+    dozen networks have more.
 
     Example:
-        >>> len(beside(lambda: None, [lambda: 1], torch.device("cpu"), 1, times=3))
+        >>> len(time_calls([lambda: None, lambda: 1], torch.device("cpu"), 1, times=3))
         2
     """
-    middle = len(others) // 2
-    runs = [first, *others[:middle], first, *others[middle:], first]
-    found = timed(runs, device, threads, times)
-    own = statistics.median(found.pop(place) for place in (len(runs) - 1, middle + 1, 0))
-    return [own, *found]
+    turns = -(-times // CALLS_PER_TURN)  # rounded up
+    clock = clock_for(device, threads)
+    samples = sample_times(calls, device, clock, turns, calls_per_turn=CALLS_PER_TURN, warm_up=warm_up)
+    return [undisturbed_time(call_samples) for call_samples in samples]
 
 
-def timed(
-    runs: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15, warm_up: int = 1
+def time_against_reference(
+    reference: TimedCall, others: Sequence[TimedCall], device: torch.device, threads: int, times: int = 15
 ) -> list[float]:
-    """Nanoseconds of one call of each of ``runs``, which take turns so that all see the same machine.
+    """Return the times as :func:`time_calls` does, the reference first, for ratios to the reference.
 
-    A turn is a few calls in a row, after ``warm_up`` for nothing: since the last turn the others have taken the
-    processor's caches, and pushed out what oneDNN keeps, 1024 compiled kernels, fewer than some dozen networks have.
+    An error in the reference's time would be an error in every ratio. So it gets three times as many samples as the
+    others, at the beginning, in the middle and at the end of each turn.
 
     Example:
-        >>> len(timed([lambda: None, lambda: 1], torch.device("cpu"), 1, times=3))
+        >>> len(time_against_reference(lambda: None, [lambda: 1], torch.device("cpu"), 1, times=3))
         2
     """
-    now, found = clock(device, threads), [list[float]() for _ in runs]
-    for index in rounds(len(runs), -(-times // IN_A_ROW)):
-        for _ in range(warm_up):
-            runs[index]()
-        found[index] += [elapsed(runs[index], device, now) for _ in range(IN_A_ROW)]
-    return [quick(each) for each in found]
+    half = len(others) // 2
+    first_half, second_half = others[:half], others[half:]
+    calls = [reference, *first_half, reference, *second_half, reference]
+    nanoseconds = time_calls(calls, device, threads, times)
+    middle = half + 1
+    reference_time = statistics.median([nanoseconds[0], nanoseconds[middle], nanoseconds[-1]])
+    return [reference_time, *nanoseconds[1:middle], *nanoseconds[middle + 1 : -1]]

@@ -1,8 +1,10 @@
-"""Costs kept up to date while units go one by one, in plain integers (level 3)."""
+"""Exact costs, updated one unit at a time during selection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
@@ -12,134 +14,165 @@ from lightning_prune.graph.costs import CostModel, Term
 
 __all__ = ["IncrementalCost", "unit_classes"]
 
-#: what one unit takes from each factor, as (factor, number of indices)
-Uses = tuple[tuple[int, int], ...]
+#: non-zero entries of one column of a matrix, as (row, value), sorted
+Column = tuple[tuple[int, int], ...]
 Numbers = tuple[int, ...]
+T = TypeVar("T")
 
 
 class IncrementalCost:
-    """One resource of a network, updated unit by unit; :class:`CostModel` for when order matters.
+    """Cost of a network in one resource, updated while units are removed and restored.
 
-    Removing a unit recomputes only the terms in which it occurs. Exact: integers throughout.
+    It gives the same totals as :class:`CostModel`, but removing a unit recomputes only the terms in which the unit
+    occurs. Everything is integer arithmetic, so it is exact.
 
     Args:
         model: the resource.
-        accounts: name of a term's layer -> numbers of the accounts that its cost is also booked to.
+        accounts: name of a term's layer -> indices of the accounts to which its cost is added too.
         number: how many accounts there are.
 
+    Attributes:
+        total: cost of the network now.
+        counts: for each factor of the model, how many of its indices are left.
+        accounts: for each account, the cost of its terms now.
+        may_empty: factors that may lose their last index.
+        kinds: for each unit a number, equal for units that occur equally often in every factor.
+
     Example:
-        >>> from lightning_prune.graph.channel_graph import Term
         >>> term = Term("conv", 9, (np.array([0, 1]), np.array([2, 3, 4])))
-        >>> ledger = Ledger(CostModel([term], 5))
-        >>> before = ledger.total
-        >>> ledger.remove([0, 4])
-        >>> before, ledger.total
+        >>> cost = IncrementalCost(CostModel([term], 5))
+        >>> before = cost.total
+        >>> cost.remove([0, 4])
+        >>> before, cost.total
         (54, 18)
     """
 
     def __init__(
         self, model: CostModel, accounts: Callable[[str], Sequence[int]] = lambda layer: (), number: int = 0
     ) -> None:
-        booked = {layer: tuple(accounts(layer)) for layer in {term.layer for term in model.terms}}
-        rows = [tuple(factor for factor in row if factor >= 0) for row in model.index.tolist()]
-        merged = merge(model.terms, rows, [booked[term.layer] for term in model.terms])
-        self._terms = [(term, factors) for term, factors, _ in merged]
-        self._booked = [numbers for _, _, numbers in merged]
+        layer_accounts = {layer: tuple(accounts(layer)) for layer in {term.layer for term in model.terms}}
+        # CostModel fills rows of its index with -1 up to the length of the longest term.
+        factors = [tuple(factor for factor in row if factor >= 0) for row in model.index.tolist()]
+        merged = merge_terms(model.terms, factors, [layer_accounts[term.layer] for term in model.terms])
+        self._terms = [(term, term_factors) for term, term_factors, _ in merged]
+        self._term_accounts = [term_accounts for _, _, term_accounts in merged]
         self.counts: list[int] = model.incidence.sum(axis=1).A1.astype(int).tolist() if merged else []
-        self._values = [self._value(number) for number in range(len(merged))]
+        self._values = [self._term_value(term) for term in range(len(merged))]
         self.total = sum(self._values)
         self.accounts = [0] * number
-        self.may_empty: frozenset[int] = frozenset()  # factors
-        for value, numbers in zip(self._values, self._booked, strict=True):
-            for account in numbers:
+        self.may_empty: frozenset[int] = frozenset()
+        for value, term_accounts in zip(self._values, self._term_accounts, strict=True):
+            for account in term_accounts:
                 self.accounts[account] += value
-        self._index(csc_matrix(model.incidence))
+        self._index_units(csc_matrix(model.incidence))
 
     def remove(self, units: Iterable[int]) -> None:
-        """Take units out."""
+        """Remove units."""
         for unit in units:
             self._shift(unit, -1)
 
     def restore(self, units: Iterable[int]) -> None:
-        """Put units back."""
+        """Put removed units back."""
         for unit in units:
             self._shift(unit, 1)
 
-    def empties(self, unit: int) -> bool:
-        """Whether some dimension that ``unit`` occurs in has nothing left, and must not."""
-        return any(self.counts[factor] < 1 and factor not in self.may_empty for factor, _ in self._uses[unit])
+    def is_emptied(self, unit: int) -> bool:
+        """Return whether a factor in which ``unit`` occurs has no index left although it must keep one."""
+        return any(
+            self.counts[factor] < 1 and factor not in self.may_empty for factor, _ in self._unit_factors[unit]
+        )
 
-    def booked(self, unit: int) -> set[int]:
-        """The accounts that ``unit`` has a part in."""
-        return {account for number in self._touched[unit] for account in self._booked[number]}
+    def accounts_of(self, unit: int) -> set[int]:
+        """Return the accounts whose cost depends on ``unit``."""
+        return {account for term in self._unit_terms[unit] for account in self._term_accounts[term]}
 
-    def _index(self, incidence: csc_matrix) -> None:
-        """For each unit its factors and terms; equal for most units, so they share one tuple."""
-        of_factor: list[list[int]] = [[] for _ in self.counts]
-        for number, (_, factors) in enumerate(self._terms):
+    def _index_units(self, incidence: csc_matrix) -> None:
+        """Store the factors and terms of each unit."""
+        terms_of_factor: list[list[int]] = [[] for _ in self.counts]
+        for term, (_, factors) in enumerate(self._terms):
             for factor in set(factors):
-                of_factor[factor].append(number)
-        kinds, first = alike(incidence)
-        uses = [entries(incidence, unit) for unit in first]
-        touched = [
-            tuple(sorted({number for factor, _ in each for number in of_factor[factor]})) for each in uses
+                terms_of_factor[factor].append(term)
+        # Units with equal columns share one tuple. That is faster, too: it stays in the processor's cache.
+        self.kinds, distinct = number_columns(incidence)
+        terms = [
+            tuple(sorted({term for factor, _ in column for term in terms_of_factor[factor]}))
+            for column in distinct
         ]
-        self._uses: list[Uses] = [uses[kind] for kind in kinds]
-        self._touched: list[tuple[int, ...]] = [touched[kind] for kind in kinds]
+        self._unit_factors = [distinct[kind] for kind in self.kinds]
+        self._unit_terms = [terms[kind] for kind in self.kinds]
 
-    def _value(self, number: int) -> int:
+    def _term_value(self, number: int) -> int:
         term, factors = self._terms[number]
         return term.cost([self.counts[factor] for factor in factors])
 
     def _shift(self, unit: int, sign: int) -> None:
-        for factor, number in self._uses[unit]:
+        for factor, number in self._unit_factors[unit]:
             self.counts[factor] += sign * number
-        for number in self._touched[unit]:
-            value = self._value(number)
-            change = value - self._values[number]
-            self._values[number] = value
+        for term in self._unit_terms[unit]:
+            value = self._term_value(term)
+            change = value - self._values[term]
+            self._values[term] = value
             self.total += change
-            for account in self._booked[number]:
+            for account in self._term_accounts[term]:
                 self.accounts[account] += change
 
 
-def merge(
-    terms: Sequence[Term], factors: Sequence[Numbers], booked: Sequence[Numbers]
+def merge_terms(
+    terms: Sequence[Term], factors: Sequence[Numbers], accounts: Sequence[Numbers]
 ) -> list[tuple[Term, Numbers, Numbers]]:
-    """Products of the same factors that are booked to the same accounts, as one; functions stay as they are."""
-    products: dict[tuple[Numbers, Numbers], int] = {}
-    others = []
-    for term, each, accounts in zip(terms, factors, booked, strict=True):
-        if term.function is not None:
-            others.append((term, each, accounts))
-        else:
-            products[each, accounts] = products.get((each, accounts), 0) + term.scale
-    return [(Term("", scale, ()), *key) for key, scale in products.items()] + others
+    """Add up terms that are products of the same factors and belong to the same accounts.
 
+    Terms with a function are left unchanged.
 
-def alike(*tables: csc_matrix) -> tuple[list[int], list[int]]:
-    """A number for each column, equal for columns that are equal in every table, and the first column of each number.
-
-    Each row gets a random number of 64 bits; columns are compared by the weighted sums of their values.
+    Returns:
+        For each resulting term: the term, its factors and its accounts.
     """
-    random = np.random.default_rng(0)
-    sums = np.zeros(tables[0].shape[1], np.uint64)
-    for table in tables:
-        weights = random.integers(0, 2**64, size=table.shape[0], dtype=np.uint64)
-        sums += table.T.astype(np.uint64) @ weights
-    _, first, kinds = np.unique(sums, return_index=True, return_inverse=True)
-    return kinds.tolist(), first.tolist()
+    scales: dict[tuple[Numbers, Numbers], int] = {}
+    others = []
+    for term, term_factors, term_accounts in zip(terms, factors, accounts, strict=True):
+        if term.function is not None:
+            others.append((term, term_factors, term_accounts))
+        else:
+            key = term_factors, term_accounts
+            scales[key] = scales.get(key, 0) + term.scale
+    return [(Term("", scale, ()), *key) for key, scale in scales.items()] + others
 
 
-def entries(matrix: csc_matrix, column: int) -> Uses:
-    """The rows of one column, each with its value."""
-    held = slice(matrix.indptr[column], matrix.indptr[column + 1])
-    rows, values = matrix.indices[held].tolist(), matrix.data[held].astype(int).tolist()
-    return tuple(sorted(zip(rows, values, strict=True)))
+def number_columns(matrix: csc_matrix) -> tuple[list[int], list[Column]]:
+    """Number the columns of a matrix of integers in the order of their first occurrence, equal columns equally.
+
+    Returns:
+        The number of each column, and for each number the non-zero entries (row, value) of its columns, by row.
+
+    Example:
+        >>> number_columns(csc_matrix([[1, 0, 1], [2, 3, 2]]))
+        ([0, 1, 0], [((0, 1), (1, 2)), ((1, 3),)])
+    """
+    matrix.sort_indices()
+    entries = np.stack([matrix.indices, matrix.data], axis=1).astype(np.int64)
+    # Compare columns by the bytes of their entries: a tuple for each of thousands of columns would take longer.
+    content, starts = entries.tobytes(), (entries.strides[0] * matrix.indptr.astype(np.int64)).tolist()
+    numbers, distinct = number_equal(content[start:end] for start, end in pairwise(starts))
+    columns = [np.frombuffer(column, np.int64).reshape(-1, 2).tolist() for column in distinct]
+    return numbers, [tuple((row, value) for row, value in column) for column in columns]
+
+
+def number_equal(items: Iterable[T]) -> tuple[list[int], list[T]]:
+    """Number items in the order of their first occurrence, equal items equally.
+
+    Returns:
+        The number of each item, and the distinct items in the order of their numbers.
+
+    Example:
+        >>> number_equal("abca")
+        ([0, 1, 2, 0], ['a', 'b', 'c'])
+    """
+    numbers: dict[T, int] = {}
+    return [numbers.setdefault(item, len(numbers)) for item in items], list(numbers)
 
 
 def layer_incidence(graph: ChannelGraph) -> csc_matrix:
-    """How many filters of each layer belong to each unit, shape (layers, units)."""
+    """Return how many filters of each layer belong to each unit, shape (layers, units)."""
     sizes = [len(units) for units in graph.layers.values()]
     rows = np.repeat(np.arange(len(sizes)), sizes)
     units = np.concatenate([*graph.layers.values(), np.empty(0, np.int64)])
@@ -148,9 +181,16 @@ def layer_incidence(graph: ChannelGraph) -> csc_matrix:
 
 
 def unit_classes(graph: ChannelGraph) -> list[int]:
-    """A number for each unit, equal for units that take part in the same dimensions equally often.
+    """Return a class number for each unit, equal for units that occur equally often in every dimension.
 
-    Such units are interchangeable for every cost and limit: what one may not do, the others may not either.
+    Such units are interchangeable for every cost and limit: if one of them may not be removed, none of them may.
+    Classes are numbered in the order of their first units.
+
+    Example:
+        >>> terms = [Term("a.weight", 1, (np.array([0, 1, 2]),)), Term("b.weight", 1, (np.array([1, 1, 3]),))]
+        >>> unit_classes(ChannelGraph(4, {}, {"a.weight": np.arange(3)}, {}, {}, {"params": terms}))
+        [0, 1, 0, 2]
     """
-    tables = [layer_incidence(graph), *(csc_matrix(m.incidence) for m in graph.cost_models.values())]
-    return alike(*tables)[0]
+    matrices = [layer_incidence(graph), *(csc_matrix(m.incidence) for m in graph.cost_models.values())]
+    kinds = [number_columns(matrix)[0] for matrix in matrices]
+    return number_equal(zip(*kinds, strict=True))[0]

@@ -1,4 +1,4 @@
-"""What a selection comes to: which units go, and what that does to every resource (level 3)."""
+"""The result of a selection: which units to remove, and how that changes every resource."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Stop = Literal["budget", "amount", "limits"]
 
 @dataclass(frozen=True)
 class ResourceChange:
-    """What a plan does to one resource.
+    """Change of one resource by a plan.
 
     Attributes:
         before: cost before the cut.
-        after: exact cost after it.
-        dense: cost of the network that was never cut.
-        target: the budget, or None where there is none for this resource.
+        after: exact cost after the cut.
+        dense: cost of the dense network, before any cut.
+        target: the budget, or None if this resource has none.
     """
 
     before: int
@@ -34,12 +34,12 @@ class ResourceChange:
 
     @property
     def met(self) -> bool:
-        """Whether the budget, if any, is kept after the cut."""
+        """Whether the budget, if there is one, is met after the cut."""
         return self.target is None or self.after <= self.target
 
     @property
     def share(self) -> float:
-        """What remains of the dense network's cost."""
+        """Cost after the cut as a share of the dense network's cost."""
         return self.after / max(self.dense, 1)
 
     def __str__(self) -> str:
@@ -50,12 +50,12 @@ class ResourceChange:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units to remove, and what that does. Iterating gives the units.
+    """The units to remove, and how that changes every resource. Iterating over a plan gives the units.
 
     Attributes:
-        remove: units in the order in which they were taken, shape (number,).
-        costs: resource -> its cost before and after, exact.
-        stopped: what ended the selection: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
+        remove: units in the order in which they were selected, shape (number,).
+        costs: resource -> its exact cost before and after.
+        stopped: why the selection ended: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
             or the ``"limits"`` leave nothing else to remove.
         closed: layer or block -> why it loses no more filters.
     """
@@ -68,7 +68,7 @@ class Plan:
     @property
     def reached(self) -> bool:
         """Whether every budget is met after this cut."""
-        return all(spent.met for spent in self.costs.values())
+        return all(change.met for change in self.costs.values())
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.remove.tolist())
@@ -77,12 +77,12 @@ class Plan:
         return len(self.remove)
 
     def __str__(self) -> str:
-        costs = " · ".join(f"{resource} {spent}" for resource, spent in self.costs.items())
+        costs = " · ".join(f"{resource} {change}" for resource, change in self.costs.items())
         return f"{len(self)} units · {costs} · {self.ending}"
 
     @property
     def ending(self) -> str:
-        """What ended the selection, in words."""
+        """The reason why the selection ended, as text."""
         if self.reached:
             return "budget met"
         if self.stopped == "amount":

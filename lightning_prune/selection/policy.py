@@ -121,7 +121,8 @@ class PruningPolicy:
             return self.budget
         targets = resolve(self.budget, dense.costs, "budget")
         return {
-            r: 1 - self.removed_share * max(0, 1 - target / (dense.costs[r] or 1)) for r, target in targets.items()
+            r: 1 - self.removed_share * max(0, 1 - target / (dense.costs[r] or 1))
+            for r, target in targets.items()
         }
 
     def _on_the_way(self, plan: Plan, dense: DenseSizes) -> Plan:

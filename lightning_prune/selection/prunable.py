@@ -1,4 +1,4 @@
-"""NEW."""
+"""Which units may be removed at all."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.layer_patterns import excluded_layers
 
 
-def candidates(graph: ChannelGraph, exclude: Sequence[str] = ()) -> NDArray[np.int64]:
-    """The units that may go: prunable, and no filter of an excluded layer.
+def removable_units(graph: ChannelGraph, exclude: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Return the units that may be removed: prunable, and no filter of an excluded layer. Shape (number,), sorted.
 
     Raises:
-        ValueError: nothing is left, or a pattern in ``exclude`` matches no layer.
+        ValueError: no unit is left, or a pattern in ``exclude`` matches no layer.
     """
     if not len(graph.prunable):
-        raise ValueError(f"nothing to prune: {_why_pinned(graph)}")
-    stay = [graph.layers[name] for name in sorted(excluded_layers(graph, exclude))]
-    units = graph.prunable[~np.isin(graph.prunable, np.concatenate([*stay, np.empty(0, np.int64)]))]
+        raise ValueError(f"nothing to prune: {_why_nothing_is_prunable(graph)}")
+    excluded = [graph.layers[name] for name in sorted(excluded_layers(graph, exclude))]
+    units = graph.prunable[~np.isin(graph.prunable, np.concatenate([*excluded, np.empty(0, np.int64)]))]
     if not len(units):
         raise ValueError(f"nothing to prune: exclude={list(exclude)} covers every layer; exclude fewer")
     return units
 
 
-def _why_pinned(graph: ChannelGraph) -> str:
+def _why_nothing_is_prunable(graph: ChannelGraph) -> str:
     if not graph.layers:
         return "the traced forward uses no convolution or linear layer"
-    return f"every filter must stay ({_reasons(graph)})"
+    return f"every filter must stay ({pin_reasons(graph)})"
 
 
-def _reasons(graph: ChannelGraph) -> str:
+def pin_reasons(graph: ChannelGraph) -> str:
+    """Return up to three of the reasons why units are pinned, as text."""
     return "; ".join(list(dict.fromkeys(graph.pinned.values()))[:3])

@@ -1,4 +1,4 @@
-"""Which units go: the least important first, until every budget is met, within limits (level 3)."""
+"""Select units: the least important first, until every budget is met, within the limits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_prune.criteria.base import check_importance
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.selection.budget import NO_LIMITS_GIVEN, check_budget, resolve
+from lightning_prune.selection.budget import DEFAULT_LIMITS, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan, ResourceChange, Stop
-from lightning_prune.selection.prunable import candidates
+from lightning_prune.selection.prunable import removable_units
 from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.utils.formatting import si
 
@@ -27,37 +27,38 @@ def select(
     budget: Mapping[str, float],
     *,
     amount: Mapping[str, float] | None = None,
-    limits: Limits = NO_LIMITS_GIVEN,
+    limits: Limits = DEFAULT_LIMITS,
     exclude: Sequence[str] = (),
     channel_multiple: int = 1,
     dense: DenseSizes | None = None,
 ) -> Plan:
     """Choose the units to remove: globally lowest importance first, until **all** budgets are met.
 
-    Deterministic: ties go by unit number. The last unit that meets the budget is the last one taken; units
-    that limits forbid are passed over. At least one channel stays in every dimension of every parameter.
+    Deterministic: units of equal importance are ordered by number. The selection ends with the unit by which the
+    budget is met; units that a limit forbids are skipped. At least one channel stays in every dimension of every
+    parameter.
 
     Args:
         graph: the units and their costs.
-        importance: one score per unit, lowest goes first; infinite never goes. Shape (num_units,).
+        importance: one score per unit; the lowest is removed first, infinite is never removed. Shape (num_units,).
         budget: resource -> what may remain, a share of the dense model in (0, 1] or an amount above 1.
-        amount: resource -> how much of it goes in this step, likewise: the step ends with the unit by which
-            one of these amounts is gone. ``None``: all the way.
-        limits: how much of a layer or block may go.
-        exclude: names or globs of layers (or what holds them) whose filters stay.
-        channel_multiple: a layer that loses filters keeps a multiple of this many: the nearest one that is
-            not below what the ranking asks for.
+        amount: resource -> how much of it to remove in this step, as a share or amount likewise: the step ends with
+            the unit by which one of these amounts is removed. ``None``: continue until the budget is met.
+        limits: how much of a layer or block may be removed.
+        exclude: names or globs of layers (or modules that hold them) that keep their filters.
+        channel_multiple: each layer that loses filters keeps a multiple of this many: the smallest multiple that is
+            not below the number that the ranking alone would keep.
         dense: sizes of the network before any cut; by default those of ``graph``.
 
     Returns:
-        The plan. If candidates run out before the budget is met, it says so.
+        The plan. If no unit is left before the budget is met, the plan says so.
 
     Raises:
-        ValueError: a budget, name, importance or multiple that makes no sense, nothing to prune, or (on a
-            network that was not cut yet) a budget that limits forbid.
+        ValueError: a budget, name, importance or multiple is invalid, there is nothing to prune, or (on a
+            network that was not cut yet) the limits forbid the budget.
 
     Example:
-        >>> from lightning_prune.graph.channel_graph import Term
+        >>> from lightning_prune.graph.costs import Term
         >>> out = np.arange(4)
         >>> terms = [Term("conv.weight", 9, (out,))]
         >>> graph = ChannelGraph(4, {}, {"conv.weight": out}, {"conv.weight": 0}, {}, {"params": terms})
@@ -67,49 +68,60 @@ def select(
     if channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1, got {channel_multiple}")
     scores = check_importance(graph, importance)
-    first_cut = dense is None
+    is_first_cut = dense is None
     dense = dense or DenseSizes.of(graph)
     targets, steps = resolve(budget, dense.costs, "budget"), resolve(amount or {}, dense.costs, "amount")
-    units = candidates(graph, exclude)
-    if first_cut:
+    units = removable_units(graph, exclude)
+    if is_first_cut:
         check_budget(graph, budget, limits=limits, exclude=exclude, channel_multiple=channel_multiple)
-    stock = UnitPool(graph, limits, dense, channel_multiple)
-    taken, stopped = take(stock, ranked(units, scores).tolist(), targets, steps)
-    return Plan(np.array(taken, dtype=np.int64), spent(graph, taken, dense, targets), stopped, stock.closed)
+    pool = UnitPool(graph, limits, dense, channel_multiple)
+    remove, stopped = take_units(pool, rank_units(units, scores).tolist(), targets, steps)
+    changes = resource_changes(graph, remove, dense, targets)
+    return Plan(np.array(remove, dtype=np.int64), changes, stopped, pool.closed)
 
 
-def ranked(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Those of ``units`` that may go, least important first; ties by number.
+def rank_units(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Sort ``units`` by importance, lowest first, ties by number; units of infinite importance are left out.
 
     Example:
-        >>> ranked(np.arange(4), np.array([2.0, 1.0, np.inf, 1.0]))
+        >>> rank_units(np.arange(4), np.array([2.0, 1.0, np.inf, 1.0]))
         array([1, 3, 0])
     """
     units = units[np.isfinite(importance[units])]
     return units[np.lexsort((units, importance[units]))]
 
 
-def take(
-    stock: UnitPool, ranked: Sequence[int], targets: Mapping[str, float], steps: Mapping[str, float]
+def take_units(
+    pool: UnitPool, ranking: Sequence[int], targets: Mapping[str, float], steps: Mapping[str, float]
 ) -> tuple[list[int], Stop]:
-    """Take units from ``stock`` in order; return them and what ended it."""
-    taken: list[int] = []
-    goals = {resource: stock.cost(resource) - most for resource, most in steps.items()}
-    if stock.within(targets):
-        return taken, "budget"
-    for unit in ranked:
-        taken += stock.offer(unit)
-        if stock.within(targets):
-            return taken, "budget"
-        if any(stock.cost(resource) <= goal for resource, goal in goals.items()):
-            return taken, "amount"
-    return taken, "limits"
+    """Take units from ``pool`` in order, until the targets are met or one of the steps is complete.
+
+    Args:
+        pool: the remaining units.
+        ranking: units, least important first.
+        targets: resource -> cost at which to stop, if all are met.
+        steps: resource -> cost to remove, at which to stop if one is removed.
+
+    Returns:
+        The units taken, and why it stopped.
+    """
+    remove: list[int] = []
+    goals = {resource: pool.cost(resource) - step for resource, step in steps.items()}
+    if pool.meets(targets):
+        return remove, "budget"
+    for unit in ranking:
+        remove += pool.offer(unit)
+        if pool.meets(targets):
+            return remove, "budget"
+        if any(pool.cost(resource) <= goal for resource, goal in goals.items()):
+            return remove, "amount"
+    return remove, "limits"
 
 
-def spent(
+def resource_changes(
     graph: ChannelGraph, remove: Sequence[int], dense: DenseSizes, targets: Mapping[str, float]
 ) -> dict[str, ResourceChange]:
-    """What removing units does to every resource."""
+    """Return how removing units changes every resource."""
     return {
         resource: ResourceChange(
             graph.cost(resource), graph.cost(resource, remove), dense.costs[resource], targets.get(resource)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import IncrementalCost, columns, layer_incidence, unit_classes
+from lightning_prune.selection.incremental_cost import (
+    Column,
+    IncrementalCost,
+    layer_incidence,
+    number_columns,
+    number_equal,
+)
 from lightning_prune.selection.limits import Limits, Quantity, active_limits
 
 __all__ = ["UnitPool"]
@@ -47,11 +53,14 @@ class UnitPool:
         # The cost in parameters is in both dictionaries, but must be updated once.
         by_identity = {id(cost): cost for cost in (*self._costs.values(), *self._limited.values())}
         self._all_costs = list(by_identity.values())
-        self._class = unit_classes(graph)
+        filter_kinds, filters = number_columns(layer_incidence(graph))
+        self._class, _ = number_equal(
+            zip(filter_kinds, *(cost.kinds for cost in self._costs.values()), strict=True)
+        )
         self._remaining = Counter(self._class)
         self._layers: dict[int, list[tuple[str, int]]] = {}
         self._bounds: dict[int, list[Bound]] = {}
-        self._describe_classes(graph, limits.strict)
+        self._describe_classes(graph, [filters[kind] for kind in filter_kinds], limits.strict)
         self._closed_classes: set[int] = set()
         self._waiting: dict[int, list[int]] = {}
 
@@ -128,11 +137,10 @@ class UnitPool:
         tree = graph.layer_tree
         return lambda layer: [account_of[name] for name in tree.owners(layer) if name in account_of]
 
-    def _describe_classes(self, graph: ChannelGraph, strict: bool) -> None:
+    def _describe_classes(self, graph: ChannelGraph, filters: Sequence[Column], strict: bool) -> None:
         """Store, for each class, its layers with the number of filters per unit, and the bounds that apply to it."""
         weights, bounds, tree = list(graph.layers), self._all_bounds(), graph.layer_tree
         bounds_of = [[bounds[name] for name in tree.owners(weight) if name in bounds] for weight in weights]
-        filters = columns(layer_incidence(graph))
         for unit, unit_class in enumerate(self._class):
             if unit_class in self._layers:  # a class is described by its first unit
                 continue
@@ -174,11 +182,10 @@ class UnitPool:
 
     def _violations(self, unit_class: int, unit: int) -> dict[str, str]:
         """Return what forbids the state after ``unit`` was removed: layer or block -> reason."""
-        layers = [name for name, _ in self._layers[unit_class]]
         if any(cost.is_emptied(unit) for cost in self._costs.values()):
-            return dict.fromkeys(layers, "at least one filter stays")
+            return self._for_all_layers(unit_class, "at least one filter stays")
         if self._multiple > 1 and not self._remaining[unit_class]:
-            return dict.fromkeys(layers, f"fewer than {self._multiple} filters would stay")
+            return self._for_all_layers(unit_class, f"fewer than {self._multiple} filters would stay")
         violated = [
             self._limits[account]
             for quantity, account, minimum in self._bounds[unit_class]
@@ -187,6 +194,9 @@ class UnitPool:
         for name, limit in violated:
             self.sources.setdefault(limit.source, []).append(name)
         return {name: str(limit) for name, limit in violated}
+
+    def _for_all_layers(self, unit_class: int, reason: str) -> dict[str, str]:
+        return {name: reason for name, _ in self._layers[unit_class]}
 
 
 def minimum_kept(dense: int, limit: float) -> int:

@@ -1,4 +1,4 @@
-"""Latency as a resource: what is measured, predicted and refused. No test looks at how long anything took."""
+"""Latency as a resource: measured, predicted, saved and refused. No test checks how long anything takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_prune.latency.store import Measurements, load
 from tests.support.latency_networks import IMAGE, Mixed, steadily_rising, table
 
 
-def made(graph: ChannelGraph) -> Measurements:
+def build(graph: ChannelGraph) -> Measurements:
     return table().build(graph)
 
 
@@ -44,7 +44,7 @@ def graph(net: nn.Module) -> ChannelGraph:
 
 @pytest.fixture(scope="module")
 def measured(graph: ChannelGraph) -> Measurements:
-    return made(graph)
+    return build(graph)
 
 
 @pytest.fixture
@@ -60,59 +60,59 @@ def test_identical_operators_are_measured_once() -> None:
             nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(layers)), nn.Conv2d(8, 2, 1)
         )
 
-    few, many = made(trace(stack(2), IMAGE)), made(trace(stack(6), IMAGE))
+    few, many = build(trace(stack(2), IMAGE)), build(trace(stack(6), IMAGE))
     assert list(few.entries) == list(many.entries)
     assert few.info["points"] == many.info["points"]
 
 
-def test_a_cut_costs_what_was_predicted(
+def test_the_cost_after_a_cut_equals_the_predicted_cost(
     net: nn.Module, graph: ChannelGraph, measured: Measurements, tmp_path: Path
 ) -> None:
-    """Before and after surgery the same operators are looked up at the same counts."""
+    """Before and after surgery the same operators are looked up at the same channel counts."""
     saved = tmp_path / "rising.json"
     saved.write_text(json.dumps(steadily_rising(measured).to_dict()))
     with_time = graph.with_resources({"latency": table(path=saved)})
-    gone = random_units(graph, np.random.default_rng(2))
+    remove = random_units(graph, np.random.default_rng(5))
     small = copy.deepcopy(net)
-    prune_(small, trace(small, IMAGE), gone)
+    prune_(small, trace(small, IMAGE), remove)
     after = trace(small, IMAGE).with_resources({"latency": table(path=saved)})
-    assert after.cost("latency") == with_time.cost("latency", gone)
+    assert after.cost("latency") == with_time.cost("latency", remove)
     assert after.cost("latency") < with_time.cost("latency")
 
 
-def test_costs_are_those_of_the_table(graph: ChannelGraph, measured: Measurements, tmp_path: Path) -> None:
-    """By hand: every operator at its own counts, corrected."""
+def test_costs_are_sums_over_the_table(graph: ChannelGraph, measured: Measurements, tmp_path: Path) -> None:
+    """Sum the corrected times of all operators at their own channel counts."""
     correction = replace(measured.correction, constant=5000.0, even=2.0, odd=3.0, cold=4.0)
     path = tmp_path / "corrected.json"
     path.write_text(json.dumps(replace(measured, correction=correction).to_dict()))
-    whole = 5000
+    total = 5000
     for operator in operators(graph):
-        factor = 2.0 if all(count % 8 == 0 for count in operator.most) else 3.0
-        entry = load(path).entries[operator.signature]
+        factor = 2.0 if all(count % 8 == 0 for count in operator.dense_counts) else 3.0
+        curve = load(path).entries[operator.signature]
         cold = 4.0 * sum(
-            math.prod(operator.size(s, operator.most) for s in slot.sizes)
+            math.prod(operator.size(s, operator.dense_counts) for s in slot.sizes)
             for slot in operator.slots
-            if slot.held
+            if slot.is_parameter
         )
-        whole += round(factor * entry.time(operator, *operator.most) + cold)
-    assert graph.with_resources({"latency": table(path=path)}).cost("latency") == whole
+        total += round(factor * curve.time(operator, *operator.dense_counts) + cold)
+    assert graph.with_resources({"latency": table(path=path)}).cost("latency") == total
 
 
-def test_a_table_is_refitted_to_the_cut_that_is_wanted(graph: ChannelGraph) -> None:
-    known = table(cuts=1)
+def test_a_table_is_refitted_to_the_intended_cut(graph: ChannelGraph) -> None:
+    latency = table(cuts=1)
     with pytest.raises(ValueError, match="nothing is measured yet"):
-        known.refit(graph, [])
-    before = known.build(graph)
-    correction = known.refit(graph, random_units(graph, np.random.default_rng(4)))
+        latency.refit(graph, [])
+    before = latency.build(graph)
+    correction = latency.refit(graph, random_units(graph, np.random.default_rng(4)))
     assert correction.cuts == 2
-    assert known.measured == replace(before, correction=correction)
+    assert latency.measured == replace(before, correction=correction)
 
 
-def test_whole_networks_are_measured_and_the_traced_one_is_left_alone(net: nn.Module) -> None:
+def test_whole_networks_are_measured_on_copies_of_the_traced_one(net: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    found = table(cuts=3).build(trace(net, IMAGE))
-    assert found.correction.cuts == 3
-    assert found.correction.constant + found.correction.even + found.correction.odd > 0
+    correction = table(cuts=3).build(trace(net, IMAGE)).correction
+    assert correction.cuts == 3
+    assert correction.constant + correction.even + correction.odd > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
@@ -128,27 +128,27 @@ def test_a_table_is_built_once_and_reused(graph: ChannelGraph, tmp_path: Path) -
 def test_a_folder_may_hold_tables_of_an_older_version(
     graph: ChannelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are left where they are: a user need not delete anything when the format changes."""
-    own = table(path=tmp_path).file(graph)
+    """Such files are ignored: a user need not delete anything when the format changes."""
+    current = table(path=tmp_path).file(graph)
     monkeypatch.setattr(latency_table, "VERSION", 1)
-    assert table(path=tmp_path).file(graph) != own
+    assert table(path=tmp_path).file(graph) != current
 
 
 @pytest.mark.parametrize(
-    ("apart", "told"),
+    ("changes", "message"),
     [
         ({"device": "cuda: Another"}, "device 'cuda: Another', here it is 'cpu: "),
         ({"threads": 7}, "threads 7, here it is 1"),
         ({"versions": {"torch": "1.0"}}, "versions {'torch': '1.0'}, here it is "),
     ],
 )
-def test_a_table_of_another_place_is_refused(
-    graph: ChannelGraph, saved: Path, apart: dict[str, Any], told: str
+def test_a_table_measured_under_other_settings_is_refused(
+    graph: ChannelGraph, saved: Path, changes: dict[str, Any], message: str
 ) -> None:
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), **apart}))
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), **changes}))
     with pytest.raises(LatencyError, match="build a table of your own") as error:
         graph.with_resources({"latency": table(path=saved)})
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert graph.with_resources({"latency": table(path=saved, elsewhere=True)}).cost("latency") > 0
 
 
@@ -158,26 +158,26 @@ def test_a_table_of_another_network_is_refused(net: nn.Module, saved: Path) -> N
         "it lacks 3 of 3 operators, aten::convolution": trace(
             nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Conv2d(8, 4, 3)), IMAGE
         ),
-        "16 channels, measured were up to 8": trace(Mixed(16), IMAGE),
+        "16 channels, but at most 8 were measured": trace(Mixed(16), IMAGE),
     }
-    for told, graph in others.items():
-        with pytest.raises(LatencyError, match=told):
+    for message, graph in others.items():
+        with pytest.raises(LatencyError, match=message):
             graph.with_resources({"latency": table(path=saved)})
 
 
 def test_a_grouped_convolution_with_one_channel_left_per_group(net: nn.Module, saved: Path) -> None:
-    """It looks like a depthwise one then, which the table does not know; training must go on."""
+    """It is a depthwise one then, which the table does not contain; training must continue."""
     small = copy.deepcopy(net)
     graph = trace(small, IMAGE)
     units = np.unique(graph.layers["stem.0.weight"])
     prune_(small, graph, units[1:])
-    with pytest.warns(UserWarning, match=r"lacks 1 of 12 operators, .*grouped\.weight'; they"):
+    with pytest.warns(UserWarning, match=r"lacks 1 of 12 operators, .*grouped\.weight'; their"):
         after = trace(small, IMAGE).with_resources({"latency": table(path=saved)})
     assert after.cost("latency") > 0
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "is not JSON"),
         ("[]", "not a latency table"),
@@ -186,22 +186,22 @@ def test_a_grouped_convolution_with_one_channel_left_per_group(net: nn.Module, s
         ("entries", "damaged latency table"),
     ],
 )
-def test_a_damaged_table_is_refused(graph: ChannelGraph, saved: Path, text: str, told: str) -> None:
+def test_a_damaged_table_is_refused(graph: ChannelGraph, saved: Path, text: str, message: str) -> None:
     if text == "entries":
-        plain = json.loads(saved.read_text())
-        next(iter(plain["entries"].values()))["ns"].pop()
-        text = json.dumps(plain)
+        content = json.loads(saved.read_text())
+        next(iter(content["entries"].values()))["ns"].pop()
+        text = json.dumps(content)
     saved.write_text(text)
-    with pytest.raises(LatencyError, match=told):
+    with pytest.raises(LatencyError, match=message):
         graph.with_resources({"latency": table(path=saved)})
 
 
 @pytest.mark.parametrize(
-    "given", [{"execution": "fast"}, {"cuts": -1}, {"threads": 0}, {"cuts": 1, "execution": "compiled"}]
+    "arguments", [{"execution": "fast"}, {"cuts": -1}, {"threads": 0}, {"cuts": 1, "execution": "compiled"}]
 )
-def test_arguments_that_make_no_sense(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(given))):
-        LatencyTable(**given)
+def test_invalid_arguments_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        LatencyTable(**arguments)
 
 
 def test_a_graph_made_by_hand_has_no_operators() -> None:
@@ -209,12 +209,10 @@ def test_a_graph_made_by_hand_has_no_operators() -> None:
         ChannelGraph(0, {}, {}, {}, {}, {}).with_resources({"latency": table()})
 
 
-def test_budgets_sensitivity_and_criteria_in_time(
-    net: nn.Module, graph: ChannelGraph, measured: Measurements
-) -> None:
-    known = table()
-    known.measured = steadily_rising(measured)
-    timed = graph.with_resources({"latency": known})
+def test_budgets_and_criteria_in_latency(net: nn.Module, graph: ChannelGraph, measured: Measurements) -> None:
+    latency = table()
+    latency.measured = steadily_rising(measured)
+    timed = graph.with_resources({"latency": latency})
     plan = select(timed, L2()(timed, net, {}), {"latency": 0.85})
     assert plan.reached
     assert (
@@ -244,12 +242,12 @@ class Trained(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.filterwarnings("ignore:the latency table does not fit quite")
+@pytest.mark.filterwarnings("ignore:the latency table does not fit exactly")
 def test_the_callback_prunes_to_a_latency(measured: Measurements, tmp_path: Path) -> None:
-    known = table()
-    known.measured = steadily_rising(measured)
+    latency = table()
+    latency.measured = steadily_rising(measured)
     pruning = FilterPruningCallback(
-        {"latency": 0.7}, resources={"latency": known}, amount={"latency": 0.2}, start_epoch=0
+        {"latency": 0.7}, resources={"latency": latency}, amount={"latency": 0.2}, start_epoch=0
     )
     data = DataLoader(TensorDataset(torch.rand(4, 3, 12, 12)), 2)
     trainer = L.Trainer(
@@ -261,10 +259,10 @@ def test_the_callback_prunes_to_a_latency(measured: Measurements, tmp_path: Path
 
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    given = ["net=unet_small", "data.size=32"]
+    overrides = ["net=unet_small", "data.size=32"]
     monkeypatch.setattr(
         "sys.argv",
-        ["lightning-prune", "latency", str(tmp_path / "t.json"), *given, "--cuts=0", "--threads=1"],
+        ["lightning-prune", "latency", str(tmp_path / "t.json"), *overrides, "--cuts=0", "--threads=1"],
     )
     main()
     assert "points in" in capsys.readouterr().out

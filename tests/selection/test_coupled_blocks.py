@@ -1,4 +1,4 @@
-"""Blocks: which layers are pruned together in a round."""
+"""Coupled blocks: layers that are pruned together in a round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unet():
     return trace(net, torch.zeros(1, 1, 64, 64))
 
 
-def units(graph, blocks):
+def units_of(graph, blocks):
     return [unit for block in blocks for unit in block.units(graph).tolist()]
 
 
@@ -30,9 +30,9 @@ def test_coupled_layers_are_one_block():
 
 
 @pytest.mark.parametrize("number", [None, 10, 3, 1])
-def test_blocks_share_out_all_that_may_go(unet, number):
+def test_every_prunable_unit_is_in_one_block(unet, number):
     blocks = find_blocks(unet, number)
-    assert sorted(units(unet, blocks)) == unet.prunable.tolist()
+    assert sorted(units_of(unet, blocks)) == unet.prunable.tolist()
     assert number is None or len(blocks) == number
     assert len({block.name for block in blocks}) == len(blocks)
 
@@ -43,7 +43,7 @@ def test_ten_blocks_of_a_unet_are_its_stages(unet):
     assert names == ["encoder", *stages, *(f"decoder.blocks.{n}" for n in range(5))]
 
 
-def test_named_blocks_take_what_their_layers_are_coupled_with(unet):
+def test_named_blocks_include_the_layers_that_theirs_are_coupled_with(unet):
     first, second = find_blocks(unet, ["encoder.layer1", "decoder.*"])
     assert "encoder.conv1.weight" in first.layers
     assert len(second.layers) == 10
@@ -51,11 +51,11 @@ def test_named_blocks_take_what_their_layers_are_coupled_with(unet):
         find_blocks(unet, ["encoder", "encoder.layer1"])
 
 
-def test_excluded_layers_make_no_block(unet):
+def test_excluded_layers_are_in_no_block(unet):
     blocks = find_blocks(unet, exclude=["encoder"])
     assert all(layer.startswith("decoder") for block in blocks for layer in block.layers)
 
 
-def test_no_blocks_at_all(unet):
+def test_a_number_of_blocks_below_one_is_refused(unet):
     with pytest.raises(ValueError, match="at least 1 block"):
         find_blocks(unet, 0)

@@ -1,4 +1,4 @@
-"""Limits of parameters and of channels, by name and by type; what forbids a budget is said by name."""
+"""Limits of parameters and of channels, by name and by type; errors name the limits that forbid a budget."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_prune import FilterPruningCallback, Limits, prune_, select, trace
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.budget import check_budget, reachable
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.layer_patterns import is_kind
-from lightning_prune.selection.limits import limited
+from lightning_prune.selection.layer_patterns import class_distance
+from lightning_prune.selection.limits import active_limits
 from lightning_prune.selection.policy import PruningPolicy
 from tests.selection.test_select import chain, tied
 from tests.support.nets import assert_same, state
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class WideBlock(Block):
-    """Another name for the same."""
+    """The same block as another type."""
 
 
 class Blocks(nn.Module):
@@ -56,11 +56,13 @@ class Blocks(nn.Module):
         return self.head(self.hidden(x).relu())
 
 
-def given_to(limits: Limits) -> dict[str, tuple[float, str]]:
-    return {name: (found.share, found.of) for name, found in limited(trace(Blocks(), IMAGE), limits).items()}
+def limits_by_name(limits: Limits) -> dict[str, tuple[float, str]]:
+    return {
+        name: (limit.share, limit.of) for name, limit in active_limits(trace(Blocks(), IMAGE), limits).items()
+    }
 
 
-def test_names_go_before_types_long_names_before_short_ones_and_near_types_before_far():
+def test_names_precede_types_long_names_precede_short_ones_and_near_types_precede_far_ones():
     limits = Limits(
         layers=0.5,
         overrides={
@@ -74,7 +76,7 @@ def test_names_go_before_types_long_names_before_short_ones_and_near_types_befor
             "WideBlock": {"share": 0.7},
         },
     )
-    assert given_to(limits) == {
+    assert limits_by_name(limits) == {
         "stem.0": (0.6, "params"),
         "first": (0.8, "params"),
         "first.conv1": (0.3, "params"),
@@ -87,27 +89,27 @@ def test_names_go_before_types_long_names_before_short_ones_and_near_types_befor
     }
 
 
-def test_a_type_goes_by_every_name_that_one_may_write():
+def test_a_type_matches_every_name_under_which_it_can_be_imported():
     for name in ("Conv2d", "torch.nn.Conv2d", "torch.nn.modules.conv.Conv2d", "_ConvNd", nn.Conv2d):
-        assert is_kind(nn.Conv2d, name) is not None
+        assert class_distance(nn.Conv2d, name) is not None
     for name in ("Conv", "nn.Conv2d", "torch.Conv2d", "object", nn.Conv1d):
-        assert is_kind(nn.Conv2d, name) is None
+        assert class_distance(nn.Conv2d, name) is None
 
 
 @pytest.mark.parametrize("name", ["stem", "stem.0", "stem.0.weight", "s*m"])
-def test_a_layer_also_goes_by_its_weight_and_by_what_holds_nothing_else(name):
-    """Such names were taken for known, and had no effect."""
+def test_a_layer_matches_the_names_of_its_weight_and_of_containers_with_only_this_layer(name):
+    """Such names once passed the check of patterns, but had no effect."""
     limits = Limits(layers=1.0, overrides={name: 0.0})
-    assert given_to(limits) == {"stem.0": (0.0, "params")}
+    assert limits_by_name(limits) == {"stem.0": (0.0, "params")}
     graph = trace(Blocks(), IMAGE)
     plan = select(graph, np.ones(graph.num_units), {"macs": 0.6}, limits=limits)
     assert graph.widths(plan)["stem.0.weight"] == 12
 
 
-def filters_by_module(graph: ChannelGraph, gone: Any) -> dict[str, int]:
-    """Filters of each layer and block, counted the slow way."""
+def filters_by_module(graph: ChannelGraph, removed: Any) -> dict[str, int]:
+    """Count the filters of each layer and block, simply and slowly."""
     sizes: dict[str, int] = {}
-    for weight, width in graph.widths(gone).items():
+    for weight, width in graph.widths(removed).items():
         layer = weight.removesuffix(".weight")
         for name in {layer, layer.split(".")[0]}:
             sizes[name] = sizes.get(name, 0) + width
@@ -129,26 +131,26 @@ def test_limits_of_channels_equal_brute_force(widths, tie, layers, blocks, seed)
     scores = np.random.default_rng(seed).random(graph.num_units)
     limits, dense = Limits(layers=layers, blocks=blocks, of="channels"), filters_by_module(graph, [])
     plan = select(graph, scores, {"macs": 0.4}, limits=limits, dense=DenseSizes.of(graph))
-    held: dict[str, set[str]] = {}
+    block_weights: dict[str, set[str]] = {}
     for weight in graph.layers:
-        held.setdefault(weight.split(".")[0], set()).add(weight)
-    gone: list[int] = []
+        block_weights.setdefault(weight.split(".")[0], set()).add(weight)
+    removed: list[int] = []
     for unit in sorted(graph.prunable.tolist(), key=lambda unit: (scores[unit], unit)):
-        if graph.cost("macs", gone) <= 0.4 * graph.cost("macs"):
+        if graph.cost("macs", removed) <= 0.4 * graph.cost("macs"):
             break
-        after, kept = filters_by_module(graph, [*gone, unit]), graph.kept([*gone, unit])
-        own = [weight for weight, units in graph.layers.items() if unit in units]
-        shares = {weight.removesuffix(".weight"): layers for weight in own}
+        after, kept = filters_by_module(graph, [*removed, unit]), graph.kept([*removed, unit])
+        weights = [weight for weight, units in graph.layers.items() if unit in units]
+        shares = {weight.removesuffix(".weight"): layers for weight in weights}
         if blocks is not None:
-            shares |= {b: blocks for b in {w.split(".")[0] for w in own} if len(held[b]) > 1}
+            shares |= {b: blocks for b in {w.split(".")[0] for w in weights} if len(block_weights[b]) > 1}
         over = any(dense[name] - after[name] > share * dense[name] + 1e-6 for name, share in shares.items())
         factors = [f for terms in graph.terms.values() for t in terms for f in t.factors]
         if not over and not any(unit in factor and not kept[factor].any() for factor in factors):
-            gone.append(unit)
-    assert list(plan) == gone
+            removed.append(unit)
+    assert list(plan) == removed
 
 
-def test_limits_of_parameters_and_of_channels_hold_side_by_side():
+def test_limits_of_parameters_and_of_channels_hold_at_the_same_time():
     graph = trace(Blocks(), IMAGE)
     limits = Limits(layers=0.9, blocks=0.6, overrides={"Conv2d": {"share": 0.25, "of": "channels"}})
     dense = DenseSizes.of(graph)
@@ -160,7 +162,7 @@ def test_limits_of_parameters_and_of_channels_hold_side_by_side():
     assert plan.closed["first.conv1"] == "25% of its channels may go"
 
 
-def test_limits_of_channels_mean_the_dense_network_after_a_cut_and_a_resume():
+def test_limits_of_channels_refer_to_the_dense_network_after_a_cut_and_a_resume():
     model = Blocks()
     graph = trace(model, IMAGE)
     scores, limits = np.ones(graph.num_units), Limits(layers=0.5, of="channels")
@@ -171,7 +173,9 @@ def test_limits_of_channels_mean_the_dense_network_after_a_cut_and_a_resume():
     again = trace(model, IMAGE)
     saved = DenseSizes.from_dict(json.loads(json.dumps(dense.to_dict())))
     assert saved == dense
-    old = {key: value for key, value in dense.to_dict().items() if key != "channels"}  # of version 0.1 before
+    old = {
+        key: value for key, value in dense.to_dict().items() if key != "channels"
+    }  # as version 0.1 wrote it
     assert DenseSizes.from_dict(old).completed(again, record.shapes) == dense
     second = select(again, np.ones(again.num_units), {"macs": 0.2}, limits=limits, dense=saved)
     for name, width in again.widths(second).items():
@@ -180,40 +184,40 @@ def test_limits_of_channels_mean_the_dense_network_after_a_cut_and_a_resume():
     assert again.cost("macs", second) == reachable(graph, limits=limits)["macs"]
 
 
-def forbidden(limits: Limits, **more: Any) -> str:
-    """What is said to a budget that cannot be met, on a model that stays as it is."""
+def budget_error(limits: Limits, **arguments: Any) -> str:
+    """Return the error about a budget that cannot be met, and check that the model is not changed."""
     model = Blocks()
     before = state(model)
     with pytest.raises(ValueError, match="cannot be met") as raised:
-        PruningPolicy({"macs": 0.05}, limits=limits, **more).check(trace(model, IMAGE))
+        PruningPolicy({"macs": 0.05}, limits=limits, **arguments).check(trace(model, IMAGE))
     assert_same(state(model), before)
     return str(raised.value)
 
 
-def test_a_forbidden_budget_says_by_which_limits_and_what_is_reachable():
+def test_the_error_about_a_budget_names_the_limits_and_the_reachable_share():
     limits = Limits(layers=0.5, blocks=0.9, overrides={"first.*": 0.1, "Linear": {"share": 0.0}})
-    found, graph = forbidden(limits), trace(Blocks(), IMAGE)
+    message, graph = budget_error(limits), trace(Blocks(), IMAGE)
     least = reachable(graph, limits=limits)["macs"] / graph.cost("macs")
-    assert f"({least:.3f} of the dense model; without limits 0.0" in found
-    assert "limits layers=0.5, which closes " in found
-    assert "limits overrides['first.*']=0.1, which closes first.conv" in found
-    assert "limits overrides['Linear']={'share': 0.0}, which closes hidden" in found
-    assert "2 pinned channels (is the network's output)" in found
-    assert "strict" not in found
-    assert "exclude" not in found
+    assert f"({least:.3f} of the dense model; without limits 0.0" in message
+    assert "limits layers=0.5, which closes " in message
+    assert "limits overrides['first.*']=0.1, which closes first.conv" in message
+    assert "limits overrides['Linear']={'share': 0.0}, which closes hidden" in message
+    assert "2 pinned channels (is the network's output)" in message
+    assert "strict" not in message
+    assert "exclude" not in message
 
 
-def test_a_forbidden_budget_names_exclusions_multiples_and_strictness():
-    found = forbidden(Limits(layers=0.5, strict=True), exclude=["first"], channel_multiple=4)
-    assert "strict=True" in found
-    assert "exclude=['first'], which means first.conv1.weight, first.conv2.weight" in found
-    assert "channel_multiple=4" in found
+def test_the_error_about_a_budget_names_exclusions_multiples_and_strictness():
+    message = budget_error(Limits(layers=0.5, strict=True), exclude=["first"], channel_multiple=4)
+    assert "strict=True" in message
+    assert "exclude=['first'], which means first.conv1.weight, first.conv2.weight" in message
+    assert "channel_multiple=4" in message
 
 
-def test_limits_of_nothing_contradict_any_budget_below_the_whole():
-    found = forbidden(Limits(layers=0.0))
-    assert "1.000 of the dense model" in found
-    assert "limits layers=0.0, which closes stem.0, " in found
+def test_limits_of_zero_forbid_every_budget_below_the_dense_network():
+    message = budget_error(Limits(layers=0.0))
+    assert "1.000 of the dense model" in message
+    assert "limits layers=0.0, which closes stem.0, " in message
     check_budget(trace(Blocks(), IMAGE), {"macs": 1.0}, limits=Limits(layers=0.0))
 
 
@@ -228,22 +232,22 @@ def test_limits_of_nothing_contradict_any_budget_below_the_whole():
         ({"overrides": {"head": {"share": 0.5, "off": "channels"}}}, "may have an 'of', nothing else"),
         ({"overrides": {"head": {"share": 0.5, "of": "macs"}}}, "must be of params or channels, got 'macs'"),
         ({"of": "filters"}, "must be of params or channels, got 'filters'"),
-        ({"of": "channels", "strict": True}, "strict is about parameters"),
+        ({"of": "channels", "strict": True}, "strict=True concerns parameters"),
     ],
 )
-def test_limits_that_make_no_sense(bad, message):
+def test_invalid_limits_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         Limits(**bad)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "meant"),
+    ("pattern", "suggestion"),
     [("fist.conv1", "first.conv1"), ("Conv3d", "Conv2d"), (nn.Conv1d, "Conv2d"), ("norm", "")],
 )
-def test_patterns_that_mean_nothing_are_refused_before_anything_happens(pattern, meant):
+def test_patterns_without_a_match_are_refused_and_the_model_is_not_changed(pattern, suggestion):
     model = Blocks()
     before, graph = state(model), trace(model, IMAGE)
-    with pytest.raises(ValueError, match=rf"matches no layer or block.*did you mean .*{meant}"):
+    with pytest.raises(ValueError, match=rf"matches no layer or block.*did you mean .*{suggestion}"):
         select(graph, np.ones(graph.num_units), {"macs": 0.5}, limits=Limits(overrides={pattern: 0.5}))
     assert_same(state(model), before)
 
@@ -258,7 +262,7 @@ def test_patterns_that_mean_nothing_are_refused_before_anything_happens(pattern,
         ({"channel_multiple": 64}, r"cannot be met.*channel_multiple=64"),
     ],
 )
-def test_rules_that_make_no_sense_change_nothing(bad, message):
+def test_an_invalid_policy_is_refused_and_the_model_is_not_changed(bad, message):
     model = Blocks()
     before = state(model)
     with pytest.raises(ValueError, match=message):
@@ -266,11 +270,11 @@ def test_rules_that_make_no_sense_change_nothing(bad, message):
     assert_same(state(model), before)
 
 
-def test_limits_by_type_come_from_a_configuration():
+def test_limits_by_the_name_of_a_type_work_in_a_callback():
     callback = FilterPruningCallback(
         {"macs": 0.5}, limits=Limits(overrides={"torch.nn.Linear": {"share": 0.5}})
     )
-    callback.rules.check(trace(Blocks(), IMAGE))
+    callback.policy.check(trace(Blocks(), IMAGE))
     with pytest.raises(ValueError, match=r"'torch\.nn\.Conv1d' matches no layer"):
         PruningPolicy({"macs": 0.5}, limits=Limits(overrides={"torch.nn.Conv1d": 0.5})).check(
             trace(Blocks(), IMAGE)

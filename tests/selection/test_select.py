@@ -1,4 +1,4 @@
-"""Selection: exact, in order, within limits; checked against slow and obvious versions of itself."""
+"""Selection: exact, in order, within limits; compared with slow and simple implementations."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from lightning_prune.utils.formatting import si
 
 def chain(widths: list[int], hw: int = 10, per_block: int = 2, pin_last: bool = True) -> ChannelGraph:
     """Convolutions in a row, named ``b<block>.c<i>``, each with a bias and a norm."""
-    layers, macs, params, pinned, start, before = {}, [], [], {}, 0, None
+    layers, macs, params, pinned, start, inputs = {}, [], [], {}, 0, None
     for i, width in enumerate(widths):
         units = np.arange(start, start + width)
         start += width
         name = f"b{i // per_block}.c{i}"
         layers[f"{name}.weight"] = units
-        factors, scale = ((units,), 27) if before is None else ((units, before), 9)
+        factors, scale = ((units,), 27) if inputs is None else ((units, inputs), 9)
         params += [Term(f"{name}.weight", scale, factors), Term(f"{name}.bias", 1, (units,))]
         params += [Term(f"b{i // per_block}.n{i}.weight", 1, (units,))]
         macs += [Term(f"{name}.weight", scale * hw * (i + 1), factors)]
-        before = units
+        inputs = units
     if pin_last:
         pinned = dict.fromkeys(range(start - widths[-1], start), "output of the network")
     return ChannelGraph(start, {}, layers, dict.fromkeys(layers, 0), pinned, {"macs": macs, "params": params})
 
 
 def tied(graph: ChannelGraph, seed: int) -> ChannelGraph:
-    """The same network with a random third of its units made one with others (residuals and the like)."""
+    """Return the same network with a random third of its units merged with others, as residual connections do."""
     rng = np.random.default_rng(seed)
     target = np.arange(graph.num_units)
     for unit in rng.choice(graph.num_units, graph.num_units // 3, replace=False):
@@ -53,7 +53,7 @@ def tied(graph: ChannelGraph, seed: int) -> ChannelGraph:
         {},
         {name: remap(units) for name, units in graph.layers.items()},
         graph.filter_dims,
-        {int(target[unit]): why for unit, why in graph.pinned.items()},
+        {int(target[unit]): reason for unit, reason in graph.pinned.items()},
         {
             r: [Term(t.layer, t.scale, tuple(map(remap, t.factors))) for t in ts]
             for r, ts in graph.terms.items()
@@ -61,9 +61,9 @@ def tied(graph: ChannelGraph, seed: int) -> ChannelGraph:
     )
 
 
-def layer_params(graph: ChannelGraph, gone: list[int]) -> dict[str, int]:
-    """Parameters of each layer and block, counted the slow way."""
-    kept, sizes = graph.kept(gone), {}
+def layer_params(graph: ChannelGraph, removed: list[int]) -> dict[str, int]:
+    """Count the parameters of each layer and block, simply and slowly."""
+    kept, sizes = graph.kept(removed), {}
     for term in graph.terms["params"]:
         size = term.scale * math.prod(int(kept[factor].sum()) for factor in term.factors)
         module = term.layer.rpartition(".")[0]
@@ -73,23 +73,23 @@ def layer_params(graph: ChannelGraph, gone: list[int]) -> dict[str, int]:
 
 
 def brute_force(graph, scores, targets, limits: Limits) -> list[int]:
-    """The rule, word by word: try each unit in order, recompute everything, keep it if nothing forbids it."""
-    dense, gone = layer_params(graph, []), []
+    """Try each unit in order, recompute everything, and remove the unit if no limit forbids it."""
+    dense, removed = layer_params(graph, []), []
     for unit in sorted(graph.prunable.tolist(), key=lambda u: (scores[u], u)):
-        if all(graph.cost(resource, gone) <= target for resource, target in targets.items()):
+        if all(graph.cost(resource, removed) <= target for resource, target in targets.items()):
             break
-        after = layer_params(graph, [*gone, unit])
-        kept = graph.kept([*gone, unit])
+        after = layer_params(graph, [*removed, unit])
+        kept = graph.kept([*removed, unit])
         factors = [f for terms in graph.terms.values() for t in terms for f in t.factors]
         empty = any(unit in factor and not kept[factor].any() for factor in factors)
-        own = {name.rpartition(".")[0] for name, units in graph.layers.items() if unit in units}
-        watched = own | {name.split(".")[0] for name in own}
-        found = {n: limits.of_block(n) if n.count(".") == 0 else limits.of_layer(n) for n in watched}
-        allowed = {n: None if limit is None else limit.share for n, limit in found.items()}
+        layers = {name.rpartition(".")[0] for name, units in graph.layers.items() if unit in units}
+        watched = layers | {name.split(".")[0] for name in layers}
+        limit_of = {n: limits.of_block(n) if n.count(".") == 0 else limits.of_layer(n) for n in watched}
+        allowed = {n: None if limit is None else limit.share for n, limit in limit_of.items()}
         over = any(dense[n] - after[n] > a * dense[n] + 1e-6 for n, a in allowed.items() if a is not None)
         if not empty and not over:
-            gone.append(unit)
-    return gone
+            removed.append(unit)
+    return removed
 
 
 networks = st.builds(
@@ -120,7 +120,7 @@ def test_equals_brute_force(graph, limits, share, seed):
 
 @settings(deadline=None, max_examples=100)
 @given(networks, rules, st.integers(0, 2**16))
-def test_nothing_reaches_below_the_bound(graph, limits, seed):
+def test_no_selection_goes_below_the_reachable_bound(graph, limits, seed):
     scores = np.random.default_rng(seed).random(graph.num_units)
     bound = reachable(graph, limits=limits)
     plan = select(graph, scores, {"macs": 1e-9}, limits=limits, dense=DenseSizes.of(graph))
@@ -144,18 +144,18 @@ def test_strict_limits_hold_for_every_layer(graph, seed):
 
 @settings(deadline=None, max_examples=60)
 @given(networks, st.integers(0, 2**16))
-def test_a_ledger_agrees_with_the_cost_model_after_any_moves(graph, seed):
+def test_the_incremental_cost_equals_the_cost_model_after_any_moves(graph, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(graph.num_units)
     for resource, model in graph.cost_models.items():
-        ledger = IncrementalCost(model)
-        gone: list[int] = []
+        cost = IncrementalCost(model)
+        removed: list[int] = []
         for unit in order.tolist():
-            ledger.remove([unit])
-            gone.append(unit)
+            cost.remove([unit])
+            removed.append(unit)
             if rng.random() < 0.4:
-                ledger.restore([gone.pop()])
-            assert ledger.total == graph.cost(resource, gone)
+                cost.restore([removed.pop()])
+            assert cost.total == graph.cost(resource, removed)
 
 
 @settings(deadline=None, max_examples=80)
@@ -165,7 +165,7 @@ def test_a_ledger_agrees_with_the_cost_model_after_any_moves(graph, seed):
     st.sampled_from([0.3, 0.6, 0.9]),
     st.integers(0, 2**16),
 )
-def test_cut_layers_keep_multiples_no_less_than_ranked(widths, multiple, share, seed):
+def test_layers_that_are_cut_keep_multiples_not_below_the_ranking(widths, multiple, share, seed):
     graph = chain(widths)
     scores = np.random.default_rng(seed).random(graph.num_units)
     dense, free = DenseSizes.of(graph), Limits(layers=1.0)
@@ -173,11 +173,11 @@ def test_cut_layers_keep_multiples_no_less_than_ranked(widths, multiple, share, 
     threshold = scores[rounded.remove].max() if len(rounded) else -1.0
     for name, kept in graph.widths(rounded).items():
         units = graph.layers[name]
-        asked = (
+        ranked = (
             len(units) - int((scores[units] <= threshold).sum()) if name != list(graph.layers)[-1] else kept
         )
         assert kept == len(units) or kept % multiple == 0
-        assert kept == len(units) or asked <= kept < max(asked, 1) + multiple
+        assert kept == len(units) or ranked <= kept < max(ranked, 1) + multiple
 
 
 def test_twenty_channels_at_thirty_percent_become_sixteen_not_eight():
@@ -200,7 +200,7 @@ def test_ties_are_broken_by_unit_number():
     assert list(plan) == [0, 1, 2]
 
 
-def test_infinite_importance_never_goes():
+def test_units_of_infinite_importance_are_never_removed():
     scores = np.where(np.arange(10) == 1, np.inf, 0.0)
     plan = select(
         chain([6, 4]), scores, {"macs": 0.01}, limits=Limits(1.0), dense=DenseSizes.of(chain([6, 4]))
@@ -210,7 +210,7 @@ def test_infinite_importance_never_goes():
     assert plan.stopped == "limits"
 
 
-def test_a_step_ends_with_the_unit_by_which_its_amount_is_gone():
+def test_a_step_ends_with_the_unit_by_which_its_amount_is_removed():
     graph = chain([10, 10, 4])
     scores = np.random.default_rng(1).random(24)
     plan = select(graph, scores, {"macs": 0.3}, amount={"macs": 0.1})
@@ -221,19 +221,19 @@ def test_a_step_ends_with_the_unit_by_which_its_amount_is_gone():
     assert list(absolute) == list(plan)
 
 
-def cut(graph_widths: list[int], graph: ChannelGraph, gone) -> tuple[ChannelGraph, np.ndarray]:
-    """The graph of the network after the cut, and the old number of each of its units."""
-    widths = list(graph.widths(gone).values())
-    return chain(widths), np.flatnonzero(graph.kept(gone))
+def cut(graph: ChannelGraph, removed) -> tuple[ChannelGraph, np.ndarray]:
+    """Return the graph of the network after the cut, and the old number of each of its units."""
+    widths = list(graph.widths(removed).values())
+    return chain(widths), np.flatnonzero(graph.kept(removed))
 
 
-def test_limits_and_budgets_mean_the_dense_network_after_a_cut():
+def test_limits_and_budgets_refer_to_the_dense_network_after_a_cut():
     graph = chain([12, 12, 12, 4])
     dense, scores = DenseSizes.of(graph), np.random.default_rng(2).random(40)
     limits = Limits(layers=0.5)
     whole = select(graph, scores, {"macs": 0.4}, limits=limits, dense=dense)
     first = select(graph, scores, {"macs": 0.4}, limits=limits, amount={"macs": 0.2}, dense=dense)
-    smaller, old = cut([12, 12, 12, 4], graph, first)
+    smaller, old = cut(graph, first)
     second = select(smaller, scores[old], {"macs": 0.4}, limits=limits, dense=dense)
     assert len(second)
     assert sorted([*first, *old[list(second)]]) == sorted(whole)
@@ -249,7 +249,7 @@ def test_dense_sizes_survive_json():
     assert sizes.params["b0"] == 27 * 4 + 4 + 4 + 9 * 16 + 4 + 4
 
 
-def test_a_limit_of_zero_keeps_a_layer_whole_and_others_go_on():
+def test_a_limit_of_zero_keeps_a_layer_whole_while_others_are_cut():
     graph = chain([6, 6, 6, 2])
     limits = Limits(layers=1.0, overrides={"b0.c1": 0.0})
     plan = select(graph, np.arange(20.0), {"macs": 0.3}, limits=limits)
@@ -304,13 +304,13 @@ def test_excluded_layers_keep_their_filters_by_name_glob_or_container():
         ({"limits": Limits(layers=0.1)}, r"cannot be met"),
     ],
 )
-def test_bad_input_is_named_before_anything_happens(bad, message):
+def test_invalid_input_is_refused_with_a_message_that_names_it(bad, message):
     arguments = {"importance": np.arange(18.0), "budget": {"macs": 0.5}, **bad}
     with pytest.raises(ValueError, match=message):
         select(chain([8, 8, 2]), **arguments)
 
 
-def test_a_network_without_anything_to_prune_says_why():
+def test_a_network_without_anything_to_prune_raises_an_error_with_the_reason():
     graph = chain([4])
     with pytest.raises(
         ValueError, match=r"nothing to prune: every filter must stay \(output of the network\)"
@@ -327,7 +327,7 @@ def test_limits_out_of_range(share):
         Limits(overrides={"x": share})
 
 
-def test_a_budget_that_is_met_already_takes_nothing():
+def test_a_budget_that_is_already_met_removes_nothing():
     plan = select(chain([8, 8, 2]), np.arange(18.0), {"macs": 1.0})
     assert len(plan) == 0
     assert plan.reached
@@ -351,7 +351,7 @@ def test_plans_and_bounds_are_readable():
 
 
 def test_twenty_thousand_units_under_all_limits_meet_both_budgets():
-    """How long it takes: ``python -m benchmarks.speed.selection``."""
+    """The time that it takes is measured by ``python -m benchmarks.speed.selection``."""
     graph = chain([200] * 100, per_block=4)
     scores = np.random.default_rng(0).random(graph.num_units)
     limits = Limits(layers=0.8, blocks=0.75, overrides={"b3*": 0.5, "b4.*": 0.9})

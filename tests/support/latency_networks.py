@@ -1,4 +1,4 @@
-"""What tests of latency share: a network with every kind of operator, and times that do not hang on the machine."""
+"""Helpers for tests of latency: a network with every kind of operator, and times that are the same everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE = torch.zeros(1, 3, 12, 12)
 
 
 class Mixed(nn.Module):
-    """Plain, grouped, depthwise and transposed convolutions, group norm, a concatenation, a linear layer."""
+    """A network with plain, grouped, depthwise and transposed convolutions, norms and a concatenation."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -39,19 +39,16 @@ class Mixed(nn.Module):
         return self.head(both.mean((2, 3)))
 
 
-def table(**given: Any) -> LatencyTable:
-    return LatencyTable(**{"threads": 1, "cuts": 0, **given})
+def table(**arguments: Any) -> LatencyTable:
+    """Return a table for one thread, without random cuts."""
+    return LatencyTable(**{"threads": 1, "cuts": 0, **arguments})
 
 
 def steadily_rising(measured: Measurements) -> Measurements:
-    """Times made up of the channel counts: real ones of a tiny network need not fall when channels go."""
-    entries = {
-        kind: replace(
-            entry,
-            lookup=Lookup(
-                entry.lookup.axes, tuple(1000.0 * math.prod(at) for at in product(*entry.lookup.axes))
-            ),
-        )
-        for kind, entry in measured.entries.items()
-    }
+    """Replace times by the product of the channel counts: real times of a tiny network may rise when channels go."""
+    entries = {}
+    for signature, curve in measured.entries.items():
+        axes = curve.lookup.axes
+        values = tuple(1000.0 * math.prod(counts) for counts in product(*axes))
+        entries[signature] = replace(curve, lookup=Lookup(axes, values))
     return replace(measured, entries=entries, correction=Correction())
