@@ -17,7 +17,8 @@ def atomic_write(path: str | Path, suffix: str = ".part") -> Iterator[Path]:
 
     The new content goes to a temporary file with a unique name in the same folder. At the end of the block it is
     flushed to disk and renamed, which the file system does in one step. If the block raises, the temporary file is
-    removed and ``path`` keeps its content. A link at ``path`` is replaced; the file that it points to is not changed.
+    removed and ``path`` keeps its content. A process that is killed leaves its temporary file behind. A link at
+    ``path`` is replaced; the file that it points to is not changed.
 
     Args:
         path: the file to write; folders that are missing are made.

@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of surgery: what lies on disk still loads, and pruning again works."""
+"""Tests of processes that are killed during surgery: the files on disk still load, and pruning again works."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def prune_once(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) ->
 
 
 def start(folder: Path) -> None:
-    """A network that was cut once, and trained before and after."""
+    """Save a network that was cut once, and trained before and after."""
     model, optimizer = build()
     step(model, optimizer)
     record = prune_once(model, optimizer, seed=0)
@@ -87,7 +87,7 @@ def start(folder: Path) -> None:
 POINTS: dict[str, tuple[Any, str, int]] = {
     "half of the tensors are cut": (surgery, "set_data", 8),
     "half of the optimizer's state is cut": (optimizers, "_cut_entry", 8),
-    "one attribute is set": (surgery, "write", 1),
+    "one attribute is set": (surgery, "set_attribute", 1),
     "the smaller network is traced": (proving, "analyse", 1),
     "the record is half written": (records.Path, "write_text", 0),
 }
@@ -96,24 +96,24 @@ NIGHTLY = ("half of the optimizer's state is cut", "one attribute is set")  # se
 
 
 def stopping(function: Callable[..., Any], after: int) -> Callable[..., Any]:
-    """``function`` that says so and waits to be killed, once it has been called ``after`` times."""
+    """Return ``function`` that prints and then waits to be killed, once it was called ``after`` times."""
     calls = 0
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        found = None if after == 0 else function(*args, **kwargs)
+        result = None if after == 0 else function(*args, **kwargs)
         if after == 0:
-            args[0].write_bytes(b'{"version": 1, "kept": {"bo')  # as far as the disk got
+            args[0].write_bytes(b'{"version": 1, "kept": {"bo')  # the part that was written in time
         if (calls := calls + 1) >= after:
             print("here", flush=True)
             time.sleep(600)
-        return found
+        return result
 
     return stop
 
 
-def go_on(folder: Path, point: str | None) -> None:
-    """Load, cut, save: what the process does that is killed, and what is done again."""
+def continue_run(folder: Path, point: str | None) -> None:
+    """Load, cut and save, as the process does that is killed, and as is done again afterwards."""
     model, optimizer, before = load(folder)
     if point is not None:
         owner, name, after = POINTS[point]
@@ -128,7 +128,8 @@ def go_on(folder: Path, point: str | None) -> None:
 
 
 def killed(folder: Path, point: str) -> int:
-    command = f"import test_killed_in_surgery as t; t.go_on(t.Path({str(folder)!r}), {point!r})"
+    call = f"t.continue_run(t.Path({str(folder)!r}), {point!r})"
+    command = f"from tests.integration import test_killed_in_surgery as t; {call}"
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-c", command],
@@ -146,18 +147,18 @@ def killed(folder: Path, point: str) -> int:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What lay on disk before, and what lies there when nothing goes wrong."""
+    """Folders with the files before, and with those written if nothing goes wrong."""
     before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after")
     start(before)
     start(after)
-    go_on(after, None)
+    continue_run(after, None)
     return before, after
 
 
 @pytest.mark.parametrize(
     "point", [pytest.param(p, marks=[pytest.mark.slow] if p in NIGHTLY else []) for p in POINTS]
 )
-def test_what_lies_on_disk_still_loads_and_is_cut_as_if_nothing_had_happened(point, folders, tmp_path):
+def test_files_on_disk_still_load_and_are_cut_as_without_interruption(point, folders, tmp_path):
     before, after = folders
     shutil.copytree(before, tmp_path, dirs_exist_ok=True)
     assert killed(tmp_path, point) == -9
@@ -166,13 +167,18 @@ def test_what_lies_on_disk_still_loads_and_is_cut_as_if_nothing_had_happened(poi
     assert record == its_record
     assert_same(model.state_dict(), expected.state_dict())
     assert_same(optimizer.state_dict()["state"], its_optimizer.state_dict()["state"])
-    go_on(tmp_path, None)
+    continue_run(tmp_path, None)
     model, _, record = load(tmp_path)
     expected, _, its_record = load(after)
     assert record == its_record
     assert record.kept["body.stem.weight"] != load(before)[2].kept["body.stem.weight"]
     assert torch.equal(model.eval()(X), expected.eval()(X))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["record.json", "state.pt"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    half_written = [
+        name for name in names if name.endswith(".part")
+    ]  # a killed process cannot remove its own
+    assert len(half_written) == (point == "the record is half written")
+    assert [name for name in names if name not in half_written] == ["record.json", "state.pt"]
 
 
 def test_the_network_of_these_tests_needs_every_step_that_is_interrupted(folders):

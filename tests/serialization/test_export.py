@@ -1,4 +1,4 @@
-"""Exported networks compute what the pruned ones do, and carry the record."""
+"""Tests of export: the files compute what the pruned networks do, and contain the record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def small() -> tuple[nn.Module, PruningRecord]:
 
 
 def outputs(path: Path, x: Tensor) -> np.ndarray:
-    """By a way of its own, without what exported."""
+    """Outputs of an exported file, computed without lightning_prune."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()(x).detach().numpy()
     session = onnxruntime.InferenceSession(path)
@@ -41,7 +41,9 @@ def outputs(path: Path, x: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_file_computes_the_same_for_any_batch_and_carries_the_record(ending: str, tmp_path: Path) -> None:
+def test_the_file_computes_the_same_for_any_batch_and_contains_the_record(
+    ending: str, tmp_path: Path
+) -> None:
     model, record = small()
     before, path = state(model), tmp_path / "new" / f"net.{ending}"
     assert export(model, X[:1], path, record) < 1e-5
@@ -68,7 +70,7 @@ def test_a_pruned_unet_as_onnx(tmp_path: Path) -> None:
     graph = trace(net, x)
     record = prune_(net, graph, select(graph, IPAD(omega=1.0)(graph, net, {}), budget={"macs": 0.4}))
     assert export(net, x, tmp_path / "net.onnx", record) < 1e-4
-    weights = {held.name: list(held.dims) for held in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    weights = {entry.name: list(entry.dims) for entry in onnx.load(tmp_path / "net.onnx").graph.initializer}
     assert list(net.encoder.conv1.weight.shape) in weights.values()
 
 
@@ -94,7 +96,7 @@ def test_a_fixed_batch(ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_computes_something_else_is_not_written(
+def test_a_file_with_other_outputs_is_not_written(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"net.{ending}"
@@ -112,7 +114,7 @@ def test_what_computes_something_else_is_not_written(
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_not_a_number_is_no_agreement(tmp_path: Path) -> None:
+def test_nan_outputs_are_refused(tmp_path: Path) -> None:
     net = Net(lambda net, x: net.conv(x) * float("nan"), conv=nn.Conv2d(3, 4, 3))
     with pytest.raises(ExportError, match="by nan"):
         export(net, X, tmp_path / "net.pt2")
@@ -168,13 +170,13 @@ def test_the_command_exports_a_run(run: Any, monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [(["nowhere"], "nowhere/config.yaml"), ([".", "net.txt"], "must end in"), ([".", "--no"], "--no")],
 )
-def test_wrong_words_are_told_without_a_traceback(
-    run: Any, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_wrong_arguments_end_with_a_message_without_traceback(
+    run: Any, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(run[0])
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *words)
-    assert told in f"{ended.value} {capsys.readouterr().err}"
+    assert message in f"{ended.value} {capsys.readouterr().err}"

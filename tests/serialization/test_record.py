@@ -1,4 +1,4 @@
-"""Records: plain JSON that redoes a cut elsewhere, composes, and refuses to do damage."""
+"""Tests of pruning records: saving, applying to dense models, composing, and refusing damaged ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut():
     return dense, model, prune_(model, graph, random_units(graph))
 
 
-def test_a_record_says_what_survives_as_plain_numbers(cut):
+def test_a_record_lists_what_survives_as_plain_numbers(cut):
     dense, model, record = cut
     before, after = dict(dense.state_dict()), dict(model.state_dict())
     assert set(record.kept) == {name for name in before if before[name].shape != after[name].shape}
@@ -56,7 +56,7 @@ def test_saving_and_loading_gives_the_same_record(cut, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
 
 
-def test_an_interrupted_save_leaves_the_file_as_it_was(cut, tmp_path, monkeypatch):
+def test_an_interrupted_save_does_not_change_the_file(cut, tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     cut[2].save(path)
     before = path.read_text()
@@ -89,7 +89,7 @@ def test_a_fresh_model_in_another_process_becomes_the_pruned_one(cut, tmp_path):
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), model(X))
 
 
-def test_applied_to_the_dense_weights_it_gives_the_pruned_model_itself(cut):
+def test_a_record_applied_to_the_dense_weights_gives_the_pruned_model(cut):
     dense, model, record = cut
     again = record.apply_(copy.deepcopy(dense))
     assert_same(dict(again.state_dict()), dict(model.state_dict()))
@@ -119,7 +119,7 @@ def test_sizes_in_attributes_are_set_too():
     assert torch.equal(again(x), model(x))
 
 
-def test_parameters_that_are_held_elsewhere_are_found_again_by_name(cut):
+def test_a_record_applies_to_a_model_on_the_meta_device(cut):
     _, model, record = cut
     with torch.device("meta"):
         skeleton = Small()
@@ -131,7 +131,7 @@ def test_parameters_that_are_held_elsewhere_are_found_again_by_name(cut):
     assert torch.equal(skeleton.eval()(X), model(X))
 
 
-# -- one after the other ---------------------------------------------------------------------------------------
+# -- several cuts ---------------------------------------------------------------------------------------
 
 
 def test_two_rounds_composed_are_the_model_after_both(cut):
@@ -194,7 +194,7 @@ def test_any_chain_of_records_composes_to_one_record_of_the_dense_model(chain):
     assert PruningRecord.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
 
 
-def test_composing_leaves_both_records_as_they_were(cut):
+def test_composing_does_not_change_either_record(cut):
     first = cut[2]
     second = PruningRecord({"inner.weight": {0: [0]}}, {"inner.weight": [3, 4, 3, 3]}, {"x": 1})
     before = copy.deepcopy((first, second))

@@ -1,4 +1,4 @@
-"""Pruned networks in files: what was saved comes back without a trainer, and what is damaged changes nothing."""
+"""Tests of saving and loading pruned networks, without a trainer; damaged files change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
 
 class Module(L.LightningModule):
-    """A LightningModule around the network of the engine's tests."""
+    """LightningModule around a small network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def fit(module: Module, submodule: str | None = None, resume: Path | None = None
 
 @pytest.fixture(scope="module", params=[None, "net"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Module, Path]:
-    """A pruned module, and its checkpoints: whole, with weights only, and what safetensors makes of it."""
+    """A pruned module, and the folder of its files: whole checkpoint, weights only, and safetensors."""
     folder, module = tmp_path_factory.mktemp("trained"), Module()
     trainer = fit(module, request.param)
     trainer.save_checkpoint(folder / "whole.ckpt")
@@ -75,7 +75,7 @@ FILES = ["whole.ckpt", "weights.ckpt", "new/it.safetensors"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_module_comes_back(trained: tuple[Module, Path], name: str) -> None:
+def test_a_module_is_loaded_from_every_format(trained: tuple[Module, Path], name: str) -> None:
     module, folder = trained
     fresh = Module()
     assert load_pruned(fresh, folder / name) is fresh
@@ -85,7 +85,7 @@ def test_a_module_comes_back(trained: tuple[Module, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_bare_network_comes_back_from_a_record_of_the_submodule(
+def test_the_bare_network_is_loaded_from_a_record_of_the_submodule(
     trained: tuple[Module, Path], name: str
 ) -> None:
     module, folder = trained
@@ -126,13 +126,13 @@ def small() -> tuple[nn.Module, PruningRecord]:
     return model, prune_(model, graph, random_units(graph))
 
 
-def test_a_run_s_file_comes_back_too(tmp_path: Path) -> None:
+def test_a_network_is_loaded_from_the_file_of_a_run(tmp_path: Path) -> None:
     model, record = small()
     save_net(tmp_path / "net.pt", model, record)
     assert torch.equal(load_pruned(Small(), tmp_path / "net.pt").eval()(X), model(X))
 
 
-def test_what_was_never_cut_comes_back_dense(tmp_path: Path) -> None:
+def test_a_network_that_was_never_cut_is_loaded_dense(tmp_path: Path) -> None:
     dense = Small()
     save_pruned(dense, None, tmp_path / "dense.safetensors")
     assert_same(
@@ -153,7 +153,7 @@ def test_shared_and_strided_weights_are_written_and_stay_shared(tmp_path: Path) 
     assert_same(dict(fresh.state_dict()), dict(model.state_dict()))
 
 
-def test_an_interrupted_save_leaves_the_file_as_it_was(
+def test_an_interrupted_save_does_not_change_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "it.safetensors"
@@ -174,7 +174,7 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
 
 
 def written(path: Path, model: nn.Module, pruned: Any) -> Path:
-    """A file with ``pruned`` where the record should be, as hand-made as need be."""
+    """Write a file with ``pruned`` in the place of the record."""
     if path.suffix == ".safetensors":
         save_file(dict(model.state_dict()), path, {"lightning_prune": json.dumps(pruned)})
     else:
@@ -192,7 +192,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-#: what is no damage to a record as such, but does not belong to the weights beside it
+#: Changes after which a record is valid, but does not fit the weights in the same file.
 ODD = {
     "a_float_dimension": lambda plain: plain["kept"]["mix.weight"].update({0.5: [0]}),
     "a_padded_dimension": lambda plain: plain["kept"]["mix.weight"].update({"00": [0]}),
@@ -216,7 +216,7 @@ def test_a_damaged_record_is_refused_before_anything_changes(name: str, ending: 
     [[], "record", 3, {"record": [1]}, {"record": "x"}, {"record": {}, "submodule": 3}, {"submodule": "nat"}],
     ids=str,
 )
-def test_what_is_no_record_at_all_is_refused(pruned: Any, ending: str, tmp_path: Path) -> None:
+def test_anything_but_a_record_is_refused(pruned: Any, ending: str, tmp_path: Path) -> None:
     refused(written(tmp_path / f"it.{ending}", small()[0], pruned))
 
 
@@ -252,7 +252,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert "differ in" in refused(tmp_path / "it.safetensors")
 
 
-def test_a_model_that_was_cut_already_is_told_to_be_dense(tmp_path: Path) -> None:
+def test_a_model_that_was_cut_already_is_refused(tmp_path: Path) -> None:
     model, record = small()
     save_pruned(model, record, tmp_path / "it.safetensors")
     with pytest.raises(RecordError, match="the record was made for"):
@@ -267,7 +267,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         PruningRecord.load(path)
 
 
-def test_there_is_no_such_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     for name in ("it.ckpt", "it.safetensors"):
         with pytest.raises(FileNotFoundError):
             load_pruned(Small(), tmp_path / name)

@@ -1,4 +1,4 @@
-"""After a cut an optimizer steps as if the smaller network had been there all along, state included."""
+"""Tests of cut_state_: after a cut, optimizers step as if the smaller network had been trained from the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.nets import Small, random_units
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])
 
-# Everything in torch whose step is element by element, so that a masked dense network is an exact oracle.
+# All optimizers of torch whose step is elementwise: for them a masked dense network is an exact oracle.
 ELEMENTWISE: dict[str, Callable[..., Optimizer]] = {
     "SGD": partial(optim.SGD, lr=0.05),
     "SGD momentum": partial(optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -101,8 +101,8 @@ def mask_(model: nn.Module, record: PruningRecord) -> None:
     """Set everything that the record removes to zero."""
     for name, parameter in model.named_parameters():
         for dim, kept in record.kept.get(name, {}).items():
-            gone = np.setdiff1d(np.arange(parameter.shape[dim]), kept)
-            parameter.index_fill_(dim, torch.from_numpy(gone), 0)
+            removed = np.setdiff1d(np.arange(parameter.shape[dim]), kept)
+            parameter.index_fill_(dim, torch.from_numpy(removed), 0)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -121,15 +121,15 @@ def test_steps_after_a_cut_equal_those_of_a_masked_dense_network(name):
 
 def hand_sliced(state: dict[str, Tensor], shape: torch.Size, dims: dict[int, list[int]]) -> dict[str, Tensor]:
     """Adafactor's state by NumPy: a factor has size 1 where it is a mean."""
-    found = {}
+    sliced = {}
     for key, value in state.items():
         array = value.numpy()
         for dim, kept in dims.items():
             mean = {"row_var": len(shape) - 1, "col_var": len(shape) - 2}.get(key)
             if key != "step" and dim != mean:
                 array = np.take(array, kept, axis=dim)
-        found[key] = torch.from_numpy(np.array(array))
-    return found
+        sliced[key] = torch.from_numpy(np.array(array))
+    return sliced
 
 
 @pytest.mark.parametrize("name", ADAFACTOR)
@@ -177,7 +177,7 @@ def closure_step(model: nn.Module, optimizer: Optimizer) -> float:
     return optimizer.step(closure).item()
 
 
-def test_lbfgs_starts_afresh_and_says_so():
+def test_lbfgs_is_reset_with_a_warning():
     model = Small().double().eval()
     optimizer = optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     closure_step(model, optimizer)
@@ -219,7 +219,7 @@ class Preconditioned(optim.SGD):
         return super().step(closure)
 
 
-def test_a_preconditioner_is_not_taken_for_a_moment_where_the_weight_is_square():
+def test_a_square_preconditioner_of_a_square_weight_is_not_cut_like_momentum():
     square, oblong = nn.Linear(6, 6, bias=False).double(), nn.Linear(6, 2, bias=False).double()
     net = nn.Sequential(nn.Linear(192, 6).double(), square, oblong)
     weights = [layer.weight for layer in net]
@@ -270,7 +270,7 @@ def test_groups_keep_their_order_and_options_and_foreign_parameters_their_state(
 
 @pytest.mark.filterwarnings("ignore:LBFGS state is reset:UserWarning")
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS"])
-def test_a_rolled_back_cut_leaves_every_optimizer_as_it_was(name, monkeypatch):
+def test_a_rolled_back_cut_does_not_change_any_optimizer(name, monkeypatch):
     model = Small().double()
     optimizer = getattr(optim, name)(model.parameters(), lr=0.01)
     closure_step(model, optimizer)
@@ -286,10 +286,10 @@ def test_a_rolled_back_cut_leaves_every_optimizer_as_it_was(name, monkeypatch):
     monkeypatch.setattr("lightning_prune.surgery.prune.prove", refuse)
     with pytest.raises(SurgeryError, match="rolled back"):
         prune_(model, graph, random_units(graph), [optimizer])
-    held = loss_of(model)  # as in training, where the last loss is still around
+    loss = loss_of(model)  # as in training, where the last loss still exists
     with pytest.raises(SurgeryError, match="rolled back"):
         prune_(model, graph, random_units(graph), [optimizer])
-    assert held.isfinite()
+    assert loss.isfinite()
     after = optimizer.state_dict()["state"]
     assert after.keys() == before["state"].keys()
     assert closure_step(model, optimizer) == closure_step(expected, other)

@@ -45,13 +45,13 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {
         "model": state(model),
         "optimizer": copy.deepcopy(optimizer.state_dict()),
-        "held": {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()},
+        "identities": {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()},
         "python": random.getstate(),
     }
 
 
 def raising_when_smaller(model: nn.Module) -> None:
-    """From now on the model refuses to run with fewer than eight filters in its stem."""
+    """Let the model raise if its stem has fewer than eight filters."""
 
     def check(module: nn.Module, args: Any) -> None:
         if len(module.stem.weight) < 8:
@@ -61,7 +61,7 @@ def raising_when_smaller(model: nn.Module) -> None:
 
 
 def wrong_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule for concatenation that, from now on, takes the parts in the wrong order."""
+    """Replace the rule for concatenation by one with the ids in reverse order."""
     right = RULES[torch.ops.aten.cat.default]
 
     def wrong(call: Any, tracker: Any) -> None:
@@ -72,7 +72,7 @@ def wrong_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cause", ["raises", "wrong_rule", "interrupted"])
-def test_a_cut_that_fails_its_proof_leaves_everything_as_it_was(model, monkeypatch, cause):
+def test_a_cut_that_fails_its_proof_is_rolled_back_completely(model, monkeypatch, cause):
     optimizer = torch.optim.Adam(model.parameters())
     step(model, optimizer)
     step(model, optimizer)
@@ -107,7 +107,7 @@ def test_a_cut_that_fails_its_proof_leaves_everything_as_it_was(model, monkeypat
     assert step(model, optimizer) >= 0
 
 
-def test_attributes_set_by_a_cut_are_put_back_by_its_rollback(monkeypatch):
+def test_rollback_restores_the_attributes_that_a_cut_has_set(monkeypatch):
     net = Net(
         lambda m, x: m.head(m.attention(m.embed(x))),
         embed=nn.Linear(7, 12), attention=Attention(), head=nn.Linear(12, 2), split=(3, 5),
@@ -157,7 +157,7 @@ def test_after_a_rollback_the_same_graph_can_still_be_cut_elsewhere(model, monke
     ],
     ids=["pinned", "all_of_a_layer", "no_such_unit", "negative"],
 )
-def test_what_may_not_go_is_refused_and_nothing_changes(model, graph, choose, message):
+def test_forbidden_cuts_are_refused_and_nothing_changes(model, graph, choose, message):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     step(model, optimizer)
     before = everything(model, optimizer)
@@ -191,7 +191,7 @@ def test_removing_nothing_changes_nothing(model, graph):
     assert_same(state(model), before)
 
 
-def test_the_same_unit_named_twice_goes_once(model, graph):
+def test_a_unit_named_twice_is_removed_once(model, graph):
     unit = int(graph.layers["inner.weight"][1])
     record = prune_(model, graph, [unit, unit])
     assert record.kept["inner.weight"][0] == [0, 2, 3, 4, 5]
@@ -215,7 +215,7 @@ def test_parameter_objects_stay_and_their_gradients_are_none(model, graph):
     assert all(p.is_leaf and p.is_contiguous() for p in parameters.values())
 
 
-def test_what_stays_has_the_values_that_it_had(model, graph):
+def test_surviving_values_do_not_change(model, graph):
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     record = prune_(model, graph, random_units(graph))
     for name, tensor in model.state_dict().items():
@@ -227,7 +227,7 @@ def test_what_stays_has_the_values_that_it_had(model, graph):
     assert record.kept["mix.weight"].keys() == {0, 1}
 
 
-def test_the_printed_model_tells_the_truth(model, graph):
+def test_size_attributes_match_the_tensors(model, graph):
     prune_(model, graph, random_units(graph))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -277,7 +277,7 @@ def test_half_precision_and_integer_buffers_keep_their_types(model):
     assert model.count.tolist() == list(range(8))
 
 
-def test_a_cut_leaves_training_flags_hooks_and_random_state_as_they_were(model, graph):
+def test_a_cut_does_not_change_training_flags_hooks_or_random_state(model, graph):
     calls = []
     model.stem.register_forward_hook(lambda *_: calls.append(1))
     model.train()

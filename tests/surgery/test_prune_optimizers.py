@@ -46,25 +46,25 @@ def graph(model):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_carried_optimizer_goes_on_as_one_whose_state_is_sliced_by_hand(model, name):
+def test_an_optimizer_continues_like_one_whose_state_is_sliced_by_hand(model, name):
     optimizer = OPTIMIZERS[name](model.parameters())
     for _ in range(3):
         step(model, optimizer)
     graph = trace(model, X)
-    dense, held = copy.deepcopy((model, optimizer.state_dict()))
+    dense, saved = copy.deepcopy((model, optimizer.state_dict()))
     record = prune_(model, graph, random_units(graph), [optimizer])
 
     by_hand = record.apply_(dense)
     names = [name for name, _ in by_hand.named_parameters()]
     shapes = [record.shapes.get(n, list(p.shape)) for n, p in by_hand.named_parameters()]
-    for index, entries in held["state"].items():
+    for index, entries in saved["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor) and list(value.shape) == shapes[index] and value.dim():
                 for dim, kept in record.kept.get(names[index], {}).items():
                     value = value.index_select(dim, torch.tensor(kept))
                 entries[key] = value
     other = OPTIMIZERS[name](by_hand.parameters())
-    other.load_state_dict(held)
+    other.load_state_dict(saved)
     for p, entries in optimizer.state.items():
         assert all(v.shape in (p.shape, ()) for v in entries.values() if isinstance(v, Tensor))
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_a_carried_optimizer_goes_on_as_one_whose_state_is_sliced_by_hand(model,
     assert_same(dict(model.state_dict()), dict(by_hand.state_dict()))
 
 
-def test_two_optimizers_and_parameter_groups_are_carried_along(model):
+def test_two_optimizers_and_parameter_groups_are_cut(model):
     convolutions = [p for n, p in model.named_parameters() if "norm" not in n]
     norms = [p for n, p in model.named_parameters() if "norm" in n]
     first = torch.optim.Adam([{"params": convolutions[:4], "lr": 0.1}, {"params": convolutions[4:]}])
@@ -93,7 +93,7 @@ def test_two_optimizers_and_parameter_groups_are_carried_along(model):
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad.any())
 
 
-def test_state_that_cannot_be_cut_starts_afresh_with_a_warning(model, graph):
+def test_state_that_cannot_be_cut_is_reset_with_a_warning(model, graph):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     step(model, optimizer)
     optimizer.state[model.inner.weight]["factored"] = torch.zeros(6)

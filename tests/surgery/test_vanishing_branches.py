@@ -1,4 +1,4 @@
-"""Branches that lose their last channel are gone, and everything else goes on."""
+"""Tests of networks whose branches lose all channels: records, export, training, further cuts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.slimming_runs import QUIET, Small, alive, atoms, beside_net, 
 pytestmark = QUIET
 
 
-def test_branches_that_lose_their_last_channel_vanish_and_come_back_from_the_record() -> None:
+def test_branches_without_channels_vanish_and_the_record_reproduces_it() -> None:
     dead = [(1, 0, 1), (2, 1, 0), (2, 1, 2)]
     net, example = atoms(dead), torch.randn(2, 1, 32, 32)
     dense, everything = copy.deepcopy(net), alive(net)
@@ -41,7 +41,7 @@ def test_branches_that_lose_their_last_channel_vanish_and_come_back_from_the_rec
     assert torch.equal(small(example), net(example))
 
 
-def test_one_branch_stays_whatever_the_scales_say() -> None:
+def test_one_branch_remains_whatever_the_scales_are() -> None:
     net, example = atoms([(1, 1, 0), (1, 1, 1), (1, 1, 2)]), torch.randn(1, 1, 32, 32)
     graph, _, plan = faded(net, example, ["*.depthwise"])
     inside = [f"stages.1.1.branches.{branch}.expand.0.weight" for branch in range(3)]
@@ -56,7 +56,7 @@ def test_one_branch_stays_whatever_the_scales_say() -> None:
 
 
 def without_branches() -> tuple[nn.Module, PruningRecord, Tensor]:
-    """Two of three branches are gone; the network, what was cut, and an input."""
+    """A network that has lost two of three branches, its record, and an input."""
     net, x = beside_net(0, 2).eval(), torch.randn(5, 1, 12, 12)
     graph, _, plan = faded(net, x[:1])
     record = prune_(net, graph, plan)
@@ -65,22 +65,22 @@ def without_branches() -> tuple[nn.Module, PruningRecord, Tensor]:
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_what_is_left_is_exported_and_comes_back_from_the_file_s_record(ending: str, tmp_path: Path) -> None:
+def test_the_remaining_network_is_exported_with_its_record(ending: str, tmp_path: Path) -> None:
     net, record, x = without_branches()
     path = tmp_path / f"net.{ending}"
     assert export(net, x[:1], path, record) < 1e-5
     if ending == "onnx":
         session = onnxruntime.InferenceSession(path)
-        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        (outputs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     else:
-        found = torch.export.load(path).module()(x).detach().numpy()
-    np.testing.assert_allclose(found, net(x).detach(), rtol=1e-4, atol=1e-5)
+        outputs = torch.export.load(path).module()(x).detach().numpy()
+    np.testing.assert_allclose(outputs, net(x).detach(), rtol=1e-4, atol=1e-5)
     fresh = exported_record(path).apply_(beside_net()).eval()
     assert fresh.load_state_dict(net.state_dict(), strict=True)
     assert torch.equal(fresh(x), net(x))
 
 
-def test_what_is_left_is_compiled_in_one_graph_and_trains_so() -> None:
+def test_the_remaining_network_is_compiled_in_one_graph_and_trained() -> None:
     net, _, x = without_branches()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), net(x))
@@ -89,7 +89,7 @@ def test_what_is_left_is_compiled_in_one_graph_and_trains_so() -> None:
     assert with_gradient == {name for name, p in net.named_parameters() if p.numel()}
 
 
-def test_what_is_left_is_copied_pickled_cast_and_cut_again() -> None:
+def test_the_remaining_network_is_copied_pickled_cast_and_cut_again() -> None:
     net, _, x = without_branches()
     for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
         other.load_state_dict(net.state_dict(), strict=True)
@@ -114,7 +114,7 @@ def test_branches_that_would_not_fit_are_refused(options: dict[str, Any], messag
         AtomMobile(**options)
 
 
-def test_elsewhere_a_record_may_not_empty_a_layer() -> None:
+def test_a_record_must_not_empty_a_layer_outside_of_branches() -> None:
     net = atoms([])
     record = PruningRecord({"head.weight": {1: []}}, {"head.weight": list(net.head.weight.shape)})
     with pytest.raises(RecordError, match="not ascending within"):
@@ -122,7 +122,7 @@ def test_elsewhere_a_record_may_not_empty_a_layer() -> None:
 
 
 class Segmenting(Small):
-    """A network of atoms, whose every pixel has the class of its image."""
+    """Segmentation module that gives every pixel the class of its image."""
 
     def __init__(self) -> None:
         super().__init__(optimizer=lambda p: torch.optim.AdamW(p, 1e-3))
@@ -138,9 +138,9 @@ def test_vanished_branches_survive_training_a_checkpoint_and_an_average(tmp_path
     module.example_input_array = torch.zeros(1, 1, 32, 32)
     callback = slimming(rho=0.01, threshold=5e-3, shrink_at=0.01, norms=["*.depthwise"])
     trainer = fit(module, callback, averaging, epochs=2, limit_train_batches=2)
-    gone = {(2, 0, 1), (3, 1, 2)}
-    assert gone.isdisjoint(alive(module.net))
-    assert [cut.epoch for cut in callback.history] == [0]  # and went on
+    removed = {(2, 0, 1), (3, 1, 2)}
+    assert removed.isdisjoint(alive(module.net))
+    assert [cut.epoch for cut in callback.history] == [0]  # training continued
     empty = [p for p in module.net.parameters() if not p.numel()]
     assert len(empty) == 12
     assert not any(p.requires_grad for p in empty)

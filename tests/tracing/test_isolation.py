@@ -21,7 +21,7 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_trace_leaves_the_model_as_it_was(training):
+def test_a_trace_does_not_change_the_model(training):
     net = nn.Sequential(Small(), nn.Dropout(0.5))
     net.train(training)
     net[0].norm.eval()
@@ -35,7 +35,7 @@ def test_a_trace_leaves_the_model_as_it_was(training):
     assert net[0].norm.training is False
 
 
-def test_a_trace_that_must_run_the_model_for_real_leaves_it_as_it_was_too():
+def test_a_trace_that_must_compute_values_does_not_change_the_model():
     net = Net(
         lambda m, x: m.head(m.norm(m.stem(x)).relu() if x.sum() > 0 else m.stem(x)),
         stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), head=nn.Conv2d(8, 2, 1),
@@ -48,7 +48,7 @@ def test_a_trace_that_must_run_the_model_for_real_leaves_it_as_it_was_too():
     assert torch.equal(X, inputs)
 
 
-def test_a_trace_that_fails_leaves_the_model_as_it_was(model):
+def test_a_trace_that_fails_does_not_change_the_model(model):
     model.hidden = nn.Linear(41, 7)
     model.train()
     model.norm.eval()
