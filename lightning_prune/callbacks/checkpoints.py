@@ -123,7 +123,8 @@ class BudgetEarlyStopping(ConditionalEarlyStopping):
             trainer.callback_metrics[self.monitor] = value
         diverged = value is not None and self.check_finite and not bool(torch.isfinite(value))
         ended = all(
-            callback.finished and callback.has_current_score(trainer) for callback in pruning_callbacks(trainer)
+            callback.finished and callback.has_current_score(trainer)
+            for callback in pruning_callbacks(trainer)
         )
         return ended or diverged
 

@@ -104,7 +104,9 @@ class PruningCallback(PruningCallbackBase):
         check_batches(trainer)
         self._resumption.on_train_start(trainer)
         if (state := self._session_state) is not None:
-            session = self._session or self._start_session(trainer, pl_module, example_of_shapes(state["example"]))
+            session = self._session or self._start_session(
+                trainer, pl_module, example_of_shapes(state["example"])
+            )
             session.load_state(state, self.criterion)
             self._session_state = None
         self.method.on_train_start(trainer, pl_module)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 from torch.utils.data import DataLoader
-from typing_extensions import Unpack
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.netadapt import NetAdapt

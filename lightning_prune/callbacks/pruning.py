@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import lightning as L
-from typing_extensions import Unpack
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning, StatisticsMode

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from typing_extensions import Unpack
+from typing import Unpack
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.slimming import Slimming
@@ -109,6 +108,16 @@ class SlimmingCallback(PruningCallback):
             submodule=submodule,
         )
         super().__init__(method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose)
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the present network meets the budget; without a budget, whether shrinking is over."""
+        return super().within_budget if self.policy.budget else self.method.is_closed
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no more penalty and no more shrinking, also after training."""
+        return self.method.is_closed or super().finished
 
     @property
     def changes(self) -> list[float]:

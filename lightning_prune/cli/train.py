@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_prune.callbacks.checkpoints import best_weights
-from lightning_prune.callbacks.pruning import FilterPruningCallback
+from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
@@ -48,7 +48,7 @@ class Components:
     data: L.LightningDataModule
     trainer: L.Trainer
     history: EpochHistory
-    pruning: FilterPruningCallback | None
+    pruning: PruningCallback | None
 
 
 def build(config: DictConfig, prefix: str = "") -> Components:

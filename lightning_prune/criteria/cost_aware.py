@@ -8,14 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from lightning_prune.criteria.base import (
-    NO_STATISTICS,
-    Criterion,
-    Importance,
-    Statistics,
-    Values,
-    as_criterion,
-)
+from lightning_prune.criteria.base import NO_STATISTICS, CriterionLike, Importance, Statistics, Values
 from lightning_prune.criteria.wrappers import Wrapper, blind_to
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import Term
@@ -72,12 +65,12 @@ class CostAware(Wrapper):
         cheapest = min(costs[graph.prunable][costs[graph.prunable] > 0], default=1.0)
         return scores / np.where(costs > 0, costs, cheapest) ** self.gamma
 
-    def without(self, resources: Collection[str]) -> Criterion:
+    def without(self, resources: Collection[str]) -> CriterionLike:
         """Return the same criterion without ``resources``; the inner one alone if no other resource has a weight."""
         inner = blind_to(self.criterion, resources)
         others = {name: weight for name, weight in self.resources.items() if name not in resources}
         return (
-            replace(self, criterion=inner, resources=others) if any(others.values()) else as_criterion(inner)
+            replace(self, criterion=inner, resources=others) if any(others.values()) else inner
         )
 
 

@@ -63,6 +63,7 @@ def propagate(graph: ChannelGraph, model: nn.Module, base: Importance, weight: f
 
     Example:
         >>> import torch
+        >>> from lightning_prune.graph.costs import Term
         >>> model = nn.Linear(2, 1, bias=False)
         >>> with torch.no_grad():
         ...     _ = model.weight.copy_(torch.tensor([[3.0, 1.0]]))

@@ -10,7 +10,6 @@ from torch import nn
 
 from lightning_prune.criteria.base import (
     NO_STATISTICS,
-    Criterion,
     CriterionLike,
     Importance,
     Observer,
@@ -39,9 +38,9 @@ class Wrapper:
         """Return the inner criterion's observer."""
         return as_criterion(self.criterion).observer(graph, model)
 
-    def without(self, resources: Collection[str]) -> Criterion:
+    def without(self, resources: Collection[str]) -> CriterionLike:
         """Return the same criterion, which ignores the cost in ``resources``."""
-        return cast(Criterion, replace(self, criterion=blind_to(self.criterion, resources)))
+        return cast(CriterionLike, replace(self, criterion=blind_to(self.criterion, resources)))
 
     def inner_importance(self, graph: ChannelGraph, model: nn.Module, statistics: Statistics) -> Importance:
         """Return the inner criterion's importance.

@@ -17,7 +17,7 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
-from lightning_prune.utils.distributed import check_agreement, broadcast
+from lightning_prune.utils.distributed import broadcast, check_agreement
 
 __all__ = ["cut_"]
 

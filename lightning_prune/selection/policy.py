@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
-from typing_extensions import Unpack
 
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations

@@ -1,4 +1,4 @@
-"""Only models within the budget compete, scored as they are; what is kept can be loaded."""
+"""Tests that checkpoints and early stopping consider only models within the budget, scored at their present size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 class Scored(Classifier):
-    """Logs the given scores, one per epoch: the largest models are the best ones."""
+    """Logs one of the scores in each epoch; in these tests the largest models have the best scores."""
 
     def __init__(self, scores: list[float]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ SCORES = [9.0, 9.0, 9.0, 1.0, 3.0, 2.0, 3.0, 0.0]
 
 
 @pytest.mark.parametrize("at_epoch_end", [True, False])
-def test_the_best_checkpoint_is_within_the_budget_and_scored_as_it_is(
+def test_the_best_checkpoint_is_within_the_budget_and_was_scored_after_its_last_cut(
     tmp_path: Path, at_epoch_end: bool
 ) -> None:
     keep = BudgetCheckpoint(
@@ -79,16 +79,16 @@ def test_the_best_checkpoint_is_within_the_budget_and_scored_as_it_is(
     assert best_weights(trainer).keys() == module.state_dict().keys()
 
 
-def test_a_function_of_trainer_and_module_decides(tmp_path: Path) -> None:
-    seen: list[int] = []
+def test_a_function_of_trainer_and_module_can_be_monitored(tmp_path: Path) -> None:
+    epochs: list[int] = []
 
     def near_five(trainer: L.Trainer, module: L.LightningModule) -> float:
-        seen.append(trainer.current_epoch)
+        epochs.append(trainer.current_epoch)
         return abs(trainer.current_epoch - 5)
 
     keep = BudgetCheckpoint(near_five, dirpath=tmp_path)
     fit(Scored(SCORES), keep)
-    assert seen == [3, 4, 5, 6, 7]
+    assert epochs == [3, 4, 5, 6, 7]
     assert "epoch=5" in keep.best_model_path
     assert keep.best_model_score == 0
 
@@ -102,22 +102,22 @@ def test_without_pruning_every_model_competes(tmp_path: Path) -> None:
     assert "epoch=0" in keep.best_model_path
 
 
-def test_a_budget_out_of_reach_writes_nothing_and_says_so(tmp_path: Path) -> None:
+def test_a_budget_that_is_not_met_writes_nothing_and_warns(tmp_path: Path) -> None:
     keep, last = (
         BudgetCheckpoint("score", dirpath=tmp_path),
         BestOfLast(tmp_path / "it.safetensors", 3, "score"),
     )
     with pytest.warns(UserWarning, match="wrote nothing") as warned:
         trainer = fit(Scored(SCORES), keep, last, limits=Limits(0.45), epochs=4)
-    said = " ".join(str(warning.message) for warning in warned)
-    assert "BudgetCheckpoint wrote nothing" in said
-    assert "BestOfLast wrote nothing" in said
+    text = " ".join(str(warning.message) for warning in warned)
+    assert "BudgetCheckpoint wrote nothing" in text
+    assert "BestOfLast wrote nothing" in text
     assert best_weights(trainer) is None
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("k", "mode", "best"), [(2, "max", 6), (5, "max", 6), (2, "min", 7), (4, "min", 7)])
-def test_the_most_promising_of_the_last_is_written_at_the_end(
+def test_the_best_of_the_last_models_is_written_at_the_end(
     tmp_path: Path, k: int, mode: str, best: int
 ) -> None:
     weights: dict[int, torch.Tensor] = {}
@@ -135,7 +135,7 @@ def test_the_most_promising_of_the_last_is_written_at_the_end(
     assert torch.equal(best_weights(trainer)["net.0.weight"], weights[best])
 
 
-def test_bad_arguments_of_best_of_last(tmp_path: Path) -> None:
+def test_wrong_arguments_of_best_of_last_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="k must be at least 1"):
         BestOfLast(tmp_path, 0, "score")
     with pytest.raises(ValueError, match="mode must be 'min' or 'max'"):
@@ -152,13 +152,13 @@ def test_early_stopping_waits_for_the_budget() -> None:
     assert (trainer.current_epoch, stop.stopped_epoch, stop.best_score) == (7, 6, 2.0)
 
 
-def test_early_stopping_begins_where_the_limits_end_pruning() -> None:
+def test_early_stopping_begins_when_the_limits_end_pruning() -> None:
     stop = BudgetEarlyStopping(lambda trainer, module: 1.0, patience=2)
     trainer = fit(Scored(SCORES), stop, limits=Limits(0.45))
     assert trainer.current_epoch < 8
     assert stop.monitor == "value"
 
 
-def test_early_stopping_does_not_wait_with_a_loss_that_is_not_finite() -> None:
+def test_early_stopping_stops_at_once_if_the_value_is_not_finite() -> None:
     trainer = fit(Scored([1.0, float("nan"), *[1.0] * 6]), BudgetEarlyStopping("score"))
     assert trainer.current_epoch == 2

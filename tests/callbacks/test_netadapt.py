@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_prune import FilterPruningCallback, load_pruned, trace
 from lightning_prune.callbacks.held_out_data import check_disjoint
+from lightning_prune.callbacks.methods.netadapt import NetAdapt
 from lightning_prune.callbacks.netadapt import NetAdaptCallback
 from lightning_prune.criteria import TaylorWeight
 from lightning_prune.data.base import Augmented
@@ -93,7 +94,7 @@ def test_training_goes_on_with_the_winner_on_a_network_within_the_budget(tmp_pat
 def test_what_is_held_out_is_never_trained_on(tmp_path):
     callback = rounds(tmp_path, held_out=0.25)
     module, _ = fit(callback)
-    held = {int(1e6 * image.sum()) for batch in callback._carved.held_out for image in batch[0]}
+    held = {int(1e6 * image.sum()) for batch in callback.method._source.held_out for image in batch[0]}
     assert len(held) == 16
     assert len(module.seen) == 48
     assert held.isdisjoint(module.seen)
@@ -128,7 +129,7 @@ def test_a_search_that_was_killed_is_taken_up_by_the_resumed_training(tmp_path, 
         if line.startswith("round 2") and len(lines) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(NetAdaptCallback, "_tell", interrupted)
+    monkeypatch.setattr(NetAdapt, "_print", interrupted)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into an exit
         fit(rounds(tmp_path / "b"), keep, enable_checkpointing=True)
     again, _ = fit(rounds(tmp_path / "b"), path=tmp_path / "epoch=0.ckpt")

@@ -135,7 +135,7 @@ def test_several_loaders_of_validation_data(tmp_path):
     assert [each.after for each in callback.rounds_done] == [1.0] * 3
     callback = rounds(tmp_path, held_out="val", metric="val/accuracy")
     run = fitted(Measures(), callback, val=data(number=64, shuffle=False), limit_val_batches=2)
-    assert len(callback._training(run, []).evaluate.batches) == 2
+    assert len(callback.method._training(run, []).evaluate.batches) == 2
     assert 0 < callback.rounds_done[0].after <= 1
 
 
@@ -224,7 +224,7 @@ def test_gradients_of_candidates_are_clipped_as_those_of_the_training(tmp_path, 
 
     class Look(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            training = callback._training(trainer, [batch], 1)
+            training = callback.method._training(trainer, [batch], 1)
             optimizer = training.optimizer(pl_module.net)
             training.loss(pl_module.net, batch).backward()
             training.before_step(pl_module.net, optimizer)

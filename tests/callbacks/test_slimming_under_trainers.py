@@ -302,7 +302,7 @@ def test_a_threshold_above_all_scales_is_refused() -> None:
 
 def test_two_callbacks_that_prune_one_network_are_refused() -> None:
     other = FilterPruningCallback({"macs": 0.7}, submodule="net", verbose=False)
-    with pytest.raises(ValueError, match="here are FilterPruningCallback and SlimmingCallback"):
+    with pytest.raises(ValueError, match="got FilterPruningCallback and SlimmingCallback"):
         fit(Small(), other, slimming())
 
 

@@ -1,4 +1,4 @@
-"""Every option of every group of conf/ composes and instantiates into what its group promises."""
+"""Tests that every option of every group of conf/ composes and instantiates into an object of the right kind."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_prune.callbacks.checkpoints import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
+from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.netadapt import NetAdaptCallback
 from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.callbacks.slimming import SlimmingCallback
@@ -29,14 +30,15 @@ from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.segmentation.losses import loss_of, scheduled
+from lightning_prune.selection.policy import PolicyArguments
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
 
 CONF = Path(__file__).parents[2] / "conf"
-#: criteria whose every argument can be given
-INITIALISED = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
-INITIALISED += ["propagated", "cost_aware", "normalised"]
+#: criteria for which a configuration has all arguments
+FULL_CRITERIA = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
+FULL_CRITERIA += ["propagated", "cost_aware", "normalised"]
 FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
-EYES = [[f"data={name}", "data.root=somewhere"] for name in ("mobius", "sbvpi")]
+EYE_DATA = [[f"data={name}", "data.root=somewhere"] for name in ("mobius", "sbvpi")]
 
 
 def options(group: str) -> list[str]:
@@ -48,15 +50,15 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def made(config: DictConfig, key: str) -> Any:
+def build_part(config: DictConfig, key: str) -> Any:
     return instantiate(config[key], _convert_="all")
 
 
 @pytest.fixture(autouse=True)
 def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Hydra knows inside a run."""
-    inside = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", inside)
+    """Set the output folder that Hydra sets in a run."""
+    hydra = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
 
 
 def test_every_group_is_tested_here() -> None:
@@ -67,6 +69,7 @@ def test_every_group_is_tested_here() -> None:
         "prune/criterion",
         "prune/schedule",
         "prune/final_phase",
+        "prune/policy",
         "prune/resources",
         "checkpoint",
         "stopping",
@@ -76,50 +79,50 @@ def test_every_group_is_tested_here() -> None:
 
 @pytest.mark.parametrize("option", options("net"))
 def test_net(option: str) -> None:
-    net = made(composed(f"net={option}", "task.in_channels=2", "task.num_classes=5"), "net").eval()
+    net = build_part(composed(f"net={option}", "task.in_channels=2", "task.num_classes=5"), "net").eval()
     with torch.no_grad():
         assert net(torch.zeros(1, 2, 64, 64)).shape == (1, 5, 64, 64)
 
 
 @pytest.mark.parametrize("option", options("data"))
 def test_data(option: str) -> None:
-    given = {folder[0].removeprefix("data="): folder for folder in (FOLDER_DATA, *EYES)}
-    config = composed(*given.get(option, [f"data={option}"]))
-    assert isinstance(made(config, "data"), L.LightningDataModule)
+    overrides = {data[0].removeprefix("data="): data for data in (FOLDER_DATA, *EYE_DATA)}
+    config = composed(*overrides.get(option, [f"data={option}"]))
+    assert isinstance(build_part(config, "data"), L.LightningDataModule)
 
 
-def test_what_the_task_says_of_brain_slices_is_true() -> None:
+def test_task_describes_brain_slices() -> None:
     config = composed("data=brain", "data.size=48", "data.slices_per_axis=10")
-    image, mask = made(config, "data").samples("train")[0]
+    image, mask = build_part(config, "data").samples("train")[0]
     assert (config.task.in_channels, config.task.height, config.task.width) == tuple(image.shape)
     assert config.task.num_classes == BrainSlices.num_classes > int(mask.max())
     assert tuple(config.task.class_names) == BrainSlices.class_names
 
 
 def value(loss: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """In epoch 5 of a training of which a loss may change its weights; distances as the data modules make them."""
+    """Return the loss in epoch 5, since its weights may change, with distance maps as data modules make them."""
     distances = torch.stack([signed_distances(mask, logits.shape[1]) for mask in target])
     return loss_of(loss, logits, target, distances=distances, epoch=5)
 
 
-@pytest.mark.parametrize("overrides", EYES)
-def test_what_the_task_says_of_eyes_is_true(overrides: list[str]) -> None:
+@pytest.mark.parametrize("overrides", EYE_DATA)
+def test_task_describes_eye_images(overrides: list[str]) -> None:
     config = composed(*overrides)
-    data = made(config, "data")
+    data = build_part(config, "data")
     assert (config.task.height, config.task.width) == data.size
     assert (config.task.in_channels, config.task.num_classes) == (data.channels, data.num_classes)
     assert list(config.task.class_names) == ["background", "sclera", "iris", "pupil"][: data.num_classes]
 
 
 @pytest.mark.parametrize("option", options("loss"))
-def test_loss_ignores_what_it_is_told_to(option: str) -> None:
-    loss = made(composed(f"loss={option}", "task.ignore_index=255"), "loss")
+def test_loss_ignores_pixels_of_the_ignored_class(option: str) -> None:
+    loss = build_part(composed(f"loss={option}", "task.ignore_index=255"), "loss")
     target = torch.randint(0, 3, (2, 8, 8))
     target[:, :4] = 255
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
-    found = value(loss, logits, target)
-    found.backward()
-    assert found.ndim == 0
+    scalar = value(loss, logits, target)
+    scalar.backward()
+    assert scalar.ndim == 0
     assert logits.grad is not None
     assert logits.grad[:, :, 4:].abs().sum() > 0
     assert logits.grad[:, :, :4].abs().sum() == 0
@@ -127,32 +130,32 @@ def test_loss_ignores_what_it_is_told_to(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("loss"))
 def test_loss_without_ignored_pixels(option: str) -> None:
-    loss = made(composed(f"loss={option}"), "loss")
+    loss = build_part(composed(f"loss={option}"), "loss")
     target = torch.randint(0, 3, (2, 8, 8))
     right = 20.0 * (2 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1) - 1)
-    least = -1.0 if option in ("surface", "ritnet") else 0.0  # being far inside of a boundary is a gain
+    least = -1.0 if option in ("surface", "ritnet") else 0.0  # negative distances lower the loss
     assert least <= value(loss, right, target) < 0.01 < value(loss, -right, target)
 
 
-def test_a_loss_that_needs_distance_maps_has_the_data_make_them() -> None:
-    wanted = {option: composed(f"loss={option}").data.distance_maps for option in options("loss")}
-    assert {option for option, maps in wanted.items() if maps} == {"surface", "ritnet"}
+def test_losses_that_need_distance_maps_configure_the_data_to_make_them() -> None:
+    with_maps = {option: composed(f"loss={option}").data.distance_maps for option in options("loss")}
+    assert {option for option, maps in with_maps.items() if maps} == {"surface", "ritnet"}
 
 
-def test_ritnet_s_loss_fades_over_125_epochs_or_the_whole_of_a_shorter_training() -> None:
+def test_weights_of_the_ritnet_loss_change_over_125_epochs_or_a_shorter_training() -> None:
     for epochs, half in (1000, 62.5), (20, 10):
-        loss = made(composed("loss=ritnet", f"trainer.max_epochs={epochs}"), "loss")
+        loss = build_part(composed("loss=ritnet", f"trainer.max_epochs={epochs}"), "loss")
         assert scheduled(loss, 0) == {"dice": 1.0, "surface": 0.0}
         assert scheduled(loss, half) == {"dice": 0.5, "surface": 0.5}
-    loss = made(composed("loss=ritnet", "loss.weights.dice.epochs=4"), "loss")
+    loss = build_part(composed("loss=ritnet", "loss.weights.dice.epochs=4"), "loss")
     assert scheduled(loss, 1) == {"dice": 0.75, "surface": 0.25}
 
 
 @pytest.mark.parametrize("option", options("optimizer"))
 def test_optimizer(option: str) -> None:
     layer = nn.Linear(2, 1)
-    made(composed(f"optimizer={option}", "optimizer.lr=0.25"), "optimizer")(layer.parameters())
-    optimizer = made(composed(f"optimizer={option}"), "optimizer")(layer.parameters())
+    build_part(composed(f"optimizer={option}", "optimizer.lr=0.25"), "optimizer")(layer.parameters())
+    optimizer = build_part(composed(f"optimizer={option}"), "optimizer")(layer.parameters())
     before = layer.weight.detach().clone()
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
@@ -166,7 +169,7 @@ def test_scheduler(option: str) -> None:
         assert config.scheduler is None
         return
     optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=1.0)
-    assert made(config, "scheduler")(optimizer).optimizer is optimizer
+    assert build_part(config, "scheduler")(optimizer).optimizer is optimizer
 
 
 @pytest.mark.parametrize("option", options("prune"))
@@ -175,27 +178,30 @@ def test_prune(option: str) -> None:
     if option == "none":
         assert config.prune is None
         return
-    callback = made(config, "prune")
-    assert isinstance(callback, FilterPruningCallback)
+    callback = build_part(config, "prune")
+    expected = {"slimming": SlimmingCallback, "netadapt": NetAdaptCallback}.get(option, FilterPruningCallback)
+    assert type(callback) is expected
     if option == "slimming":
-        assert isinstance(callback, SlimmingCallback)
-        assert callback.rules.budget == {"macs": 0.5}
+        assert callback.policy.budget == {"macs": 0.5}
         return
-    assert isinstance(callback, NetAdaptCallback) == (option == "netadapt")
-    named = {"netadapt": "l2", "oneshot": "l2"}.get(option, option)
-    assert type(callback.criterion).__name__.lower() == named
-    assert callback.rules.budget == {"macs": 0.5}
+    criterion = {"netadapt": "l2", "oneshot": "l2"}.get(option, option)
+    assert type(callback.criterion).__name__.lower() == criterion
+    assert callback.policy.budget == {"macs": 0.5}
 
 
-def test_a_resource_of_one_s_own() -> None:
+def test_a_resource_of_the_user() -> None:
     """As in docs/guides/budgets.md."""
-    overrides = (CONF.parent / "docs" / "guides" / "budgets.md").read_text().split("energy=prune.resources.energy\n")[1]
+    overrides = (
+        (CONF.parent / "docs" / "guides" / "budgets.md")
+        .read_text()
+        .split("energy=prune.resources.energy\n")[1]
+    )
     words = overrides.split("```")[0].replace("$energy", "prune.resources.energy").replace("\\\n", "")
     words = words.replace("package.module.energy", "math.dist")
-    callback = made(composed(*words.split()[1:]), "prune")
-    assert isinstance(callback, FilterPruningCallback)
-    assert callback.rules.budget == {"macs": 0.5, "energy": 0.6}
-    assert callback.rules.resources == {"energy": LayerCost(math.dist)}
+    callback = build_part(composed(*words.split()[1:]), "prune")
+    assert type(callback) is FilterPruningCallback
+    assert callback.policy.budget == {"macs": 0.5, "energy": 0.6}
+    assert callback.policy.resources == {"energy": LayerCost(math.dist)}
 
 
 def test_limits_by_type_and_of_channels() -> None:
@@ -203,7 +209,7 @@ def test_limits_by_type_and_of_channels() -> None:
         "+prune.limits.overrides={torch.nn.Linear:{share:0.5,of:channels},Conv2d:0.8}",
         "prune.limits.of=channels",
     ]
-    limits = made(composed(*words), "prune").rules.limits
+    limits = build_part(composed(*words), "prune").policy.limits
     assert limits.of == "channels"
     assert str(limits.of_layer("head", nn.Linear)) == "50% of its channels may go"
     assert str(limits.of_layer("stem", nn.Conv2d)) == "80% of its channels may go"
@@ -212,15 +218,15 @@ def test_limits_by_type_and_of_channels() -> None:
 @pytest.mark.parametrize("option", options("prune/resources"))
 def test_resources(option: str) -> None:
     overrides = f"+prune/resources={option}", "~prune.budget.macs", f"+prune.budget.{option}=0.5"
-    callback = made(composed(*overrides), "prune")
-    assert callback.rules.budget == {option: 0.5}
-    assert isinstance(callback.rules.resources[option], LatencyTable)
+    callback = build_part(composed(*overrides), "prune")
+    assert callback.policy.budget == {option: 0.5}
+    assert isinstance(callback.policy.resources[option], LatencyTable)
 
 
 @pytest.mark.parametrize("option", options("prune/criterion"))
 def test_criterion(option: str) -> None:
-    path = ["prune.criterion.path=lightning_prune.criteria.ipad"] if option == "function" else []
-    criterion = made(composed(f"prune/criterion={option}", "seed=7", *path), "prune").criterion
+    path = ["prune.criterion.path=lightning_prune.criteria.ipad_importance"] if option == "function" else []
+    criterion = build_part(composed(f"prune/criterion={option}", "seed=7", *path), "prune").criterion
     assert callable(criterion)
     omega = {"ipad": 1.0, "ipad_weights": 1.0, "ipad_activations": 0.0, "activation_deviation": 0.0}.get(
         option
@@ -233,18 +239,18 @@ def test_criterion(option: str) -> None:
 @pytest.mark.parametrize("option", options("prune/schedule"))
 def test_schedule(option: str) -> None:
     path = ["prune.schedule.function.path=math.sqrt"] if option == "curve" else []
-    schedule = made(composed(f"prune/schedule={option}", *path), "prune").timing.schedule
+    schedule = build_part(composed(f"prune/schedule={option}", *path), "prune").timing.schedule
     halfway = {"fixed": None, "linear": 0.5, "cubic": 0.875, "one_shot": 1.0, "curve": 0.5**0.5}[option]
     assert (schedule and schedule(4)) == halfway
 
 
 @pytest.mark.parametrize("option", options("prune/final_phase"))
 def test_final_phase(option: str) -> None:
-    final = made(composed(f"prune/final_phase={option}"), "prune").retraining.final_phase
+    final = build_part(composed(f"prune/final_phase={option}"), "prune").retraining.final_phase
     if option == "none":
         assert final is None
         return
-    module = made(composed(), "module")
+    module = build_part(composed(), "module")
     plan = final(module)
     assert plan["optimizer"].param_groups[0]["lr"] == module.configure_optimizers().param_groups[0]["lr"]
     assert plan["lr_scheduler"]["scheduler"].T_max == final.epochs
@@ -252,11 +258,11 @@ def test_final_phase(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("distill"))
 def test_distill(option: str) -> None:
-    wanted = made(composed(f"distill={option}", "task.ignore_index=255"), "distill")
-    each = {"none": [], "all": ["hinton", "attention", "fsp"]}
-    assert wanted.wanted == each.get(option, [option])
-    assert wanted.ignore_index == 255
-    assert made(composed("distill.alpha=0.5"), "distill").wanted == ["hinton"]
+    distillation = build_part(composed(f"distill={option}", "task.ignore_index=255"), "distill")
+    losses = {"none": [], "all": ["hinton", "attention", "fsp"]}
+    assert distillation.wanted == losses.get(option, [option])
+    assert distillation.ignore_index == 255
+    assert build_part(composed("distill.alpha=0.5"), "distill").wanted == ["hinton"]
 
 
 @pytest.mark.parametrize("option", options("trainer"))
@@ -284,12 +290,12 @@ def test_checkpoint(option: str) -> None:
 @pytest.mark.parametrize("option", options("stopping"))
 def test_stopping(option: str) -> None:
     parts = build(composed(f"stopping={option}", "trainer.accelerator=cpu"))
-    found = [type(c) for c in parts.trainer.early_stopping_callbacks]
-    assert found == ([] if option == "none" else [BudgetEarlyStopping])
+    kinds = [type(c) for c in parts.trainer.early_stopping_callbacks]
+    assert kinds == ([] if option == "none" else [BudgetEarlyStopping])
 
 
-def at_hand(experiment: str) -> list[str]:
-    """What one at full size needs here: a folder, no worker processes, and small images."""
+def small_experiment(experiment: str) -> list[str]:
+    """Return overrides that make an experiment run here: a folder of data, no worker processes, small images."""
     full = ["data.root=somewhere", "data.num_workers=0", "task.height=32", "task.width=48"]
     return [
         f"experiment={experiment}",
@@ -300,7 +306,7 @@ def at_hand(experiment: str) -> list[str]:
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_experiment(option: str) -> None:
-    parts = build(composed(*at_hand(option)))
+    parts = build(composed(*small_experiment(option)))
     with torch.no_grad():
         logits = parts.module(parts.module.example_input_array)
     assert logits.shape[1] == parts.module.num_classes
@@ -308,14 +314,17 @@ def test_experiment(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_the_dense_baseline_of_an_experiment(option: str) -> None:
-    parts = build(composed(*at_hand(option), "prune=none"))
+    parts = build(composed(*small_experiment(option), "prune=none"))
     assert parts.pruning is None
-    assert not any(isinstance(c, FilterPruningCallback) for c in parts.trainer.callbacks)  # type: ignore[attr-defined]
+    assert not any(isinstance(c, PruningCallback) for c in parts.trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def arguments(target: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(target).parameters.values()
-    return {p.name: p.default for p in parameters}
+    keywords = dict.fromkeys(PolicyArguments.__annotations__)
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return {**named, **keywords} if is_open else named
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
     [
         (["prune=ipad"], "prune"),
         (["prune=ipad"], "prune.criterion"),
-        *(([f"prune/criterion={option}"], "prune.criterion") for option in INITIALISED),
+        *(([f"prune/criterion={option}"], "prune.criterion") for option in FULL_CRITERIA),
         (["prune=ipad"], "prune.limits"),
         (["+prune/resources=latency"], "prune.resources.latency"),
         (["prune=slimming"], "prune"),
@@ -334,28 +343,28 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune=netadapt"], "prune"),
         (["prune=netadapt"], "prune.workers"),
         (["data=brain"], "data"),
-        *((overrides, "data") for overrides in (FOLDER_DATA, *EYES)),
+        *((overrides, "data") for overrides in (FOLDER_DATA, *EYE_DATA)),
         ([], "module"),
         (["distill=all"], "distill"),
     ],
 )
-def test_keys_are_the_constructor_s_arguments(overrides: list[str], key: str) -> None:
+def test_keys_are_the_arguments_of_the_constructor(overrides: list[str], key: str) -> None:
     node = OmegaConf.select(composed(*overrides), key)
     assert set(node) - {"_target_"} == set(arguments(get_class(node._target_)))
 
 
-def test_the_application_prunes_as_the_bare_callback_does() -> None:
-    composed_, bare = made(composed(), "prune"), FilterPruningCallback({"macs": 0.5})
+def test_the_application_has_the_defaults_of_the_callback() -> None:
+    composed_, bare = build_part(composed(), "prune"), FilterPruningCallback({"macs": 0.5})
     assert composed_.criterion == bare.criterion
-    assert composed_.rules.limits == bare.rules.limits
+    assert composed_.policy.limits == bare.policy.limits
     assert composed_.timing == bare.timing
-    assert composed_.statistics == bare.statistics
+    assert composed_.method.statistics == bare.method.statistics
     assert vars(composed_.retraining) == vars(bare.retraining)
 
 
-def test_numbers_are_the_constructor_s_defaults() -> None:
-    """What is not meant to differ must not drift apart."""
-    data = [(overrides, "data") for overrides in ([], FOLDER_DATA, *EYES)]
+def test_values_are_the_defaults_of_the_constructor() -> None:
+    """Defaults of configuration and constructor must stay equal."""
+    data = [(overrides, "data") for overrides in ([], FOLDER_DATA, *EYE_DATA)]
     for overrides, key in [*data, ([], "prune.limits"), (["prune=slimming"], "prune")]:
         node = OmegaConf.select(composed(*overrides), key)
         for name, default in arguments(get_class(node._target_)).items():

@@ -1,4 +1,4 @@
-"""The protocol of IPAD's paper, composed and run, much smaller still."""
+"""Tests of the experiments with IPAD's protocol: a small version is run, the full one is composed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_prune.cli.train import run
 from tests.support.students import QUIET
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
-TINY = [
+SMALL = [
     "data.size=16",
     "data.slices_per_axis=9",
     "data.batch_size=8",
@@ -23,7 +23,7 @@ TINY = [
     "latency_runs=0",
     "logger=none",
 ]
-SOON = [
+EARLY_CUTS = [
     "prune.start_epoch=1",
     "prune.every_n_epochs=2",
     "prune.amount.macs=0.3",
@@ -38,17 +38,17 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.fixture(autouse=True)
 def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", inside)
+    hydra = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
 
 
 @pytest.mark.parametrize("experiment", ["ipad_ritnet", "ipad_unet"])
-def test_train_cut_retrain_until_26_percent_then_train_on(experiment, tmp_path):
-    config = composed(f"experiment={experiment}", *TINY, *SOON, "trainer.max_epochs=30", "table=false")
+def test_cuts_alternate_with_training_until_26_percent_of_the_macs_remain(experiment, tmp_path):
+    config = composed(f"experiment={experiment}", *SMALL, *EARLY_CUTS, "trainer.max_epochs=30", "table=false")
     summary = run(config, tmp_path)
     assert [cut["epoch"] for cut in summary.cuts] == [1, 3, 5]  # two epochs between cuts
     assert summary.final.macs <= 0.26 * summary.dense.macs
-    assert 6 < summary.epochs < 30  # trained on after the last cut, and stopped early
+    assert 6 < summary.epochs < 30  # trained after the last cut, and stopped early
     weights = [row["loss/weight_surface"] for row in summary.curves]
     assert weights == [pytest.approx(epoch / 30) for epoch in range(summary.epochs)]
     assert list((tmp_path / "checkpoints").glob("best*"))
@@ -56,8 +56,8 @@ def test_train_cut_retrain_until_26_percent_then_train_on(experiment, tmp_path):
 
 
 @pytest.mark.parametrize(("experiment", "step"), [("ipad_ritnet", 1.0e9), ("ipad_unet", 1.0e10)])
-def test_full_size_is_the_paper_s(experiment, step):
-    """Networks, steps, share, retraining, optimizer; the small one takes the same share of its own MACs."""
+def test_full_experiments_have_the_settings_of_the_paper(experiment, step):
+    """Networks, steps, budget, retraining, optimizer. A small one removes the same share of its own MACs per cut."""
     small, full = (
         composed(f"experiment={experiment}"),
         composed(f"experiment={experiment}_full", "data.root=x"),

@@ -1,4 +1,4 @@
-"""The application: what a run and a sweep leave behind, and what bad input is told."""
+"""Tests of the application: the files of runs and sweeps, and the messages for wrong input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN_FILES = {"config.yaml", "summary.json", "record.json", "net.pt", "report.png
 
 
 def write_squares(folder: Path, count: int = 14, size: int = 32) -> Path:
-    """Bright squares on noise, and where they are."""
+    """Write images of bright squares on noise, and their masks."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -47,8 +47,8 @@ def write_squares(folder: Path, count: int = 14, size: int = 32) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for a run of seconds."""
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return overrides for a run of seconds."""
     root = write_squares(tmp_path_factory.mktemp("squares"))
     data = ["data=folder", f"data.root={root}", "task.num_classes=2", "task.in_channels=1"]
     size = ["task.height=32", "task.width=32", "net.encoder_depth=3", "net.decoder_channels=[32,16,8]"]
@@ -62,19 +62,19 @@ def lightning_prune(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sweep(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two good runs and two that fail; the command fails, the table is there."""
+def sweep(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run a sweep with two good runs and two that fail; the command fails, but writes its table."""
     folder = tmp_path_factory.mktemp("sweep")
     varied = ["prune.criterion.omega=0.5,2", "seed=1,2"]
     with pytest.raises(SystemExit) as ended:
-        lightning_prune("-m", *tiny, *varied, f"hydra.sweep.dir={folder}")
+        lightning_prune("-m", *small_run, *varied, f"hydra.sweep.dir={folder}")
     assert ended.value.code == 1
     return folder
 
 
 @pytest.fixture(scope="module")
-def one(sweep: Path) -> Path:
-    """A run that came to its end."""
+def completed(sweep: Path) -> Path:
+    """Return the folder of a completed run."""
     return sweep / "0"
 
 
@@ -85,40 +85,40 @@ def dense_net(run: Path) -> nn.Module:
     return net
 
 
-def test_a_run_leaves_its_files(one: Path) -> None:
-    found = {path.relative_to(one).as_posix() for path in one.rglob("*") if path.is_file()}
-    assert found >= RUN_FILES
-    assert any(name.startswith("tensorboard/events") for name in found)
-    assert "${" not in (one / "config.yaml").read_text()
+def test_a_run_writes_its_files(completed: Path) -> None:
+    names = {path.relative_to(completed).as_posix() for path in completed.rglob("*") if path.is_file()}
+    assert names >= RUN_FILES
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert "${" not in (completed / "config.yaml").read_text()
 
 
-def test_metrics_are_logged_for_every_epoch(one: Path) -> None:
-    with (one / "csv" / "metrics.csv").open() as file:
+def test_metrics_are_logged_for_every_epoch(completed: Path) -> None:
+    with (completed / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     for metric in ("val/miou", "prune/macs"):
         assert [row["epoch"] for row in rows if row[metric]] == ["0", "1"]
     logged = [float(row["prune/macs"]) for row in rows if row["prune/macs"]]
-    assert logged == [row["prune/macs"] for row in Summary.load(one).curves]
+    assert logged == [row["prune/macs"] for row in Summary.load(completed).curves]
 
 
-def test_the_checkpoint_is_the_pruned_network_and_scores_as_reported(one: Path) -> None:
-    summary, net = Summary.load(one), load_pruned(dense_net(one), one / NET).eval()
+def test_the_checkpoint_is_the_pruned_network_and_scores_as_reported(completed: Path) -> None:
+    summary, net = Summary.load(completed), load_pruned(dense_net(completed), completed / NET).eval()
     graph = trace(net, torch.zeros(1, 1, 32, 32))
     assert summary.final is not None
     assert summary.dense is not None
     assert graph.cost("macs") == summary.final.macs < summary.dense.macs
-    data = instantiate(OmegaConf.load(one / "config.yaml").data, _convert_="all")
+    data = instantiate(OmegaConf.load(completed / "config.yaml").data, _convert_="all")
     images, masks = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        guess = net(images).argmax(1)
-    ious = [((guess == c) & (masks == c)).sum() / ((guess == c) | (masks == c)).sum() for c in (0, 1)]
+        classes = net(images).argmax(1)
+    ious = [((classes == c) & (masks == c)).sum() / ((classes == c) | (masks == c)).sum() for c in (0, 1)]
     assert len(images) == len(data.samples("test"))
     assert summary.test["miou"] == pytest.approx(float(sum(ious)) / 2, abs=1e-5)
 
 
-def test_record_widths_and_cuts_tell_the_same_story(one: Path) -> None:
-    summary, record = Summary.load(one), PruningRecord.load(one / "record.json")
-    assert record == PruningRecord.from_dict(torch.load(one / "net.pt", weights_only=True)["record"])
+def test_record_widths_and_cuts_agree(completed: Path) -> None:
+    summary, record = Summary.load(completed), PruningRecord.load(completed / "record.json")
+    assert record == PruningRecord.from_dict(torch.load(completed / "net.pt", weights_only=True)["record"])
     for layer, (before, after) in summary.widths.items():
         dims = record.kept.get(f"{layer}.weight", {})
         assert after == len(dims.get(0, range(before)))
@@ -126,14 +126,14 @@ def test_record_widths_and_cuts_tell_the_same_story(one: Path) -> None:
     assert removed == sum(cut["filters"] for cut in summary.cuts) > 0
 
 
-def test_a_failed_run_says_why_and_stops_no_other(sweep: Path) -> None:
+def test_a_failed_run_reports_its_error_and_the_other_runs_continue(sweep: Path) -> None:
     statuses = {run.name: Summary.load(run).status for run in sweep.iterdir() if run.is_dir()}
     assert statuses == {"0": "completed", "1": "completed", "2": "failed", "3": "failed"}
     assert Summary.load(sweep / "2").error == "prune.criterion: ValueError: omega must lie in [0, 1], got 2"
     assert "Traceback" in (sweep / "2" / "error.txt").read_text()
 
 
-def test_the_table_is_mean_and_spread_over_seeds(sweep: Path) -> None:
+def test_the_table_has_mean_and_spread_over_seeds(sweep: Path) -> None:
     good, bad = json.loads((sweep / "sweep.json").read_text())
     scores = [Summary.load(sweep / run).test["miou"] for run in "01"]
     assert good["settings"] == {"prune.criterion.omega": "0.5"}
@@ -149,13 +149,13 @@ def test_the_table_is_mean_and_spread_over_seeds(sweep: Path) -> None:
 
 
 def test_a_table_from_several_folders(
-    sweep: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sweep: Path, small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dense = [key for key in tiny if not key.startswith("prune.")]
+    dense = [key for key in small_run if not key.startswith("prune.")]
     lightning_prune(*dense, "prune=none", "seed=1", f"hydra.run.dir={tmp_path / 'dense'}")
-    shown = capsys.readouterr().out
-    assert "epoch 2/2" in shown
-    assert "| MACs " in shown
+    output = capsys.readouterr().out
+    assert "epoch 2/2" in output
+    assert "| MACs " in output
     sweep_main([str(sweep / "0"), str(sweep / "1"), str(tmp_path / "dense"), "--out", str(tmp_path)])
     pruned, baseline = json.loads((tmp_path / "sweep.json").read_text())
     assert pruned["settings"] == {"prune.criterion.omega": "0.5", "prune.start_epoch": "0", "prune": "ipad"}
@@ -164,25 +164,29 @@ def test_a_table_from_several_folders(
     assert not PruningRecord.load(tmp_path / "dense" / "record.json")
 
 
-def test_a_run_goes_on_from_its_last_checkpoint_and_ends_with_the_same_weights(
-    tiny: list[str], tmp_path: Path
+def test_a_run_resumed_from_its_last_checkpoint_ends_with_the_same_weights(
+    small_run: list[str], tmp_path: Path
 ) -> None:
     more = ["prune.every_n_epochs=2", "scheduler=plateau", "checkpoint=last", "trainer.max_epochs=4"]
     whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
-    lightning_prune(*tiny, *more, f"hydra.run.dir={whole}")
-    lightning_prune(*tiny, *more, "trainer.max_epochs=2", f"hydra.run.dir={half}")
+    lightning_prune(*small_run, *more, f"hydra.run.dir={whole}")
+    lightning_prune(*small_run, *more, "trainer.max_epochs=2", f"hydra.run.dir={half}")
     lightning_prune(
-        *tiny, *more, f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}", "seed=7", f"hydra.run.dir={rest}"
+        *small_run,
+        *more,
+        f"ckpt_path={half / 'checkpoints' / 'last.ckpt'}",
+        "seed=7",
+        f"hydra.run.dir={rest}",
     )
-    expected, found = (torch.load(run / "net.pt", weights_only=True) for run in (whole, rest))
-    assert found["record"] == expected["record"]
+    expected, resumed = (torch.load(run / "net.pt", weights_only=True) for run in (whole, rest))
+    assert resumed["record"] == expected["record"]
     assert len(Summary.load(rest).cuts) == 2
-    assert all(torch.equal(found["state_dict"][name], w) for name, w in expected["state_dict"].items())
+    assert all(torch.equal(resumed["state_dict"][name], w) for name, w in expected["state_dict"].items())
 
 
-def test_a_run_with_checkpoint_best_tests_and_writes_the_best(tiny: list[str], tmp_path: Path) -> None:
+def test_a_run_with_checkpoint_best_tests_and_writes_the_best(small_run: list[str], tmp_path: Path) -> None:
     lightning_prune(
-        *tiny,
+        *small_run,
         "checkpoint=best",
         "callbacks.best.monitor=val/loss",
         "prune.amount={macs:1}",
@@ -190,18 +194,18 @@ def test_a_run_with_checkpoint_best_tests_and_writes_the_best(tiny: list[str], t
         f"hydra.run.dir={tmp_path}",
     )
     (best,) = (tmp_path / "checkpoints").glob("best-epoch=*.ckpt")
-    inside = torch.load(best, weights_only=True)["state_dict"]
+    checkpoint = torch.load(best, weights_only=True)["state_dict"]
     written = torch.load(tmp_path / "net.pt", weights_only=True)["state_dict"]
-    assert all(torch.equal(inside[f"net.{name}"], w) for name, w in written.items())
+    assert all(torch.equal(checkpoint[f"net.{name}"], w) for name, w in written.items())
 
 
 @pytest.mark.filterwarnings("ignore:the teacher is worse than its student")  # after two epochs of two batches
 def test_the_teacher_is_trained_once_and_reused(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
         more = ["distill=all", f"teachers={tmp_path / 'teachers'}", f"hydra.run.dir={tmp_path / name}"]
-        lightning_prune(*tiny, *more)
+        lightning_prune(*small_run, *more)
         summary = Summary.load(tmp_path / name)
         assert {"distill/hinton", "distill/attention", "distill/fsp"} <= set(summary.curves[-1])
         assert summary.cuts
@@ -213,14 +217,14 @@ def test_the_teacher_is_trained_once_and_reused(
     assert json.loads((tmp_path / "one" / "record.json").read_text())["kept"]
 
 
-def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep_main([str(tmp_path)])
     assert "holds no run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("traner=cpu", "Could not override 'traner'"),
         ("prune.criterion.omegga=1", "Key 'omegga' is not in struct"),
@@ -229,19 +233,19 @@ def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_a_misspelt_override_is_named_without_a_traceback(
-    override: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    override: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as ended:
         lightning_prune(override)
     text = capsys.readouterr().err
     assert ended.value.code == 1
-    assert told in text
+    assert message in text
     assert "Traceback" not in text
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["data=folder", "data.root=nowhere", "task.num_classes=2"], "there is no folder nowhere/images"),
         (["data=folder", "task.num_classes=2"], "Missing mandatory value: data.root"),
@@ -250,17 +254,17 @@ def test_a_misspelt_override_is_named_without_a_traceback(
     ],
 )
 def test_a_wrong_value_is_named_without_a_traceback(
-    overrides: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    with pytest.raises(SystemExit, match=told) as ended:
+    with pytest.raises(SystemExit, match=message) as ended:
         lightning_prune(*overrides, "trainer=fast_dev", f"hydra.run.dir={tmp_path}")
     assert str(tmp_path / "error.txt") in str(ended.value)
     assert ended.value.__suppress_context__
     assert Summary.load(tmp_path).status == "failed"
 
 
-def test_the_command_in_a_sweep_s_table_can_be_typed_again(sweep: Path) -> None:
+def test_the_command_in_the_table_of_a_sweep_can_be_repeated(sweep: Path) -> None:
     words = shlex.split((sweep / "sweep.md").read_text().splitlines()[0].strip("`"))
     assert words[:2] == ["lightning-prune", "-m"]
     assert "net.decoder_channels=[32,16,8]" in words
@@ -270,8 +274,8 @@ def test_the_demo_compares_dense_and_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    small = ["data.size=32", "data.slices_per_axis=8", "data.gap=0", "net.encoder_depth=3"]
-    demo_module.main([*small, "net.decoder_channels=[32,16,8]", "trainer.max_epochs=2"])
+    small = ["net=ritnet", "net.width=4", "data.size=32", "data.slices_per_axis=8", "data.gap=0"]
+    demo_module.main([*small, "trainer.max_epochs=2", "logger=none"])
     (folder,) = (tmp_path / "outputs" / "demo").iterdir()
     dense, pruned = Summary.load(folder / "dense"), Summary.load(folder / "pruned")
     assert dense.final is not None
@@ -281,16 +285,14 @@ def test_the_demo_compares_dense_and_pruned(
     text = capfd.readouterr().out
     assert " dense │ epoch 2/2" in text
     assert "pruned │ epoch 2/2" in text
-    assert f"| {dense.test['miou']:.4f} | {pruned.test['miou']:.4f} |" in text.replace("  ", " ").replace(
-        "  ", " "
-    )
+    assert f"| {dense.test['miou']:.4f} | {pruned.test['miou']:.4f} |" in " ".join(text.split())
     assert (folder / "report.png").is_file()
 
 
 def test_a_failing_demo_stops_both_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrong = [sys.executable, "-c", "raise SystemExit(3)"]
-    endless = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr(demo_module, "command", lambda kind, *_: wrong if kind == "pruned" else endless)
+    waiting = [sys.executable, "-c", "import time; time.sleep(600)"]  # until it is stopped
+    monkeypatch.setattr(demo_module, "command", lambda kind, *_: wrong if kind == "pruned" else waiting)
     with pytest.raises(SystemExit, match="the pruned run failed"):
         demo_module.main()

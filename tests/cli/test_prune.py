@@ -1,4 +1,4 @@
-"""The network of a finished run, pruned by a command; and one shot without Lightning."""
+"""Tests of ``lightning-prune netadapt`` and ``oneshot``, and of one-shot pruning without Lightning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
 @pytest.mark.parametrize("method", ["netadapt", "oneshot"])
-def test_the_configuration_of_a_run_with_another_way_to_prune(tmp_path, method):
+def test_configuration_of_a_run_gets_another_pruning_method(tmp_path, method):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         OmegaConf.save(compose("config", ["prune=none", "logger=none", "seed=4"]), tmp_path / "config.yaml")
     config = pruned_config(tmp_path, tmp_path / "out", method, 3, ["prune.budget.macs=0.3"])
@@ -54,11 +54,11 @@ def net_of(folder: Path) -> torch.nn.Module:
 @pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize("method", ["netadapt", "oneshot"])
 def test_a_command_prunes_the_network_of_a_run(dense_run, tmp_path, capsys, method, epochs):
-    few = ["prune.rounds.rounds=2", "prune.rounds.blocks=2"] if method == "netadapt" else []
-    main(method, [str(dense_run), str(tmp_path), "--epochs", str(epochs), "prune.budget.macs=0.6", *few])
-    said = capsys.readouterr().out
-    assert "test mIoU" in said
-    assert "of the MACs" in said
+    small = ["prune.rounds.rounds=2", "prune.rounds.blocks=2"] if method == "netadapt" else []
+    main(method, [str(dense_run), str(tmp_path), "--epochs", str(epochs), "prune.budget.macs=0.6", *small])
+    output = capsys.readouterr().out
+    assert "test mIoU" in output
+    assert "of the MACs" in output
     summary = Summary.load(tmp_path)
     assert (summary.status, summary.epochs, len(summary.cuts)) == ("completed", epochs + 1, 1)
     assert summary.final.macs <= 0.6 * summary.dense.macs
@@ -66,16 +66,16 @@ def test_a_command_prunes_the_network_of_a_run(dense_run, tmp_path, capsys, meth
     net_of(tmp_path)
 
 
-def test_no_training_means_that_the_filters_which_stay_keep_their_weights(dense_run, tmp_path):
+def test_without_training_the_kept_filters_keep_their_weights(dense_run, tmp_path):
     prune_run(dense_run, tmp_path, "oneshot", 0, ["prune.budget.macs=0.6"])
     dense, cut = net_of(dense_run), net_of(tmp_path)
-    again = PruningRecord.load(tmp_path / "record.json").apply_(dense).state_dict()
+    expected = PruningRecord.load(tmp_path / "record.json").apply_(dense).state_dict()
     for name, tensor in cut.state_dict().items():
-        if "running" not in name and "tracked" not in name:  # these are estimated anew
-            assert torch.equal(again[name], tensor), name
+        if "running" not in name and "tracked" not in name:  # those are estimated anew
+            assert torch.equal(expected[name], tensor), name
 
 
-def test_an_unknown_run_is_told(tmp_path):
+def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"lightning-prune oneshot: .*config\.yaml"):
         main("oneshot", [str(tmp_path / "nothing"), str(tmp_path / "out")])
 
@@ -85,29 +85,29 @@ def test_one_shot_by_any_criterion(criterion):
     net = build()
     record = one_shot(net, EXAMPLE, RULES, criterion, TRAINING.batches, loss)
     assert trace(net, EXAMPLE).cost("macs") <= 0.5 * trace(build(), EXAMPLE).cost("macs")
-    again = record.apply_(build())
-    again.load_state_dict(net.state_dict())
+    rebuilt = record.apply_(build())
+    rebuilt.load_state_dict(net.state_dict())
 
 
-def test_one_shot_without_what_its_criterion_needs():
+def test_one_shot_by_gradients_needs_a_loss():
     net = build()
     with pytest.raises(ValueError, match="pass loss="):
         one_shot(net, EXAMPLE, RULES, TaylorWeight(), TRAINING.batches)
     assert net[0].out_channels == 8
 
 
-def test_the_run_that_is_pruned_stays_as_it_is_and_logs_go_into_the_new_one(dense_run, tmp_path):
+def test_logs_and_checkpoints_are_written_to_the_new_folder(dense_run, tmp_path):
     config = OmegaConf.load(dense_run / "config.yaml")
     config.logger = {
         "csv": {"save_dir": "/moved/dense"},
         "tensorboard": {"save_dir": "/moved/dense", "name": "a"},
     }
     config.callbacks = {"best": {"dirpath": f"{dense_run}/checkpoints"}, "early": {"monitor": "val/loss"}}
-    run_ = tmp_path / "dense"
-    run_.mkdir()
-    OmegaConf.save(config, run_ / "config.yaml")
-    pruned = pruned_config(run_, tmp_path / "out", "oneshot", 0)
-    assert {str(each.save_dir) for each in pruned.logger.values()} == {str(tmp_path / "out")}
+    folder = tmp_path / "dense"
+    folder.mkdir()
+    OmegaConf.save(config, folder / "config.yaml")
+    pruned = pruned_config(folder, tmp_path / "out", "oneshot", 0)
+    assert {str(logger.save_dir) for logger in pruned.logger.values()} == {str(tmp_path / "out")}
     assert pruned.logger.tensorboard.name == "a"
     assert pruned.callbacks.best.dirpath == str(tmp_path / "out" / "checkpoints")
     assert pruned.callbacks.early.monitor == "val/loss"
@@ -115,14 +115,14 @@ def test_the_run_that_is_pruned_stays_as_it_is_and_logs_go_into_the_new_one(dens
 
 @pytest.mark.parametrize("override", ["trainer.max_epochs=9", "prune=ipad", "data.size=64"])
 def test_overrides_that_would_be_ignored_are_refused(dense_run, tmp_path, override):
-    with pytest.raises(SystemExit, match=r"is none of prune\.KEY=VALUE and prune/GROUP=OPTION"):
+    with pytest.raises(SystemExit, match=r"is neither prune\.KEY=VALUE nor prune/GROUP=OPTION"):
         main("netadapt", [str(dense_run), str(tmp_path), override])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_not_pruned_twice_nor_into_itself(dense_run, tmp_path):
     before = (dense_run / "net.pt").read_bytes()
-    with pytest.raises(SystemExit, match="is the run itself: give another folder"):
+    with pytest.raises(SystemExit, match="is the folder of the run itself: give another folder"):
         main("oneshot", [str(dense_run), str(dense_run / ".." / dense_run.name)])
     prune_run(dense_run, tmp_path / "once", "oneshot", 0, ["prune.budget.macs=0.6"])
     with pytest.raises(SystemExit, match="is pruned already: give the run of the dense network"):
@@ -131,10 +131,10 @@ def test_a_run_is_not_pruned_twice_nor_into_itself(dense_run, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["netadapt", "oneshot"])
-def test_help_says_what_the_command_does(method, capsys):
+def test_help_describes_the_command(method, capsys):
     with pytest.raises(SystemExit):
         main(method, ["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Prune the trained network of a run" in said
-    assert "prune.budget.macs=0.3" in said
-    assert f"conf/prune/{method}.yaml" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Prune the trained network of a run" in output
+    assert "prune.budget.macs=0.3" in output
+    assert f"conf/prune/{method}.yaml" in output

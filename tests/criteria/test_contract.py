@@ -31,7 +31,6 @@ from lightning_prune.criteria import (
     marginal_costs,
     propagate,
 )
-from lightning_prune.criteria.collector import Collector
 from tests.support.nets import Net, Small
 
 tp = pytest.importorskip("torch_pruning")
@@ -71,9 +70,9 @@ def backward(net: nn.Module, x: Tensor) -> None:
 
 
 def gathered(criterion: Any, graph: Any, net: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
-    gradients = criterion.gather(graph, net)
+    gradients = criterion.observer(graph, net)
     backward(net, x)
-    gradients.update()
+    gradients.on_step(net.parameters())
     return gradients.compute()
 
 
@@ -138,13 +137,13 @@ def test_a_gate_s_gradient_equals_that_of_a_real_gate(net, graph, x):
     """Gates put in by hand after the norms, and on the outputs of layers without one; two steps."""
     criterion = TaylorGate(reduction="sum")
     gradients, expected = (
-        criterion.gather(graph, net),
+        criterion.observer(graph, net),
         dict.fromkeys(["norm", "mix_norm", "inner", "hidden"], 0),
     )
     for batch in (x, x.flip(0) + 0.5):
         net.zero_grad()
         backward(net, batch)
-        gradients.update()
+        gradients.on_step(net.parameters())
         gates = {}
         for name in expected:
             shape = (1, -1, 1, 1) if name != "hidden" else (1, -1)
@@ -170,14 +169,14 @@ def test_norm_scale_is_gamma_and_units_without_one_stay(net, graph):
     np.testing.assert_allclose(found[graph.layers["stem.weight"]], net.norm.weight.detach().abs())
     assert np.isinf(found[graph.layers["inner.weight"]]).all()
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
-    with pytest.raises(ValueError, match="no filter of this network meets one"):
+    with pytest.raises(ValueError, match="no filter of this network passes through one"):
         NormScale()(trace(plain, torch.zeros(1, 3, 4, 4)), plain)
 
 
 def test_activation_mean_is_that_of_all_batches(net, graph, x):
     criterion, batches, seen = ActivationMean(), [x, x[:1] * 3], []
     net.inner.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
-    with Collector(graph, net, criterion.statistic) as collector:
+    with criterion.observer(graph, net) as collector:
         for batch in batches:
             net(batch)
     found = criterion(graph, net, collector.compute())[graph.layers["inner.weight"]]
@@ -398,7 +397,7 @@ class TestInTraining:
     def test_missing_gradients_say_what_to_do_and_change_nothing(self, criterion):
         module = Regression(frozen=True)
         before = copy.deepcopy(module.net.state_dict())
-        with pytest.raises(ValueError, match="unfreeze what is to be pruned"):
+        with pytest.raises(ValueError, match="unfreeze the layers to prune"):
             fit(criterion, module)
         for name, tensor in module.net.state_dict().items():
             assert tensor.shape == before[name].shape
@@ -406,12 +405,12 @@ class TestInTraining:
 
 def test_gradients_go_on_from_a_checkpoint_and_skip_what_is_not_finite(net, graph, x):
     criterion = TaylorWeight()
-    first, second = criterion.gather(graph, net), criterion.gather(graph, net)
+    first, second = criterion.observer(graph, net), criterion.observer(graph, net)
     backward(net, x)
-    first.update()
+    first.on_step(net.parameters())
     second.load(copy.deepcopy(first.state()))
     net.inner.weight.grad.fill_(float("inf"))
-    second.update([net.inner.weight])
+    second.on_step([net.inner.weight])
     name = "inner.weight:0"
     np.testing.assert_array_equal(second.compute()[name], first.compute()[name])
     with pytest.raises(ValueError, match="gradients of"):

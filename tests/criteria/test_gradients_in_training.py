@@ -78,11 +78,11 @@ def test_clipping_comes_after(name: str) -> None:
 def test_gradients_that_overflow_do_not_count() -> None:
     """What a scaler leaves when its scale was too large is infinite, and the step is left out."""
     net = Normless().net
-    gradients = LOOKING["weight"].gather(trace(net, torch.zeros(1, 1, 12, 12)), net)
+    gradients = LOOKING["weight"].observer(trace(net, torch.zeros(1, 1, 12, 12)), net)
     expected = {}
     for scale in (1.0, float("inf"), float("nan")):
         net.zero_grad()
         (net(torch.ones(2, 1, 12, 12)).square().sum() * scale).backward()
-        gradients.update()
+        gradients.on_step(net.parameters())
         expected = expected or gradients.compute()
     assert_close(gradients.compute(), expected, 0)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.criteria import IPAD, L1, L2, Random, ipad, per_unit
-from lightning_prune.criteria.collector import Collector
+from lightning_prune.criteria import IPAD, L1, L2, Random, ipad_importance, per_unit
 from lightning_prune.graph.channel_graph import ChannelGraph
 
 
@@ -71,11 +70,12 @@ def test_ipad_equals_the_formula_filter_by_filter(net, graph, omega, p, deviatio
     batches = [torch.randn(n, 3, 11, 9) for n in (4, 4, 2)]
     criterion = IPAD(omega=omega, p=p, deviation=deviation)
     statistics = {}
-    if criterion.statistic is not None:
-        with Collector(graph, net, criterion.statistic) as collector:
-            for batch in batches:
-                net(batch)
-        statistics = collector.compute()
+    if (observer := criterion.observer(graph, net)) is not None:
+        observer.attach()
+        for batch in batches:
+            net(batch)
+        observer.detach()
+        statistics = observer.compute()
     found = criterion(graph, net, statistics)
     scores = transcribed(net, batches, omega, p, deviation == "published")
     tied = [(a + b) / 2 for a, b in zip(scores["a"], scores["b"], strict=True)]
@@ -85,17 +85,17 @@ def test_ipad_equals_the_formula_filter_by_filter(net, graph, omega, p, deviatio
 
 def test_global_scale_makes_each_term_sum_to_its_weight(net, graph):
     statistics = {name: np.random.default_rng(0).random(len(units)) for name, units in graph.layers.items()}
-    scores = ipad(graph, net, statistics, omega=0.3, scale="global", reduction="sum")
+    scores = ipad_importance(graph, net, statistics, omega=0.3, scale="global", reduction="sum")
     assert scores[:9].sum() == pytest.approx(1)
-    only_weights = ipad(graph, net, statistics, omega=1, reduction="sum")[:9]
-    only_maps = ipad(graph, net, statistics, omega=0, scale="global", reduction="sum")[:9]
+    only_weights = ipad_importance(graph, net, statistics, omega=1, reduction="sum")[:9]
+    only_maps = ipad_importance(graph, net, statistics, omega=0, scale="global", reduction="sum")[:9]
     expected = 0.3 * only_weights / only_weights.sum() + 0.7 * only_maps
     np.testing.assert_allclose(scores[:9], expected)
 
 
 def test_a_layer_that_was_not_observed_is_neither_high_nor_low(net, graph):
     statistics = {"a.weight": np.array([1.0, 2, 3, 4]), "c.weight": np.full(5, 10.0)}
-    scores = ipad(graph, net, statistics, omega=0, scale=1.0)
+    scores = ipad_importance(graph, net, statistics, omega=0, scale=1.0)
     neutral = (1 + 2 + 3 + 4 + 50) / 9
     np.testing.assert_allclose(scores[:4], (np.array([1.0, 2, 3, 4]) + neutral) / 2)
 
@@ -105,9 +105,9 @@ def test_ipad_without_any_statistics_says_so(net, graph):
         IPAD(omega=0.5)(graph, net, {})
 
 
-def test_omega_one_gathers_nothing():
-    assert IPAD(omega=1).statistic is None
-    assert IPAD(omega=0.99).statistic is not None
+def test_omega_one_observes_nothing(net, graph):
+    assert IPAD(omega=1).observer(graph, net) is None
+    assert IPAD(omega=0.99).observer(graph, net) is not None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_reduction_over_coupled_filters(reduction, expected):
 
 
 def test_unknown_reduction():
-    with pytest.raises(ValueError, match="mean, sum, max"):
+    with pytest.raises(ValueError, match="'mean' or 'sum' or 'max'"):
         per_unit(ChannelGraph(0, {}, {}, {}, {}, {}), {}, "median")  # type: ignore[arg-type]
 
 

@@ -18,7 +18,17 @@ from torch.nn.utils import parametrizations
 
 from lightning_prune import PruningRecord, SurgeryError, prune_, trace
 from lightning_prune.testing import error, randomise_, with_dead_filters
-from tests.support.nets import Attention, Net, Outcome, counted_macs, cut, independent_units, parameters, random_units, state
+from tests.support.nets import (
+    Attention,
+    Net,
+    Outcome,
+    counted_macs,
+    cut,
+    independent_units,
+    parameters,
+    random_units,
+    state,
+)
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 

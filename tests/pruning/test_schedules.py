@@ -158,8 +158,8 @@ def test_statistics_are_those_of_the_steps_since_the_last_cut() -> None:
 
     class Count(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            run = trainer.callbacks[1]._run  # type: ignore[attr-defined]
-            gathered = run.collector and run.collector.metrics["net.0.weight"].update_count
+            run = trainer.callbacks[1]._session  # type: ignore[attr-defined]
+            gathered = run.observer and run.observer.metrics["net.0.weight"].update_count
             numbers.append(gathered or 0)
 
     callback = pruning(criterion=IPAD(omega=0.5), every_n_steps=3, start_step=4, schedule=Linear(2))
@@ -381,9 +381,9 @@ def test_parts_that_make_no_sense_are_refused_at_once(make: Any, message: str) -
 
 
 def test_a_schedule_that_ends_after_training_is_told_before_it_begins() -> None:
-    with pytest.warns(UserWarning, match="ends too late: of what has to go, 40% is gone .* after 4 epochs"):
+    with pytest.warns(UserWarning, match="ends too late: 40% of its total is removed .* after 4 epochs"):
         train(schedule=Linear(10))
-    with pytest.warns(UserWarning, match="75% is gone .* after 5 steps"):
+    with pytest.warns(UserWarning, match="75% of its total is removed .* after 5 steps"):
         train(schedule=Linear(4), every_n_steps=2, start_step=1, trainer={"max_steps": 5})
 
 
@@ -403,7 +403,7 @@ def test_a_pass_does_not_restart_the_workers_of_the_epoch_under_way() -> None:
 
 def test_the_final_phase_of_a_module_with_two_optimizers_needs_a_function() -> None:
     with pytest.raises(
-        ValueError, match="plans for one optimizer, the module configures 2; give final_phase a"
+        ValueError, match="supports one optimizer, the module configures 2; set final_phase to a function"
     ):
         train(module=Two(), schedule=OneShot(), final_phase=FinalPhase())
 

@@ -13,9 +13,9 @@ from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.criteria import L2, CostAware, Normalised, Propagated, TaylorGate, TaylorWeight, blind_to
 from lightning_prune.graph.costs import Term
 from lightning_prune.pruning import step as cutting
-from lightning_prune.pruning.cut_summary import CutSummary, facts, unmet
+from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
 from lightning_prune.pruning.session import PruningSession
-from lightning_prune.pruning.step import cut_, scored
+from lightning_prune.pruning.step import cut_, importance_of
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PruningPolicy
@@ -43,10 +43,10 @@ def test_cuts_in_steps_to_the_budget_with_every_cost_as_predicted(run):
         before = run.graph
         record = run.cut_(rules, L2())
         assert record
-        cut = CutSummary.of(before, run.last, 0, 0.0)
+        cut = CutSummary.between(before, run.graph, run.dense, run.stopped, 0, 0.0)
         assert cut.after == {resource: run.graph.cost(resource) for resource in cut.after}
-        assert cut.filters == len(run.last)
-    assert facts(run.graph, run.dense)["prune/macs_share"] <= 0.4
+        assert cut.filters == len(run.last_plan)
+    assert size_metrics(run.graph, run.dense)["prune/macs_share"] <= 0.4
 
 
 def test_units_that_surgery_refuses_stay_and_others_go(run, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch
 
     monkeypatch.setattr(cutting, "prune_", refusing)
     before = [p.clone() for p in run.target.parameters()]
-    with pytest.warns(UserWarning, match="no more cuts, the network stays as it is: cannot be proven"):
+    with pytest.warns(UserWarning, match="no more cuts, the network stays unchanged: cannot be proven"):
         assert not run.cut_(PruningPolicy({"macs": 0.6}), L2())
     assert run.exhausted
     assert all(torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
@@ -82,7 +82,7 @@ def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch
 
 def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
     other = run.graph.layers["2.weight"][:2]
-    monkeypatch.setattr(cutting, "shared", lambda plan: replace(plan, remove=other))
+    monkeypatch.setattr(cutting, "broadcast", lambda plan: replace(plan, remove=other))
     plan, record = cut_(run.target, run.graph, PruningPolicy({"macs": 0.6}), L2(), {}, run.dense)
     assert list(plan) == other.tolist()
     assert set(record.kept) == {"2.weight", "2.bias", "4.weight"}
@@ -98,7 +98,7 @@ def test_the_end_is_explained(run):
     rules = PruningPolicy({"macs": 0.3}, None, Limits(0.5))
     run.cut_(rules, L2())
     assert run.exhausted
-    text = unmet(rules, run.graph, run.dense, run.last)
+    text = budget_warning(rules, run.graph, run.dense, run.last_plan)
     assert "loosen limits" in text
     assert f"macs {run.graph.cost('macs') / run.dense.costs['macs']:.3f}" in text
 
@@ -128,7 +128,7 @@ def test_a_budget_that_is_met_no_longer_drives_the_ranking(criterion):
     rules = PruningPolicy({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
     while rules.within(run.graph, run.dense) != {"macs"}:
         run.cut_(rules, criterion)
-        assert run.last.stopped == "amount"
+        assert run.stopped == "amount"
         assert run.graph.widths()["4.weight"] == 64  # MACs matter more, and the first layers have them
     first = run.graph.widths()["0.weight"]
     assert first < 8
@@ -144,7 +144,7 @@ def test_without_any_cost_left_importance_alone_decides():
     assert blind_to(BOTH, ["macs"]) == CostAware(alike, resources={"params": 0.2})
     assert blind_to(BOTH, ["elsewhere"]) == BOTH
     assert blind_to(alike, ["macs"]) is alike
-    assert scored(Propagated(BOTH), run.graph, run.target, {}, ["macs", "params"]) == pytest.approx(
+    assert importance_of(Propagated(BOTH), run.graph, run.target, {}, ["macs", "params"]) == pytest.approx(
         Propagated(alike)(run.graph, run.target)
     )
 

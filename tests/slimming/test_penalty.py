@@ -153,7 +153,7 @@ def test_rho_rises_by_steps_or_epochs() -> None:
             self.of, self.seen = of, []
 
         def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-            self.seen.append(self.of._rho(trainer) / self.of.rho)
+            self.seen.append(self.of.method._current_rho(trainer) / self.of.method.rho)
 
     for options, expected in (
         ({"warmup_steps": 4}, [0.25, 0.5, 0.75, *[1] * 13]),

@@ -149,9 +149,10 @@ class Spy:
 
     def __init__(self, criterion: Any = BOTH) -> None:
         self.seen: list[dict[str, list[float]]] = []
-        self.criterion, self.statistic = criterion, criterion.statistic
-        if hasattr(criterion, "gather"):
-            self.gather = criterion.gather
+        self.criterion = criterion
+
+    def observer(self, graph: Any, model: nn.Module) -> Any:
+        return self.criterion.observer(graph, model)
 
     def __call__(self, graph: Any, model: nn.Module, statistics: Any) -> Any:
         self.seen.append({name: np.asarray(values).tolist() for name, values in statistics.items()})

@@ -1,9 +1,10 @@
-"""A run that was interrupted ends like one that was not, whichever hook its checkpoint came from."""
+"""Tests that a resumed run ends with the bits of an uninterrupted one, for checkpoints from every hook."""
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ EPOCHS = 4
 
 
 class Save(L.Callback):
-    """Saves a checkpoint in every hook that Lightning's own callbacks save in."""
+    """Saves a checkpoint in every hook in which Lightning's own callbacks save."""
 
     def __init__(self, folder: Path, epoch_end: str = "end") -> None:
         self.folder, self.epoch_end = folder, epoch_end
@@ -48,8 +49,8 @@ class Save(L.Callback):
         self.save(trainer, self.epoch_end)
 
 
-class Early(Save):
-    """Comes before the pruning callback: at the end of an epoch the cut is still to be made."""
+class SaveBeforeCut(Save):
+    """Is called before the pruning callback: at the end of an epoch the cut is still to be made."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         return
@@ -59,7 +60,7 @@ class Early(Save):
 
 
 class Stream(IterableDataset):
-    """Has no length; Lightning fetches a batch ahead, so that its samples must not draw random numbers."""
+    """Has no length. Lightning fetches one batch ahead, so that its samples must not draw random numbers."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         images = torch.randn(20, 1, 12, 12)
@@ -67,13 +68,13 @@ class Stream(IterableDataset):
             yield images[index], index % 4
 
 
-def seeded() -> tuple[DataLoader, DataLoader]:
-    """With generators of their own, which move on from epoch to epoch."""
+def with_generators() -> tuple[DataLoader, DataLoader]:
+    """Return loaders with generators of their own, whose states change from epoch to epoch."""
     return shuffled(generator=torch.Generator().manual_seed(1))
 
 
 class Averaging(Classifier):
-    """A scheduler that steps with every batch, and SGD."""
+    """Is trained by SGD, with a scheduler that steps with every batch."""
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
@@ -86,7 +87,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "reset": {"pruning": {"optimizer": "reset"}},
     "statistics in a pass": {"pruning": {"statistics": "pass", "every_n_epochs": 2}},
     "by weights": {"pruning": {"criterion": L2()}},
-    "a generator of its own": {"loaders": seeded},
+    "own generators": {"loaders": with_generators},
     "workers": {"loaders": lambda: shuffled(num_workers=1)},
     "no length": {"loaders": lambda: (DataLoader(Stream(), 4), DataLoader(Stripes(), 4))},
     "no validation": {"module": Averaging, "trainer": {"limit_val_batches": 0}},
@@ -97,11 +98,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "early stopping": {"more": lambda: [EarlyStopping("val_loss", patience=2)]},
     "moving average": {"more": lambda: [EMAWeightAveraging(decay=0.8)]},
 }
-EVERYWHERE = [f"{epoch}-{batch}-" for epoch in (0, 1, 3) for batch in (2, 5)]
-#: of the others a few suffice; gradients in the middle of an accumulation are not in a checkpoint
-CHOSEN = {
-    "carry": EVERYWHERE,
-    "a generator of its own": ["0-2-", "1-5-"],
+ALL_PLACES = [f"{epoch}-{batch}-" for epoch in (0, 1, 3) for batch in (2, 5)]
+#: a few suffice for the others; gradients in the middle of an accumulation are not in a checkpoint
+PLACES = {
+    "carry": ALL_PLACES,
+    "own generators": ["0-2-", "1-5-"],
     "workers": ["1-3-batch", "2-5-validation"],
     "accumulation": ["1-4-batch", "1-5-validation", "2-5-end"],
 }
@@ -110,7 +111,7 @@ CHOSEN = {
 def run(
     name: str, resume: Path | None, *first: L.Callback, last: tuple[L.Callback, ...] = ()
 ) -> dict[str, Any]:
-    """Train as ``RUNS`` says; everything that there is at the end."""
+    """Train with the settings of ``RUNS``; return the final state."""
     settings = RUNS[name]
     kind, loaders = settings.get("module", Classifier), settings.get("loaders", shuffled)
     more = settings.get("more", list)()
@@ -125,15 +126,15 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resumed_from_anywhere_it_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    whole = run(name, None, Early(tmp_path, "early"), last=(Save(tmp_path),))
+def test_a_run_resumed_from_any_hook_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = run(name, None, SaveBeforeCut(tmp_path, "early"), last=(Save(tmp_path),))
     assert same(run(name, None), whole)
     assert len(whole["cuts"]) >= (1 if "every_n_epochs" in RUNS[name].get("pruning", {}) else 2)
-    chosen = tuple(CHOSEN.get(name, ["1-2-", "1-5-"]))
+    places = tuple(PLACES.get(name, ["1-2-", "1-5-"]))
     for path in sorted(tmp_path.glob("*.ckpt")):
-        if path.name.startswith(chosen) and path.name != f"{EPOCHS - 1}-5-early.ckpt":  # nothing follows it
-            found = run(name, path)
-            assert [key for key in whole if not same(found[key], whole[key])] == [], path.name
+        if path.name.startswith(places) and path.name != f"{EPOCHS - 1}-5-early.ckpt":  # nothing follows it
+            resumed = run(name, path)
+            assert [key for key in whole if not same(resumed[key], whole[key])] == [], path.name
 
 
 def test_a_checkpoint_holds_no_sample_and_loads_as_weights_only(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_checkpoint_holds_no_sample_and_loads_as_weights_only(tmp_path: Path) 
     assert saved["record"] is None
 
 
-def test_examples_come_back_by_their_shapes() -> None:
+def test_examples_are_restored_by_their_shapes() -> None:
     example = (torch.randn(1, 3, 4), [torch.zeros(1, 2, dtype=torch.int64), None]), {"scale": 2.5}
     args, kwargs = example_of_shapes(shapes_of(example))
     assert (args[0].shape, args[0].dtype, kwargs) == (example[0][0].shape, torch.float32, {"scale": 2.5})
@@ -153,7 +154,7 @@ def test_examples_come_back_by_their_shapes() -> None:
     assert args[1][1] is None
 
 
-def test_other_numbers_of_processes_are_told_that_random_numbers_differ(tmp_path: Path) -> None:
+def test_another_number_of_processes_warns_of_other_random_numbers(tmp_path: Path) -> None:
     run("carry", None, last=(Save(tmp_path),))
     path = tmp_path / "1-5-end.ckpt"
     checkpoint = torch.load(path, weights_only=True)
@@ -161,8 +162,8 @@ def test_other_numbers_of_processes_are_told_that_random_numbers_differ(tmp_path
     saved["runs"], saved["resume"]["ranks"] = saved["runs"] * 2, saved["resume"]["ranks"] * 2
     torch.save(checkpoint, path)
     with pytest.warns(UserWarning, match="written by 2 processes, now there are 1"):
-        found = run("carry", path)
-    assert [cut[0] for cut in found["cuts"]] == [1, 2, 3]
+        resumed = run("carry", path)
+    assert [cut[0] for cut in resumed["cuts"]] == [1, 2, 3]
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(
     assert last_checkpoint(tmp_path) == path
 
 
-def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_half_a_checkpoint_is_skipped(tmp_path: Path) -> None:
     torch.save({"epoch": 1}, tmp_path / "b.ckpt")
     whole = (tmp_path / "b.ckpt").read_bytes()
     (tmp_path / "c.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -191,18 +192,26 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives the final state of a run that is not killed, trained once for each method."""
+    return functools.cache(lambda prune: kill.undisturbed(tmp_path_factory.mktemp(prune), prune))
+
+
 @pytest.mark.parametrize(
     ("prune", "point"),
     [*(("filters", point) for point in kill.POINTS[:3]), ("averaged", "surgery"), ("rounds", "surgery")],
 )
-def test_killed_by_signal_nine_and_resumed_in_another_process(prune: str, point: str, tmp_path: Path) -> None:
-    """Some like those of `python -m benchmarks.robustness.kill`."""
+def test_a_killed_run_resumed_in_another_process_ends_with_the_same_bits(
+    prune: str, point: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    """A few of the kills of `python -m benchmarks.robustness.kill`."""
     where, source = kill.killed(tmp_path / "run", point, random.Random(1), prune=prune)
     assert "ended" not in where
     assert source != "the beginning"
-    found, whole = kill.checkpointed(tmp_path / "run", prune), kill.undisturbed(tmp_path / "whole", prune)
-    assert same(found, whole)
-    assert found["cuts"]
+    resumed = kill.checkpointed(tmp_path / "run", prune)
+    assert same(resumed, uninterrupted(prune))
+    assert resumed["cuts"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Moving averages of the weights lose what the network loses, whoever holds them."""
+"""Tests that averages of the weights are cut with the network, in callbacks and in modules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWA = partial(StochasticWeightAveraging, swa_lrs=1e-3, swa_epoch_start=2, anneal
 
 
 class Validated(Tupled):
-    """Looks at the weights that validation sees."""
+    """Keeps the weights with which it is validated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class Validated(Tupled):
         assert self(batch[0]).isfinite().all()
 
 
-class Around(L.Callback):
-    """What the average was before the only cut, to be held against what it is after it."""
+class AverageAtCut(L.Callback):
+    """Keeps the average at the end of the epoch with the only cut: before it or after it, by its place."""
 
     def __init__(self, averaging: L.Callback) -> None:
         self.averaging = averaging
@@ -69,40 +69,40 @@ def ordered(pruning: L.Callback, averaging: L.Callback, first: bool) -> list[L.C
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("make", [EMA, WeightAveraging])
-def test_an_average_is_cut_as_the_network_is(make, first):
+def test_an_average_is_cut_like_the_network(make, first):
     averaging, module = make(), Tupled()
     pruning = FilterPruningCallback({"macs": 0.5}, amount={"macs": 1}, start_epoch=2, optimizer="carry")
-    before, after = Around(averaging), Around(averaging)
+    before, after = AverageAtCut(averaging), AverageAtCut(averaging)
     trainer(before, *ordered(pruning, averaging, first), after, epochs=5).fit(module, data())
     assert pruning.record
     for name, tensor in before.before.items():
         kept = pruning.record.kept.get(name.removeprefix("module."), {})
         assert torch.equal(after.before[name], cut(tensor, kept)), name
     assert cost(module) <= 0.5 * cost(Tupled())
-    assert not torch.equal(after.before["module.net.0.weight"], module.net[0].weight)  # it went on averaging
+    assert not torch.equal(after.before["module.net.0.weight"], module.net[0].weight)  # averaging continues
 
 
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
-def test_validation_sees_the_average_and_training_ends_with_it(optimizer):
+def test_the_average_is_validated_and_is_the_result_of_training(optimizer):
     averaging, module = EMA(), Validated()
     pruning = FilterPruningCallback({"macs": 0.5}, optimizer=optimizer)
-    seen: list[Tensor] = []
+    averages: list[Tensor] = []
 
     class Watch(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            seen.append(averaging._average_model.module.net[0].weight.detach().clone())
+            averages.append(averaging._average_model.module.net[0].weight.detach().clone())
 
     fit = trainer(Watch(), averaging, pruning, epochs=8, num_sanity_val_steps=0)
     fit.fit(module, data(), data(shuffle=False))
     assert len(pruning.history) > 2
-    assert all(torch.equal(a, b) for a, b in zip(module.validated[::4], seen, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(module.validated[::4], averages, strict=True))
     assert torch.equal(module.net[0].weight, averaging._average_model.module.net[0].weight)
     assert averaging._average_model.module.net[0].out_channels == module.net[0].out_channels
 
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
-def test_stochastic_weight_averaging_goes_on_through_cuts(optimizer, first):
+def test_stochastic_weight_averaging_continues_after_cuts(optimizer, first):
     swa, module = SWA(), Tupled()
     pruning = FilterPruningCallback({"macs": 0.5}, optimizer=optimizer)
     rates: list[float] = []
@@ -116,13 +116,13 @@ def test_stochastic_weight_averaging_goes_on_through_cuts(optimizer, first):
     assert max(c.epoch for c in pruning.history) > swa.swa_start
     assert shapes(swa._average_model) == shapes(module)
     for a, b in zip(module.parameters(), swa._average_model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=5e-3)  # put in place; Lightning makes one more step
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-3)  # the result; Lightning makes one more step
     assert swa.n_averaged == 7
-    assert rates[-1] == pytest.approx(1e-3)  # SWA's schedule, through the resets
+    assert rates[-1] == pytest.approx(1e-3)  # SWA's schedule, also after resets
     assert cost(module) <= 0.5 * cost(Tupled())
 
 
-def test_the_epoch_in_which_swa_renews_norms_ends_without_a_cut():
+def test_the_epoch_in_which_swa_renews_norms_has_no_cut():
     swa, module = SWA(), Tupled()
     pruning = FilterPruningCallback({"macs": 0.3}, amount={"macs": 0.05})
     with pytest.warns(UserWarning, match="not met"):
@@ -130,8 +130,8 @@ def test_the_epoch_in_which_swa_renews_norms_ends_without_a_cut():
     assert [c.epoch for c in pruning.history] == [1, 2, 3]
 
 
-class Own(Tupled):
-    """Keeps and validates an average of its own."""
+class Averaging(Tupled):
+    """Has an average of its network as submodule, and validates it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Own(Tupled):
 
 @pytest.mark.parametrize("also", [(), (EMA,)])
 def test_an_average_that_the_module_holds_is_cut(also):
-    module = Own()
+    module = Averaging()
     pruning = FilterPruningCallback({"macs": 0.5}, submodule="net")
     callbacks = [make() for make in also]
     trainer(*callbacks, pruning, epochs=8).fit(module, data(), data(shuffle=False))
@@ -174,15 +174,15 @@ def test_a_part_of_the_pruned_network_that_is_averaged_is_cut():
     assert torch.equal(module.average.module[0].weight, dense[pruning.record.kept["0.0.weight"][0]])
 
 
-def test_an_average_inside_what_is_pruned_would_count_as_a_part_of_it():
-    module = Own()
+def test_an_average_inside_the_pruned_module_is_refused():
+    module = Averaging()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match=r"'average' is an average of 'net'; set submodule='net'"):
         trainer(FilterPruningCallback({"macs": 0.5})).fit(module, data(), data(shuffle=False))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), module.state_dict().values(), strict=True))
 
 
-def test_an_average_that_could_be_of_two_parts_is_refused():
+def test_an_average_that_matches_two_parts_is_refused():
     class Twins(Tupled):
         def __init__(self) -> None:
             super().__init__()
@@ -195,7 +195,7 @@ def test_an_average_that_could_be_of_two_parts_is_refused():
         trainer(FilterPruningCallback({"macs": 0.5}, submodule="net")).fit(Twins(), data())
 
 
-def test_an_average_of_another_network_is_left_alone():
+def test_an_average_of_another_network_is_not_cut():
     class Other(Tupled):
         def __init__(self) -> None:
             super().__init__()
@@ -209,7 +209,7 @@ def test_an_average_of_another_network_is_left_alone():
 
 
 @pytest.mark.parametrize("make", [EMA, SWA])
-def test_a_run_with_an_average_resumes_as_if_nothing_had_happened(make, tmp_path: Path):
+def test_a_resumed_run_with_an_average_ends_with_the_same_bits(make, tmp_path: Path):
     def run(folder: Path, resume: Path | None = None) -> Tupled:
         module = Tupled()
         pruning = FilterPruningCallback({"macs": 0.5}, optimizer="carry", verbose=False)

@@ -26,7 +26,7 @@ from lightning_prune.trainer.batches import train_inputs
 from lightning_prune.trainer.lightning_internals import may_stop_early
 from lightning_prune.trainer.training_state import is_last_epoch
 from lightning_prune.trainer.weight_averaging import active_averages, submodules_in_copies, swa_has_ended
-from lightning_prune.utils.distributed import gather_all, broadcast
+from lightning_prune.utils.distributed import broadcast, gather_all
 
 __all__ = ["Slimming"]
 
@@ -41,6 +41,7 @@ class Slimming(PruningMethod):
 
     Attributes:
         changes, folded: see :class:`~lightning_prune.SlimmingCallback`.
+        is_closed: whether the final shrink was made.
     """
 
     policy: SlimmingPolicy
@@ -68,7 +69,7 @@ class Slimming(PruningMethod):
         self.changes: list[float] = []
         self.folded: list[Folded] = []
         self._average: dict[str, Tensor] = {}  # the moving average of the scales that the method keeps itself
-        self._closed = False  # whether the final shrink was made
+        self.is_closed = False
         self._scales: NormScales | None = None
         self._warned = False
         self._shifts: MeasuredShifts | None = None
@@ -104,7 +105,7 @@ class Slimming(PruningMethod):
             self._shifts = MeasuredShifts(networks, session.graph, scales, plan.remove, example)
         record = session.cut_(self.policy, self.criterion, optimizers)
         is_met = bool(self.policy.budget) and super().is_within_budget(session)
-        self._closed = self._closed or final or is_met
+        self.is_closed = self.is_closed or final or is_met
         return record
 
     def after_cut_(self, trainer: L.Trainer, session: PruningSession) -> None:
@@ -119,11 +120,11 @@ class Slimming(PruningMethod):
 
     def is_within_budget(self, session: PruningSession) -> bool:
         """Return whether the network meets the budget; without a budget, whether shrinking is over."""
-        return super().is_within_budget(session) if self.policy.budget else self._closed
+        return super().is_within_budget(session) if self.policy.budget else self.is_closed
 
     def is_finished(self, session: PruningSession) -> bool:
         """Return whether there is no more penalty and no more shrinking."""
-        return self._closed or super().is_finished(session)
+        return self.is_closed or super().is_finished(session)
 
     def on_session_start(self, trainer: L.Trainer, session: PruningSession, is_dense: bool) -> None:
         """Check norms, resource and threshold."""
@@ -181,14 +182,14 @@ class Slimming(PruningMethod):
         folded = [[counts.exact, counts.nearly, counts.lost] for counts in self.folded]
         return {
             "average": dict(self._average),
-            "closed": self._closed,
+            "closed": self.is_closed,
             "changes": self.changes,
             "folded": folded,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._average, self._closed = dict(state["average"]), state["closed"]
+        self._average, self.is_closed = dict(state["average"]), state["closed"]
         self.changes = list(state["changes"])
         self.folded = [Folded(*counts) for counts in state["folded"]]
 
