@@ -52,7 +52,7 @@ class CutSummary:
     ) -> CutSummary:
         """Summarise what was cut from the network of graph ``wide`` to get that of ``narrow``."""
         kept = narrow.widths()
-        removed = [width - kept[name] for name, width in wide.widths().items()]
+        removed = [width - kept.get(name, 0) for name, width in wide.widths().items()]
         before, after = ({name: graph.cost(name) for name in wide.cost_models} for graph in (wide, narrow))
         return cls(
             epoch=epoch,

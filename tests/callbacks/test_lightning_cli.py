@@ -81,7 +81,6 @@ def built(folder: Path, callbacks: list[dict[str, Any]], *command: str) -> Light
         "accelerator": "cpu",
         "max_epochs": 3,
         "logger": False,
-        "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(folder),
