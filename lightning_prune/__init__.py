@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_prune.criteria.ipad import IPAD
 from lightning_prune.criteria.weights import L1, L2, Random
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.graph.pins import pin, unpin
 from lightning_prune.graph.trace import TraceError, trace
@@ -28,7 +29,7 @@ from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.select import select
-from lightning_prune.serialization.export import export
+from lightning_prune.serialization.export import ExportError, export
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import load_pruned, save_pruned
 from lightning_prune.surgery.prune import SurgeryError, prune_
@@ -36,6 +37,8 @@ from lightning_prune.tracing.rules.registry import rule
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks.checkpoints import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
+    from lightning_prune.callbacks.method_callback import PruningCallback
+    from lightning_prune.callbacks.methods.base import PruningMethod
     from lightning_prune.callbacks.netadapt import NetAdaptCallback
     from lightning_prune.callbacks.pruning import FilterPruningCallback
     from lightning_prune.callbacks.slimming import SlimmingCallback
@@ -60,6 +63,7 @@ __all__ = [
     "Curve",
     "Distillation",
     "DistillationMixin",
+    "ExportError",
     "FilterPruningCallback",
     "FinalPhase",
     "LatencyError",
@@ -70,6 +74,8 @@ __all__ = [
     "NetAdaptCallback",
     "OneShot",
     "Plan",
+    "PruningCallback",
+    "PruningMethod",
     "PruningPolicy",
     "PruningRecord",
     "Random",
@@ -77,6 +83,7 @@ __all__ = [
     "SlimmingCallback",
     "SurgeryError",
     "SweepTable",
+    "Term",
     "TraceError",
     "VisdomLogger",
     "export",
@@ -104,6 +111,8 @@ _MODULE_OF = {
     "FilterPruningCallback": "callbacks.pruning",
     "FinalPhase": "trainer.retraining",
     "NetAdaptCallback": "callbacks.netadapt",
+    "PruningCallback": "callbacks.method_callback",
+    "PruningMethod": "callbacks.methods.base",
     "SlimmingCallback": "callbacks.slimming",
     "SweepTable": "cli.sweep",
     "VisdomLogger": "reporting.visdom",
