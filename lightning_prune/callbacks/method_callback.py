@@ -180,7 +180,7 @@ class PruningCallback(PruningCallbackBase):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the budget was not met."""
         if session := self._session:
-            if not self.policy.met(session.graph, session.dense):
+            if not self.policy.is_met(session.graph, session.dense):
                 rank_zero_warn(budget_warning(self.policy, session.graph, session.dense, session.last_plan))
             self.method.on_train_end(trainer, session)
 
@@ -207,7 +207,7 @@ class PruningCallback(PruningCallbackBase):
         check_record(target, self.record)
         averaged_copies(trainer, pl_module)  # raises now, not at the first cut, if a copy cannot be matched
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
-        graph = self.policy.traced(target, example)
+        graph = self.policy.trace(target, example)
         if self.record is None:
             self._dense = _checked_dense_sizes(self.policy, graph, target)
         shapes = self.record.shapes if self.record else {}
@@ -263,7 +263,7 @@ def _checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.
         ValueError: the policy does not fit the network.
     """
     policy.check(graph)
-    prediction = policy.foreseen(graph, target)
+    prediction = policy.predict(graph, target)
     if not prediction.reached:
         rank_zero_warn(f"the limits may stop pruning above the budget: {prediction}")
     return DenseSizes.of(graph)

@@ -21,13 +21,13 @@ RECALIBRATION_BATCHES = 16
 class SlimmingCallback(PruningCallback):
     """Push the scales of norms towards 0, expensive channels harder, and cut the channels that have reached it.
 
-    To the gradients of the chosen scales ``rho * p * sign(gamma)`` is added before each optimizer step, where ``p`` is
-    a channel's share in the costs (:func:`~lightning_prune.slimming.channel_costs`): as if the loss contained
-    ``rho * sum p |gamma|``, added once per step, before clipping. A unit is *masked* while all of its scales are at or
-    below the threshold, in the model and in its moving average. When the masked units' MACs reach ``shrink_at``, they
-    are cut at the end of the epoch, with moving averages and optimizer state. In the last epoch the moving average
-    alone decides, and a budget, if there is one, is met exactly, smallest scales first. The constant output that a
-    removed channel still had (its shift) is folded into what follows.
+    Before each optimizer step ``rho * p * sign(gamma)`` is added to the gradients of the chosen scales, where ``p``
+    is a channel's share in the costs (:func:`~lightning_prune.slimming.channel_costs`): as if the loss contained
+    ``rho * sum p |gamma|``, added once per step, before clipping. A unit is *masked* while all of its scales are at
+    or below the threshold, in the model and in its moving average. When the masked units' MACs reach ``shrink_at``,
+    they are cut at the end of the epoch, with moving averages and optimizer state. In the last epoch the moving
+    average alone decides, and a budget, if there is one, is met exactly, smallest scales first. The constant output
+    that a removed channel still had (its shift) is folded into what follows.
 
     Network slimming (Liu et al., ICCV 2017) with the cost-weighted penalty of AtomNAS (Mei et al., ICLR 2020). Proof,
     checkpoints, resuming, DDP and averages work as for :class:`~lightning_prune.FilterPruningCallback`.
@@ -56,8 +56,8 @@ class SlimmingCallback(PruningCallback):
             :class:`~lightning_prune.PruningPolicy`.
 
     Attributes:
-        changes: for every cut, how much it changed the outputs on a training batch, in eval mode: ``||after - before||
-            / ||before||``, after folding and before the recalibration.
+        changes: for every cut, how much it changed the outputs on a training batch, in eval mode:
+            ``||after - before|| / ||before||``, after folding and before the recalibration.
         folded: for every cut, the number of layers into which shifts were folded.
 
     Logged at the end of each epoch: ``prune/penalty`` (with rho), ``prune/rho``, ``prune/masked`` (share of the dense

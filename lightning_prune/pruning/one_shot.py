@@ -21,6 +21,7 @@ from lightning_prune.utils.example_inputs import as_example, inputs_of
 
 __all__ = ["one_shot"]
 
+
 def one_shot(
     model: nn.Module,
     example: Any,
@@ -54,7 +55,7 @@ def one_shot(
         4
     """
     policy, criterion = PruningPolicy.of(budget), criterion or L2()
-    graph = policy.traced(model, as_example(example))
+    graph = policy.trace(model, as_example(example))
     policy.check(graph)
     training = Training(batches, loss or _forward, lambda net: 0.0)
     statistics = collect_statistics(criterion, model, graph, batches, training) if batches else {}

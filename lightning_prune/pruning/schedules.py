@@ -1,7 +1,7 @@
-"""When to cut, and how much is to be gone after each cut (level 0).
+"""Schedules: when to cut, and how much is removed by each cut.
 
-A *schedule* maps the number of a cut, from 0 on, to the share of what has to go that is gone after it: 0 is the
-dense network, 1 the budget. With a budget of 26 % of the MACs, 0.5 leaves 63 % of them.
+A *schedule* maps the number of a cut, from 0, to the share of all that has to be removed which is removed after it: 0
+is the dense network, 1 the budget. With a budget of 26 % of the MACs, 0.5 leaves 63 % of them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import Any, Literal
 
 __all__ = ["Cubic", "Curve", "Linear", "OneShot", "Schedule", "Timing", "timing_of"]
 
-#: number of the cut, from 0 on -> share of what has to go that is gone after it, in [0, 1]
+#: number of the cut, from 0 -> share of all that has to be removed which is removed after it, in [0, 1]
 Schedule = Callable[[int], float]
 Unit = Literal["epochs", "steps"]
 
 
 def _progress(cut: int, cuts: int) -> float:
+    """Return how far ``cuts`` cuts have come after number ``cut``, in (0, 1]."""
     return min(1.0, (cut + 1) / cuts)
 
 
 @dataclass(frozen=True)
-class _Several:
+class _CountedCuts:
+    """Base class of schedules that end after ``cuts`` cuts."""
+
     cuts: int = 10
 
     def __post_init__(self) -> None:
@@ -32,8 +35,8 @@ class _Several:
 
 
 @dataclass(frozen=True)
-class Linear(_Several):
-    """The same amount in each of ``cuts`` cuts.
+class Linear(_CountedCuts):
+    """Schedule that removes the same amount in each of ``cuts`` cuts.
 
     Raises:
         ValueError: ``cuts`` is below 1.
@@ -44,15 +47,15 @@ class Linear(_Several):
     """
 
     def __call__(self, cut: int) -> float:
-        """The share that is gone after this cut."""
+        """Return the share that is removed after this cut."""
         return _progress(cut, self.cuts)
 
 
 @dataclass(frozen=True)
-class Cubic(_Several):
-    """Much at first, while there is much to spare, and little at last: ``1 - (1 - t)^3`` (Zhu & Gupta, 2017).
+class Cubic(_CountedCuts):
+    """Schedule that removes much at first and little at the end: ``1 - (1 - t)^3`` (Zhu & Gupta, 2017).
 
-    Theirs counts the start, at which nothing goes, as the first step; here each of the ``cuts`` removes something.
+    The paper counts the start, where nothing is removed, as the first step; here each of the ``cuts`` removes some.
 
     Raises:
         ValueError: ``cuts`` is below 1.
@@ -63,13 +66,13 @@ class Cubic(_Several):
     """
 
     def __call__(self, cut: int) -> float:
-        """The share that is gone after this cut."""
+        """Return the share that is removed after this cut."""
         return 1 - (1 - _progress(cut, self.cuts)) ** 3
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """All at once.
+    """Schedule that removes everything in the first cut.
 
     Example:
         >>> OneShot()(0)
@@ -77,13 +80,13 @@ class OneShot:
     """
 
     def __call__(self, cut: int) -> float:
-        """The share that is gone after this cut."""
+        """Return the share that is removed after this cut."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Your own curve: ``function`` maps the progress in (0, 1] to the share that is gone, over ``cuts`` cuts.
+    """Schedule by a function of one's own, from the progress in (0, 1] to the removed share, over ``cuts`` cuts.
 
     Raises:
         ValueError: ``cuts`` is below 1.
@@ -97,22 +100,22 @@ class Curve:
     cuts: int = 10
 
     def __post_init__(self) -> None:
-        _Several(self.cuts)
+        _CountedCuts(self.cuts)
 
     def __call__(self, cut: int) -> float:
-        """The share that is gone after this cut."""
+        """Return the share that is removed after this cut."""
         return self.function(_progress(cut, self.cuts))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """At which epochs or optimizer steps cuts are due, and how far each goes.
+    """The epochs or optimizer steps at which cuts are due, and how much each removes.
 
     Attributes:
         every: epochs or optimizer steps from one cut to the next.
         start: the first cut comes at the end of this epoch (from 0), or after this many steps.
-        unit: what is counted.
-        schedule: how far each cut goes; None: by a fixed amount.
+        unit: epochs or optimizer steps.
+        schedule: how much each cut removes; None: a fixed amount.
 
     Example:
         >>> timing = Timing(every=2, start=1, schedule=Linear(2))
@@ -129,32 +132,32 @@ class Timing:
 
     @property
     def by_steps(self) -> bool:
-        """Whether cuts come within epochs."""
+        """Whether optimizer steps are counted, so that cuts come within epochs."""
         return self.unit == "steps"
 
     def number(self, now: int) -> int:
-        """Of the last cut that is due by ``now``, from 0; -1 before the first."""
+        """Return the number of the last cut that is due by ``now``, from 0; -1 before the first."""
         return (now - self.start) // self.every if now >= self.start else -1
 
     def due(self, before: int, now: int) -> bool:
-        """Whether a cut falls into ``(before, now]``. One optimizer after another may step in a single batch."""
+        """Return whether a cut falls into ``(before, now]``; several optimizers may step in one batch."""
         return self.number(now) > self.number(before)
 
-    def gathering(self, now: int) -> bool:
-        """Whether what happens now is looked at: the epoch, or the interval of steps, that a cut ends."""
+    def is_observed(self, now: int) -> bool:
+        """Return whether a cut ends the present epoch, or interval of steps, so that it has to be observed."""
         return self.due(now, now + self.every) if self.by_steps else self.due(now - 1, now)
 
     def share(self, now: int) -> float | None:
-        """How much of what has to go is gone after the cut at ``now``; None: a fixed amount goes.
+        """Return the share that is removed after the cut at ``now``; None without a schedule.
 
         Raises:
-            ValueError: the schedule's answer is not in [0, 1].
+            ValueError: the schedule returns no number in [0, 1].
         """
-        return None if self.schedule is None else checked(self.schedule, self.number(now))
+        return None if self.schedule is None else scheduled_share(self.schedule, self.number(now))
 
 
-def checked(schedule: Schedule, cut: int) -> float:
-    """The share that ``schedule`` gives for a cut.
+def scheduled_share(schedule: Schedule, cut: int) -> float:
+    """Return the share that ``schedule`` gives for a cut.
 
     Raises:
         ValueError: it is no number in [0, 1].
@@ -166,8 +169,7 @@ def checked(schedule: Schedule, cut: int) -> float:
         share = math.nan
     if not 0 <= share <= 1:
         raise ValueError(
-            f"schedule({cut}) must be the share of what has to go that is gone after cut {cut}, a number in "
-            f"[0, 1], got {answer!r}"
+            f"schedule({cut}) must be the share that is removed after cut {cut}, a number in [0, 1], got {answer!r}"
         )
     return share
 
@@ -179,10 +181,10 @@ def timing_of(
     start_step: int | None,
     schedule: Schedule | None,
 ) -> Timing:
-    """The timing that a callback's arguments mean.
+    """Return the timing that a callback's arguments mean.
 
     Raises:
-        ValueError: a number is out of range, epochs and steps are mixed, or the schedule is none.
+        ValueError: a number is out of range, epochs and steps are mixed, or the schedule is not callable.
     """
     if every_n_epochs < 1 or start_epoch < 0:
         raise ValueError(
@@ -191,7 +193,7 @@ def timing_of(
     if schedule is not None:
         if not callable(schedule):
             raise ValueError(f"schedule must be callable with the number of a cut, got {schedule!r}")
-        checked(schedule, 0)
+        scheduled_share(schedule, 0)
     if every_n_steps is None:
         if start_step is not None:
             raise ValueError("start_step needs every_n_steps; to count epochs, use start_epoch")

@@ -1,4 +1,4 @@
-"""Which layers can lose filters: the score against the share removed, layer by layer (level 3).
+"""Sensitivity: the score of a network against the share of filters removed, layer by layer.
 
 After Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), figure 2; there by L1, each layer by itself.
 """
@@ -152,7 +152,7 @@ def _importance(criterion: CriterionLike, graph: ChannelGraph, model: nn.Module)
 def _groups(
     graph: ChannelGraph, importance: NDArray[np.float64], exclude: Sequence[str]
 ) -> list[tuple[CoupledBlock, Units]]:
-    """Each group that can lose units, with these, least important first."""
+    """Return each group that can lose units, with its units in the order of importance."""
     blocks = find_blocks(graph, exclude=exclude)
     free = [rank_units(np.intersect1d(block.units(graph), graph.prunable), importance) for block in blocks]
     return [(block, units) for block, units in zip(blocks, free, strict=True) if len(units)]
@@ -167,8 +167,9 @@ def _cut_score(
     evaluate: Callable[[nn.Module], float],
     examples: Sequence[Example],
 ) -> float:
+    """Return the score without the least important ``share`` of the units; NaN if surgery refuses."""
     number = min(round(share * len(units)), len(units) - 1)
-    with _undone(model, graph):
+    with _rolled_back(model, graph):
         try:
             prune_(model, graph, units[:number])
         except SurgeryError as error:
@@ -180,18 +181,20 @@ def _cut_score(
 
 
 @contextmanager
-def _undone(model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
-    """A cut within the block is taken back after it, so that one trace serves for all of them."""
-    put_back, buffers = snapshot(model, graph.bindings), [(each, each.clone()) for each in model.buffers()]
+def _rolled_back(model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
+    """Undo a cut made inside the context at its end, so that one trace serves all cuts."""
+    restore = snapshot(model, graph.bindings)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        put_back()
-        for buffer, value in buffers:  # norms of whole layers are estimated anew in place
+        restore()
+        for buffer, value in buffers:  # recalibration changes the buffers of uncut norms in place
             buffer.copy_(value)
 
 
 def _score(model: nn.Module, evaluate: Callable[[nn.Module], float], examples: Sequence[Example]) -> float:
+    """Estimate batch norms on ``examples`` and score the network in eval mode."""
     recalibrate_(model, examples)
     with torch.no_grad():
         return evaluate(model.eval())

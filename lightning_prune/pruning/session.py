@@ -122,5 +122,5 @@ class PruningSession:
             return PruningRecord()
         self.exhausted = self.last_plan.stopped == "limits"
         if record:
-            self.graph = policy.traced(self.target, self.example)
+            self.graph = policy.trace(self.target, self.example)
         return record

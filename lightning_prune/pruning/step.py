@@ -73,7 +73,7 @@ def cut_(
         SurgeryError: surgery refused every plan; the model is unchanged.
         RuntimeError: the processes of a distributed run made different cuts.
     """
-    importance = importance_of(criterion, graph, model, statistics, policy.within(graph, dense))
+    importance = importance_of(criterion, graph, model, statistics, policy.met_resources(graph, dense))
     for attempt in range(1, ATTEMPTS + 1):
         plan = broadcast(policy.plan(graph, importance, dense))
         if not len(plan):

@@ -1,4 +1,4 @@
-"""NEW."""
+"""How a network is trained and judged outside of a trainer: for candidates, and for statistics from a loss."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+__all__ = ["Training", "adam", "on_device", "step_"]
+
 
 def adam(net: nn.Module) -> Optimizer:
-    """Adam at 1e-3 over what requires gradients."""
+    """Return Adam with learning rate 1e-3 over all parameters that require gradients."""
     return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
 
 
 @dataclass(frozen=True)
 class Training:
-    """How candidates are trained, and judged. Everything must survive cloudpickle; lambdas do.
+    """Instructions by which candidates are trained and judged. All must survive cloudpickle, as lambdas do.
 
     Attributes:
-        batches: of the training data; candidates take them in turn, always the same ones in the same round.
+        batches: training batches; candidates take them in turn, all candidates of a round the same ones.
         loss: ``(network, batch) -> loss``, a scalar with gradient; None: this batch is skipped.
-        evaluate: ``network -> metric`` on data that no candidate was trained on; the network is in eval mode.
-        optimizer: makes the optimizer of a network; the same parameters in the same order each time.
-        higher_is_better: of the metric.
-        accumulate: batches for each step, whose mean loss counts.
-        before_step: ``(network, optimizer)``: what is done to the gradients before each step; clips them, say.
+        evaluate: ``network -> metric`` on data that no candidate is trained on; the network is in eval mode.
+        optimizer: returns an optimizer of a network, with its parameters in the same order each time.
+        higher_is_better: whether a higher metric is better.
+        accumulate: number of batches per step; their losses are averaged.
+        before_step: ``(network, optimizer)``, called before each step, for example to clip gradients.
     """
 
     batches: Sequence[Any]
@@ -41,20 +43,20 @@ class Training:
 
 
 def step_(model: nn.Module, optimizer: Optimizer, training: Training, batches: Sequence[Any]) -> None:
-    """One step on the mean loss of ``batches``; none if there is no loss."""
+    """Make one optimizer step on the mean loss of ``batches``; none if every batch is skipped."""
     optimizer.zero_grad()
-    seen = 0
+    batches_used = 0
     for batch in batches:
         loss = training.loss(model, batch)
         if loss is not None:
             (loss / len(batches)).backward()
-            seen += 1
-    if seen:
+            batches_used += 1
+    if batches_used:
         if training.before_step is not None:
             training.before_step(model, optimizer)
         optimizer.step()
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """The tensors of a batch, on a device."""
+    """Move the tensors of a batch to a device."""
     return tree_map_only(Tensor, lambda x: x.to(device), batch)

@@ -94,7 +94,7 @@ class PruningPolicy:
         defaults = {} if default_limits is None else {"limits": default_limits}
         return PruningPolicy(dict(budget), **{**defaults, **chosen})  # type: ignore[arg-type]
 
-    def traced(self, model: nn.Module, example: Example) -> ChannelGraph:
+    def trace(self, model: nn.Module, example: Example) -> ChannelGraph:
         """Trace ``model`` and return its graph with all resources of this policy."""
         named = {*self.budget, *(self.amount or ())} & BUILT_IN.keys()
         resources = {**{name: BUILT_IN[name] for name in sorted(named)}, **self.resources}
@@ -143,16 +143,16 @@ class PruningPolicy:
             channel_multiple=self.channel_multiple,
         )
 
-    def within(self, graph: ChannelGraph, dense: DenseSizes) -> set[str]:
+    def met_resources(self, graph: ChannelGraph, dense: DenseSizes) -> set[str]:
         """Return the resources whose budget the network of ``graph`` meets."""
         targets = resolve(self.budget, dense.costs, "budget")
         return {resource for resource, target in targets.items() if graph.cost(resource) <= target}
 
-    def met(self, graph: ChannelGraph, dense: DenseSizes) -> bool:
+    def is_met(self, graph: ChannelGraph, dense: DenseSizes) -> bool:
         """Return whether the network of ``graph`` meets the whole budget."""
-        return self.within(graph, dense) == self.budget.keys()
+        return self.met_resources(graph, dense) == self.budget.keys()
 
-    def foreseen(self, graph: ChannelGraph, model: nn.Module) -> Plan:
+    def predict(self, graph: ChannelGraph, model: nn.Module) -> Plan:
         """Return the plan predicted with L2 scores, all in one step, to check the budget before training."""
         return replace(self, amount=None).plan(graph, L2()(graph, model, {}), DenseSizes.of(graph))
 

@@ -101,7 +101,7 @@ class SlimmingPolicy(PruningPolicy):
         more_follows = not self.final and plan.stopped == "limits"  # later epochs mask other units
         return replace(plan, stopped="amount") if more_follows else plan
 
-    def foreseen(self, graph: ChannelGraph, model: nn.Module) -> Plan:
+    def predict(self, graph: ChannelGraph, model: nn.Module) -> Plan:
         """Predict the final shrink from the present scales, to check the budget before training."""
         scales = self.scales(graph, model)
         sizes = scale_sizes(graph, scales, [{name: model.get_parameter(name) for name in scales}])

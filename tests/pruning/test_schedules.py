@@ -182,7 +182,7 @@ def test_cuts_within_an_epoch_are_scored_by_its_validation(tmp_path: Path) -> No
 def test_a_timing_counts_from_its_start() -> None:
     timing = Timing(every=10, start=25, unit="steps")
     assert [timing.number(now) for now in (0, 24, 25, 34, 35, 60)] == [-1, -1, 0, 0, 1, 3]
-    assert [timing.gathering(now) for now in (0, 14, 15, 24, 25)] == [False, False, True, True, True]
+    assert [timing.is_observed(now) for now in (0, 14, 15, 24, 25)] == [False, False, True, True, True]
 
 
 # -- the final phase -------------------------------------------------------------------------------------------

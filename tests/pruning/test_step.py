@@ -39,7 +39,7 @@ def run() -> PruningSession:
 
 def test_cuts_in_steps_to_the_budget_with_every_cost_as_predicted(run):
     rules = PruningPolicy({"macs": 0.4}, {"macs": 0.2}, Limits(1.0))
-    while not rules.met(run.graph, run.dense):
+    while not rules.is_met(run.graph, run.dense):
         before = run.graph
         record = run.cut_(rules, L2())
         assert record
@@ -126,13 +126,13 @@ BOTH = CostAware(alike, resources={"macs": 1.0, "params": 0.2})
 def test_a_budget_that_is_met_no_longer_drives_the_ranking(criterion):
     run = wide_early_deep_late()
     rules = PruningPolicy({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
-    while rules.within(run.graph, run.dense) != {"macs"}:
+    while rules.met_resources(run.graph, run.dense) != {"macs"}:
         run.cut_(rules, criterion)
         assert run.stopped == "amount"
         assert run.graph.widths()["4.weight"] == 64  # MACs matter more, and the first layers have them
     first = run.graph.widths()["0.weight"]
     assert first < 8
-    while not rules.met(run.graph, run.dense):
+    while not rules.is_met(run.graph, run.dense):
         assert run.cut_(rules, criterion)
     assert run.graph.widths()["0.weight"] == first
     assert run.graph.widths()["4.weight"] < 64

@@ -77,7 +77,7 @@ class PruningMethod(ABC):
 
     def is_within_budget(self, session: PruningSession) -> bool:
         """Return whether the present network meets the budget."""
-        return self.policy.met(session.graph, session.dense)
+        return self.policy.is_met(session.graph, session.dense)
 
     def is_finished(self, session: PruningSession) -> bool:
         """Return whether there will be no more cuts."""

@@ -46,7 +46,7 @@ class FilterPruning(PruningMethod):
     def criterion_to_observe(self, trainer: L.Trainer, session: PruningSession) -> CriterionLike | None:
         """Return the criterion during the epoch, or interval of steps, that a cut ends."""
         now = trainer.global_step if self.timing.by_steps else trainer.current_epoch
-        is_observing = self.timing.gathering(now) and self._may_cut(trainer, session)
+        is_observing = self.timing.is_observed(now) and self._may_cut(trainer, session)
         return self.criterion if is_observing and not self._needs_pass(session) else None
 
     def is_due(self, trainer: L.Trainer, session: PruningSession, now: int, last: int) -> bool:

@@ -21,10 +21,10 @@ from lightning_prune.callbacks.candidate_training import (
 )
 from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.methods.base import PruningMethod
-from lightning_prune.netadapt.ranking import CALIBRATION
+from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table
-from lightning_prune.netadapt.run import check
-from lightning_prune.netadapt.searcher import Search, target_share
+from lightning_prune.netadapt.run import check_search
+from lightning_prune.netadapt.searcher import Searcher, target_share
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
@@ -101,7 +101,7 @@ class NetAdapt(PruningMethod):
             result.record.apply_(session.target)
             session.target.load_state_dict(network.state_dict())
             self._optimizer_state = result.optimizer if optimizers else None
-            session.graph = self.policy.traced(session.target, session.example)
+            session.graph = self.policy.trace(session.target, session.example)
         return result.record
 
     def after_cut_(self, trainer: L.Trainer, session: PruningSession) -> None:
@@ -156,7 +156,7 @@ class NetAdapt(PruningMethod):
     def on_session_start(self, trainer: L.Trainer, session: PruningSession, is_dense: bool) -> None:
         """Check that the first round is possible."""
         if is_dense:
-            check(session.target, session.example, self.policy, self.rounds)
+            check_search(session.target, session.example, self.policy, self.rounds)
 
     def on_first_batch(self, trainer: L.Trainer, session: PruningSession, batch: Any) -> None:
         """Train and judge one copy on the first batch, so that errors show before any training."""
@@ -198,12 +198,12 @@ class NetAdapt(PruningMethod):
         """Run the search on ``network``, or continue it from the state that an earlier process left."""
         share = target_share(self.policy.budget, session.dense)
         number = self.rounds.rounds or len(self.rounds.reductions(share))
-        needed = max(self.rounds.steps, 1) * trainer.accumulate_grad_batches * number + CALIBRATION
+        needed = max(self.rounds.steps, 1) * trainer.accumulate_grad_batches * number + CALIBRATION_BATCHES
         batches = list(islice(train_batches(trainer, torch.device("cpu")), needed))
         training = self._training(trainer, batches)
         optimizer_state = optimizers[0].state_dict() if optimizers else None
         workers = with_default_device(self.workers, trainer)
-        search = Search(network, session.example, self.policy, training, self.rounds, workers)
+        search = Searcher(network, session.example, self.policy, training, self.rounds, workers)
         key = search.key(self.metric, batch_digest(training.evaluate.batches))  # type: ignore[attr-defined]
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
         return search.run(optimizer_state, folder, lambda line: self._print(trainer, line), self.verbose)

@@ -36,7 +36,8 @@ class Slimming(PruningMethod):
 
     Args:
         policy: what may be removed, with the threshold.
-        rho, by, shrink_at, end_epoch, warmup_epochs, warmup_steps, average_decay: see :class:`~lightning_prune.SlimmingCallback`.
+        rho, by, shrink_at, end_epoch, warmup_epochs, warmup_steps, average_decay: see
+            :class:`~lightning_prune.SlimmingCallback`.
         submodule: qualified name of the part that is pruned, to find it in averaged copies.
 
     Attributes:
