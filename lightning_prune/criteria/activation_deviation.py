@@ -138,7 +138,7 @@ class ActivationDeviation(Metric):
         return activation_deviation(mean_map, self.p, self.form, positions)
 
     def conform_(self, shape: tuple[int, int, int]) -> None:
-        """Resize the map to ``shape`` (channels, cells) of another process; without data it becomes a map of zeros."""
+        """Resize the map to ``shape`` (channels, cells) of another process, or create a map of zeros."""
         channels, *cells = shape
         if self.cells is None:
             self.total = self.total.new_zeros(channels, cells[0] * cells[1])

@@ -69,9 +69,7 @@ class CostAware(Wrapper):
         """Return the same criterion without ``resources``; the inner one alone if no other resource has a weight."""
         inner = blind_to(self.criterion, resources)
         others = {name: weight for name, weight in self.resources.items() if name not in resources}
-        return (
-            replace(self, criterion=inner, resources=others) if any(others.values()) else inner
-        )
+        return replace(self, criterion=inner, resources=others) if any(others.values()) else inner
 
 
 def marginal_costs(graph: ChannelGraph, resource: str) -> Values:

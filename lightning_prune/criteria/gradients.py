@@ -1,6 +1,7 @@
 """First-order Taylor criteria: scores from the gradients of the normal training steps.
 
-Nothing is run for them: before each optimizer step the callback calls :meth:`Gradients.on_step`, which reads ``.grad``.
+Nothing is run for them: before each optimizer step the callback calls :meth:`Gradients.on_step`, which reads
+``.grad``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from lightning_prune.utils.arguments import check_choice
 __all__ = ["Gradients", "TaylorGate", "TaylorWeight"]
 
 MISSING = (
-    "Taylor ranks by gradients, but there are none: no optimizer step was observed since the last cut, or no weight has a "
-    "finite gradient. Train for at least one epoch before the cut (start_epoch), unfreeze the layers to prune, "
+    "Taylor ranks by gradients, but there are none: no optimizer step was observed since the last cut, or no weight "
+    "has a finite gradient. Train for at least one epoch before the cut (start_epoch), unfreeze the layers to prune, "
     "or use a criterion without gradients"
 )
 

@@ -52,9 +52,9 @@ def ipad_importance(
     reduction: Reduction = "mean",
     normalise: Normalise = "none",
 ) -> Importance:
-    """Return IPAD importance: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., JKSU-CIS 35(8), 2023).
+    """Return IPAD importance: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., 2023).
 
-    It departs from the published code in two points: the deviation is that of the training data (there, of a
+    Journal of King Saud University - Computer and Information Sciences 35(8). It departs from the published code in two points: the deviation is that of the training data (there, of a
     batch of zeros after the first filter), and ties are not broken by noise.
 
     Args:

@@ -146,7 +146,8 @@ class NormScale(ObservesNothing):
         scales = norm_scales(graph, model)
         if not scales:
             raise ValueError(
-                "NormScale ranks by the scales of norms, but no filter of this network passes through one; use L2 or IPAD"
+                "NormScale ranks by the scales of norms, but no filter of this network passes through one; use L2 "
+                "or IPAD"
             )
         pieces = [(units, plain(model.get_parameter(name).abs())) for name, units in scales.items()]
         return reduced(graph, pieces, self.reduction, self.normalise)
