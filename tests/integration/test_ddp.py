@@ -1,4 +1,4 @@
-"""Two processes over gloo: one plan, one network, and nobody waits for ever. FSDP and DeepSpeed are refused."""
+"""Tests of two processes over gloo: both make the same cuts, and none hangs. FSDP and DeepSpeed are refused."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ TRAINING = [name for name in RUNS if name not in ("apart", "resumed", "uneven an
 
 
 def start(folder: Path) -> list[subprocess.Popen[bytes]]:
-    """The script in two processes, set up as a cluster does."""
+    """Start the script in two processes, with the environment of a cluster."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = []
     for rank in (0, 1):
-        own = {"PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
-        environment = {**os.environ, **cluster, **own}
+        process = {"PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, **cluster, **process}
         with (folder / f"log {rank}").open("w") as log:
             command = [sys.executable, str(SCRIPT), str(folder)]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -43,10 +43,10 @@ def start(folder: Path) -> list[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
-    """What each rank found in each run."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
+    """Return the results of both ranks for each run."""
     folder = tmp_path_factory.mktemp("ddp")
-    codes = [process.wait() for process in start(folder)]  # a run that hangs ends itself
+    codes = [process.wait() for process in start(folder)]  # a guard in the script ends a run that hangs
     assert codes == [0, 0], "\n".join((folder / f"log {rank}").read_text()[-3000:] for rank in (0, 1))
     return {
         name: [torch.load(folder / f"{name} {rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -54,35 +54,35 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
     }
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_ranks_make_the_same_cuts_and_stay_equal(found, name):
-    first, second = found[name]
+def test_ranks_make_the_same_cuts_and_have_equal_weights(results, name):
+    first, second = results[name]
     assert first["kept"] == second["kept"]
     assert first["kept"]
     assert first["epochs"] == second["epochs"]
     assert first["weights"] == second["weights"]  # after every batch, to the last digit
     steps = len(first["weights"]) // (2 if name.startswith("accumulated") else 1)
-    assert len(set(first["weights"])) >= steps  # and they move
+    assert len(set(first["weights"])) >= steps  # weights change in every step
     parameters = {n: t for n, t in second["state"].items() if "running" not in n and "tracked" not in n}
     assert_equal(first["state"], parameters)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_slimming_s_penalty_is_the_written_one_on_every_rank(found, rank):
-    written, added = found["slimmed"][rank]["ends"]
+def test_the_penalty_of_slimming_is_the_documented_one_on_every_rank(results, rank):
+    written, added = results["slimmed"][rank]["ends"]
     for name, parameter in written.items():
         torch.testing.assert_close(added[name], parameter, rtol=1e-4, atol=1e-5)
-    assert found["slimmed"][0]["changes"] == found["slimmed"][1]["changes"]
+    assert results["slimmed"][0]["changes"] == results["slimmed"][1]["changes"]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("vanished")])
-def test_branches_vanish_on_both_ranks_and_all_else_goes_on(found, name):
-    first, second = found[name]
+def test_branches_are_removed_on_both_ranks_and_training_continues(results, name):
+    first, second = results[name]
     assert [first["kept"][f"0.branches.{branch}.0.weight"][0] for branch in (0, 2)] == [[], []]
     for rank in (first, second):
         whole, resumed = rank["ends"]
@@ -97,8 +97,8 @@ def test_branches_vanish_on_both_ranks_and_all_else_goes_on(found, name):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(found, rank):
-    whole, *others = found["resumed"][rank]["ends"]
+def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(results, rank):
+    whole, *others = results["resumed"][rank]["ends"]
     for other in others:
         assert other["kept"] == whole["kept"]
         assert other["epochs"] == whole["epochs"] == [1, 2]
@@ -106,8 +106,8 @@ def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(found, ra
     assert [len(other["weights"]) for other in others] == [10, 5]
 
 
-def test_statistics_are_those_of_the_data_of_both_ranks(found):
-    first, second = found["carry"]
+def test_statistics_are_those_of_the_data_of_both_ranks(results):
+    first, second = results["carry"]
     assert first["seen"] == second["seen"]
     mean_map = (first["first epoch"] + second["first epoch"]) / 32
     expected = activation_deviation(mean_map.flatten(1))
@@ -125,14 +125,14 @@ def test_statistics_are_those_of_the_data_of_both_ranks(found):
         ("static_graph by hand", (False, True, False)),
     ],
 )
-def test_the_wrapper_keeps_its_settings(found, name, settings):
-    assert found[name][0]["epochs"]
-    assert set(found[name][0]["settings"]) == {settings}
+def test_the_wrapper_keeps_its_settings(results, name, settings):
+    assert results[name][0]["epochs"]
+    assert set(results[name][0]["settings"]) == {settings}
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_what_criteria_are_told_is_what_one_process_would_be(found, name):
-    first, second = found[name]
+def test_criteria_get_the_statistics_that_one_process_would_gather(results, name):
+    first, second = results[name]
     assert first["seen"] == second["seen"]
     (alone, *_) = scored(name, 8, devices=1)["seen"]
     assert first["seen"][0].keys() == alone.keys()
@@ -141,57 +141,57 @@ def test_what_criteria_are_told_is_what_one_process_would_be(found, name):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("steps", [3, 6, 9]), ("accumulated steps", [3, 6, 9])])
-def test_cuts_by_optimizer_steps_come_at_the_same_steps_on_all_ranks(found, name, expected):
-    assert [rank["steps"] for rank in found[name]] == [expected, expected]
-    assert [len(rank["epochs"]) for rank in found[name]] == [3, 3]
+def test_cuts_by_optimizer_steps_come_at_the_same_steps_on_all_ranks(results, name, expected):
+    assert [rank["steps"] for rank in results[name]] == [expected, expected]
+    assert [len(rank["epochs"]) for rank in results[name]] == [3, 3]
 
 
-def test_a_layer_that_one_rank_never_ran_does_not_hang_the_others(found):
-    assert "side.0.weight" in found["unseen"][0]["seen"][0]
-    assert found["unseen"][0]["seen"] == found["unseen"][1]["seen"]
+def test_a_layer_that_one_rank_never_runs_does_not_block_the_other(results):
+    assert "side.0.weight" in results["unseen"][0]["seen"][0]
+    assert results["unseen"][0]["seen"] == results["unseen"][1]["seen"]
 
 
-def test_recalibrated_norms_are_the_same_on_all_ranks(found):
-    first, second = (rank["state"] for rank in found["uneven"])
+def test_recalibrated_norms_are_the_same_on_all_ranks(results):
+    first, second = (rank["state"] for rank in results["uneven"])
     assert_equal(first, {name: tensor for name, tensor in second.items() if "running" in name})
 
 
-def test_different_numbers_of_batches_are_refused_before_lightning_hangs(found):
-    for rank in found["uneven and not limited"]:
+def test_different_numbers_of_batches_are_refused_before_lightning_hangs(results):
+    for rank in results["uneven and not limited"]:
         assert "ranks have 4, 3 training batches" in rank["error"]
         assert "Trainer(limit_train_batches=3)" in rank["error"]
 
 
-def test_averages_are_equal_on_all_ranks(found):
-    first, second = (rank["average"] for rank in found["averaged"])
+def test_averages_are_equal_on_all_ranks(results):
+    first, second = (rank["average"] for rank in results["averaged"])
     assert {name: t.shape for name, t in first.items()} == {
-        name: t.shape for name, t in found["averaged"][0]["state"].items()
+        name: t.shape for name, t in results["averaged"][0]["state"].items()
     }
     assert_equal(first, {name: tensor for name, tensor in second.items() if "running" not in name})
 
 
 @pytest.mark.parametrize("name", ["distilled", "distilled from another"])
-def test_every_rank_has_the_same_teacher_to_the_end(found, name):
-    first, second = (rank["teacher"] for rank in found[name])
+def test_every_rank_has_the_same_teacher_to_the_end(results, name):
+    first, second = (rank["teacher"] for rank in results[name])
     assert first == second
     assert len(set(first)) == 1
-    assert found[name][0]["weights"] != found["carry"][0]["weights"]
+    assert results[name][0]["weights"] != results["carry"][0]["weights"]
 
 
-def test_one_rank_measures_latency_for_all(found):
-    first, second = found["timed"]
+def test_one_rank_measures_latency_for_all_ranks(results):
+    first, second = results["timed"]
     assert [first["builds"], second["builds"]] == [1, 0]
     assert first["table"] == second["table"]
     assert first["table"].entries
 
 
-def test_a_latency_table_that_the_first_rank_cannot_read_ends_training_on_all(found):
-    for rank in found["timed"]:
+def test_a_latency_table_that_the_first_rank_cannot_read_ends_training_on_all_ranks(results):
+    for rank in results["timed"]:
         assert "damaged 0.json is not JSON" in rank["error"]
 
 
-def test_a_cut_that_only_one_rank_can_make_ends_training_on_all(found):
-    for rank in found["apart"]:
+def test_a_cut_that_only_one_rank_can_make_ends_training_on_all_ranks(results):
+    for rank in results["apart"]:
         assert "the cut of ranks [1] differs from that of rank 0" in rank["error"]
 
 

@@ -174,9 +174,7 @@ def test_files_on_disk_still_load_and_are_cut_as_without_interruption(point, fol
     assert record.kept["body.stem.weight"] != load(before)[2].kept["body.stem.weight"]
     assert torch.equal(model.eval()(X), expected.eval()(X))
     names = sorted(path.name for path in tmp_path.iterdir())
-    half_written = [
-        name for name in names if name.endswith(".part")
-    ]  # a killed process cannot remove its own
+    half_written = [name for name in names if name.endswith(".part")]  # the killed process did not remove it
     assert len(half_written) == (point == "the record is half written")
     assert [name for name in names if name not in half_written] == ["record.json", "state.pt"]
 

@@ -1,6 +1,6 @@
-"""Failures of other tools that must not be ours; the numbers are those of the list in ``peers.md``.
+"""Tests of cases in which other pruning tools fail.
 
-Where an issue of Torch-Pruning is meant, its number stands in the test's name.
+The first number in a name counts the kind of failure; those after ``issue`` are Torch-Pruning's issues.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def backbone() -> nn.Module:
     )  # fmt: skip
 
 
-def assert_exact(found: Outcome, units: int) -> None:
-    assert len(found.graph.prunable) == units
-    assert 0 < len(found.remove) <= units
-    assert found.dead < 1e-5
-    assert parameters(found.model) < parameters(found.dense)
+def assert_exact(outcome: Outcome, units: int) -> None:
+    assert len(outcome.graph.prunable) == units
+    assert 0 < len(outcome.remove) <= units
+    assert outcome.dead < 1e-5
+    assert parameters(outcome.model) < parameters(outcome.dense)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
@@ -65,11 +65,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> lis
 def test_peer_01_frozen_parameters_are_pruned_like_any_other_issues_136_356_463():
     model = randomise_(backbone())
     model[:6].requires_grad_(False)
-    found = cut(model, X)
-    assert_exact(found, 8 + 12)
-    assert found.model[0].out_channels < 8
-    assert found.model[3].out_channels < 12
-    assert [p.requires_grad for p in found.model.parameters()] == [
+    outcome = cut(model, X)
+    assert_exact(outcome, 8 + 12)
+    assert outcome.model[0].out_channels < 8
+    assert outcome.model[3].out_channels < 12
+    assert [p.requires_grad for p in outcome.model.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
 
@@ -81,8 +81,8 @@ def test_peer_02_every_parameter_of_the_optimizer_is_alive_after_surgery_issue_1
     train(model, optimizer, 2)
     graph = trace(model, X)
     prune_(model, graph, random_units(graph), [optimizer])
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters()}
+    parameter_ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert parameter_ids == {id(p) for p in model.parameters()}
     before = [p.detach().clone() for p in model.parameters()]
     train(model, optimizer, 2)
     schedule.step()
@@ -131,19 +131,19 @@ def test_peer_06_weights_and_record_reload_without_pickle_issues_51_399():
     torch.save(model.state_dict(), buffer)
     text = json.dumps(record.to_dict())
     buffer.seek(0)
-    again = PruningRecord.from_dict(json.loads(text)).apply_(backbone())
-    again.load_state_dict(torch.load(buffer, weights_only=True))
-    assert torch.equal(again.eval()(X), model.eval()(X))
+    rebuilt = PruningRecord.from_dict(json.loads(text)).apply_(backbone())
+    rebuilt.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(rebuilt.eval()(X), model.eval()(X))
 
 
 def test_peer_07_pixel_shuffle_keeps_whole_pixels_issues_98_420():
     model = nn.Sequential(
         conv(3, 16), nn.PixelShuffle(2), conv(4, 6), nn.ReLU(), conv(6, 4), nn.PixelUnshuffle(2), conv(16, 2)
     )
-    found = cut(model, X)
-    assert_exact(found, 4 + 6 + 4)
-    assert found.model[0].out_channels % 4 == 0
-    assert found.zeroed < 1e-5
+    outcome = cut(model, X)
+    assert_exact(outcome, 4 + 6 + 4)
+    assert outcome.model[0].out_channels % 4 == 0
+    assert outcome.zeroed < 1e-5
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
@@ -158,16 +158,16 @@ def test_peer_08_channel_shuffle_and_flip_give_the_right_output_issues_14_45(mix
     model = Net(
         lambda m, x: m.head(F.relu(m.a(mix(m.stem(x))))), stem=conv(3, 8), a=conv(8, 6), head=conv(6, 2)
     )
-    found = cut(model, X)
-    assert_exact(found, units + 6)
-    assert found.zeroed < 1e-5
+    outcome = cut(model, X)
+    assert_exact(outcome, units + 6)
+    assert outcome.zeroed < 1e-5
 
 
 def test_peer_08_shufflenet_gives_the_right_output_issue_14():
-    found = cut(tv.shufflenet_v2_x0_5(weights=None, num_classes=10), torch.randn(2, 3, 64, 64))
-    assert found.dead < 1e-5
-    assert found.zeroed < 1e-5
-    assert parameters(found.model) < 0.8 * parameters(found.dense)
+    outcome = cut(tv.shufflenet_v2_x0_5(weights=None, num_classes=10), torch.randn(2, 3, 64, 64))
+    assert outcome.dead < 1e-5
+    assert outcome.zeroed < 1e-5
+    assert parameters(outcome.model) < 0.8 * parameters(outcome.dense)
 
 
 class C2f(nn.Module):
@@ -196,17 +196,17 @@ class C2fBySplit(C2f):
 @pytest.mark.parametrize("block", [C2f, C2fBySplit])
 def test_peer_09_yolo_c2f_chunks_and_concatenates_all_parts_issue_147(block):
     model = nn.Sequential(conv(3, 8), block(8, 10, 4, 3), nn.SiLU(), conv(10, 2))
-    found = cut(model, X)
-    assert_exact(found, 8 + 4 + 3 * 4 + 10)
-    assert found.zeroed < 1e-5
+    outcome = cut(model, X)
+    assert_exact(outcome, 8 + 4 + 3 * 4 + 10)
+    assert outcome.zeroed < 1e-5
 
 
 def test_peer_10_a_tensor_concatenated_with_itself_issue_146():
     model = Net(lambda m, x: m.head(torch.cat([m.stem(x)] * 2, 1)), stem=conv(3, 8), head=conv(16, 2))
-    found = cut(model, X)
-    assert_exact(found, 8)
-    assert found.zeroed < 1e-5
-    assert found.model.head.in_channels == 2 * found.model.stem.out_channels
+    outcome = cut(model, X)
+    assert_exact(outcome, 8)
+    assert outcome.zeroed < 1e-5
+    assert outcome.model.head.in_channels == 2 * outcome.model.stem.out_channels
 
 
 def test_peer_11_independent_branches_stay_independent_issue_481():
@@ -233,10 +233,10 @@ def test_peer_11_independent_branches_stay_independent_issue_481():
 @pytest.mark.parametrize("into", [8, 1])
 def test_peer_12_a_binary_head_is_no_depthwise_convolution_issues_126_179(into):
     model = nn.Sequential(conv(3, into), nn.ReLU(), conv(into, 6), nn.ReLU(), conv(6, 1))
-    found = cut(model, X)
-    assert_exact(found, into + 6)
-    assert found.graph.pinned[int(found.graph.layers["4.weight"][0])] == "is the network's output"
-    assert found.model[4].weight.shape[0] == 1
+    outcome = cut(model, X)
+    assert_exact(outcome, into + 6)
+    assert outcome.graph.pinned[int(outcome.graph.layers["4.weight"][0])] == "is the network's output"
+    assert outcome.model[4].weight.shape[0] == 1
 
 
 def test_peer_14_a_pinned_layer_loses_inputs_and_the_graph_shows_it_issues_160_341():
@@ -250,17 +250,17 @@ def test_peer_14_a_pinned_layer_loses_inputs_and_the_graph_shows_it_issues_160_3
     assert model[8].weight.shape == (4, 7)
 
 
-def test_peer_15_attention_sets_its_number_of_heads_by_itself_issues_57_101_357_450():
+def test_peer_15_attention_gets_its_new_number_of_heads_issues_57_101_357_450():
     model = nn.Sequential(nn.Linear(7, 12), Attention(12, 4), nn.Linear(12, 2))
-    found = cut(model, torch.randn(2, 5, 7), seed=1, share=0.7)
-    assert_exact(found, 12 + 4 + 12)
-    attention = found.model[1]
+    outcome = cut(model, torch.randn(2, 5, 7), seed=1, share=0.7)
+    assert_exact(outcome, 12 + 4 + 12)
+    attention = outcome.model[1]
     assert attention.num_heads * attention.head_dim * 3 == attention.qkv.out_features
     assert attention.head_dim == 3
     assert attention.num_heads < 4
 
 
-def test_peer_15_vit_and_swin_lose_heads_and_hidden_units_without_being_told_issues_258_490():
+def test_peer_15_heads_and_hidden_units_of_vit_and_swin_are_removed_without_options_issues_258_490():
     timm = pytest.importorskip("timm")
     for name, options in (
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
@@ -271,10 +271,10 @@ def test_peer_15_vit_and_swin_lose_heads_and_hidden_units_without_being_told_iss
     ):
         model = timm.create_model(name, num_classes=4, **options)
         x = torch.randn(2, 3, options["img_size"], options["img_size"])
-        found = cut(model, x, share=0.4)
-        assert found.dead < 1e-5, name
-        assert parameters(found.model) < 0.9 * parameters(found.dense), name
-        shrunk = {path.rpartition(".")[2] for path in found.record.attributes}
+        outcome = cut(model, x, share=0.4)
+        assert outcome.dead < 1e-5, name
+        assert parameters(outcome.model) < 0.9 * parameters(outcome.dense), name
+        shrunk = {path.rpartition(".")[2] for path in outcome.record.attributes}
         assert "num_heads" in shrunk, name
 
 
@@ -284,15 +284,15 @@ def test_peer_18_recurrent_layers_are_cut_right_or_pinned_by_name_issues_44_276_
         lambda m, x: m.head(F.relu(m.mix(m.cell(F.relu(m.embed(x)))[0]))),
         embed=nn.Linear(7, 8), cell=kind(8, 6, batch_first=True), mix=nn.Linear(6, 5), head=nn.Linear(5, 2),
     )  # fmt: skip
-    found = cut(model, torch.randn(2, 5, 7))
-    assert found.dead < 1e-5
-    assert len(found.model.mix.weight) < 5
-    stuck = {found.graph.pinned.get(u) for u in found.graph.layers["embed.weight"].tolist()} - {None}
-    assert all("in cell" in reason for reason in stuck)
+    outcome = cut(model, torch.randn(2, 5, 7))
+    assert outcome.dead < 1e-5
+    assert len(outcome.model.mix.weight) < 5
+    reasons = {outcome.graph.pinned.get(u) for u in outcome.graph.layers["embed.weight"].tolist()} - {None}
+    assert all("in cell" in reason for reason in reasons)
 
 
 class FrozenBatchNorm(nn.Module):
-    """Detection's batch norm: everything is a buffer."""
+    """The batch norm of detection networks, in which weight and bias are buffers."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -314,19 +314,19 @@ def test_peer_19_frozen_batch_norm_is_cut_along_issue_211():
     generator = torch.Generator().manual_seed(0)
     for buffer in model.buffers():
         buffer.add_(torch.rand(8, generator=generator))
-    found = cut(model, X)
-    assert len(found.graph.prunable) == 8
-    assert found.zeroed < 1e-5  # a dead filter is no zero behind a shift that is a buffer
-    assert {len(buffer) for buffer in found.model.buffers()} == {found.model.stem.out_channels}
+    outcome = cut(model, X)
+    assert len(outcome.graph.prunable) == 8
+    assert outcome.zeroed < 1e-5  # the shift is a buffer, so that a dead filter's output is not 0
+    assert {len(buffer) for buffer in outcome.model.buffers()} == {outcome.model.stem.out_channels}
 
 
 def test_peer_19_torchvisions_frozen_batch_norm_is_cut_along_issue_211():
     from torchvision.ops import FrozenBatchNorm2d
 
     model = tv.resnet18(weights=None, num_classes=10, norm_layer=FrozenBatchNorm2d)
-    found = cut(model, torch.randn(2, 3, 32, 32))
-    assert len(found.remove) > 500
-    assert found.zeroed < 1e-5
+    outcome = cut(model, torch.randn(2, 3, 32, 32))
+    assert len(outcome.remove) > 500
+    assert outcome.zeroed < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,9 @@ def test_peer_19_views_before_a_linear_layer_issue_125(reshape):
         lambda m, x: m.head(F.relu(m.hidden(reshape(F.adaptive_avg_pool2d(m.stem(x), 3))))),
         stem=conv(3, 6), hidden=nn.Linear(54, 5), head=nn.Linear(5, 2),
     )  # fmt: skip
-    found = cut(model, X)
-    assert_exact(found, 6 + 5)
-    assert found.zeroed < 1e-5
+    outcome = cut(model, X)
+    assert_exact(outcome, 6 + 5)
+    assert outcome.zeroed < 1e-5
 
 
 def test_peer_19_loose_parameters_follow_their_channels_issue_184():
@@ -357,10 +357,10 @@ def test_peer_19_loose_parameters_follow_their_channels_issue_184():
         stem=conv(3, 8), head=conv(8, 2),
         scale=nn.Parameter(torch.rand(8)), shift=nn.Parameter(torch.rand(1, 8, 1, 1)),
     )  # fmt: skip
-    found = cut(model, X)
-    assert_exact(found, 8)
-    left = found.model.stem.out_channels
-    assert (found.model.scale.shape, found.model.shift.shape) == ((left,), (1, left, 1, 1))
+    outcome = cut(model, X)
+    assert_exact(outcome, 8)
+    width = outcome.model.stem.out_channels
+    assert (outcome.model.scale.shape, outcome.model.shift.shape) == ((width,), (1, width, 1, 1))
 
 
 def test_peer_21_macs_contain_attentions_matrix_products():
@@ -374,7 +374,7 @@ def test_peer_21_macs_contain_attentions_matrix_products():
     assert graph.cost("macs", heads) == layers + products - 9 * (12 * 9 + 3 * 12) - products // 4
 
 
-def test_peer_21_macs_of_the_multihead_attention_module_do_too():
+def test_peer_21_macs_of_the_multihead_attention_module_contain_them():
     x = torch.randn(1, 9, 12)
     module = nn.MultiheadAttention(12, 4, batch_first=True)
     net = Net(lambda m, x: m.mha(x, x, x, need_weights=False)[0], mha=module)
@@ -394,10 +394,9 @@ def test_peer_22_parametrised_weight_norm_is_cut(kind):
     model = randomise_(model).eval()
     dense = copy.deepcopy(model)
     graph = trace(model, x)
-    own = "1.parametrizations.weight.original1"
-    assert own in graph.layers
-    gone = graph.layers[own][:2]
-    prune_(model, graph, gone)
+    weight = "1.parametrizations.weight.original1"
+    assert weight in graph.layers
+    prune_(model, graph, graph.layers[weight][:2])
     assert model[1].weight.shape[0] == 4
     assert model[3].weight.shape[1] == 4
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What distributed runs train, what watches them, and how they are fitted; see ``ddp_runs.py``."""
+"""Modules, callbacks and the training function of the distributed runs in ``ddp_runs.py``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Found = dict[str, Any]
 
 
 def rank_before() -> int:
-    """The rank, before Lightning has set up the processes."""
+    """Return the rank before Lightning has set up the processes."""
     return int(os.environ["LOCAL_RANK"])
 
 
 class Net(L.LightningModule):
-    """A small classifier that remembers what the ranks must agree about."""
+    """A small classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Net(L.LightningModule):
 
 
 class Normless(Net):
-    """Without batch norms two processes with batches of four do what one does with batches of eight."""
+    """Has no batch norms, so that two processes with batches of four compute what one does with batches of eight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Normless(Net):
 
 
 class Branching(Net):
-    """A branch that only the first rank takes."""
+    """Has a branch that only the first rank runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,14 +72,14 @@ class Checkpointed(Net):
 
 
 class Noisy(Net):
-    """Draws random numbers, on every rank its own."""
+    """Draws random numbers that differ between ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(nn.functional.dropout(x, 0.3, self.training))
 
 
 class Save(L.Callback):
-    """One checkpoint within the epoch that ends with the first cut, one within the next."""
+    """Saves one checkpoint within the epoch that ends with the first cut, and one within the next epoch."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step in (6, 11):
@@ -97,7 +97,7 @@ class Manual(Net):
 
 
 class Slimmed(Net):
-    """With SGD, and with the penalty in its own loss if ``rho`` is not 0."""
+    """Is trained by SGD, with the penalty in its loss if ``rho`` is not 0."""
 
     rho = 0.0
 
@@ -110,7 +110,7 @@ class Slimmed(Net):
 
 
 class Vanishing(Net):
-    """Branches, of which two fade; every rank keeps the norms of its own data."""
+    """Has branches, two of which are driven to 0; each rank has the batch norm statistics of its own data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,11 +121,11 @@ class Vanishing(Net):
 
 
 class Learner(DistillationMixin, Net):
-    """Learns from a teacher, too."""
+    """Can be distilled from a teacher."""
 
 
 class Watch(L.Callback):
-    """After every batch: what the weights are, and how the wrapper is set."""
+    """Records weights and settings of the DDP wrapper after every batch."""
 
     def __init__(self) -> None:
         self.weights: list[float] = []
@@ -145,7 +145,7 @@ BOTH = IPAD(omega=0.5)
 
 
 class Spy:
-    """A criterion, and what it was told of activations or gradients."""
+    """A criterion that also keeps the statistics that it gets."""
 
     def __init__(self, criterion: Any = BOTH) -> None:
         self.seen: list[dict[str, list[float]]] = []
@@ -174,7 +174,7 @@ def fit(
     devices: int = 2,
     **options: Any,
 ) -> Found:
-    """Train, and say what the ranks must agree about, and what they need not."""
+    """Train; return the final state, of which only some parts must be equal on all ranks."""
     watch = Watch()
     trainer = L.Trainer(
         accelerator="cpu",

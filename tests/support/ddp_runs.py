@@ -1,4 +1,4 @@
-"""Distributed runs, one after the other: ``python ddp_runs.py FOLDER`` in each process; see ``test_ddp.py``."""
+"""Distributed runs, one after the other: ``test_ddp.py`` runs ``python ddp_runs.py FOLDER`` in each process."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ LOOKING = {"weight": TaylorWeight(), "gate": TaylorGate(), "activation": Activat
 
 
 def scored(name: str, batch: int = 4, module: Callable[[], Net] = Normless, **options: Any) -> Found:
-    """What a criterion is told in the first epoch."""
+    """Train one epoch; return the statistics that a criterion gets."""
     spy = Spy(LOOKING[name])
     pruning = prune(criterion=spy, start_epoch=0, statistics=options.pop("statistics", "epoch"))
     data = loader(batch=batch)
@@ -85,7 +85,7 @@ def scored(name: str, batch: int = 4, module: Callable[[], Net] = Normless, **op
 
 
 def steps(**options: Any) -> Found:
-    """Three cuts within epochs of four batches, and a final phase."""
+    """Cut three times within epochs of four batches, then train a final phase."""
     final = FinalPhase(partial(torch.optim.SGD, lr=0.01), epochs=2)
     schedule: dict[str, Any] = {"amount": None, "schedule": Linear(3), "every_n_steps": 3}
     pruning = prune(criterion=Spy(), final_phase=final, **schedule)
@@ -99,7 +99,7 @@ def settings(module: Callable[[], Net], **wanted: bool) -> Found:
 
 
 def uneven(**options: Any) -> Found:
-    """Four batches of four here, three of two there; norms are renewed after a cut that ends training."""
+    """Train on four batches of four on one rank, three of two on the other; a cut at the end renews the norms."""
     data = loader(16, batch=4) if rank_before() == 0 else loader(6, batch=2)
     pruning = prune(criterion=IPAD(omega=0.5), recalibrate_batches=4, statistics="pass", start_epoch=3)
     return fit(Net(), pruning, data=data, use_distributed_sampler=False, **options)
@@ -125,7 +125,7 @@ def sizes() -> Found:
 
 
 def resumed() -> Found:
-    """Whole, and from two of its checkpoints, with other random numbers to begin with."""
+    """Train without interruption, and from two checkpoints of that run with other random numbers at the start."""
     ends = []
     for resume in (None, "6.ckpt", "11.ckpt"):
         torch.manual_seed(rank_before() + len(ends))
@@ -142,7 +142,7 @@ def averaged() -> Found:
 
 
 def slimmed() -> Found:
-    """With the penalty written into the loss, the same added by the callback, and cut until half is left."""
+    """Train with the penalty in the loss, with the same one from the callback, and with cuts to half of the MACs."""
     written, added = Slimmed(), Slimmed()
     written.rho = 0.05
     keep = SlimmingCallback(rho=0.05, submodule="net", end_epoch=9, verbose=False)
@@ -157,7 +157,7 @@ def slimmed() -> Found:
 
 
 def vanished(**wanted: bool) -> Found:
-    """Two branches are gone after the first epoch; whole, and resumed from a checkpoint written after that."""
+    """Remove two branches after the first epoch; train to the end, and again from a checkpoint written after that."""
     ends, averages = [], []
     for resume in (None, "6.ckpt"):
         path = resume and Path(sys.argv[1]) / resume
@@ -171,7 +171,7 @@ def vanished(**wanted: bool) -> Found:
 
 
 def distilled(submodule: str | None, width: int) -> Found:
-    """From a network of the same architecture if ``width`` is 8."""
+    """Distil from a teacher, which has the student's architecture if ``width`` is 8."""
     module, teacher = Learner(), Net()
     if width != 8:
         teacher.net[0], teacher.net[1] = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
@@ -185,7 +185,7 @@ def distilled(submodule: str | None, width: int) -> Found:
 
 
 def apart() -> Found:
-    """The second rank's proof fails."""
+    """Make the proof of the cut fail on the second rank."""
     own = cutting.prune_
 
     def refusing(*args: Any) -> Any:
@@ -204,12 +204,12 @@ def apart() -> Found:
 
 
 class Rank(LatencyTable):
-    """Measures, and then makes up times that would be others on each rank."""
+    """Measures, and then replaces the times by artificial ones that differ between ranks."""
 
     builds = 0
 
     def build(self, *args: Any) -> Measurements:
-        """The times are twice as long on the second rank, and rise with the channels."""
+        """Return times that grow with the channels, and are twice as long on the second rank."""
         self.builds += 1
         found = steadily_rising(super().build(*args))
         self.measured = replace(found, correction=Correction(1e6 * rank(), 1.0 + rank(), 1.0 + rank()))
@@ -217,7 +217,7 @@ class Rank(LatencyTable):
 
 
 def timed() -> Found:
-    """To a share of the latency; then with a table that the first rank finds damaged."""
+    """Prune to a share of the latency; then use a table that is damaged on the first rank."""
     table, damaged = Rank(threads=1, cuts=0), Path(sys.argv[1]) / f"damaged {rank_before()}.json"
     pruning = prune(budget={"latency": 0.6}, amount={"latency": 0.2}, resources={"latency": table})
     found = fit(Net(), pruning)
@@ -265,6 +265,9 @@ def main(folder: Path) -> None:
     for name, run in RUNS.items():
         faulthandler.dump_traceback_later(HANGS, exit=True)
         torch.save(run(), folder / f"{name} {rank_before()}.pt")
+    # Gloo is not shut down by Lightning; a process that exits while its peer is still connected may abort.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

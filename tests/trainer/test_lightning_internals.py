@@ -309,11 +309,11 @@ def test_stochastic_weight_averaging_has_average_and_scheduler() -> None:
 )
 def test_stochastic_weight_averaging_has_a_last_epoch(limits: dict[str, int], last: int | None) -> None:
     swa = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1)
-    seen: list[int | None] = []
-    trainer(swa, At("on_fit_start", lambda it: seen.append(internals.swa_last_epoch(swa))), **limits).fit(
+    epochs: list[int | None] = []
+    trainer(swa, At("on_fit_start", lambda it: epochs.append(internals.swa_last_epoch(swa))), **limits).fit(
         Module(), loader()
     )
-    assert seen == [last]
+    assert epochs == [last]
 
 
 def test_a_checkpoint_is_compared_by_the_values_of_its_hook_if_it_may_be_saved(tmp_path: Path) -> None:
