@@ -26,7 +26,7 @@ from torchmetrics import Metric
 
 from lightning_prune.callbacks.candidate_trainer import CandidateTrainer, LoggedValues
 from lightning_prune.netadapt.candidate import CandidateContext
-from lightning_prune.netadapt.workers import Workers, packed, rehearse
+from lightning_prune.netadapt.workers import Workers, pack_context, rehearse
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.trainer.batches import IndexedBatch
@@ -277,7 +277,7 @@ def rehearse_candidate(session: PruningSession, training: Callable[[], Training]
         context = CandidateContext(
             detached_copy(session.target).to(cpu), on_device(session.example, cpu), training(), None, 1
         )
-        rehearse(packed(context), workers.device(0))
+        rehearse(pack_context(context), workers.device(0))
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Widths rounded down to a multiple: which filters go beside those that the budget took (level 3)."""
+"""Alignment: units to remove so that the widths of layers become multiples of a number."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.select import ranked
+from lightning_prune.selection.select import rank_units
 from lightning_prune.selection.unit_pool import UnitPool
 
-__all__ = ["surplus"]
+__all__ = ["surplus_units"]
 
 
-def surplus(
+def surplus_units(
     graph: ChannelGraph,
     importance: NDArray[np.float64],
     layers: Sequence[str],
@@ -24,41 +24,41 @@ def surplus(
     limits: Limits,
     dense: DenseSizes,
 ) -> list[int]:
-    """The least important units of coupled ``layers`` that must go so that each has a multiple of filters.
+    """Return the least important units to remove so that each of the coupled ``layers`` has a multiple of filters.
 
     Args:
-        graph: of the network as it is.
-        importance: one score per unit; infinite never goes. Shape (num_units,).
+        graph: of the current network.
+        importance: one score per unit; units with infinite scores stay. Shape (num_units,).
         layers: weights in ``graph.layers`` that share units.
         multiple: of filters.
-        limits: how much may go of ``dense`` in all; what they forbid stays.
+        limits: how much of ``dense`` may be removed in all.
         dense: the sizes before any cut.
 
     Returns:
-        Units; none if all widths are multiples, or if they cannot all become such.
+        Units; none if all widths are multiples already, or if not all of them can become multiples.
 
     Example:
         >>> import torch
         >>> from lightning_prune import trace
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 11, 3), torch.nn.Conv2d(11, 1, 3))
         >>> graph = trace(net, torch.zeros(1, 1, 8, 8))
-        >>> surplus(graph, np.arange(12.0), ["0.weight"], 4, Limits(), DenseSizes.of(graph))
+        >>> surplus_units(graph, np.arange(12.0), ["0.weight"], 4, Limits(), DenseSizes.of(graph))
         [0, 1, 2]
     """
-    own = {layer: graph.layers[layer] for layer in layers}
-    left = {layer: len(units) for layer, units in own.items()}
-    units = np.intersect1d(np.concatenate(list(own.values())), graph.prunable)
-    units = ranked(units, importance)
-    stock, gone = UnitPool(graph, limits, dense, multiple), list[int]()
+    filters = {layer: graph.layers[layer] for layer in layers}
+    widths = {layer: len(units) for layer, units in filters.items()}
+    units = np.intersect1d(np.concatenate(list(filters.values())), graph.prunable)
+    units = rank_units(units, importance)
+    pool, surplus = UnitPool(graph, limits, dense, multiple), list[int]()
     for unit in units.tolist():
-        if any(left[layer] % multiple for layer in _holding(own, unit)):
-            taken = stock.offer(unit)
-            gone += taken
-            for layer, held in own.items():
-                left[layer] -= int(np.isin(held, taken).sum())
-    touched = {layer for layer, held in own.items() if np.isin(held, units).any()}
-    return gone if not any(left[layer] % multiple for layer in touched) else []
+        if any(widths[layer] % multiple for layer in _layers_with(unit, filters)):
+            removed = pool.offer(unit)
+            surplus += removed
+            for layer, layer_filters in filters.items():
+                widths[layer] -= int(np.isin(layer_filters, removed).sum())
+    prunable_layers = [layer for layer in layers if np.isin(filters[layer], units).any()]
+    return surplus if not any(widths[layer] % multiple for layer in prunable_layers) else []
 
 
-def _holding(own: Mapping[str, NDArray[np.int64]], unit: int) -> list[str]:
-    return [layer for layer, held in own.items() if (held == unit).any()]
+def _layers_with(unit: int, filters: Mapping[str, NDArray[np.int64]]) -> list[str]:
+    return [layer for layer, units in filters.items() if (units == unit).any()]

@@ -1,4 +1,4 @@
-"""One candidate of a search: cut, trained a little and judged (level 3)."""
+"""Prune one candidate of a search, train it briefly and evaluate it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.modules import training_modes
 
-__all__ = [
-    "Candidate",
-    "CandidateContext",
-    "CandidateResult",
-    "Training",
-    "on_device",
-    "rehearsed",
-    "step_",
-    "tried",
-]
+__all__ = ["Candidate", "CandidateContext", "CandidateResult", "compute_candidate", "rehearse_training"]
 
 
 @dataclass(frozen=True)
 class CandidateContext:
-    """What all candidates of a round start from."""
+    """The network that all candidates of a round start from, and how they are trained.
+
+    Attributes:
+        model: the network.
+        example: positional and keyword inputs of its forward.
+        training: how candidates are trained and evaluated.
+        state: of the optimizer that candidates continue with; None: a new optimizer.
+        steps: optimizer steps of each candidate.
+    """
 
     model: nn.Module
     example: Example
@@ -45,14 +44,14 @@ class CandidateContext:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of a round.
+    """One candidate of a round.
 
     Attributes:
         index: among the candidates of its round.
-        name: for people.
-        remove: units that go, as the trace of the round's network numbers them. None of them: nothing is trained
-            either, the network is judged as it is.
-        seed: of all that is random in it.
+        name: for messages.
+        remove: units to remove, as the trace of the round's network numbers them. If there are none, the network is
+            evaluated without training.
+        seed: of all random numbers of the candidate.
     """
 
     index: int
@@ -63,14 +62,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """What became of a candidate.
+    """Metric and weights of a candidate, or the reason why it failed.
 
     Attributes:
         index: of the candidate.
         metric: of its evaluation; NaN if it failed.
         weights: its ``state_dict``, on the CPU.
         optimizer: state of its optimizer, on the CPU.
-        error: why it failed, else empty.
+        error: why it failed, otherwise empty.
     """
 
     index: int
@@ -80,51 +79,57 @@ class CandidateResult:
     error: str = ""
 
 
-def tried(shared: CandidateContext, candidate: Candidate, device: torch.device) -> CandidateResult:
-    """Cut, train and judge one candidate; what it was made from is used up.
+def compute_candidate(
+    context: CandidateContext, candidate: Candidate, device: torch.device
+) -> CandidateResult:
+    """Prune, train and evaluate one candidate. The network in ``context`` is changed.
 
     Raises:
         SurgeryError: the cut is refused.
     """
-    training, model = shared.training, shared.model
+    training, model = context.training, context.model
     optimizer = training.optimizer(model)
-    if shared.state is not None:
-        optimizer.load_state_dict(shared.state)
+    if context.state is not None:
+        optimizer.load_state_dict(context.state)
     if candidate.remove:
-        graph = trace(model, *shared.example[0], **shared.example[1])
+        graph = trace(model, *context.example[0], **context.example[1])
         prune_(model, graph, candidate.remove, [optimizer])
-    _move(model, optimizer, device)
+    _move_(model, optimizer, device)
     if candidate.remove:
-        _tune(model, optimizer, training, shared.steps, device)
+        _train_(model, optimizer, training, context.steps, device)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return CandidateResult(
                 candidate.index, error="a few steps of training made its weights NaN or infinite"
             )
-    metric = _judged(model, training)
+    metric = _evaluate(model, training)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return CandidateResult(candidate.index, metric, weights, on_cpu(optimizer.state_dict()))
+    return CandidateResult(candidate.index, metric, weights, _to_cpu(optimizer.state_dict()))
 
 
-def rehearsed(shared: CandidateContext, device: torch.device) -> float:
-    """One step and one evaluation as candidates have them, of a network that nobody keeps: what fails fails now."""
-    model, training = shared.model, shared.training
+def rehearse_training(context: CandidateContext, device: torch.device) -> float:
+    """Train the network in ``context`` for one step and evaluate it, so that errors show before the search.
+
+    Returns:
+        The metric.
+    """
+    model, training = context.model, context.training
     optimizer = training.optimizer(model)
-    _move(model, optimizer, device)
+    _move_(model, optimizer, device)
     step_(model, optimizer, training, on_device(training.batches, device))
-    return _judged(model, training)
+    return _evaluate(model, training)
 
 
-def _judged(model: nn.Module, training: Training) -> float:
+def _evaluate(model: nn.Module, training: Training) -> float:
     with torch.no_grad(), training_modes(model, lambda module: False):
         return float(training.evaluate(model))
 
 
-def _tune(
+def _train_(
     model: nn.Module, optimizer: Optimizer, training: Training, steps: int, device: torch.device
 ) -> None:
-    """A few steps of training; batch norms then see all of the batches again, since few steps do not renew them.
+    """Train for a few steps, then estimate batch norms on all batches, since a few steps do not renew them.
 
-    Norms that are kept in eval mode keep their statistics too.
+    Norms that are in eval mode keep their statistics.
     """
     batches = [on_device(batch, device) for batch in training.batches]
     stream = cycle(batches)
@@ -135,11 +140,12 @@ def _tune(
     recalibrate_by_(model, (partial(training.loss, model, batch) for batch in batches), norms)
 
 
-def on_cpu(state: Any) -> Any:
-    """A copy of a state, its tensors on the CPU."""
+def _to_cpu(state: Any) -> Any:
+    """Return a copy of a state with its tensors on the CPU."""
     return tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), copy.copy(state))
 
 
-def _move(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+def _move_(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
     model.to(device)
-    optimizer.load_state_dict(optimizer.state_dict())  # which moves it to its parameters
+    # Loading the state moves it to the device of the parameters.
+    optimizer.load_state_dict(optimizer.state_dict())

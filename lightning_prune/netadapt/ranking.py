@@ -1,4 +1,4 @@
-"""Candidates of one network against each other: what each has lost, and which one stays (level 3)."""
+"""Compare the candidates of a round: how much each lost, and which one is kept."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch import nn
 
 from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult
 from lightning_prune.netadapt.rounds import Rounds
-from lightning_prune.netadapt.workers import Workers, packed, run
+from lightning_prune.netadapt.workers import Workers, pack_context, run_candidates
 from lightning_prune.pruning.training import Training, on_device
 from lightning_prune.selection.plan import Plan
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["CALIBRATION", "CandidateRanking"]
+__all__ = ["CALIBRATION_BATCHES", "CandidateRanking"]
 
-#: batches that batch norms are estimated on, at least
-CALIBRATION = 4
+#: least number of batches in a round, on which batch norms are estimated
+CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
 class CandidateRanking:
-    """Computes candidates of ``model`` as it is at the moment, and compares them.
+    """Computes candidates of ``model`` in its current state, and compares them.
 
     Attributes:
         model: the network that is searched.
         example: positional and keyword inputs of its forward.
-        training: how candidates are trained and judged.
-        rounds: how many steps each gets, and by what they are compared.
+        training: how candidates are trained and evaluated.
+        rounds: the number of steps of each candidate, and how they are compared.
         workers: where candidates are computed.
         resource: that the search reduces.
     """
@@ -46,84 +46,88 @@ class CandidateRanking:
     resource: str
 
     def batches(self, number: int) -> list[Any]:
-        """Those of a round: the next ones, from the beginning again when they are through."""
-        held, each = self.training.batches, max(self.rounds.steps * self.training.accumulate, 1)
-        return [held[((number - 1) * each + i) % len(held)] for i in range(max(each, CALIBRATION))]
+        """Return the batches of a round: the next ones of the training data, which is repeated when it ends."""
+        data, per_round = self.training.batches, max(self.rounds.steps * self.training.accumulate, 1)
+        first = (number - 1) * per_round
+        return [data[(first + i) % len(data)] for i in range(max(per_round, CALIBRATION_BATCHES))]
 
     def best(
-        self, plans: Mapping[str, Plan], before: float, outcomes: Iterator[CandidateResult]
+        self, plans: Mapping[str, Plan], before: float, results: Iterator[CandidateResult]
     ) -> tuple[CandidateResult, dict[str, float]]:
-        """The outcome that stays, and the metric of each; only the best one's weights are kept meanwhile.
+        """Return the best result, and the metric of each candidate. Only the best weights are held in memory.
 
         Args:
-            plans: of the candidates, by name, in the order of their numbers.
+            plans: name -> plan of each candidate, in the order of their indices.
             before: the metric of the network.
-            outcomes: of the candidates, in any order.
+            results: of the candidates, in any order.
 
         Raises:
             RuntimeError: all of them failed.
         """
         names, metrics = list(plans), dict[str, float]()
-        best, best_key = None, (math.inf, 0)
-        for outcome in outcomes:
-            name = names[outcome.index]
-            metrics[name] = outcome.metric
-            if not math.isfinite(outcome.metric):
-                reason = outcome.error or f"its metric is {outcome.metric}"
+        best, best_rank = None, (math.inf, 0)
+        for result in results:
+            name = names[result.index]
+            metrics[name] = result.metric
+            if not math.isfinite(result.metric):
+                reason = result.error or f"its metric is {result.metric}"
                 warnings.warn(f"the candidate of block {name!r} is dropped: {reason}", stacklevel=4)
                 continue
-            key = self._rank(outcome.metric, before, plans[name]), outcome.index
-            if best is None or key < best_key:
-                best, best_key = outcome, key
+            # The index decides between equal candidates, so that the order of the results has no influence.
+            rank = self._loss(result.metric, before, plans[name]), result.index
+            if best is None or rank < best_rank:
+                best, best_rank = result, rank
         if best is None:
             raise RuntimeError(
-                "all candidates of the round failed; the network is as after the round before. See the warnings"
+                "all candidates of the round failed, see the warnings; the network is the one after the last round"
             )
         return best, {name: metrics[name] for name in names}
 
-    def outcomes(
-        self, several: Sequence[Candidate], batches: Sequence[Any], state: dict[str, Any] | None
+    def results(
+        self, candidates: Sequence[Candidate], batches: Sequence[Any], state: dict[str, Any] | None
     ) -> Iterator[CandidateResult]:
-        """All candidates, trained on ``batches`` with an optimizer that goes on from ``state``."""
-        return run(self._packed(batches, state), several, self.workers)
+        """Yield the results of candidates that are trained on ``batches`` with an optimizer in this ``state``."""
+        return run_candidates(self._packed_context(batches, state), candidates, self.workers)
 
-    def outcome(
-        self, one: Candidate, batches: Sequence[Any], state: dict[str, Any] | None
+    def result(
+        self, candidate: Candidate, batches: Sequence[Any], state: dict[str, Any] | None
     ) -> CandidateResult:
-        """A candidate that has no rivals, on the first worker."""
-        (found,) = run(self._packed(batches, state), [one], replace(self.workers, n_jobs=1))
-        return found
+        """Return the result of a single candidate, computed by the first worker."""
+        context = self._packed_context(batches, state)
+        (result,) = run_candidates(context, [candidate], replace(self.workers, n_jobs=1))
+        return result
 
-    def judged(self, state: dict[str, Any] | None) -> float:
-        """The metric of the network as it is.
+    def current_metric(self, state: dict[str, Any] | None) -> float:
+        """Evaluate the network before it is pruned.
 
         Raises:
-            ValueError: it is no number.
+            ValueError: the metric is NaN or infinite.
         """
-        metric = self.outcome(Candidate(0, "the network", (), self.rounds.seed), [], state).metric
+        metric = self.result(Candidate(0, "the network", (), self.rounds.seed), [], state).metric
         if not math.isfinite(metric):
             raise ValueError(f"the metric of the network is {metric} before anything was pruned")
         return metric
 
-    def bears(self, before: float, outcome: CandidateResult) -> bool:
-        """Whether a network is still as good as ``before``, but for what is tolerated."""
-        if not math.isfinite(outcome.metric):
-            warnings.warn(f"an alignment is dropped: {outcome.error or outcome.metric}", stacklevel=4)
+    def is_tolerable(self, before: float, result: CandidateResult) -> bool:
+        """Return whether a candidate is at most by the tolerance worse than ``before``; warn if it failed."""
+        if not math.isfinite(result.metric):
+            warnings.warn(f"an alignment is dropped: {result.error or result.metric}", stacklevel=4)
             return False
-        return self.rounds.tolerance is None or self._lost(outcome.metric, before) <= self.rounds.tolerance
+        return self.rounds.tolerance is None or self._drop(result.metric, before) <= self.rounds.tolerance
 
-    def _rank(self, metric: float, before: float, plan: Plan) -> float:
-        """What is to be as low as possible."""
-        lost = self._lost(metric, before)
-        if self.rounds.by == "metric" or lost <= 0:
-            return lost
-        spent = plan.costs[self.resource]
-        return lost * spent.dense / max(spent.before - spent.after, 1)
+    def _loss(self, metric: float, before: float, plan: Plan) -> float:
+        """Return the quantity by which candidates are compared; lower is better."""
+        drop = self._drop(metric, before)
+        if self.rounds.by == "metric" or drop <= 0:
+            return drop
+        change = plan.costs[self.resource]
+        return drop * change.dense / max(change.before - change.after, 1)
 
-    def _lost(self, metric: float, before: float) -> float:
+    def _drop(self, metric: float, before: float) -> float:
+        """Return by how much a metric is worse than before."""
         return (before - metric) if self.training.higher_is_better else (metric - before)
 
-    def _packed(self, batches: Sequence[Any], state: dict[str, Any] | None) -> Any:
+    def _packed_context(self, batches: Sequence[Any], state: dict[str, Any] | None) -> Any:
         model, training = copy.deepcopy(self.model).cpu(), replace(self.training, batches=batches)
         example = on_device(self.example, torch.device("cpu"))
-        return packed(CandidateContext(model, example, training, state, self.rounds.steps))
+        return pack_context(CandidateContext(model, example, training, state, self.rounds.steps))

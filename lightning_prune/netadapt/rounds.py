@@ -1,4 +1,4 @@
-"""The plan of a search in rounds, and the facts of what came of it (level 3)."""
+"""The schedule of a search in rounds, and its results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lightning_prune.criteria.base import Criterion
+from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.weights import L2
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.formatting import si
@@ -17,7 +17,7 @@ __all__ = ["Round", "Rounds", "SearchResult"]
 
 
 def rounds_table(rounds: Sequence[Round], resource: str) -> Table:
-    """What each round did.
+    """Return a table with a line for each round.
 
     Example:
         >>> first = Round(1, "decoder", 0.8, 0.79, {"decoder": 0.79}, {"macs": 90}, {"macs": 0.9}, 4, 10, 1.5)
@@ -28,45 +28,46 @@ def rounds_table(rounds: Sequence[Round], resource: str) -> Table:
     """
     rows = [
         (
-            str(each.number),
-            each.block,
-            str(len(each.metrics)),
-            f"{each.before:.4f}",
-            f"{each.after:.4f}",
-            f"{each.share[resource]:.1%}",
-            f"{each.seconds:.1f}",
+            str(item.number),
+            item.block,
+            str(len(item.metrics)),
+            f"{item.before:.4f}",
+            f"{item.after:.4f}",
+            f"{item.share[resource]:.1%}",
+            f"{item.seconds:.1f}",
         )
-        for each in rounds
+        for item in rounds
     ]
     return Table(
         ("round", "block", "candidates", "metric before", "after", resource, "seconds"), rows, left=2
     )
 
 
-BY_NORM = L2()
+L2_NORM = L2()
 By = Literal["ratio", "metric"]
-#: what takes the place of a block's name in the facts of the alignment; no module is called so
+#: takes the place of the block's name for the alignment; no module can have this name
 ALIGNED = "(alignment)"
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How a search goes about it.
+    """Schedule of a search.
 
     Args:
-        reduction: share of the dense network's resource that goes in the first round.
-        decay: that of a round times this is that of the next: ``reduction * decay ** (i - 1)``.
-        rounds: how many, in place of ``reduction``, which is then what they need to reach the budget.
-        steps: of training that each candidate gets.
+        reduction: share of the dense network's resource that is removed in the first round.
+        decay: factor from the reduction of one round to the next: round i removes ``reduction * decay ** (i - 1)``.
+        rounds: number of rounds; it replaces ``reduction``, which is then computed so that they reach the budget.
+        steps: optimizer steps of each candidate.
         blocks: see :func:`~lightning_prune.selection.coupled_blocks.find_blocks`.
-        by: ``"ratio"`` keeps the candidate that lost least of the metric per resource gained, as the authors' code
-            does, ``"metric"`` the one with the best metric, as their paper has it.
-        criterion: which filters of a block go.
-        align: after the last round, widths are rounded down to a multiple of this, group by group of coupled layers;
-            1: they are not.
-        tolerance: how much worse than before the alignment the metric may be with the groups that are rounded; None:
-            all of them are. To keep widths multiples in every round, use ``Rules(channel_multiple=...)``.
-        seed: of what is random in candidates.
+        by: ``"ratio"`` keeps the candidate with the smallest loss of the metric per removed resource, as the authors'
+            code does; ``"metric"`` keeps the one with the best metric, as their paper says.
+        criterion: chooses the filters of a block.
+        align: after the last round, widths are rounded down to a multiple of this number, one group of coupled layers
+            after the other; 1: no alignment.
+        tolerance: the largest loss of the metric, compared with before the alignment, at which a group stays rounded;
+            None: every group is rounded. To keep multiples in every round, use
+            ``PruningPolicy(channel_multiple=...)``.
+        seed: of the random numbers of candidates.
 
     Raises:
         ValueError: an argument is out of range.
@@ -84,7 +85,7 @@ class Rounds:
     steps: int = 10
     blocks: int | Sequence[str] | None = None
     by: By = "ratio"
-    criterion: Criterion = BY_NORM
+    criterion: CriterionLike = L2_NORM
     align: int = 1
     tolerance: float | None = 0.0
     seed: int = 0
@@ -100,43 +101,44 @@ class Rounds:
             raise ValueError(f"by must be 'ratio' or 'metric', got {self.by!r}")
 
     def reductions(self, budget: float) -> list[float]:
-        """What goes in each round until the share ``budget`` remains.
+        """Return the share that is removed in each round until the share ``budget`` remains.
 
         Raises:
-            ValueError: the reductions fall so fast that they never get there.
+            ValueError: the reductions decay so fast that they never reach the budget.
         """
-        left = 1 - budget
+        needed = 1 - budget
         if self.rounds is not None:
-            first = left / sum(self.decay**i for i in range(self.rounds))
+            first = needed / sum(self.decay**i for i in range(self.rounds))
             return [first * self.decay**i for i in range(self.rounds)]
-        most = self.reduction / (1 - self.decay) if self.decay < 1 else math.inf
-        if most <= left:
+        limit = self.reduction / (1 - self.decay) if self.decay < 1 else math.inf  # of the geometric series
+        if limit <= needed:
             raise ValueError(
-                f"reductions of {self.reduction:.3g} that decay by {self.decay:.3g} sum up to {most:.3g} of the "
-                f"dense network, the budget of {budget:.3g} needs {left:.3g}: raise reduction or decay, or set rounds"
+                f"reductions of {self.reduction:.3g} that decay by {self.decay:.3g} sum up to {limit:.3g} of the "
+                f"dense network, but the budget of {budget:.3g} needs {needed:.3g}: raise reduction or decay, or "
+                "set rounds"
             )
-        found: list[float] = []
-        while sum(found) < left - 1e-12:
-            found.append(self.reduction * self.decay ** len(found))
-        return found
+        reductions: list[float] = []
+        while sum(reductions) < needed - 1e-12:
+            reductions.append(self.reduction * self.decay ** len(reductions))
+        return reductions
 
 
 @dataclass(frozen=True)
 class Round:
-    """The facts of one round, as plain values.
+    """Result of one round, as plain values.
 
     Attributes:
         number: from 1.
-        block: whose candidate stayed; ``"(alignment)"`` of the one that rounds widths.
-        before: metric before it.
-        after: metric of the candidate that stayed.
-        metrics: block -> metric of its candidate, NaN where it failed; blocks that cannot give the reduction are
+        block: whose candidate was kept; ``"(alignment)"`` for the alignment.
+        before: metric before the round.
+        after: metric of the candidate that was kept.
+        metrics: block -> metric of its candidate, NaN where it failed; blocks that cannot be reduced enough are
             absent.
-        cost: resource -> what the network costs now.
-        share: resource -> what remains of the dense network's.
-        removed: units that went.
+        cost: resource -> cost of the network after the round.
+        share: resource -> this cost as a share of the dense network's.
+        removed: number of units that were removed.
         steps: optimizer steps of all candidates.
-        seconds: that it took.
+        seconds: duration of the round.
     """
 
     number: int
@@ -151,24 +153,24 @@ class Round:
     seconds: float
 
     def line(self, resource: str, rounds: int) -> str:
-        """The round in one line."""
-        left = f"{resource} {si(self.cost[resource])} ({self.share[resource]:.1%} of dense)"
-        tried = f"{len(self.metrics)} candidate{'s' * (len(self.metrics) != 1)}"
+        """Return the round as one line of text, out of ``rounds`` rounds."""
+        remaining = f"{resource} {si(self.cost[resource])} ({self.share[resource]:.1%} of dense)"
+        candidates = f"{len(self.metrics)} candidate{'s' * (len(self.metrics) != 1)}"
         return (
             f"round {self.number}/{max(rounds, self.number)}: {self.block} · metric {self.before:.4f} → "
-            f"{self.after:.4f} · {left} · {tried} · {self.seconds:.1f} s"
+            f"{self.after:.4f} · {remaining} · {candidates} · {self.seconds:.1f} s"
         )
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to.
+    """Result of a search.
 
     Attributes:
-        record: of all that was removed.
-        rounds: one after the other.
+        record: of everything that was removed.
+        rounds: result of each round, in order.
         reached: whether the budget is met.
-        optimizer: state of the last winner's optimizer, to go on with; None if there was no round.
+        optimizer: state of the last kept candidate's optimizer, to continue training with; None without any round.
     """
 
     record: PruningRecord
@@ -179,4 +181,4 @@ class SearchResult:
     @property
     def steps(self) -> int:
         """Optimizer steps of all candidates of all rounds."""
-        return sum(each.steps for each in self.rounds)
+        return sum(item.steps for item in self.rounds)

@@ -1,8 +1,8 @@
-"""NetAdapt: rounds in which every block is pruned alone, and the best candidate stays (level 3).
+"""NetAdapt: rounds in which every block is pruned on its own, and the best candidate is kept.
 
-After Yang et al., ECCV 2018 (arXiv 1804.03230). It departs from the paper where that says nothing: coupled layers
-and whole blocks are pruned together, a candidate's batch norms are estimated anew before it is judged, and a
-candidate that lost nothing at all is ranked by what it won.
+After Yang et al., ECCV 2018 (arXiv 1804.03230), with these additions: coupled layers and whole blocks are pruned
+together, the batch norms of a candidate are estimated again before it is evaluated, and candidates that lost nothing
+are compared by their metric.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult
-from lightning_prune.netadapt.searcher import ALONE, Search
+from lightning_prune.netadapt.searcher import ONE_WORKER, Searcher
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.example_inputs import Example, as_example
 
-__all__ = ["Round", "Rounds", "SearchResult", "check", "search"]
+__all__ = ["Round", "Rounds", "SearchResult", "check_search", "search"]
 
-STANDARD = Rounds()
+DEFAULT_ROUNDS = Rounds()
 
 
 def search(
@@ -31,8 +31,8 @@ def search(
     example: Any,
     rules: PruningPolicy,
     training: Training,
-    rounds: Rounds = STANDARD,
-    workers: Workers = ALONE,
+    rounds: Rounds = DEFAULT_ROUNDS,
+    workers: Workers = ONE_WORKER,
     *,
     optimizer: dict[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -40,29 +40,31 @@ def search(
 ) -> SearchResult:
     """Prune ``model`` in place, round by round, to its budget.
 
-    In each round every block is pruned alone until the round's reduction is met, by the criterion, within the
-    limits; each candidate is trained for a few steps and judged; the best one's cut and weights stay. A block that
-    cannot give the reduction alone sits out; where none can, those compete that can give some. Each cut is
-    proven, or the candidate is dropped, with a warning. The network is always that of the last whole round.
+    In each round, every block is pruned on its own by the criterion, within the limits, until the reduction of the
+    round is met. Each such candidate is trained for a few steps and evaluated; ``model`` takes over the cut and the
+    weights of the best one. A block that cannot be reduced enough on its own is left out of the round; if that is
+    true of all blocks, those that can be reduced at all are compared. Each cut is proven, or the candidate is dropped
+    with a warning. ``model`` is always the network after the last complete round.
 
     Args:
-        model: the network, in the modes in which it is to be trained.
-        example: its input: a tensor, a tuple, or a dictionary of named ones.
-        rules: the budget, in one resource, and what may go; ``amount`` is not used.
-        training: how candidates are trained and judged.
+        model: the network, with its modules in the modes for training.
+        example: its input: a tensor, a tuple, or a dictionary of named inputs.
+        rules: the budget, in one resource, and what may be removed; ``amount`` is not used.
+        training: how candidates are trained and evaluated.
         rounds: the schedule.
-        workers: where candidates are computed. The result does not depend on how many there are.
-        optimizer: state of the optimizer that ``model`` was trained with; candidates go on with it, cut along.
-        folder: where the state is kept after each round. A search of the same network and rules that finds a
-            state there goes on from it.
-        report: gets one line per round; with ``print``, candidates are counted on a terminal meanwhile.
+        workers: where candidates are computed; the result does not depend on their number.
+        optimizer: state of the optimizer that ``model`` was trained with; candidates continue with it, pruned
+            likewise. None: new optimizers.
+        folder: where the state is saved after each round. If it holds the state of a search with the same network and
+            settings, that search is continued.
+        report: is called with one line per round; with ``print``, a terminal also shows the progress of the round.
 
     Returns:
-        What was removed, and the facts of each round.
+        What was removed, and the result of each round.
 
     Raises:
-        ValueError: a name matches nothing, the budget is out of range, or no block can give the first reduction;
-            or ``folder`` holds another search. ``model`` is as it was.
+        ValueError: a name matches nothing, the budget is out of range, no block can give the first reduction, or
+            ``folder`` holds another search. ``model`` is unchanged.
         RuntimeError: all candidates of a round failed; ``model`` is as after the round before.
 
     Example:
@@ -72,27 +74,23 @@ def search(
         >>> def loss(net, batch):
         ...     return (net(batch[0]) - batch[1]).square().mean()
         >>> training = Training(batches[:2], loss, lambda net: loss(net, batches[2]), higher_is_better=False)
-        >>> found = search(net, batches[0][0][:1], Rules({"macs": 0.5}), training, Rounds(rounds=2, steps=1),
-        ...                report=lambda line: None)
-        >>> found.reached, [each.number for each in found.rounds]
+        >>> policy, rounds = PruningPolicy({"macs": 0.5}), Rounds(rounds=2, steps=1)
+        >>> result = search(net, batches[0][0][:1], policy, training, rounds, report=lambda line: None)
+        >>> result.reached, [item.number for item in result.rounds]
         (True, [1, 2])
     """
-    given = example if _is_example(example) else as_example(example)
-    job = Search(model, given, rules, training, rounds, workers)
-    return job.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
+    inputs = example if _is_example(example) else as_example(example)
+    searcher = Searcher(model, inputs, rules, training, rounds, workers)
+    return searcher.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
 
 
-def _is_example(given: Any) -> bool:
-    """Whether it is positional and keyword inputs already."""
-    return (
-        isinstance(given, tuple)
-        and len(given) == 2
-        and isinstance(given[0], tuple)
-        and isinstance(given[1], dict)
-    )
+def _is_example(value: Any) -> bool:
+    """Return whether a value has the form (positional inputs, keyword inputs) already."""
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and isinstance(value[0], tuple) and isinstance(value[1], dict)
 
 
-def check(model: nn.Module, example: Example, rules: PruningPolicy, rounds: Rounds) -> None:
+def check_search(model: nn.Module, example: Example, policy: PruningPolicy, rounds: Rounds) -> None:
     """Raise ValueError for what :func:`search` would refuse, before there is any data."""
-    nothing = Training([None], lambda net, batch: torch.zeros(()), lambda net: 0.0)
-    Search(model, example, rules, nothing, rounds, ALONE)
+    no_training = Training([None], lambda net, batch: torch.zeros(()), lambda net: 0.0)
+    Searcher(model, example, policy, no_training, rounds, ONE_WORKER)

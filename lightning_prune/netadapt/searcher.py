@@ -1,4 +1,4 @@
-"""The rounds of a search, one after the other: what :func:`lightning_prune.netadapt.run.search` runs (level 3)."""
+"""The rounds of a search: the class behind :func:`lightning_prune.netadapt.run.search`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.netadapt.alignment import surplus
+from lightning_prune.netadapt.alignment import surplus_units
 from lightning_prune.netadapt.candidate import Candidate, CandidateResult
-from lightning_prune.netadapt.ranking import CALIBRATION, CandidateRanking
+from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES, CandidateRanking
 from lightning_prune.netadapt.rounds import ALIGNED, Round, Rounds, SearchResult
-from lightning_prune.netadapt.state import SearchState, plainly
+from lightning_prune.netadapt.state import SearchState, stable_repr
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import importance_of
@@ -35,36 +35,35 @@ from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
 from lightning_prune.utils.seeding import derive_seed, seeded
 
-__all__ = ["ALONE", "CALIBRATION", "Search", "target_share"]
+__all__ = ["CALIBRATION_BATCHES", "ONE_WORKER", "Searcher", "target_share"]
 
-ALONE = Workers()
+ONE_WORKER = Workers()
 
 
-class Search:
-    """A search under way: what :func:`search` keeps between two rounds."""
+class Searcher:
+    """Runs the rounds of a search; see :func:`~lightning_prune.netadapt.run.search` for arguments and errors."""
 
     def __init__(
         self,
         model: nn.Module,
         example: Example,
-        rules: PruningPolicy,
+        policy: PruningPolicy,
         training: Training,
         rounds: Rounds,
         workers: Workers,
     ) -> None:
         self.model, self.example, self.training = model, example, training
-        self.rounds, self.resource = rounds, only(rules.budget)
-        self.rules = replace(rules, amount=None)
-        self.bar = False
-        self.contest = CandidateRanking(model, example, training, rounds, workers, self.resource)
-        graph = self._traced()
+        self.rounds, self.resource = rounds, single_resource(policy.budget)
+        self.policy = replace(policy, amount=None)
+        self.ranking = CandidateRanking(model, example, training, rounds, workers, self.resource)
+        graph = self._trace()
         self.dense = DenseSizes.of(graph)
-        self.blocks = find_blocks(graph, rounds.blocks, rules.exclude)
-        self.reductions = rounds.reductions(target_share(rules.budget, self.dense))
+        self.blocks = find_blocks(graph, rounds.blocks, policy.exclude)
+        self.reductions = rounds.reductions(target_share(policy.budget, self.dense))
         if not len(training.batches):
             raise ValueError("there are no training batches for the candidates")
-        self.rules.check(graph)
-        self._check_first(graph)
+        self.policy.check(graph)
+        self._check_first_round(graph)
 
     def run(
         self,
@@ -73,181 +72,208 @@ class Search:
         report: Callable[[str], None],
         bar: bool = False,
     ) -> SearchResult:
-        """All rounds, from the state in ``folder`` on if there is one; ``bar`` shows candidates on a terminal."""
-        self.bar = bar
-        progress = SearchState.begin(folder, self.model, self._settings(), optimizer)
-        if progress.restore_(self.model, lambda: self.contest.judged(progress.optimizer)):
-            report(f"going on after round {len(progress.rounds)}, from {folder}")
-        while not self.rules.met(graph := self._traced(), self.dense):
-            if not self._round_(graph, progress):
-                warnings.warn(self._stuck(graph), stacklevel=3)
+        """Run all rounds, and the alignment; continue from the state in ``folder`` if there is one.
+
+        Args:
+            optimizer: state of the optimizer that the model was trained with.
+            folder: where the state is saved.
+            report: is called with one line per round.
+            bar: show the progress of each round on a terminal.
+        """
+        state = SearchState.begin(folder, self.model, self._settings(), optimizer)
+        if state.restore_(self.model, lambda: self.ranking.current_metric(state.optimizer)):
+            report(f"continuing after round {len(state.rounds)}, from {folder}")
+        while not self.policy.is_met(graph := self._trace(), self.dense):
+            if not self._run_round_(graph, state, bar):
+                warnings.warn(self._stopped_early(graph), stacklevel=3)
                 break
-            self._keep(progress, report)
-        if self.rounds.align > 1 and not progress.is_over and self._align_(progress):
-            self._keep(progress, report)
-        reached = self.rules.met(self._traced(), self.dense)
-        return SearchResult(progress.record, progress.rounds, reached, progress.optimizer)
+            self._save_and_report(state, report)
+        if self.rounds.align > 1 and not state.is_aligned and self._align_(state):
+            self._save_and_report(state, report)
+        reached = self.policy.is_met(self._trace(), self.dense)
+        return SearchResult(state.record, state.rounds, reached, state.optimizer)
 
-    def _traced(self) -> ChannelGraph:
-        return self.rules.traced(self.model, self.example)
+    def key(self, *more: str) -> str:
+        """Return a name for this search of this network; ``more`` describes what the settings do not contain."""
+        return json_digest([network_digest(self.model), self._settings(), more])[:12]
 
-    def _keep(self, progress: SearchState, report: Callable[[str], None]) -> None:
-        progress.save(self.model)
-        left = max(len(self.reductions) - len(progress.rounds), 0)
-        report(
-            progress.rounds[-1].line(self.resource, len(self.reductions))
-            + to_go(left * sum(each.seconds for each in progress.rounds) / len(progress.rounds))
-        )
+    def _trace(self) -> ChannelGraph:
+        return self.policy.trace(self.model, self.example)
 
-    def _shown(
-        self, outcomes: Iterator[CandidateResult], number: int, removable_units: int
-    ) -> Iterator[CandidateResult]:
-        """The same; on a terminal with a bar that goes away with the round."""
-        disable = None if self.bar else True  # None: where nobody looks
-        yield from tqdm(
-            outcomes, f"round {number}", removable_units, leave=False, disable=disable, unit="candidate"
-        )
+    def _save_and_report(self, state: SearchState, report: Callable[[str], None]) -> None:
+        state.save(self.model)
+        rounds_left = max(len(self.reductions) - len(state.rounds), 0)
+        mean_seconds = sum(item.seconds for item in state.rounds) / len(state.rounds)
+        line = state.rounds[-1].line(self.resource, len(self.reductions))
+        report(line + remaining_time(rounds_left * mean_seconds))
 
-    def _round_(self, graph: ChannelGraph, progress: SearchState) -> bool:
-        """One round; False if there is nothing left to remove."""
-        start, number = time.perf_counter(), len(progress.rounds) + 1
-        batches = self.contest.batches(number)
+    def _run_round_(self, graph: ChannelGraph, state: SearchState, bar: bool) -> bool:
+        """Run one round; return False if there is nothing left to remove."""
+        start, number = time.perf_counter(), len(state.rounds) + 1
+        batches = self.ranking.batches(number)
         plans = self._plans(graph, number, batches)
         if not plans:
             return False
-        before = self._metric(progress)
-        several = [self._candidate(i, name, plan, number) for i, (name, plan) in enumerate(plans.items())]
-        outcomes = self._shown(
-            self.contest.outcomes(several, batches, progress.optimizer), number, len(several)
+        before = self._metric(state)
+        candidates = [self._candidate(i, name, plan, number) for i, (name, plan) in enumerate(plans.items())]
+        results = self.ranking.results(candidates, batches, state.optimizer)
+        best, metrics = self.ranking.best(plans, before, _with_bar(results, number, len(plans), bar))
+        block = list(plans)[best.index]
+        plan = plans[block]
+        self._cut_(graph, plan.remove, best, state)
+        state.rounds.append(
+            Round(
+                number=number,
+                block=block,
+                before=before,
+                after=best.metric,
+                metrics=metrics,
+                cost={resource: change.after for resource, change in plan.costs.items()},
+                share={resource: change.share for resource, change in plan.costs.items()},
+                removed=len(plan),
+                steps=self.rounds.steps * len(plans),
+                seconds=time.perf_counter() - start,
+            )
         )
-        best, metrics = self.contest.best(plans, before, outcomes)
-        won = list(plans)[best.index]
-        plan, steps = plans[won], self.rounds.steps * len(plans)
-        self._cut_(graph, plan.remove, best, progress)
-        cost = {resource: spent.after for resource, spent in plan.costs.items()}
-        share = {resource: spent.share for resource, spent in plan.costs.items()}
-        facts = cost, share, len(plan), steps, time.perf_counter() - start
-        progress.add(Round(number, won, before, best.metric, metrics, *facts))
         return True
 
-    def _metric(self, progress: SearchState) -> float:
-        """Of the network as it is."""
-        return progress.rounds[-1].after if progress.rounds else self.contest.judged(progress.optimizer)
+    def _metric(self, state: SearchState) -> float:
+        """Return the metric of the current network."""
+        return state.rounds[-1].after if state.rounds else self.ranking.current_metric(state.optimizer)
 
     def _candidate(self, index: int, name: str, remove: Iterable[int], number: int) -> Candidate:
         return Candidate(index, name, tuple(remove), derive_seed(self.rounds.seed, number, name))
 
     def _plans(self, graph: ChannelGraph, number: int, batches: Sequence[Any]) -> dict[str, Plan]:
-        """What each block would lose: those that can give the whole reduction, or else those that can give any."""
+        """Return the plan of each block that gives the whole reduction; if none does, of each that gives any."""
         importance = self._importance(graph, number, batches)
-        plans = dict(self._each(graph, importance, number))
-        whole = {name: plan for name, plan in plans.items() if plan.stopped != "limits"}
-        return whole or {name: plan for name, plan in plans.items() if len(plan)}
+        plans = self._block_plans(graph, importance, number)
+        complete = {name: plan for name, plan in plans.items() if plan.stopped != "limits"}
+        return complete or {name: plan for name, plan in plans.items() if len(plan)}
+
+    def _block_plans(
+        self, graph: ChannelGraph, importance: NDArray[np.float64], number: int
+    ) -> dict[str, Plan]:
+        """Return, for each block with units left, the plan that removes the reduction of a round from it alone."""
+        share = self.reductions[min(number, len(self.reductions)) - 1]
+        policy = replace(self.policy, amount={self.resource: share})
+        block_units = {block.name: block.units(graph) for block in self.blocks}
+        return {
+            name: policy.plan(graph, restrict_to(importance, units), self.dense)
+            for name, units in block_units.items()
+            if len(units)
+        }
 
     def _importance(self, graph: ChannelGraph, number: int, batches: Sequence[Any]) -> NDArray[np.float64]:
+        criterion = self.rounds.criterion
         with seeded(derive_seed(self.rounds.seed, number, "criterion")):
-            statistics = collect_statistics(
-                self.rounds.criterion, self.model, graph, batches, self.training
-            )
-        return importance_of(self.rounds.criterion, graph, self.model, statistics)
+            statistics = collect_statistics(criterion, self.model, graph, batches, self.training)
+        return importance_of(criterion, graph, self.model, statistics)
 
-    def _align_(self, progress: SearchState) -> bool:
-        """Round widths down, one group of coupled layers after the other; False if all are multiples."""
-        start, number = time.perf_counter(), len(progress.rounds) + 1
-        before = now = self._metric(progress)
-        batches, metrics, removed = self.contest.batches(number), dict[str, float](), 0
-        graph, own = self._traced(), {layer for block in self.blocks for layer in block.layers}
-        for block in find_blocks(graph, None, self.rules.exclude):
-            if own.isdisjoint(block.layers):
+    def _align_(self, state: SearchState) -> bool:
+        """Round widths down, one group of coupled layers after the other; return False if all are multiples."""
+        start, number = time.perf_counter(), len(state.rounds) + 1
+        before = after = self._metric(state)
+        batches, metrics, removed = self.ranking.batches(number), dict[str, float](), 0
+        graph, layers = self._trace(), {layer for block in self.blocks for layer in block.layers}
+        for group in find_blocks(graph, None, self.policy.exclude):
+            if layers.isdisjoint(group.layers):
                 continue
-            remove = self._surplus(graph, block, number, batches)
+            remove = self._surplus(graph, group, number, batches)
             if not remove:
                 continue
-            tried = self._candidate(0, block.name, remove, number)
-            outcome = self.contest.outcome(tried, batches, progress.optimizer)
-            metrics[block.name] = outcome.metric
-            if self.contest.bears(before, outcome):
-                self._cut_(graph, remove, outcome, progress)
-                graph, now, removed = self._traced(), outcome.metric, removed + len(remove)
+            result = self.ranking.result(
+                self._candidate(0, group.name, remove, number), batches, state.optimizer
+            )
+            metrics[group.name] = result.metric
+            if self.ranking.is_tolerable(before, result):
+                self._cut_(graph, remove, result, state)
+                graph, after, removed = self._trace(), result.metric, removed + len(remove)
         if metrics:
-            cost = {resource: graph.cost(resource) for resource in graph.cost_models}
-            steps, seconds = self.rounds.steps * len(metrics), time.perf_counter() - start
-            facts = cost, self.dense.shares(graph), removed, steps, seconds
-            progress.add(Round(number, ALIGNED, before, now, metrics, *facts))
+            state.rounds.append(
+                Round(
+                    number=number,
+                    block=ALIGNED,
+                    before=before,
+                    after=after,
+                    metrics=metrics,
+                    cost={resource: graph.cost(resource) for resource in graph.cost_models},
+                    share=self.dense.shares(graph),
+                    removed=removed,
+                    steps=self.rounds.steps * len(metrics),
+                    seconds=time.perf_counter() - start,
+                )
+            )
         return bool(metrics)
 
     def _surplus(
-        self, graph: ChannelGraph, block: CoupledBlock, number: int, batches: Sequence[Any]
+        self, graph: ChannelGraph, group: CoupledBlock, number: int, batches: Sequence[Any]
     ) -> list[int]:
-        """What ``block`` loses so that the widths of its layers are multiples."""
-        free = within(self._importance(graph, number, batches), removable_units(graph, self.rules.exclude))
-        return surplus(graph, free, block.layers, self.rounds.align, self.rules.limits, self.dense)
+        """Return the units to remove so that the widths of a group of coupled layers are multiples."""
+        importance = self._importance(graph, number, batches)
+        importance = restrict_to(importance, removable_units(graph, self.policy.exclude))
+        limits, multiple = self.policy.limits, self.rounds.align
+        return surplus_units(graph, importance, group.layers, multiple, limits, self.dense)
 
     def _cut_(
-        self, graph: ChannelGraph, remove: Iterable[int], best: CandidateResult, progress: SearchState
+        self, graph: ChannelGraph, remove: Iterable[int], result: CandidateResult, state: SearchState
     ) -> None:
-        """The network becomes that of a candidate."""
-        progress.take(prune_(self.model, graph, remove), best.optimizer)
-        self.model.load_state_dict(best.weights)
+        """Turn the model into the network of a candidate."""
+        state.take(prune_(self.model, graph, remove), result.optimizer)
+        self.model.load_state_dict(result.weights)
 
-    def _each(
-        self, graph: ChannelGraph, importance: NDArray[np.float64], number: int
-    ) -> Iterator[tuple[str, Plan]]:
-        share = self.reductions[min(number, len(self.reductions)) - 1]
-        rules = replace(self.rules, amount={self.resource: share})
-        for block in self.blocks:
-            units = block.units(graph)
-            if len(units):
-                yield block.name, rules.plan(graph, within(importance, units), self.dense)
-
-    def _check_first(self, graph: ChannelGraph) -> None:
-        """Raise ValueError if no block can give what the first round asks for."""
-        if self.rules.met(graph, self.dense):
+    def _check_first_round(self, graph: ChannelGraph) -> None:
+        """Raise ValueError if no block can give the reduction of the first round."""
+        if self.policy.is_met(graph, self.dense):
             raise ValueError(
-                f"the network is within the budget as it is: {dict(self.rules.budget)}; lower it"
+                f"the network already meets the budget {dict(self.policy.budget)}; lower the budget"
             )
-        by_size = np.asarray(L2()(graph, self.model, {}), dtype=np.float64)
-        plans = dict(self._each(graph, by_size, 1))
+        norms = np.asarray(L2()(graph, self.model, {}), dtype=np.float64)
+        plans = self._block_plans(graph, norms, 1)
         if any(plan.stopped != "limits" for plan in plans.values()):
             return
-        most = {name: 1 - plan.costs[self.resource].share for name, plan in plans.items()}
-        best = sorted(most, key=lambda name: -most[name])[:3]
+        largest = {name: 1 - plan.costs[self.resource].share for name, plan in plans.items()}
+        best = sorted(largest, key=lambda name: -largest[name])[:3]
         raise ValueError(
             f"no block can give {self.reductions[0]:.1%} of the {self.resource} alone; the most are "
-            f"{', '.join(f'{name} {most[name]:.1%}' for name in best) or 'none'}: lower the reduction, take more "
+            f"{', '.join(f'{name} {largest[name]:.1%}' for name in best) or 'none'}: lower the reduction, use more "
             "rounds or larger blocks, or loosen the limits"
         )
 
-    def _stuck(self, graph: ChannelGraph) -> str:
+    def _stopped_early(self, graph: ChannelGraph) -> str:
         share = self.dense.shares(graph)[self.resource]
         return (
             f"the search ends above the budget, at {share:.1%} of the {self.resource}: limits and exclusions leave "
-            "no block anything to lose; loosen those"
+            "nothing to remove in any block; loosen them"
         )
 
-    def key(self, *more: str) -> str:
-        """A name for this search, of this network; ``more``: of what settings do not tell."""
-        return json_digest([network_digest(self.model), self._settings(), more])[:12]
-
     def _settings(self) -> dict[str, Any]:
-        """What makes this search another one, as plain values."""
+        """Return all settings that the result depends on, as plain values."""
         rounds = {k: v for k, v in vars(self.rounds).items() if k not in ("criterion", "blocks")}
         training = self.training
         return {
-            "budget": dict(self.rules.budget),
-            "limits": plainly(self.rules.limits),
-            "exclude": list(self.rules.exclude),
+            "budget": dict(self.policy.budget),
+            "limits": stable_repr(self.policy.limits),
+            "exclude": list(self.policy.exclude),
             "costs": dict(self.dense.costs),
-            "channel_multiple": self.rules.channel_multiple,
+            "channel_multiple": self.policy.channel_multiple,
             "rounds": rounds,
-            "criterion": plainly(self.rounds.criterion),
+            "criterion": stable_repr(self.rounds.criterion),
             "blocks": {block.name: list(block.layers) for block in self.blocks},
             "training": [training.higher_is_better, training.accumulate, batch_digest(training.batches)],
         }
 
 
-def only(budget: Mapping[str, float]) -> str:
-    """The resource of a budget in one resource."""
+def _with_bar(
+    results: Iterator[CandidateResult], number: int, candidates: int, bar: bool
+) -> Iterator[CandidateResult]:
+    """Yield the results; with ``bar``, show a progress bar on a terminal, which disappears after the round."""
+    disable = None if bar else True  # None: tqdm shows it on a terminal only
+    yield from tqdm(results, f"round {number}", candidates, leave=False, disable=disable, unit="candidate")
+
+
+def single_resource(budget: Mapping[str, float]) -> str:
+    """Return the resource of a budget; raise ValueError if there are several or none."""
     if len(budget) != 1:
         raise ValueError(
             f"a search reduces one resource, step by step; the budget names {sorted(budget) or 'none'}"
@@ -255,11 +281,11 @@ def only(budget: Mapping[str, float]) -> str:
     return next(iter(budget))
 
 
-def to_go(seconds: float) -> str:
-    """How long it will take, for the end of a line.
+def remaining_time(seconds: float) -> str:
+    """Return the end of a line that says how long the search will take.
 
     Example:
-        >>> to_go(0), to_go(42.3), to_go(1500)
+        >>> remaining_time(0), remaining_time(42.3), remaining_time(1500)
         ('', ' · about 42 s to go', ' · about 25 min to go')
     """
     if not seconds:
@@ -268,18 +294,19 @@ def to_go(seconds: float) -> str:
 
 
 def target_share(budget: Mapping[str, float], dense: DenseSizes) -> float:
-    """The share of the dense network that a budget in one resource leaves."""
-    target = budget[only(budget)]
-    return target if target <= 1 else target / max(dense.costs[only(budget)], 1)
+    """Return the share of the dense network that a budget in one resource leaves."""
+    resource = single_resource(budget)
+    target = budget[resource]
+    return target if target <= 1 else target / max(dense.costs[resource], 1)
 
 
-def within(importance: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The same for ``units``, infinite for all others, so that these stay.
+def restrict_to(importance: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the importance of ``units``, and infinity for all others, so that these stay.
 
     Example:
-        >>> within(np.array([1.0, 2.0, 3.0]), np.array([1]))
+        >>> restrict_to(np.array([1.0, 2.0, 3.0]), np.array([1]))
         array([inf,  2., inf])
     """
-    found = np.full_like(importance, np.inf)
-    found[units] = importance[units]
-    return found
+    restricted = np.full_like(importance, np.inf)
+    restricted[units] = importance[units]
+    return restricted

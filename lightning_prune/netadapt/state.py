@@ -1,8 +1,8 @@
-"""The state of a search, in memory and on disk after each round (level 3).
+"""The state of a search, in memory and on disk after each round.
 
-In its folder: ``state.pt`` (weights and record, which :func:`~lightning_prune.load_pruned` reads, optimizer state and
-all that it takes to go on) and ``history.json``, the facts of the rounds for people. Both are written beside and
-then put in place, so that a process may die at any moment.
+The folder of a search has two files: ``state.pt`` with weights and record, which :func:`~lightning_prune.load_pruned`
+reads, and all that is needed to continue the search; and ``history.json`` with the results of the rounds, for people.
+Both are replaced in one step, so that the process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_torch_file
 from lightning_prune.utils.hashing import network_digest
 
-__all__ = ["SearchState", "plainly"]
+__all__ = ["SearchState", "stable_repr"]
 
 STATE, HISTORY = "state.pt", "history.json"
 
 
 @dataclass
 class SearchState:
-    """How far a search has come.
+    """State of a search after its last complete round.
 
     Attributes:
-        folder: where it is kept; None: nowhere.
-        start: checksum of the network that it began with.
+        folder: where the state is saved; None: nowhere.
+        start: digest of the network that the search began with.
         settings: of the search, as plain values.
         record: what was removed.
         optimizer: state of the optimizer, on the CPU.
-        rounds: the facts of each.
+        rounds: result of each round.
     """
 
     folder: Path | None
@@ -58,81 +58,85 @@ class SearchState:
         settings: dict[str, Any],
         optimizer: dict[str, Any] | None,
     ) -> SearchState:
-        """A search of ``model`` that has not begun yet."""
+        """Return the state of a search of ``model`` before its first round."""
         plain = json.loads(json.dumps(settings))
         return cls(folder, network_digest(model), plain, optimizer=optimizer)
 
-    def restore_(self, model: nn.Module, judge: Callable[[], float]) -> bool:
-        """Go on from what the folder holds, if it holds anything: ``model`` becomes that of the last round.
+    def restore_(self, model: nn.Module, evaluate: Callable[[], float]) -> bool:
+        """Load the state in the folder, if there is one, and turn ``model`` into the network of its last round.
+
+        Args:
+            model: the network that the search begins with.
+            evaluate: returns the metric of ``model``, to be compared with the metric that was saved.
+
+        Returns:
+            Whether there was a state.
 
         Raises:
-            ValueError: it holds another search; ``model`` is as it was.
+            ValueError: the folder holds another search; ``model`` is unchanged.
         """
         if self.folder is None or not (self.folder / STATE).is_file():
             return False
-        held = load_torch_file(self.folder / STATE)
-        rounds = [Round(**each) for each in held["search"]["rounds"]]
-        differ = self._other(held["search"]) or _judged_otherwise(rounds[0].before, judge())
-        if differ:
+        saved = load_torch_file(self.folder / STATE)
+        search = saved["search"]
+        rounds = [Round(**item) for item in search["rounds"]]
+        difference = self._difference(search) or _metric_difference(rounds[0].before, evaluate())
+        if difference:
             raise ValueError(
-                f"{self.folder} holds another search ({differ}): give another folder, or remove it to begin anew"
+                f"{self.folder} holds another search ({difference}): use another folder, or delete it to start again"
             )
-        self.record = PruningRecord.from_dict(held["record"])
-        self.optimizer, self.rounds = held["search"]["optimizer"], rounds
+        self.record = PruningRecord.from_dict(saved["record"])
+        self.optimizer, self.rounds = search["optimizer"], rounds
         self.record.apply_(model)
-        model.load_state_dict(held["state_dict"])
+        model.load_state_dict(saved["state_dict"])
         return True
 
-    def _other(self, held: dict[str, Any]) -> str:
-        """In what a search that was written down differs from this one."""
-        theirs = {"weights": held["start"], **held["settings"]}
-        ours = {"weights": self.start, **self.settings}
-        differ = [name for name in ours if theirs.get(name) != ours[name]]
-        return f"its {', '.join(differ)} differ" if differ else ""
+    def _difference(self, saved: dict[str, Any]) -> str:
+        """Return the names of the settings in which a saved search differs from this one, as text."""
+        saved_settings = {"weights": saved["start"], **saved["settings"]}
+        settings = {"weights": self.start, **self.settings}
+        names = [name for name in settings if saved_settings.get(name) != settings[name]]
+        return f"its {', '.join(names)} differ" if names else ""
 
     @property
-    def is_over(self) -> bool:
-        """Whether the widths have been aligned, which is the last that a search does."""
+    def is_aligned(self) -> bool:
+        """Whether the widths have been aligned, which is the last step of a search."""
         return bool(self.rounds) and self.rounds[-1].block == ALIGNED
 
     def take(self, record: PruningRecord, optimizer: dict[str, Any]) -> None:
-        """A candidate's cut stays, and its optimizer."""
+        """Add the cut of a candidate that is kept, and replace the state of the optimizer."""
         self.record = self.record.then(record) if self.record else record
         self.optimizer = optimizer
 
-    def add(self, facts: Round) -> None:
-        """Another round is over."""
-        self.rounds.append(facts)
-
     def save(self, model: nn.Module) -> None:
-        """Write everything down, if there is a folder."""
+        """Write the state and the history, if there is a folder."""
         if self.folder is None:
             return
-        rounds = [asdict(each) for each in self.rounds]
+        rounds = [asdict(item) for item in self.rounds]
         search = {k: getattr(self, k) for k in ("start", "settings", "optimizer")} | {"rounds": rounds}
         state = {"state_dict": model.state_dict(), "record": self.record.to_dict(), "search": search}
         with atomic_write(self.folder / STATE) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
         with atomic_write(self.folder / HISTORY) as temporary:
-            temporary.write_text(json.dumps(_finite(rounds), indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(_without_nan(rounds), indent=1, allow_nan=False) + "\n")
 
 
-def _judged_otherwise(before: float, now: float) -> str:
-    """Whether the network that it began with was judged on other data, or by another metric."""
-    same = math.isclose(before, now, rel_tol=1e-3, abs_tol=1e-6)
-    return "" if same else f"whose network was judged {before:.4g}, while this one is judged {now:.4g}"
+def _metric_difference(saved: float, now: float) -> str:
+    """Return a text if two metrics of the same network differ: it was evaluated on other data, or otherwise."""
+    same = math.isclose(saved, now, rel_tol=1e-3, abs_tol=1e-6)
+    return "" if same else f"the metric of its first network is {saved:.4g}, but here it is {now:.4g}"
 
 
-def plainly(held: Any) -> str:
-    """What an object says of itself, but for where it lies in memory: the same in the next process.
+def stable_repr(value: Any) -> str:
+    """Return ``repr(value)`` without addresses in memory, so that it is the same in every process.
 
     Example:
-        >>> plainly(lambda: 0)
+        >>> stable_repr(lambda: 0)
         '<function <lambda>>'
     """
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(held))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _finite(held: Any) -> Any:
-    """The same with None in place of NaN and infinity, which JSON does not know."""
-    return tree_map(lambda x: None if isinstance(x, float) and not math.isfinite(x) else x, held)
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity by None: JSON has no numbers for them."""
+    return tree_map(lambda x: None if isinstance(x, float) and not math.isfinite(x) else x, value)

@@ -1,7 +1,7 @@
-"""Candidates of a search in parallel processes (level 3).
+"""Compute the candidates of a search in parallel processes.
 
-A candidate's result follows from what it is given and its seed alone: whoever computes it, on one thread or on the
-other side of a cluster, gets the same numbers from the same kind of device.
+The result of a candidate depends only on its inputs and its seed. Every worker, in this process or on another machine
+of a cluster, computes the same numbers on the same kind of device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 
-from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult, rehearsed, tried
+from lightning_prune.netadapt.candidate import (
+    Candidate,
+    CandidateContext,
+    CandidateResult,
+    compute_candidate,
+    rehearse_training,
+)
 from lightning_prune.pruning.training import Training, adam
 from lightning_prune.surgery.prune import SurgeryError
 from lightning_prune.utils.seeding import seeded
@@ -33,12 +39,14 @@ __all__ = [
     "Training",
     "Workers",
     "adam",
-    "packed",
+    "attempt_candidate",
+    "pack_context",
     "rehearse",
-    "run",
+    "run_candidates",
 ]
 
-Pack = NDArray[np.uint8]
+#: a pickled :class:`CandidateContext`
+PackedContext = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,14 @@ class Workers:
     """Where candidates are computed.
 
     Args:
-        n_jobs: processes, as joblib counts them: -1 for one per core. ``None``: one per entry of ``devices``,
-            else what an enclosing ``joblib.parallel_config`` says, else 1, which is this process itself.
-        devices: of the candidates, in turn: ``[0, 0, 1]`` has two at a time on the first GPU and one on the
-            second; names as torch knows them will do. ``None``: the CPU.
-        threads: that each worker computes with on the CPU.
+        n_jobs: number of processes as in joblib: -1 for one per core. ``None``: one per entry of ``devices``,
+            otherwise what an enclosing ``joblib.parallel_config`` says, otherwise 1, which is this process itself.
+        devices: of the candidates, in turn: ``[0, 0, 1]`` computes two at a time on the first GPU and one on the
+            second; names as in torch are possible, too. ``None``: the CPU.
+        threads: of each worker on the CPU.
 
     Raises:
-        ValueError: a number is out of range, or a device is not there.
+        ValueError: a number is out of range, or a device does not exist.
 
     Example:
         >>> Workers(devices=["cpu", "cpu"]).number, Workers().number
@@ -68,109 +76,122 @@ class Workers:
         if self.n_jobs == 0 or self.threads < 1 or (self.devices is not None and not len(self.devices)):
             raise ValueError(
                 "need n_jobs other than 0, at least one thread and one device, got "
-                f"{self.n_jobs}, {self.threads} and {self.devices}"
+                f"n_jobs={self.n_jobs}, threads={self.threads} and devices={self.devices}"
             )
         for device in self.devices or ():
-            if not _is_there(torch.device(device)):
+            if not _exists(torch.device(device)):
                 raise ValueError(
-                    f"device {device!r} is not there; torch sees {torch.cuda.device_count()} GPUs"
+                    f"device {device!r} does not exist; torch finds {torch.cuda.device_count()} GPUs"
                 )
 
     @property
     def number(self) -> int:
-        """Processes that compute at the same time."""
+        """Number of processes that compute at the same time."""
         if self.n_jobs is None and self.devices:
             return len(self.devices)
         return Parallel(n_jobs=self.n_jobs, prefer="processes")._effective_n_jobs()
 
     def device(self, index: int) -> torch.device:
-        """Of the candidate with this number."""
+        """Return the device of the candidate with this index."""
         return torch.device(self.devices[index % len(self.devices)] if self.devices else "cpu")
 
 
-def packed(shared: CandidateContext) -> Pack:
-    """As bytes in an array, which joblib keeps in shared memory; a candidate never touches the original."""
-    return np.frombuffer(cloudpickle.dumps(shared), np.uint8)
+def _exists(device: torch.device) -> bool:
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
-def attempt(pack: Pack, candidate: Candidate, device: torch.device, threads: int) -> CandidateResult:
-    """Cut, train and judge one candidate."""
-    with _threads(threads), seeded(candidate.seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the user's loss, said in every training step anyhow
+def pack_context(context: CandidateContext) -> PackedContext:
+    """Pickle a context into an array, which joblib keeps in shared memory; each candidate unpacks its own copy."""
+    return np.frombuffer(cloudpickle.dumps(context), np.uint8)
+
+
+def attempt_candidate(
+    context: PackedContext, candidate: Candidate, device: torch.device, threads: int
+) -> CandidateResult:
+    """Compute one candidate; the result says so if its cut is refused or the GPU has too little memory."""
+    with _num_threads(threads), seeded(candidate.seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user's loss gives the same warnings in the training itself
         try:
-            return tried(cloudpickle.loads(pack.data), candidate, device)
+            return compute_candidate(cloudpickle.loads(context.data), candidate, device)
         except (SurgeryError, torch.OutOfMemoryError) as error:
             return CandidateResult(candidate.index, error=f"{type(error).__name__}: {error}")
 
 
-def rehearse(pack: Pack, device: torch.device) -> float:
-    """:func:`~lightning_prune.netadapt.candidate.rehearsed` without warnings, and with random numbers of its own."""
+def rehearse(context: PackedContext, device: torch.device) -> float:
+    """Train a copy for one step and evaluate it, without warnings and without a change to random generators.
+
+    Returns:
+        The metric; see :func:`~lightning_prune.netadapt.candidate.rehearse_training`.
+    """
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearsed(cloudpickle.loads(pack.data), device)
+        return rehearse_training(cloudpickle.loads(context.data), device)
 
 
-def run(pack: Pack, candidates: Sequence[Candidate], workers: Workers) -> Iterator[CandidateResult]:
-    """The outcomes of all candidates, in the order in which they are ready.
+def run_candidates(
+    context: PackedContext, candidates: Sequence[Candidate], workers: Workers
+) -> Iterator[CandidateResult]:
+    """Yield the results of all candidates, in the order in which they are ready.
 
-    A process that dies takes the others of its pool along. Whatever has no outcome then is tried once more, alone;
-    what dies again is dropped with a warning.
+    If a process dies, the pool stops all its other processes. Each candidate that has no result then is computed once
+    more on its own; if its process dies again, its result is an error.
     """
-    waiting = {candidate.index: candidate for candidate in candidates}
-    yield from _wave(pack, candidates, waiting, workers)
-    for candidate in list(waiting.values()):
-        yield from _wave(pack, [candidate], waiting, workers)
-        if candidate.index in waiting:
+    pending = {candidate.index: candidate for candidate in candidates}
+    yield from _run_pool(context, candidates, pending, workers)
+    for candidate in list(pending.values()):
+        yield from _run_pool(context, [candidate], pending, workers)
+        if candidate.index in pending:
             yield CandidateResult(candidate.index, error="its process died twice")
 
 
-def _wave(
-    pack: Pack, candidates: Sequence[Candidate], waiting: dict[int, Candidate], workers: Workers
+def _run_pool(
+    context: PackedContext, candidates: Sequence[Candidate], pending: dict[int, Candidate], workers: Workers
 ) -> Iterator[CandidateResult]:
-    """Those that come to an end; ``waiting`` keeps the others."""
-    jobs = [(pack, each, workers.device(each.index), workers.threads) for each in candidates]
+    """Yield results until a process dies, and remove the candidates that have one from ``pending``."""
+    jobs = [
+        (context, candidate, workers.device(candidate.index), workers.threads) for candidate in candidates
+    ]
     try:
-        for outcome in _outcomes(jobs, workers.number):
-            del waiting[outcome.index]
-            yield outcome
-    except _deaths() as error:
-        names = ", ".join(candidate.name for candidate in waiting.values())
+        for result in _run_jobs(jobs, workers.number):
+            del pending[result.index]
+            yield result
+    except _process_errors() as error:
+        names = ", ".join(candidate.name for candidate in pending.values())
         warnings.warn(f"a worker died ({type(error).__name__}); without a result: {names}", stacklevel=3)
 
 
-def _outcomes(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[CandidateResult]:
-    """In this process if there is but one; else in joblib's, which must be processes: generators are global."""
+def _run_jobs(jobs: Sequence[tuple[Any, ...]], number: int) -> Iterable[CandidateResult]:
+    """Run jobs in this process if there is one worker, otherwise by joblib.
+
+    Threads are not used, since they share the global random generators.
+    """
     backend, _ = get_active_backend(prefer="processes")
     if number == 1 or getattr(backend, "supports_sharedmem", False):
-        return (attempt(*job) for job in jobs)
+        return (attempt_candidate(*job) for job in jobs)
     order = "generator_unordered" if backend.supports_return_generator else "list"
     parallel = Parallel(n_jobs=number, prefer="processes", batch_size=1, return_as=order)
-    return parallel(delayed(attempt)(*job) for job in jobs)
+    return parallel(delayed(attempt_candidate)(*job) for job in jobs)
 
 
-def _deaths() -> tuple[type[BaseException], ...]:
-    """What the back ends raise when a worker is gone, as opposed to what a candidate raises."""
-    found: list[type[BaseException]] = [BrokenProcessPool]
+def _process_errors() -> tuple[type[BaseException], ...]:
+    """Return the exceptions that joblib's back ends raise if a process died, unlike those that a candidate raises."""
+    errors: list[type[BaseException]] = [BrokenProcessPool]
     if "ray" in sys.modules:
         from ray.exceptions import RayActorError, WorkerCrashedError
 
-        found += [RayActorError, WorkerCrashedError]
+        errors += [RayActorError, WorkerCrashedError]
     if "distributed" in sys.modules:
         from distributed import KilledWorker
 
-        found.append(KilledWorker)
-    return tuple(found)
+        errors.append(KilledWorker)
+    return tuple(errors)
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _num_threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _is_there(device: torch.device) -> bool:
-    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()

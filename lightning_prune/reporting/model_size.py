@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.trace import trace
+from lightning_prune.latency.timing import sample_times
 
 __all__ = ["MeasuredSize", "Sizes", "compare", "file_size", "latency", "layer_widths", "sizes"]
 
@@ -75,28 +77,15 @@ def latency(nets: Mapping[str, nn.Module], image: Tensor, runs: int = 30) -> dic
         ['a', 'b']
     """
     modes = {name: net.training for name, net in nets.items()}
-    times: dict[str, list[float]] = {name: [] for name in nets}
+    calls = [partial(net.eval(), image) for net in nets.values()]
     with torch.inference_mode():
-        for round_ in range(WARM_UP + runs):
-            for name in reversed(list(nets)) if round_ % 2 else nets:
-                times[name].append(_milliseconds(nets[name].eval(), image))
+        samples = sample_times(calls, image.device, time.perf_counter_ns, WARM_UP + runs, gpu_queue=1)
     for name, net in nets.items():
         net.train(modes[name])
-    return {name: statistics.median(net_times[WARM_UP:]) for name, net_times in times.items()}
-
-
-def _milliseconds(net: nn.Module, image: Tensor) -> float:
-    _synchronize(image)
-    start = time.perf_counter()
-    net(image)
-    _synchronize(image)
-    return 1000 * (time.perf_counter() - start)
-
-
-def _synchronize(image: Tensor) -> None:
-    """Wait until the GPU of the image has finished its work."""
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
+    return {
+        name: statistics.median(net_samples[WARM_UP:]) / 1e6
+        for name, net_samples in zip(nets, samples, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_a_search_that_was_killed_is_taken_up_by_the_resumed_training(tmp_path, 
     with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into an exit
         fit(rounds(tmp_path / "b"), keep, enable_checkpointing=True)
     again, _ = fit(rounds(tmp_path / "b"), path=tmp_path / "epoch=0.ckpt")
-    assert lines[2].startswith("going on after round 2")
+    assert lines[2].startswith("continuing after round 2")
     assert same(whole, again)
 
 

@@ -1,4 +1,4 @@
-"""Rounds of candidates: what stays, that workers do not matter, and that nothing is lost when one dies."""
+"""Searches: the candidate that is kept, any number of workers, processes that die, alignment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_prune.netadapt.workers import Workers
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.seeding import random_state
-from tests.support.netadapt_search import RULES, THREE, TRAINING, build, error, loss, searched
+from tests.support.netadapt_search import RULES, THREE, TRAINING, build, error, loss, run_search
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -34,7 +34,7 @@ TWO = Workers(n_jobs=2)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two states hold the same bits."""
+    """Return whether two states are equal bit by bit."""
     if isinstance(a, Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -42,66 +42,67 @@ def same(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list) else a == b
 
 
-def facts(found: Any) -> list[dict[str, Any]]:
-    return [{**vars(each), "seconds": 0} for each in found.rounds]
+def rounds_of(result: Any) -> list[dict[str, Any]]:
+    """Return the rounds of a result, without their duration."""
+    return [{**vars(item), "seconds": 0} for item in result.rounds]
 
 
 @pytest.fixture(scope="module")
-def alone() -> Any:
+def one_worker() -> Any:
     torch.set_num_threads(1)
-    return searched()
+    return run_search()
 
 
-def test_every_round_gives_what_it_should_and_the_record_tells_all(alone):
-    net, found = alone
+def test_every_round_gives_its_reduction_and_the_record_holds_every_cut(one_worker):
+    net, result = one_worker
     graph = trace(net, torch.zeros(1, 1, 8, 8))
-    assert found.reached
-    assert [each.number for each in found.rounds] == [1, 2, 3]
-    shares = [1.0] + [each.share["macs"] for each in found.rounds]
+    assert result.reached
+    assert [item.number for item in result.rounds] == [1, 2, 3]
+    shares = [1.0] + [item.share["macs"] for item in result.rounds]
     for (before, after), reduction in zip(pairwise(shares), THREE.reductions(0.5), strict=True):
         assert after <= before - reduction + 1e-9 or after <= 0.5
     dense = trace(build(), torch.zeros(1, 1, 8, 8)).cost("macs")
     assert (
-        graph.cost("macs") == found.rounds[-1].cost["macs"] == round(found.rounds[-1].share["macs"] * dense)
+        graph.cost("macs") == result.rounds[-1].cost["macs"] == round(result.rounds[-1].share["macs"] * dense)
     )
-    again = found.record.apply_(build())
+    again = result.record.apply_(build())
     again.load_state_dict(net.state_dict())
     assert error(again.eval(), TRAINING.batches) == error(net.eval(), TRAINING.batches)
 
 
-def test_the_least_loss_per_resource_stays(alone):
-    _, found = alone
+def test_the_candidate_with_the_smallest_loss_per_resource_is_kept(one_worker):
+    _, result = one_worker
     dense = trace(build(), torch.zeros(1, 1, 8, 8)).cost("macs")
-    first = found.rounds[0]
+    first = result.rounds[0]
     assert len(first.metrics) > 1
     best = min(first.metrics, key=lambda name: first.metrics[name])
-    gained = dense - first.cost["macs"]
+    saved = dense - first.cost["macs"]
     lost = first.after - first.before
     if lost <= 0:
         assert first.block == best
-    else:  # whoever has a better metric must have gained less
-        assert all(m >= first.after or gained > 0 for m in first.metrics.values())
-    _, by_metric = searched(rounds=replace(THREE, by="metric"))
+    else:  # a candidate with a better metric must have saved less
+        assert all(m >= first.after or saved > 0 for m in first.metrics.values())
+    _, by_metric = run_search(rounds=replace(THREE, by="metric"))
     for each in by_metric.rounds:
         assert each.after == min(each.metrics.values()) == each.metrics[each.block]
 
 
-def test_two_workers_find_the_same_bits_as_one(alone):
-    net, found = searched(workers=TWO)
-    assert same(net.state_dict(), alone[0].state_dict())
-    assert same(found.optimizer, alone[1].optimizer)
-    assert facts(found) == facts(alone[1])
+def test_two_workers_give_the_same_bits_as_one(one_worker):
+    net, result = run_search(workers=TWO)
+    assert same(net.state_dict(), one_worker[0].state_dict())
+    assert same(result.optimizer, one_worker[1].optimizer)
+    assert rounds_of(result) == rounds_of(one_worker[1])
 
 
-def test_a_search_leaves_random_numbers_threads_and_modes_as_they_were():
+def test_a_search_restores_random_generators_threads_and_modes():
     torch.manual_seed(3)
     net = build()
     before, threads = random_state(), torch.get_num_threads()
-    _, found = searched()
+    _, result = run_search()
     torch.manual_seed(0)
     assert torch.get_num_threads() == threads
-    assert found.reached
-    net, _ = searched()
+    assert result.reached
+    net, _ = run_search()
     assert all(module.training for module in net.modules())
     assert same(random_state()["numpy"], before["numpy"])
 
@@ -109,8 +110,8 @@ def test_a_search_leaves_random_numbers_threads_and_modes_as_they_were():
 DENSE = 8, 12, 8
 
 
-def dies(net: nn.Module, batch: Any, always: int, once: int, flag: str) -> Tensor:
-    """A loss that kills its process: for the block of one layer always, for that of another the first time."""
+def deadly_loss(net: nn.Module, batch: Any, always: int, once: int, flag: str) -> Tensor:
+    """Kill the process for the block of layer ``always``, and the first time for that of layer ``once``."""
     cut = [i for i, width in enumerate(DENSE) if net[3 * i].out_channels < width]
     if cut == [always] or (cut == [once] and not Path(flag).exists()):
         Path(flag).touch()
@@ -118,32 +119,32 @@ def dies(net: nn.Module, batch: Any, always: int, once: int, flag: str) -> Tenso
     return loss(net, batch)
 
 
-def test_who_kills_its_worker_is_tried_again_and_then_dropped_and_nobody_else_notices(tmp_path):
+def test_a_candidate_that_kills_its_worker_is_repeated_once_then_dropped_and_does_not_affect_others(tmp_path):
     rules, one = replace(RULES, budget={"macs": 0.8}), Rounds(rounds=1, steps=2)
-    _, undisturbed = searched(rules=rules, rounds=one)
-    training = replace(TRAINING, loss=partial(dies, always=1, once=0, flag=str(tmp_path / "flag")))
-    with warnings.catch_warnings(record=True) as said:
+    _, undisturbed = run_search(rules=rules, rounds=one)
+    training = replace(TRAINING, loss=partial(deadly_loss, always=1, once=0, flag=str(tmp_path / "flag")))
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, found = searched(training, TWO, one, rules)
-    messages = [str(each.message) for each in said]
+        _, result = run_search(training, TWO, one, rules)
+    messages = [str(each.message) for each in caught]
     assert "a worker died (TerminatedWorkerError); without a result: " in messages[0]
     assert "the candidate of block '3' is dropped: its process died twice" in messages
     assert sum("is dropped" in message for message in messages) == 1
-    metrics = found.rounds[0].metrics
+    metrics = result.rounds[0].metrics
     assert np.isnan(metrics.pop("3"))
     assert metrics == {name: m for name, m in undisturbed.rounds[0].metrics.items() if name != "3"}
-    assert found.rounds[0].block != "3"
+    assert result.rounds[0].block != "3"
 
 
-def test_an_error_of_the_user_s_loss_is_the_user_s():
+def test_an_error_in_the_loss_is_raised_unchanged():
     def broken(net: nn.Module, batch: Any) -> Tensor:
         raise KeyError("no such batch")
 
     with pytest.raises(KeyError, match="no such batch"):
-        searched(replace(TRAINING, loss=broken), TWO)
+        run_search(replace(TRAINING, loss=broken), TWO)
 
 
-def test_a_killed_search_goes_on_at_its_round_and_ends_with_the_same_bits(alone, tmp_path):
+def test_a_killed_search_continues_at_its_round_and_ends_with_the_same_bits(one_worker, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
         [sys.executable, str(SUPPORT / "netadapt_search.py"), str(tmp_path)],
@@ -154,44 +155,44 @@ def test_a_killed_search_goes_on_at_its_round_and_ends_with_the_same_bits(alone,
     assert killed.returncode == -signal.SIGKILL
     assert [each["number"] for each in json.loads((tmp_path / "history.json").read_text())] == [1, 2]
     lines: list[str] = []
-    net, found = searched(folder=tmp_path, report=lines.append)
-    assert lines[0].startswith("going on after round 2")
+    net, result = run_search(folder=tmp_path, report=lines.append)
+    assert lines[0].startswith("continuing after round 2")
     assert [line.split(":")[0] for line in lines[1:]] == ["round 3/3"]
-    assert same(net.state_dict(), alone[0].state_dict())
-    assert facts(found) == facts(alone[1])
+    assert same(net.state_dict(), one_worker[0].state_dict())
+    assert rounds_of(result) == rounds_of(one_worker[1])
     assert same(load_pruned(build(), tmp_path / "state.pt").state_dict(), net.state_dict())
 
 
-def test_another_search_s_folder_is_refused(tmp_path):
-    searched(folder=tmp_path, rounds=replace(THREE, rounds=1))
+def test_the_folder_of_another_search_is_refused(tmp_path):
+    run_search(folder=tmp_path, rounds=replace(THREE, rounds=1))
     net = build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(ValueError, match=r"holds another search \(its rounds differ\)"):
-        searched(folder=tmp_path)
+        run_search(folder=tmp_path)
     assert same(net.state_dict(), before)
 
 
 @pytest.mark.parametrize(
     "criterion", [IPAD(omega=0.5), TaylorWeight(), TaylorGate()], ids=lambda c: type(c).__name__
 )
-def test_criteria_that_look_at_activations_and_gradients(criterion):
-    _, found = searched(rounds=Rounds(rounds=2, steps=1, criterion=criterion))
-    assert found.reached
+def test_criteria_that_need_activations_and_gradients(criterion):
+    _, result = run_search(rounds=Rounds(rounds=2, steps=1, criterion=criterion))
+    assert result.reached
 
 
-def test_a_budget_in_a_resource_of_one_s_own():
+def test_a_budget_in_a_custom_resource():
     from lightning_prune.graph.layer_costs import LayerCost
 
     area = LayerCost(lambda layer, inside, outside: inside * outside, scale=1)
-    net, found = searched(rules=PruningPolicy({"area": 0.6}, limits=Limits(0.9), resources={"area": area}))
+    net, result = run_search(rules=PruningPolicy({"area": 0.6}, limits=Limits(0.9), resources={"area": area}))
     graph = trace(net, torch.zeros(1, 1, 8, 8)).with_resources({"area": area})
-    assert graph.cost("area") == found.rounds[-1].cost["area"] <= 0.6 * (8 + 96 + 96 + 8)
+    assert graph.cost("area") == result.rounds[-1].cost["area"] <= 0.6 * (8 + 96 + 96 + 8)
 
 
 @pytest.mark.parametrize(
     ("rules", "rounds", "message"),
     [
-        (PruningPolicy({"macs": 1.5e9}), THREE, "is within the budget as it is"),
+        (PruningPolicy({"macs": 1.5e9}), THREE, "already meets the budget"),
         (PruningPolicy({"macs": 0.0}), THREE, "budget"),
         (PruningPolicy({"macs": 0.5, "params": 0.5}), THREE, "one resource"),
         (PruningPolicy({"seconds": 0.5}), THREE, "unknown resource|seconds"),
@@ -202,82 +203,87 @@ def test_a_budget_in_a_resource_of_one_s_own():
             "no block can give 80.0% of the macs alone; the most",
         ),
         (RULES, replace(THREE, blocks=["0", "nothing"]), "block 'nothing' matches no layer"),
-        (RULES, replace(THREE, blocks=["10"]), "holds nothing of its own to prune"),
+        (RULES, replace(THREE, blocks=["10"]), "holds no layer that can be pruned"),
         (replace(RULES, exclude=["*"]), THREE, "exclude"),
         (replace(RULES, limits=Limits(0.1)), THREE, "cannot be met"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_changes(rules, rounds, message, monkeypatch):
-    made = build()
-    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    monkeypatch.setattr("searches.build", lambda: made)
+def test_invalid_input_is_refused_and_the_model_is_not_changed(rules, rounds, message, monkeypatch):
+    net = build()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    monkeypatch.setattr("tests.support.netadapt_search.build", lambda: net)
     with pytest.raises(ValueError, match=message):
-        searched(rules=rules, rounds=rounds)
-    assert same(made.state_dict(), before)
+        run_search(rules=rules, rounds=rounds)
+    assert same(net.state_dict(), before)
 
 
-@pytest.mark.parametrize("wrong", [{"n_jobs": 0}, {"threads": 0}, {"devices": []}, {"devices": [99]}])
-def test_workers_that_cannot_be(wrong):
+@pytest.mark.parametrize("arguments", [{"n_jobs": 0}, {"threads": 0}, {"devices": []}, {"devices": [99]}])
+def test_invalid_workers_are_refused(arguments):
     with pytest.raises(ValueError, match="device"):
-        Workers(**wrong)
+        Workers(**arguments)
 
 
-def test_where_no_block_can_give_the_rest_the_search_ends_with_a_warning():
+def test_a_search_that_cannot_reach_the_budget_ends_with_a_warning():
     rules = PruningPolicy({"macs": 0.45}, limits=Limits(overrides={"0": 0.5, "3": 0.4, "6": 0.4}))
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, found = searched(rules=rules, rounds=Rounds(reduction=0.1, decay=1.0, steps=0))
-    assert found.reached or any("the search ends above the budget" in str(each.message) for each in said)
+        _, result = run_search(rules=rules, rounds=Rounds(reduction=0.1, decay=1.0, steps=0))
+    assert result.reached or any("the search ends above the budget" in str(each.message) for each in caught)
 
 
-def test_candidates_go_on_with_the_optimizer_of_the_training(alone):
+def test_candidates_continue_with_the_optimizer_of_the_training(one_worker):
     net = build()
     optimizer = TRAINING.optimizer(net)
     loss(net, TRAINING.batches[0]).backward()
     optimizer.step()
-    _, found = searched(optimizer=optimizer.state_dict())
-    steps = {float(state["step"]) for state in found.optimizer["state"].values()}
-    assert steps == {1.0 + 2 * len(found.rounds)}
-    fresh = {float(state["step"]) for state in alone[1].optimizer["state"].values()}
-    assert fresh == {2.0 * len(found.rounds)}
+    _, result = run_search(optimizer=optimizer.state_dict())
+    steps = {float(state["step"]) for state in result.optimizer["state"].values()}
+    assert steps == {1.0 + 2 * len(result.rounds)}
+    fresh = {float(state["step"]) for state in one_worker[1].optimizer["state"].values()}
+    assert fresh == {2.0 * len(result.rounds)}
 
 
 def widths(net: nn.Module) -> list[int]:
     return [net[i].out_channels for i in (0, 3, 6)]
 
 
-def test_widths_are_rounded_down_in_the_end_where_that_is_tolerated(alone, tmp_path):
-    plain, before = alone
+def test_widths_are_rounded_down_at_the_end_within_the_tolerance(one_worker, tmp_path):
+    plain, before = one_worker
     assert any(width % 4 for width in widths(plain))
     lines: list[str] = []
-    net, found = searched(
+    net, result = run_search(
         rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path, report=lines.append
     )
-    assert all(width % 4 == 0 and width <= was for width, was in zip(widths(net), widths(plain), strict=True))
-    assert [each.block for each in found.rounds[:3]] == [each.block for each in before.rounds]
-    last = found.rounds[3]
+    assert all(
+        width % 4 == 0 and width <= plain_width
+        for width, plain_width in zip(widths(net), widths(plain), strict=True)
+    )
+    assert [each.block for each in result.rounds[:3]] == [each.block for each in before.rounds]
+    last = result.rounds[3]
     assert (last.block, last.steps) == ("(alignment)", 2 * len(last.metrics))
     assert lines[3].startswith("round 4/4: (alignment)")
-    again = found.record.apply_(build())
+    again = result.record.apply_(build())
     assert widths(again) == widths(net)
-    resumed, same_found = searched(rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path)
+    resumed, resumed_result = run_search(rounds=replace(THREE, align=4, tolerance=None), folder=tmp_path)
     assert same(resumed.state_dict(), net.state_dict())
-    assert facts(same_found) == facts(found)
+    assert rounds_of(resumed_result) == rounds_of(result)
 
 
-@pytest.mark.parametrize(("tolerance", "most"), [(0.0, 0), (2.0, 2), (None, 99)])
-def test_widths_stay_where_rounding_them_costs_more_than_tolerated(tolerance, most):
-    counted = replace(TRAINING, evaluate=lambda net: float(sum(widths(net))), higher_is_better=True)
-    _, found = searched(counted, rounds=Rounds(rounds=2, steps=0, align=5, tolerance=tolerance))
-    last = found.rounds[-1]
+@pytest.mark.parametrize(("tolerance", "largest_loss"), [(0.0, 0), (2.0, 2), (None, 99)])
+def test_widths_stay_where_rounding_costs_more_than_the_tolerance(tolerance, largest_loss):
+    width_as_metric = replace(TRAINING, evaluate=lambda net: float(sum(widths(net))), higher_is_better=True)
+    _, result = run_search(width_as_metric, rounds=Rounds(rounds=2, steps=0, align=5, tolerance=tolerance))
+    last = result.rounds[-1]
     assert last.block == "(alignment)"
     assert last.metrics
-    assert last.before - last.after == last.removed <= most
-    assert all(lost > most for lost in (last.before - m for m in last.metrics.values()) if not last.removed)
+    assert last.before - last.after == last.removed <= largest_loss
+    assert all(
+        loss > largest_loss for loss in (last.before - m for m in last.metrics.values()) if not last.removed
+    )
 
 
 @pytest.mark.slow
-def test_candidates_on_a_local_ray_find_the_same_bits():
+def test_candidates_on_a_local_ray_give_the_same_bits():
     pytest.importorskip("ray")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SUPPORT / "ray_search.py")]

@@ -1,4 +1,4 @@
-"""A small search that tests share, in this process and in others."""
+"""A small search for tests, also run in other processes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ THREE = Rounds(rounds=3, steps=2)
 
 
 def build() -> nn.Sequential:
-    """Three convolutions that may be pruned, with norms and dropout."""
+    """Return a network of three convolutions that can be pruned, with norms and dropout."""
     torch.manual_seed(0)
     widths, layers = [1, 8, 12, 8], []
-    for inside, outside in pairwise(widths):
-        layers += [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU()]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout(0.1), nn.Conv2d(8, 1, 1))
 
 
 def batches(number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Noise, and the same blurred."""
+    """Return pairs of noise and blurred noise, shape (4, 1, 8, 8) each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(number, 4, 1, 8, 8, generator=generator)
     return [(image, F.avg_pool2d(image, 3, 1, 1)) for image in images]
@@ -58,10 +58,10 @@ TRAINING = Training(batches(5, 1), loss, partial(error, held_out=batches(2, 2)),
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Discard a line."""
 
 
-def searched(
+def run_search(
     training: Training = TRAINING,
     workers: Workers = Workers(),  # noqa: B008
     rounds: Rounds = THREE,
@@ -70,17 +70,17 @@ def searched(
     report: Callable[[str], None] = silent,
     **kwargs: Any,
 ) -> tuple[nn.Module, SearchResult]:
-    """A fresh network, and what a search made of it."""
+    """Run a search on a new network; return the network and the result."""
     net = build()
     example = torch.zeros(1, 1, 8, 8)
     return net, search(net, example, rules, training, rounds, workers, folder=folder, report=report, **kwargs)
 
 
-def dying(line: str) -> None:
-    """Die when the second round has been written down."""
+def kill_after_second_round(line: str) -> None:
+    """Kill this process when the second round has been saved."""
     if line.startswith("round 2"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    searched(folder=Path(sys.argv[1]), report=dying)
+    run_search(folder=Path(sys.argv[1]), report=kill_after_second_round)
