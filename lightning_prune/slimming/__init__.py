@@ -1,6 +1,6 @@
-"""Network slimming: a sparsity penalty on the scales of norms, and the removal of channels that have faded.
+"""Network slimming: a sparsity penalty on the scales of norms, and the removal of channels with small scales.
 
-Liu et al., ICCV 2017, with the cost-weighted penalty of AtomNAS (Mei et al., ICLR 2020).
+Method: Liu et al., ICCV 2017, with the cost-weighted penalty of AtomNAS (Mei et al., ICLR 2020).
 """
 
 from lightning_prune.slimming.bias_folding import fold_, shifts

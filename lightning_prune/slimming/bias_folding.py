@@ -1,11 +1,13 @@
-"""What a removed channel still said, folded into what follows (level 3).
+"""Fold the constant output of removed channels into the bias or batch norm of the next layer.
 
-A channel whose norm has a scale of 0 is not silent: it says its shift, whatever the input. Whoever reads it gets a
-constant from it. What each layer gets from the inputs that it is about to lose is measured, by running the network
-on a batch: the mean goes into the layer's bias, or from the running mean of the batch norm that follows. A second
-run with those scales at 0 shows where that is exact: where the contribution is the same at every position, as in
-linear layers and convolutions of one element or without padding. Where zero padding or a gate makes it vary, the
-mean is the best constant. A layer with neither bias nor batch norm cannot take it.
+A channel whose norm has a scale of 0 still outputs its shift, for every input. The layers that read it receive a
+constant. The contribution of the removed inputs to each layer is measured by running the network on a batch. Its mean
+is added to the layer's bias, or subtracted from the running mean of the batch norm that follows.
+
+A second run, with the scales of the removed channels set to 0, shows where this is exact: where the contribution is
+the same at every position, as in linear layers and in convolutions that have a kernel of one element or no padding.
+Where zero padding or a gate makes the contribution vary, the mean is the best constant. A layer with neither bias nor
+batch norm cannot be compensated.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ from lightning_prune.utils.modules import training_modes
 
 __all__ = ["Folded", "MeasuredShifts", "Shift", "fold_", "outputs", "relative_change", "shifts"]
 
-EXACT = 16  # rounding of so many units in the last place
+EXACT_TOLERANCE = 16  # largest rounding error of a constant, in multiples of the machine epsilon
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What the inputs that a layer loses contribute to its filters that stay.
+    """The contribution of a layer's removed inputs to its kept filters.
 
     Attributes:
         layer: qualified name of the layer.
-        values: mean contribution to each filter that stays, on the CPU.
-        exact: whether it would be a constant, up to rounding, if the scales of what goes were 0.
-        norm: the batch norm that reads the layer's output, if that comes next.
+        values: mean contribution to each kept filter, shape (kept filters,), on the CPU.
+        exact: whether the contribution is constant, up to rounding, when the removed channels' scales are 0.
+        norm: the batch norm that reads the layer's output, if it comes next.
     """
 
     layer: str
@@ -55,10 +57,10 @@ class Shift:
 
 @dataclass(frozen=True)
 class Folded:
-    """How many layers took what they lost: exactly, as its mean, or not at all."""
+    """Numbers of layers that were compensated exactly, by the mean of a varying contribution, or not at all."""
 
     exact: int = 0
-    nearly: int = 0
+    approximate: int = 0
     lost: int = 0
 
 
@@ -66,90 +68,97 @@ class Folded:
 def shifts(
     model: nn.Module, graph: ChannelGraph, scales: Mapping[str, Units], remove: Units, example: Example
 ) -> list[Shift]:
-    """Measure what the units in ``remove`` say to the layers that read them.
+    """Measure the contribution of the units in ``remove`` to the layers that read them.
 
     Args:
-        model: before the cut; it is left as it is.
-        graph: of ``model``.
+        model: the network before the cut; it is not changed.
+        graph: the graph of ``model``.
         scales: qualified names of the norm scales that are about 0, with the unit of each channel.
-        remove: the units.
-        example: a batch, as the forward takes it.
+        remove: the units to remove.
+        example: a batch, as positional and keyword arguments of the forward.
 
     Returns:
-        One for each layer that loses inputs and ran. Grouped convolutions that lose filters with their inputs
-        have nothing to fold.
+        One shift for each layer that ran and loses inputs. Grouped convolutions that lose filters together with
+        their inputs have nothing to fold.
     """
-    gone = ~graph.kept(remove)
-    found, norms = _listen(model, graph, gone, example)
-    with _silenced(model, scales, gone):
-        silent, _ = _listen(model, graph, gone, example)
+    removed = ~graph.kept(remove)
+    contributions, norms = _measure_contributions(model, graph, removed, example)
+    with _zero_scales(model, scales, removed):
+        contributions_at_zero, _ = _measure_contributions(model, graph, removed, example)
     return [
-        Shift(name, rows.mean(0).cpu(), _constant(silent[name]), norms.get(name))
-        for name, rows in found.items()
+        Shift(name, rows.mean(0).cpu(), _is_constant(contributions_at_zero[name]), norms.get(name))
+        for name, rows in contributions.items()
     ]
 
 
-def _listen(
-    model: nn.Module, graph: ChannelGraph, gone: NDArray[np.bool_], example: Example
+def _measure_contributions(
+    model: nn.Module, graph: ChannelGraph, removed: NDArray[np.bool_], example: Example
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What each layer gets from what goes, one row per sample and position, and the norm that comes next."""
-    found: dict[str, list[Tensor]] = {}
+    """Measure what each layer receives from its removed inputs in one forward.
+
+    Returns:
+        Layer -> contributions, shape (samples * positions, kept filters); and layer -> the batch norm that reads its
+        output.
+    """
+    contributions: dict[str, list[Tensor]] = {}
     names = {id(norm): name for name, norm in model.named_modules()}
-    last: list[tuple[str, Tensor]] = []
-    follows: dict[str, str] = {}
+    last_output: list[tuple[str, Tensor]] = []
+    next_norms: dict[str, str] = {}
 
-    def after(
-        name: str, masks: tuple[Tensor, Tensor], layer: nn.Module, args: Any, named: Any, out: Tensor
+    def after_layer(
+        name: str, masks: tuple[Tensor, Tensor], layer: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
-        found.setdefault(name, []).append(_contribution(layer, args[0] if args else named["input"], *masks))
-        last[:] = [(name, out)]
+        x = args[0] if args else kwargs["input"]
+        contributions.setdefault(name, []).append(_contribution(layer, x, *masks))
+        last_output[:] = [(name, output)]
 
-    def before(norm: nn.Module, args: Any) -> None:
-        if last and args and args[0] is last[0][1]:
-            follows[last[0][0]] = names[id(norm)]
+    def before_norm(norm: nn.Module, args: Any) -> None:
+        # The same tensor object: nothing lies between the layer and the norm.
+        if last_output and args and args[0] is last_output[0][1]:
+            next_norms[last_output[0][0]] = names[id(norm)]
 
     with ExitStack() as hooks:
-        for name, masks in _readers(model, graph, gone):
-            listener = partial(after, name, masks)
-            hook = model.get_submodule(name).register_forward_hook(listener, with_kwargs=True)
-            hooks.callback(hook.remove)
+        for name, masks in _layers_with_removed_inputs(model, graph, removed):
+            hook = partial(after_layer, name, masks)
+            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+            hooks.callback(handle.remove)
         for norm in tracked_norms(model):
-            hooks.callback(norm.register_forward_pre_hook(before).remove)
-        _run(model, example)
-    return {name: torch.cat(rows) for name, rows in found.items()}, follows
+            hooks.callback(norm.register_forward_pre_hook(before_norm).remove)
+        _forward_in_eval_mode(model, example)
+    return {name: torch.cat(rows) for name, rows in contributions.items()}, next_norms
 
 
-def _constant(rows: Tensor) -> bool:
-    """Whether all rows are the same, up to rounding."""
+def _is_constant(rows: Tensor) -> bool:
+    """Whether all rows are equal, up to rounding."""
     if not rows.numel():
         return True
     size = max(float(rows.abs().max()), 1.0)
-    return float((rows.amax(0) - rows.amin(0)).max()) <= EXACT * torch.finfo(rows.dtype).eps * size
+    return float((rows.amax(0) - rows.amin(0)).max()) <= EXACT_TOLERANCE * torch.finfo(rows.dtype).eps * size
 
 
 def fold_(model: nn.Module, measured: list[Shift]) -> Folded:
-    """Put what was measured before a cut into the layers of ``model``, after it.
+    """Add shifts that were measured before a cut to the biases and running means of ``model``, after the cut.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(2, 1))
         >>> _ = nn.init.zeros_(layer[0].bias)
         >>> fold_(layer, [Shift("0", torch.tensor([0.5]), True, None)]), layer[0].bias.data
-        (Folded(exact=1, nearly=0, lost=0), tensor([0.5000]))
+        (Folded(exact=1, approximate=0, lost=0), tensor([0.5000]))
     """
-    count = {"exact": 0, "nearly": 0, "lost": 0}
+    counts = {"exact": 0, "approximate": 0, "lost": 0}
     for shift in measured:
-        taker = _taker(model, shift)
-        if taker is None:
-            count["lost"] += bool(shift.values.any())
+        destination = _destination(model, shift)
+        if destination is None:
+            counts["lost"] += bool(shift.values.any())
             continue
-        tensor, sign = taker
+        tensor, sign = destination
         tensor.data += sign * shift.values.to(tensor)
-        count["exact" if shift.exact else "nearly"] += 1
-    return Folded(**count)
+        counts["exact" if shift.exact else "approximate"] += 1
+    return Folded(**counts)
 
 
-def _taker(model: nn.Module, shift: Shift) -> tuple[Tensor, int] | None:
-    """The tensor that takes the shift up, and with which sign."""
+def _destination(model: nn.Module, shift: Shift) -> tuple[Tensor, int] | None:
+    """Return the tensor to which the shift is added, and with which sign; None if there is none."""
     bias = getattr(model.get_submodule(shift.layer), "bias", None)
     if isinstance(bias, Tensor):
         return bias, 1
@@ -158,13 +167,13 @@ def _taker(model: nn.Module, shift: Shift) -> tuple[Tensor, int] | None:
 
 @torch.no_grad()
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    """The floating-point outputs of ``model`` in eval mode."""
-    found = tree_leaves(_run(model, example))
-    return [out.float() for out in found if isinstance(out, Tensor) and out.is_floating_point()]
+    """Return the floating-point outputs of ``model`` in eval mode, as float32."""
+    leaves = tree_leaves(_forward_in_eval_mode(model, example))
+    return [leaf.float() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
-    """``||after - before|| / ||before||`` over all outputs together; NaN if there are none.
+    """Return ``||after - before|| / ||before||`` over all outputs together; NaN if there are none.
 
     Example:
         >>> relative_change([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 3.0])])
@@ -172,78 +181,86 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     """
     if not before:
         return math.nan
-    squares = [
-        ((a - b).double().square().sum(), b.double().square().sum())
-        for b, a in zip(before, after, strict=True)
-    ]
-    change, size = (float(sum(side)) for side in zip(*squares, strict=True))
+    change = float(sum((a - b).double().square().sum() for b, a in zip(before, after, strict=True)))
+    size = float(sum(b.double().square().sum() for b in before))
     return float((change / size) ** 0.5) if size > 0 else float(change > 0)
 
 
-def _run(model: nn.Module, example: Example) -> Any:
-    device = next(model.parameters()).device  # an average may lie elsewhere
+def _forward_in_eval_mode(model: nn.Module, example: Example) -> Any:
+    """Run ``model`` in eval mode, without compiled code, on the device of its parameters."""
+    device = next(model.parameters()).device  # an averaged copy may be on another device than the batch
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
     with training_modes(model, lambda module: False), torch.compiler.set_stance("force_eager"):
         return model(*args, **kwargs)
 
 
 @contextmanager
-def _silenced(model: nn.Module, scales: Mapping[str, Units], gone: NDArray[np.bool_]) -> Iterator[None]:
-    """The scales of what goes at 0, and as they were afterwards."""
-    held = [
-        (model.get_parameter(name), torch.from_numpy((units >= 0) & gone[units]))
-        for name, units in scales.items()
-    ]
-    before = [scale.detach().clone() for scale, _ in held]
-    for scale, mask in held:
+def _zero_scales(model: nn.Module, scales: Mapping[str, Units], removed: NDArray[np.bool_]) -> Iterator[None]:
+    """Set the scales of the removed units to 0 inside the context, and restore them afterwards."""
+    parameters = {name: model.get_parameter(name) for name in scales}
+    saved = {name: scale.detach().clone() for name, scale in parameters.items()}
+    for name, scale in parameters.items():
+        units = scales[name]
+        mask = torch.from_numpy((units >= 0) & removed[units])
         scale.data[mask.to(scale.device)] = 0
     try:
         yield
     finally:
-        for (scale, _), values in zip(held, before, strict=True):
-            scale.data.copy_(values)
+        for name, scale in parameters.items():
+            scale.data.copy_(saved[name])
 
 
-def _readers(
-    model: nn.Module, graph: ChannelGraph, gone: NDArray[np.bool_]
+def _layers_with_removed_inputs(
+    model: nn.Module, graph: ChannelGraph, removed: NDArray[np.bool_]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Layers that lose inputs: name, which inputs go, which filters stay."""
+    """Yield the name of each layer that loses inputs, with the masks of its removed inputs and its kept filters."""
     modules = dict(model.named_modules())
     for weight, filters in graph.layers.items():
         name, dim = module_of(weight), 1 - graph.filter_dims[weight]
         inputs = graph.bindings.get(weight, {}).get(dim)
-        if inputs is not None and _mixes(modules.get(name)) and gone[inputs].any():
-            yield name, (torch.from_numpy(gone[inputs]), torch.from_numpy(~gone[filters]))
+        if inputs is not None and _mixes_channels(modules.get(name)) and removed[inputs].any():
+            yield name, (torch.from_numpy(removed[inputs]), torch.from_numpy(~removed[filters]))
 
 
-def _mixes(layer: nn.Module | None) -> bool:
-    """Whether each filter reads every input."""
-    convolution = isinstance(layer, nn.modules.conv._ConvNd) and layer.groups == 1
-    return convolution or isinstance(layer, nn.Linear)
+def _mixes_channels(layer: nn.Module | None) -> bool:
+    """Whether each filter of ``layer`` reads every input channel."""
+    is_dense_convolution = isinstance(layer, nn.modules.conv._ConvNd) and layer.groups == 1
+    return is_dense_convolution or isinstance(layer, nn.Linear)
 
 
 def _contribution(layer: nn.Module, x: Tensor, inputs: Tensor, filters: Tensor) -> Tensor:
-    """What some of the inputs alone contribute to some of the filters, one row per sample and position."""
-    spatial = 0 if isinstance(layer, nn.Linear) else layer.get_parameter("weight").dim() - 2
-    channels = x.dim() - 1 - spatial
-    mask = inputs.to(x.device).view([-1 if dim == channels else 1 for dim in range(x.dim())])
+    """Compute the outputs of ``layer`` that come from some of its inputs alone, without its bias.
+
+    Args:
+        layer: a convolution or linear layer.
+        x: its input.
+        inputs: mask of the input channels that contribute.
+        filters: mask of the filters to return.
+
+    Returns:
+        Shape (samples * positions, filters in the mask).
+    """
+    spatial_dims = 0 if isinstance(layer, nn.Linear) else layer.get_parameter("weight").dim() - 2
+    channel_dim = x.dim() - 1 - spatial_dims
+    mask = inputs.to(x.device).view([-1 if dim == channel_dim else 1 for dim in range(x.dim())])
+    # The forward of the class: calling the layer itself would run the measuring hook again.
     forward: Callable[[nn.Module, Tensor], Tensor] = type(layer).forward
-    alone = forward(layer, x * mask)
-    rows = alone.movedim(alone.dim() - 1 - spatial, -1).flatten(0, -2)
+    output = forward(layer, x * mask)
+    rows = output.movedim(output.dim() - 1 - spatial_dims, -1).flatten(0, -2)
     if isinstance(bias := getattr(layer, "bias", None), Tensor):
         rows = rows - bias
     return rows[:, filters.to(rows.device)]
 
 
 class MeasuredShifts:
-    """What a cut is about to take away from a network and its averages, on one batch.
+    """The shifts that a cut removes from a network and its averaged copies, measured on one batch.
 
     Args:
-        networks: the network itself, and averaged copies of it.
-        graph: of the network before the cut.
+        networks: the network itself, then its averaged copies.
+        graph: the graph of the network before the cut.
         scales: see :func:`shifts`.
-        remove: the units that are to go.
-        example: a batch; None if there is none, then nothing can be folded.
+        remove: the units to remove.
+        example: a batch; if it is None, nothing is folded.
     """
 
     def __init__(
@@ -256,25 +273,27 @@ class MeasuredShifts:
     ) -> None:
         self.networks, self.graph, self.remove, self.example = list(networks), graph, remove, example
         self.before = outputs(networks[0], example) if example else []
-        found = [shifts(network, graph, scales, remove, example) if example else [] for network in networks]
-        self.shifts = broadcast(found)
+        measured = [
+            shifts(network, graph, scales, remove, example) if example else [] for network in networks
+        ]
+        self.shifts = broadcast(measured)
 
-    def left(self, name: str, value: Tensor, removed: Units) -> Tensor:
-        """What is left of a value per channel of the parameter ``name``."""
+    def kept_channels(self, name: str, value: Tensor, removed: Units) -> Tensor:
+        """Return the entries of the kept channels of ``value``, which has one entry per channel of ``name``."""
         kept = self.graph.kept(removed)[self.graph.bindings[name][0]]
         return value[torch.from_numpy(kept).to(value.device)]
 
     def fold_(self, removed: Units) -> Folded:
-        """Fold into the networks, which are smaller now; not if another cut was made than was measured."""
+        """Fold the shifts into the networks after the cut; fold nothing if other units were removed."""
         if not np.array_equal(np.sort(removed), np.sort(self.remove)):
             return Folded(lost=len(self.shifts[0]))
-        folded = [fold_(network, each) for network, each in zip(self.networks, self.shifts, strict=True)]
+        folded = [
+            fold_(network, measured) for network, measured in zip(self.networks, self.shifts, strict=True)
+        ]
         return folded[0]
 
     def change(self) -> float:
-        """:func:`relative_change` of the network's outputs since then; NaN if there was no batch."""
-        return (
-            relative_change(self.before, outputs(self.networks[0], self.example))
-            if self.example
-            else math.nan
-        )
+        """Return the :func:`relative_change` of the network's outputs by the cut; NaN if there was no batch."""
+        if not self.example:
+            return math.nan
+        return relative_change(self.before, outputs(self.networks[0], self.example))

@@ -1,8 +1,8 @@
-"""A penalty on the scales of norms that pushes expensive channels harder: ``rho * sum p |gamma|`` (level 3).
+"""The sparsity penalty on the scales of norms, weighted by the cost of each channel: ``rho * sum p |gamma|``.
 
-Network slimming (Liu et al., ICCV 2017) with the costs of AtomNAS (Mei et al., ICLR 2020): a channel that costs
-twice the mean is pushed with twice the force. Its gradient, ``rho * p * sign(gamma)``, is added to what training
-left in ``.grad``, so that the loss, and who computes it, stay as they are.
+Network slimming (Liu et al., ICCV 2017) with the costs of AtomNAS (Mei et al., ICLR 2020): a channel that costs twice
+the mean gets a penalty gradient of twice the size. The gradient, ``rho * p * sign(gamma)``, is added to ``.grad``
+after the backward pass. So the loss of the training step does not change.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ __all__ = ["Penalty", "channel_costs", "slimmable"]
 def slimmable(
     graph: ChannelGraph, model: nn.Module, norms: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> dict[str, Units]:
-    """The scales that are to be slimmed, by qualified name -> unit of each channel, -1 for those that must stay.
+    """Return the norm scales that a penalty may push towards 0, with the unit of each channel.
 
     Args:
-        graph: of ``model``.
-        model: its norms' scales are looked at; frozen ones, which no gradient moves, are left out.
-        norms: names or globs of norms, or of what holds them; all if there are none.
-        exclude: of layers whose filters stay.
+        graph: the graph of ``model``.
+        model: the network; scales that are frozen are left out.
+        norms: names or globs of norms, or of modules that contain them; all norms if empty.
+        exclude: names or globs of layers whose filters must stay.
+
+    Returns:
+        Qualified name of the scale -> unit of each channel, shape (channels,); -1 for channels that must stay.
 
     Raises:
-        ValueError: a name matches no norm, or none has a channel that may go.
+        ValueError: a name matches no norm, or no norm has a channel that may be removed.
 
     Example:
         >>> from lightning_prune import trace
@@ -48,23 +51,25 @@ def slimmable(
     patterns = [norms] if isinstance(norms, str) else list(norms)
     scales = norm_scales(graph, model)
     check_patterns(patterns, names_and_containers(scales), "norm")
-    may_go = removable_units(graph, exclude)
-    found = {
-        name: np.where(np.isin(units, may_go), units, -1)
+    removable = removable_units(graph, exclude)
+    masked = {
+        name: np.where(np.isin(units, removable), units, -1)
         for name, units in scales.items()
         if model.get_parameter(name).requires_grad
-        and (not patterns or any(matches_layer(p, name) for p in patterns))
+        and (not patterns or any(matches_layer(pattern, name) for pattern in patterns))
     }
-    found = {name: units for name, units in found.items() if (units >= 0).any()}
-    if not found:
-        raise ValueError(_nothing(patterns, scales))
-    return found
+    slimmed = {name: units for name, units in masked.items() if (units >= 0).any()}
+    if not slimmed:
+        raise ValueError(_explain_no_norm(patterns, scales))
+    return slimmed
 
 
-def _nothing(patterns: Sequence[str], scales: Mapping[str, Units]) -> str:
+def _explain_no_norm(patterns: Sequence[str], scales: Mapping[str, Units]) -> str:
+    """Return why there is no norm to slim."""
     if not scales:
         return (
-            "no norm to slim: no filter of this network meets a norm with a scale; use FilterPruningCallback"
+            "no norm to slim: no filter of this network passes through a norm with a scale; use "
+            "FilterPruningCallback"
         )
     which = f"norms={patterns}" if patterns else f"the {len(scales)} norms"
     return (
@@ -73,35 +78,40 @@ def _nothing(patterns: Sequence[str], scales: Mapping[str, Units]) -> str:
 
 
 def channel_costs(graph: ChannelGraph, scales: Mapping[str, Units], by: str = "macs") -> dict[str, Values]:
-    """``p``: what each channel costs as a multiple of the mean over all that are slimmed; 0 for those that stay.
+    """Return the cost ``p`` of each channel, as a multiple of the mean over all slimmed channels.
 
-    The cost of a channel is exact: what goes if its unit alone goes. A unit with several scales (a residual stream)
-    divides it among them. Where all channels of a layer cost the same, this is AtomNAS's
-    ``(MACs_l / C_l) / (sum MACs / sum C)``.
+    The cost of a channel is the exact decrease of the resource when its unit alone is removed. A unit with several
+    scales (a residual stream) divides its cost among them. Where all channels of a layer cost the same, this is the
+    ``(MACs_l / C_l) / (sum MACs / sum C)`` of AtomNAS.
 
     Args:
-        graph: knows the costs.
+        graph: the graph, with its resources.
         scales: see :func:`slimmable`.
-        by: ``"macs"``, ``"params"``, or any other resource that the graph counts.
+        by: ``"macs"``, ``"params"``, or another resource of the graph.
+
+    Returns:
+        Name of the scale -> costs, shape (channels,); 0 for channels that must stay.
 
     Raises:
         ValueError: the resource is unknown.
     """
-    cost = np.maximum(marginal_costs(graph, by), 0.0)  # measured ones may fall where channels are added
-    entries = np.concatenate(list(scales.values()))
-    times = np.maximum(np.bincount(entries[entries >= 0], minlength=graph.num_units), 1)
-    each = np.append(cost / times, 0.0)  # the last one is for those that stay, -1
-    mean = each[entries].sum() / max((entries >= 0).sum(), 1)
-    return {name: each[units] / (mean if mean > 0 else 1.0) for name, units in scales.items()}
+    # A measured resource may even grow when a channel is removed; no channel is rewarded for that.
+    unit_costs = np.maximum(marginal_costs(graph, by), 0.0)
+    units_of_channels = np.concatenate(list(scales.values()))
+    slimmed = units_of_channels[units_of_channels >= 0]
+    scales_per_unit = np.maximum(np.bincount(slimmed, minlength=graph.num_units), 1)
+    costs = np.append(unit_costs / scales_per_unit, 0.0)  # index -1, of channels that must stay, has cost 0
+    mean = costs[units_of_channels].sum() / max(len(slimmed), 1)
+    return {name: costs[units] / (mean if mean > 0 else 1.0) for name, units in scales.items()}
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """``sum p |gamma|`` over the scales that are slimmed.
+    """The penalty ``sum p |gamma|`` over the slimmed scales.
 
     Attributes:
-        weights: qualified name of a scale -> ``p`` of each channel, like the scale.
-        scales: the scales themselves.
+        weights: qualified name of a scale -> ``p`` of each channel, a tensor like the scale.
+        scales: qualified name of a scale -> the parameter.
 
     Example:
         >>> norm = nn.BatchNorm2d(2)
@@ -116,28 +126,40 @@ class Penalty:
 
     @classmethod
     def of(cls, graph: ChannelGraph, model: nn.Module, scales: Mapping[str, Units], by: str) -> Penalty:
-        """The penalty with the costs of the network as it is."""
-        held = {name: model.get_parameter(name) for name in scales}
+        """Return the penalty with the present costs of the network.
+
+        Args:
+            graph: the graph of ``model``.
+            model: the network that holds the scales.
+            scales: see :func:`slimmable`.
+            by: the resource that weights the channels, see :func:`channel_costs`.
+        """
+        parameters = {name: model.get_parameter(name) for name in scales}
         costs = channel_costs(graph, scales, by)
-        return cls({name: torch.from_numpy(costs[name]).to(scale) for name, scale in held.items()}, held)
+        weights = {name: torch.from_numpy(costs[name]).to(scale) for name, scale in parameters.items()}
+        return cls(weights, parameters)
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The penalty without ``rho``, a scalar."""
+        """Return the penalty without ``rho``, a scalar on the CPU."""
         return torch.stack(
             [(p * self.scales[name].abs()).sum().float().cpu() for name, p in self.weights.items()]
         ).sum()
 
     @torch.no_grad()
     def add_(self, rho: float, parameters: Iterable[Tensor] | None = None) -> None:
-        """Add the gradient of ``rho`` times the penalty to ``.grad``, of ``parameters`` only, if given.
+        """Add the gradient of ``rho`` times the penalty to ``.grad``.
 
-        Before the optimizer steps, once the gradients are unscaled. What is frozen meanwhile stays. Autograd's own of
-        ``|gamma|`` at 0 is 0, and so is this.
+        Call it after the gradients are unscaled and before the optimizer steps. Scales that are frozen at the moment
+        are not changed. The gradient at ``gamma = 0`` is 0, as autograd's gradient of ``|gamma|``.
+
+        Args:
+            rho: the factor of the penalty.
+            parameters: change the gradients of these parameters only; None: of all slimmed scales.
         """
-        known = None if parameters is None else {id(parameter) for parameter in parameters}
+        selected = None if parameters is None else {id(parameter) for parameter in parameters}
         for name, scale in self.scales.items():
-            if scale.requires_grad and (known is None or id(scale) in known):
+            if scale.requires_grad and (selected is None or id(scale) in selected):
                 if scale.grad is None:
                     scale.grad = torch.zeros_like(scale)
                 scale.grad += (rho * self.weights[name] * scale.sign()).to(scale.grad)

@@ -73,7 +73,7 @@ class SlimmingPolicy(PruningPolicy):
     Importance is the size of a unit's scales, see :func:`scale_sizes`.
 
     Args:
-        threshold: of ``|gamma|``.
+        threshold: largest ``|gamma|`` of a unit that is removed.
         norms: names or globs of the norms whose scales are used; all if there are none.
         final: whether this is the last shrink. A budget is met in it, smallest scales first.
     """
@@ -85,7 +85,7 @@ class SlimmingPolicy(PruningPolicy):
     @classmethod
     def from_policy(cls, policy: PruningPolicy, threshold: float, norms: Sequence[str]) -> SlimmingPolicy:
         """Return a general policy with a threshold on norms; its ``amount`` has no meaning here and is dropped."""
-        values = {each.name: getattr(policy, each.name) for each in fields(PruningPolicy)}
+        values = {entry.name: getattr(policy, entry.name) for entry in fields(PruningPolicy)}
         return cls(**{**values, "amount": None}, threshold=threshold, norms=norms)
 
     def scales(self, graph: ChannelGraph, model: nn.Module) -> dict[str, Units]:
@@ -93,13 +93,19 @@ class SlimmingPolicy(PruningPolicy):
         return slimmable(graph, model, self.norms, self.exclude)
 
     def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
-        """Return the units of this shrink."""
+        """Return the plan of this shrink.
+
+        Args:
+            graph: the graph of the network.
+            importance: sizes of the units, see :func:`scale_sizes`, shape (num_units,).
+            dense: sizes of the dense network, to which shares refer.
+        """
         sizes = check_importance(graph, importance)
         if not (self.final and self.budget):
             sizes = np.where(sizes <= self.threshold, sizes, np.inf)
-        plan = super().plan(graph, sizes, dense) if self.budget else self._all(graph, sizes, dense)
-        more_follows = not self.final and plan.stopped == "limits"  # later epochs mask other units
-        return replace(plan, stopped="amount") if more_follows else plan
+        plan = super().plan(graph, sizes, dense) if self.budget else self._plan_all(graph, sizes, dense)
+        may_continue = not self.final and plan.stopped == "limits"  # later epochs may mask other units
+        return replace(plan, stopped="amount") if may_continue else plan
 
     def predict(self, graph: ChannelGraph, model: nn.Module) -> Plan:
         """Predict the final shrink from the present scales, to check the budget before training."""
@@ -107,13 +113,12 @@ class SlimmingPolicy(PruningPolicy):
         sizes = scale_sizes(graph, scales, [{name: model.get_parameter(name) for name in scales}])
         return replace(self, final=True).plan(graph, sizes, DenseSizes.of(graph))
 
-    def _all(self, graph: ChannelGraph, sizes: Values, dense: DenseSizes) -> Plan:
-        """Return a plan of all units of finite size, as far as limits allow."""
+    def _plan_all(self, graph: ChannelGraph, sizes: Values, dense: DenseSizes) -> Plan:
+        """Return a plan that removes all units of finite size, smallest first, as far as limits allow."""
         pool = UnitPool(graph, self.limits, dense, self.channel_multiple)
-        ranked = [
-            unit for unit in np.lexsort((np.arange(len(sizes)), sizes)).tolist() if np.isfinite(sizes[unit])
-        ]
-        removed = [unit for ranked_unit in ranked for unit in pool.offer(ranked_unit)]
+        ranking = np.argsort(sizes, kind="stable")  # units of equal size in the order of their numbers
+        finite = ranking[np.isfinite(sizes[ranking])].tolist()
+        removed = [unit for candidate in finite for unit in pool.offer(candidate)]
         return Plan(
             np.array(removed, dtype=np.int64),
             resource_changes(graph, removed, dense, {}),
@@ -123,6 +128,6 @@ class SlimmingPolicy(PruningPolicy):
 
 
 def masked_share(plan: Plan, resource: str = "macs") -> float:
-    """Return what a plan removes of a resource, as a share of the dense network."""
+    """Return the cost that a plan removes, as a share of the dense network's cost of this resource."""
     cost = plan.costs[resource]
     return (cost.before - cost.after) / max(cost.dense, 1)

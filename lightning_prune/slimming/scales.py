@@ -1,4 +1,4 @@
-"""The scales of norms while they are slimmed: what pushes them, how large they are on average (level 3)."""
+"""The slimmed scales of a network between two cuts: their penalty, moving average and sizes."""
 
 from __future__ import annotations
 
@@ -20,76 +20,97 @@ __all__ = ["NormScales", "check_arguments", "loss_scale"]
 
 
 class NormScales:
-    """Scales and penalty of a network as it is between two cuts.
+    """The slimmed scales of a network between two cuts, with their penalty.
 
     Args:
-        run: the network.
-        rules: which of its scales are slimmed.
-        by: whose costs make the penalty.
+        session: the network and its graph.
+        policy: which scales are slimmed.
+        by: the resource whose costs weight the penalty.
 
     Attributes:
         scales: qualified name of each scale -> unit of each channel.
-        penalty: on them.
+        penalty: the penalty on the scales.
 
     Raises:
         ValueError: a name matches no norm, there is no norm to slim, or the resource is unknown.
     """
 
-    def __init__(self, run: PruningSession, rules: SlimmingPolicy, by: str) -> None:
-        self.run, self.graph = run, run.graph
-        self.scales: dict[str, Units] = rules.scales(run.graph, run.target)
-        self.penalty = Penalty.of(run.graph, run.target, self.scales, by)
+    def __init__(self, session: PruningSession, policy: SlimmingPolicy, by: str) -> None:
+        self.session, self.graph = session, session.graph
+        self.scales: dict[str, Units] = policy.scales(session.graph, session.target)
+        self.penalty = Penalty.of(session.graph, session.target, self.scales, by)
 
-    def is_of(self, run: PruningSession) -> bool:
-        """Whether the network is the same still."""
-        return self.run is run and self.graph is run.graph
+    def matches(self, session: PruningSession) -> bool:
+        """Whether ``session`` still has the network and the graph that these scales were collected from."""
+        return self.session is session and self.graph is session.graph
 
     @torch.no_grad()
-    def follow_(self, average: MutableMapping[str, Tensor], held: Iterable[Tensor], decay: float) -> None:
-        """Let a moving average take in the scales among ``held``; in float32, where small steps still count."""
-        known = {id(parameter) for parameter in held}
+    def update_average_(
+        self, average: MutableMapping[str, Tensor], parameters: Iterable[Tensor], decay: float
+    ) -> None:
+        """Update a moving average of the scales in place.
+
+        Args:
+            average: name of the scale -> its average; in float32, since half precision would round small steps to 0.
+            parameters: the parameters that an optimizer steps; only scales among them are updated.
+            decay: the weight of the old average.
+        """
+        stepped = {id(parameter) for parameter in parameters}
         for name, scale in self.penalty.scales.items():
-            if id(scale) in known:
-                now = scale.detach().float()
-                average[name] = average.get(name, now).to(now).lerp(now, 1 - decay)
+            if id(scale) in stepped:
+                value = scale.detach().float()
+                average[name] = average.get(name, value).to(value).lerp(value, 1 - decay)
 
-    def sizes(self, copies: Sequence[nn.Module], average: Mapping[str, Tensor], with_own: bool) -> Values:
-        """The size of each unit's scales in averaged ``copies``, else in an ``average``; ``with_own``: here too."""
-        own = gammas(self.run.target, self.scales)
-        averaged = [gammas(network, self.scales) for network in copies] or [dict(average)]
-        held = [{**own, **found} for found in averaged]  # what no optimizer has moved yet has no average
-        return scale_sizes(self.graph, self.scales, [own, *held] if with_own else held)
+    def sizes(
+        self, copies: Sequence[nn.Module], average: Mapping[str, Tensor], include_model: bool
+    ) -> Values:
+        """Return the size of each unit's scales, see :func:`~lightning_prune.slimming.policy.scale_sizes`.
 
-    def idle(self, average: Mapping[str, Tensor]) -> str:
-        """What to say of scales that no optimizer has stepped with; nothing if there are none."""
+        Args:
+            copies: averaged copies of the network.
+            average: the moving average, which is used if there are no copies.
+            include_model: whether the scales of the network itself are used too.
+        """
+        model_values = gammas(self.session.target, self.scales)
+        averages = [gammas(network, self.scales) for network in copies] or [dict(average)]
+        # Scales that no optimizer has moved yet have no average: their present values take its place.
+        completed = [{**model_values, **values} for values in averages]
+        sources = [model_values, *completed] if include_model else completed
+        return scale_sizes(self.graph, self.scales, sources)
+
+    def idle_warning(self, average: Mapping[str, Tensor]) -> str:
+        """Return a warning that names the scales without ``average``, which no optimizer has stepped; "" if none."""
         idle = [name for name in self.scales if name not in average]
         if not idle:
             return ""
-        names = ", ".join([*idle[:3], *["..."][: len(idle) - 3]])
+        names = ", ".join([*idle[:3], *(["..."] if len(idle) > 3 else [])])
         return (
-            f"nothing pushes {len(idle)} of {len(self.scales)} scales ({names}): no optimizer has "
-            "stepped with them that Lightning knows of; under manual optimization step with what self.optimizers() "
-            "gives, and leave out norms that are not trained"
+            f"the penalty does not reach {len(idle)} of {len(self.scales)} scales ({names}): no optimizer that "
+            "Lightning wraps has stepped them; under manual optimization step the optimizers that "
+            "self.optimizers() returns, and leave norms that are not trained out of norms="
         )
 
     def check_threshold(self, threshold: float) -> None:
-        """Raise ValueError if everything would go at once; scales of 0 may be about to rise."""
-        sizes = self.sizes((), {}, with_own=True)
+        """Raise ValueError if no scale is above the threshold; scales of 0 are ignored, since they may still grow."""
+        sizes = self.sizes((), {}, include_model=True)
         sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
         if len(sizes) and sizes.max() <= threshold:
             raise ValueError(
-                f"threshold={threshold} is not below any scale, the largest is {sizes.max():.3g}: all channels that "
-                "may go would, after the first epoch; give a smaller one"
+                f"threshold={threshold} is not below any scale, the largest is {sizes.max():.3g}: all removable "
+                "channels would be removed after the first epoch; choose a smaller threshold"
             )
 
 
 def gammas(model: nn.Module, scales: Iterable[str]) -> dict[str, Tensor]:
-    """The scales by name."""
+    """Return the scales of ``model`` by name."""
     return {name: model.get_parameter(name) for name in scales}
 
 
 def loss_scale(scaler: Any, optimizer: torch.optim.Optimizer) -> float:
-    """What the gradients are still multiplied by: fused optimizers under fp16 unscale them themselves."""
+    """Return the factor by which gradients are still multiplied when ``optimizer`` steps.
+
+    It is 1, except for fused optimizers under float16, which unscale the gradients inside their step.
+    """
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
@@ -105,24 +126,23 @@ def check_arguments(
     warmup_steps: int,
 ) -> None:
     """Raise ValueError if an argument of ``SlimmingCallback`` is out of range."""
-    last = 0 if end_epoch is None else end_epoch
-    for name, value, high in (
+    for name, value, maximum in (
         ("rho", rho, math.inf),
         ("threshold", threshold, math.inf),
         ("shrink_at", shrink_at, 1),
         ("average_decay", average_decay, 1),
-        ("end_epoch", last, math.inf),
+        ("end_epoch", 0 if end_epoch is None else end_epoch, math.inf),
         ("warmup_epochs", warmup_epochs, math.inf),
         ("warmup_steps", warmup_steps, math.inf),
     ):
-        if not (0 <= value <= high and math.isfinite(value)):
-            above = f"in [0, {high}]" if math.isfinite(high) else "a number of 0 or more"
-            raise ValueError(f"{name} must be {above}, got {value}")
+        if not (0 <= value <= maximum and math.isfinite(value)):
+            valid = f"in [0, {maximum}]" if math.isfinite(maximum) else "a number of 0 or more"
+            raise ValueError(f"{name} must be {valid}, got {value}")
     if average_decay == 1:
-        raise ValueError("average_decay must be less than 1, or the average never moves")
+        raise ValueError("average_decay must be less than 1, or the average never changes")
     if warmup_epochs and warmup_steps:
         raise ValueError("give warmup_epochs or warmup_steps, not both")
     if end_epoch is not None and warmup_epochs > end_epoch + 1:
         raise ValueError(
-            f"rho would still rise (warmup_epochs={warmup_epochs}) when end_epoch={end_epoch} is over"
+            f"the warm-up of rho would end after slimming: warmup_epochs={warmup_epochs}, end_epoch={end_epoch}"
         )

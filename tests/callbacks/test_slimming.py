@@ -229,11 +229,11 @@ def test_a_frozen_encoder_stays_and_its_decoder_is_slimmed() -> None:
         ({"rho": float("inf")}, r"rho must be a number of 0 or more, got inf"),
         ({"threshold": float("nan")}, r"threshold must be"),
         ({"threshold": float("inf")}, r"threshold must be"),
-        ({"average_decay": 1.0}, r"average_decay must be less than 1, or the average never moves"),
+        ({"average_decay": 1.0}, r"average_decay must be less than 1, or the average never changes"),
         ({"end_epoch": -1}, r"end_epoch must be a number of 0 or more, got -1"),
         (
             {"warmup_epochs": 5, "end_epoch": 3},
-            r"rho would still rise \(warmup_epochs=5\) when end_epoch=3 is over",
+            r"the warm-up of rho would end after slimming: warmup_epochs=5, end_epoch=3",
         ),
     ],
 )
@@ -265,7 +265,7 @@ def test_what_cannot_be_slimmed_is_said_before_anything_changes(
 def test_networks_without_norms_are_refused() -> None:
     module = Small()
     module.net[1], module.net[4] = nn.Identity(), nn.Identity()
-    with pytest.raises(ValueError, match="no norm to slim: no filter of this network meets a norm"):
+    with pytest.raises(ValueError, match="no norm to slim: no filter of this network passes through a norm"):
         fit(module, slimming())
 
 

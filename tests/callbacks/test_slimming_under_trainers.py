@@ -94,15 +94,17 @@ class Raw(Manual):
 
 
 def test_steps_past_lightning_are_told_to_have_no_penalty() -> None:
-    with pytest.warns(UserWarning, match=r"nothing pushes 2 of 2 scales \(1.weight, 4.weight\)") as found:
+    with pytest.warns(
+        UserWarning, match=r"the penalty does not reach 2 of 2 scales \(1.weight, 4.weight\)"
+    ) as found:
         fit(Raw(), slimming(), epochs=3)
-    assert sum("nothing pushes" in str(each.message) for each in found) == 1
+    assert sum("the penalty does not reach" in str(each.message) for each in found) == 1
 
 
 def test_scales_that_no_optimizer_has_are_named() -> None:
     module = Small()
     module.optimizer = lambda _: sgd(0.05)(module.net[3:].parameters())
-    with pytest.warns(UserWarning, match=r"nothing pushes 1 of 2 scales \(1.weight\)"):
+    with pytest.warns(UserWarning, match=r"the penalty does not reach 1 of 2 scales \(1.weight\)"):
         fit(module, slimming(rho=0.3))
     assert torch.equal(module.net[1].weight, torch.ones(8))
 
@@ -196,7 +198,7 @@ def test_of_several_loaders_a_batch_is_found_to_fold_and_renew_norms() -> None:
     module, callback = dead(Paired(optimizer=sgd())), slimming(rho=0.0, threshold=1e-3)
     module.example_input_array = torch.zeros(1, 1, 12, 12)
     fit(module, callback, data={"left": loader(), "right": loader(16)})
-    assert callback.folded == [Folded(nearly=1)]
+    assert callback.folded == [Folded(approximate=1)]
     assert 0 < callback.changes[0] < 0.5
 
 
@@ -219,7 +221,7 @@ def test_a_loader_with_workers_that_stay_goes_on_after_a_cut() -> None:
     module, callback = dead(Small(optimizer=sgd())), slimming(rho=0.0, end_epoch=1)
     data = DataLoader(loader().dataset, 4, num_workers=1, persistent_workers=True)
     trainer = fit(module, callback, epochs=3, data=data)
-    assert callback.folded == [Folded(nearly=1)]
+    assert callback.folded == [Folded(approximate=1)]
     assert trainer.global_step == 24
 
 
@@ -240,7 +242,7 @@ class Deciding(Small):
 def test_without_outputs_to_compare_the_change_is_not_a_number_and_shifts_are_folded() -> None:
     module, callback = dead(Deciding(optimizer=sgd())), slimming(rho=0.0, submodule=None)
     fit(module, callback)
-    assert callback.folded == [Folded(nearly=1)]
+    assert callback.folded == [Folded(approximate=1)]
     assert math.isnan(callback.changes[0])
 
 
@@ -285,7 +287,7 @@ def test_where_only_norms_without_scales_are_it_is_said() -> None:
     module = Small()
     module.net[1], module.net[4] = nn.BatchNorm2d(8, affine=False), nn.InstanceNorm2d(12)
     with pytest.raises(
-        ValueError, match="no norm to slim: no filter of this network meets a norm with a scale"
+        ValueError, match="no norm to slim: no filter of this network passes through a norm with a scale"
     ):
         fit(module, slimming())
 

@@ -57,7 +57,7 @@ def test_a_removed_shift_is_folded_exactly(name: str) -> None:
     folded, change, unfolded = cut_and_fold(net, torch.randn(4, 1, 8, 8))
     assert unfolded > 1e-2  # what dropping it does
     if name == "transposed":  # its border sees fewer elements
-        assert folded == Folded(nearly=1)
+        assert folded == Folded(approximate=1)
     else:
         assert change < 1e-5
         assert folded == Folded(exact=1)
@@ -66,7 +66,7 @@ def test_a_removed_shift_is_folded_exactly(name: str) -> None:
 def test_behind_zero_padding_the_mean_is_folded_and_the_rest_reported() -> None:
     net = scaled(nn.Sequential(*exact_nets()["one element"][:3], nn.Conv2d(8, 3, 3, padding=1)), 0.0)
     folded, change, unfolded = cut_and_fold(net, torch.randn(4, 1, 8, 8))
-    assert folded == Folded(nearly=1)
+    assert folded == Folded(approximate=1)
     assert 1e-4 < change < unfolded
 
 

@@ -114,7 +114,9 @@ class Slimming(PruningMethod):
         shifts, self._shifts = self._shifts, None
         if shifts is not None and session.last_plan is not None:
             removed = session.last_plan.remove
-            self._average = {name: shifts.left(name, value, removed) for name, value in self._average.items()}
+            self._average = {
+                name: shifts.kept_channels(name, value, removed) for name, value in self._average.items()
+            }
             self.folded.append(shifts.fold_(removed))
             changes = gather_all(shifts.change())
             self.changes.append(sum(changes) / len(changes))
@@ -148,7 +150,7 @@ class Slimming(PruningMethod):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scales, scaler = self._scales_of(session), getattr(trainer.precision_plugin, "scaler", None)
         # The average takes in the values before this step, so that a checkpoint is the same in any hook.
-        scales.follow_(self._average, parameters, self.average_decay)
+        scales.update_average_(self._average, parameters, self.average_decay)
         scales.penalty.add_(self._current_rho(trainer) * loss_scale(scaler, optimizer), parameters)
 
     def epoch_metrics(self, trainer: L.Trainer, session: PruningSession | None) -> dict[str, float]:
@@ -180,7 +182,7 @@ class Slimming(PruningMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moving average of the scales, and what cuts have changed."""
-        folded = [[counts.exact, counts.nearly, counts.lost] for counts in self.folded]
+        folded = [[counts.exact, counts.approximate, counts.lost] for counts in self.folded]
         return {
             "average": dict(self._average),
             "closed": self.is_closed,
@@ -196,7 +198,7 @@ class Slimming(PruningMethod):
 
     def _scales_of(self, session: PruningSession) -> NormScales:
         """Return scales and penalty of the present network."""
-        if self._scales is None or not self._scales.is_of(session):
+        if self._scales is None or not self._scales.matches(session):
             self._scales = NormScales(session, self.policy, self.by)
         return self._scales
 
@@ -204,7 +206,7 @@ class Slimming(PruningMethod):
         """Warn once, after the first epoch, if some scales belong to no optimizer."""
         if self._warned or not self.rho:
             return
-        if message := self._scales_of(session).idle(self._average):
+        if message := self._scales_of(session).idle_warning(self._average):
             self._warned = True
             rank_zero_warn(message)
 
@@ -229,4 +231,4 @@ class Slimming(PruningMethod):
     def _sizes(self, trainer: L.Trainer, session: PruningSession, final: bool) -> Values:
         """Return the size of each unit's scales in the model or its average; at last in the average alone."""
         copies = submodules_in_copies(active_averages(trainer, trainer.lightning_module), self.submodule)
-        return self._scales_of(session).sizes(copies, self._average, with_own=not final)
+        return self._scales_of(session).sizes(copies, self._average, include_model=not final)
