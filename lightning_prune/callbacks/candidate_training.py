@@ -60,7 +60,7 @@ def detached_copy(module: nn.Module, without: nn.Module | None = None) -> Any:
     if without is not None:
         memo[id(without)] = nn.Identity()
     if hasattr(module, "distillation"):
-        shallow.__dict__["distillation"] = None
+        shallow.__dict__["distillation"] = None  # the teacher is not copied to every worker
     return copy.deepcopy(shallow, memo)
 
 

@@ -179,7 +179,7 @@ def _sample_id(dataset: Any, index: int) -> Any:
         start = dataset.cumulative_sizes[part - 1] if part else 0
         return _sample_id(dataset.datasets[part], index - start)
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[0][index].data_ptr()
+        return dataset.tensors[0][index].data_ptr()  # views of one tensor share addresses
     wrapped = _wrapped_dataset(dataset)
     if wrapped is not None:
         return _sample_id(wrapped, index)

@@ -67,6 +67,7 @@ def train(folder: Path, overrides: Sequence[str]) -> dict[str, Summary]:
     """
     threads = max(1, cores() // 2)
     processes = {kind: start(command(kind, folder, threads, overrides), threads) for kind in KINDS}
+    # One thread per pipe: a process whose pipe is full would wait for its reader.
     readers = [Thread(target=print_output, args=(process, kind)) for kind, process in processes.items()]
     for reader in readers:
         reader.start()

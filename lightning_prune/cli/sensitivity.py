@@ -60,7 +60,7 @@ def sensitivity_run(
     """
     config: Any = load_config(folder)
     net = load_pruned(instantiate(config.net, _convert_="all"), folder / NET).to(device)
-    scores_units, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
+    chosen_criterion, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     validation = [batch[:2] for batch in islice(data.val_dataloader(), batches or None)]
@@ -73,7 +73,9 @@ def sensitivity_run(
     def evaluate(model: nn.Module) -> float:
         return miou(model, validation, classes, ignored, device)
 
-    return sensitivity(net, example, evaluate, criterion=scores_units, recalibrate=images, progress=progress)
+    return sensitivity(
+        net, example, evaluate, criterion=chosen_criterion, recalibrate=images, progress=progress
+    )
 
 
 def weight_criterion(option: str) -> CriterionLike:

@@ -64,6 +64,7 @@ def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any])
     calls ``on_save_checkpoint`` of the module. A second call replaces the entries of the first.
     """
     hook = vars(pl_module).get("on_save_checkpoint")
+    # A partial of an earlier call is replaced, not wrapped: its entries are out of date.
     original = hook.args[0] if isinstance(hook, partial) else pl_module.on_save_checkpoint
     pl_module.on_save_checkpoint = partial(_save_with, original, dict(entries))  # type: ignore[method-assign]
 

@@ -77,6 +77,7 @@ def check_timing(trainer: L.Trainer, timing: Timing, in_a_pass: bool) -> None:
         )
     end = _last_cut_time(trainer, timing)
     if timing.schedule is not None and end is not None:
+        # Rehearse the schedule: the last cut before the end of training must remove all that is left to remove.
         shares = [timing.share(now) or 0 for now in range(timing.start, end + 1, timing.every)]
         if 1 not in shares:
             rank_zero_warn(

@@ -28,6 +28,7 @@ def generators_of(trainer: L.Trainer) -> list[torch.Generator]:
     loaders = tree_leaves([trainer.train_dataloader, trainer.val_dataloaders])
     owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
     generators = [getattr(owner, "generator", None) for owner in owners]
+    # By identity: a loader and its sampler usually share one generator.
     return list({id(it): it for it in generators if isinstance(it, torch.Generator)}.values())
 
 
@@ -171,7 +172,7 @@ def _skip_batches(trainer: L.Trainer, start: Any, batch_ended: bool) -> None:
             set_random_state(start, generators_of(trainer))
             for part in loader.flattened:
                 internals.set_sampler_epoch(part, trainer.current_epoch)
-            iter(fetcher)
+            iter(fetcher)  # starts the loaders again, and draws the order of samples from `start`
         completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         for _ in range(completed):
             next(fetcher)

@@ -1,4 +1,4 @@
-"""What a trainer trains, how far it has come, and a line of output past its progress bar."""
+"""The state of a training: its target, its callbacks, its last epoch; and output beside the progress bar."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
 
 def is_compiled(pl_module: L.LightningModule) -> bool:
     """Return whether ``torch.compile`` was applied to the module or a part of it."""
+    # torch.compile(module) makes an OptimizedModule, module.compile() sets the private attribute of torch.
     return is_unwrapped_compiled(pl_module) or any(
         type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
         for module in pl_module.modules()

@@ -60,6 +60,7 @@ def averaged_copies(trainer: L.Trainer, pl_module: L.LightningModule) -> list[Av
         ValueError: a copy matches several parts.
     """
     copies = _matched(_averages_in_callbacks(trainer), pl_module)
+    # A copy of the whole module contains copies of the averages inside the module, which are cut as well.
     roots = [pl_module, *(copy.module for copy in copies if not copy.original)]
     for root in roots:
         copies += _matched((averaged.module for _, averaged in _averaged_models(root)), root)
@@ -89,6 +90,7 @@ def rebind_swa_(trainer: L.Trainer, schedulers: list[Any]) -> None:
     for scheduler in filter(None, map(swa_scheduler, _swa_callbacks(trainer))):
         optimizer = trainer.optimizers[0]
         for group, old in zip(optimizer.param_groups, scheduler.optimizer.param_groups, strict=True):
+            # The scheduler stores learning rates in the groups of its optimizer.
             group.update({key: value for key, value in old.items() if key != "params"})
         scheduler.optimizer = optimizer
         trainer.strategy.lr_scheduler_configs = schedulers

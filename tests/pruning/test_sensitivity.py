@@ -22,7 +22,7 @@ from lightning_prune.cli.config import conf_dir
 from lightning_prune.cli.sensitivity import figure, main, table, weight_criterion
 from lightning_prune.criteria import L1
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
-from lightning_prune.reporting import run_folder as runs
+from lightning_prune.reporting.run_folder import CONFIG, NET, save_net
 from lightning_prune.testing import randomise_
 
 EXAMPLE = ((torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)),), {})
@@ -180,8 +180,8 @@ def test_the_command_writes_table_numbers_and_picture(
         config = compose("config", overrides=["data.size=48", "data.slices_per_axis=6"])
     node = OmegaConf.create({"net": SMALL, "data": OmegaConf.to_container(config.data)})
     node.module = {"num_classes": 3, "ignore_index": None, "example_input_shape": [1, 1, 48, 48]}
-    OmegaConf.save(node, tmp_path / runs.CONFIG)
-    runs.save_net(tmp_path / runs.NET, instantiate(node.net), PruningRecord())
+    OmegaConf.save(node, tmp_path / CONFIG)
+    save_net(tmp_path / NET, instantiate(node.net), PruningRecord())
     main([str(tmp_path), "--criterion", "l2", "--batches", "1", "--device", "cpu"])
     found = json.loads((tmp_path / "sensitivity.json").read_text())
     shown = capsys.readouterr()
