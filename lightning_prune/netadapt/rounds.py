@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.weights import L2
+from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.tables import Table
 
-__all__ = ["Round", "Rounds", "SearchResult"]
+__all__ = [
+    "Round",
+    "Rounds",
+    "SearchResult",
+    "remaining_time",
+    "rounds_table",
+    "single_resource",
+    "target_share",
+]
 
 
 def rounds_table(rounds: Sequence[Round], resource: str) -> Table:
@@ -121,6 +130,34 @@ class Rounds:
         while sum(reductions) < needed - 1e-12:
             reductions.append(self.reduction * self.decay ** len(reductions))
         return reductions
+
+
+def single_resource(budget: Mapping[str, float]) -> str:
+    """Return the resource of a budget; raise ValueError if there are several or none."""
+    if len(budget) != 1:
+        raise ValueError(
+            f"a search reduces one resource, step by step; the budget names {sorted(budget) or 'none'}"
+        )
+    return next(iter(budget))
+
+
+def target_share(budget: Mapping[str, float], dense: DenseSizes) -> float:
+    """Return the share of the dense network that a budget in one resource leaves."""
+    resource = single_resource(budget)
+    target = budget[resource]
+    return target if target <= 1 else target / max(dense.costs[resource], 1)
+
+
+def remaining_time(seconds: float) -> str:
+    """Return the end of a line that says how long the search will take.
+
+    Example:
+        >>> remaining_time(0), remaining_time(42.3), remaining_time(1500)
+        ('', ' · about 42 s to go', ' · about 25 min to go')
+    """
+    if not seconds:
+        return ""
+    return f" · about {seconds:.0f} s to go" if seconds < 100 else f" · about {seconds / 60:.0f} min to go"
 
 
 @dataclass(frozen=True)

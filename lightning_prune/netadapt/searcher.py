@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,16 @@ from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.netadapt.alignment import surplus_units
 from lightning_prune.netadapt.candidate import Candidate, CandidateResult
-from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES, CandidateRanking
-from lightning_prune.netadapt.rounds import ALIGNED, Round, Rounds, SearchResult
+from lightning_prune.netadapt.ranking import CandidateRanking
+from lightning_prune.netadapt.rounds import (
+    ALIGNED,
+    Round,
+    Rounds,
+    SearchResult,
+    remaining_time,
+    single_resource,
+    target_share,
+)
 from lightning_prune.netadapt.state import SearchState, stable_repr
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.statistics_pass import collect_statistics
@@ -35,7 +43,7 @@ from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
 from lightning_prune.utils.seeding import derive_seed, seeded
 
-__all__ = ["CALIBRATION_BATCHES", "ONE_WORKER", "Searcher", "target_share"]
+__all__ = ["ONE_WORKER", "Searcher"]
 
 ONE_WORKER = Workers()
 
@@ -142,6 +150,7 @@ class Searcher:
         return state.rounds[-1].after if state.rounds else self.ranking.current_metric(state.optimizer)
 
     def _candidate(self, index: int, name: str, remove: Iterable[int], number: int) -> Candidate:
+        # The seed depends on round and block, so that it is the same on every worker and in a continued search.
         return Candidate(index, name, tuple(remove), derive_seed(self.rounds.seed, number, name))
 
     def _plans(self, graph: ChannelGraph, number: int, batches: Sequence[Any]) -> dict[str, Plan]:
@@ -175,10 +184,8 @@ class Searcher:
         start, number = time.perf_counter(), len(state.rounds) + 1
         before = after = self._metric(state)
         batches, metrics, removed = self.ranking.batches(number), dict[str, float](), 0
-        graph, layers = self._trace(), {layer for block in self.blocks for layer in block.layers}
-        for group in find_blocks(graph, None, self.policy.exclude):
-            if layers.isdisjoint(group.layers):
-                continue
+        graph = self._trace()
+        for group in self._coupled_groups(graph):
             remove = self._surplus(graph, group, number, batches)
             if not remove:
                 continue
@@ -205,6 +212,12 @@ class Searcher:
                 )
             )
         return bool(metrics)
+
+    def _coupled_groups(self, graph: ChannelGraph) -> list[CoupledBlock]:
+        """Return the groups of coupled layers in the blocks of the search."""
+        layers = {layer for block in self.blocks for layer in block.layers}
+        groups = find_blocks(graph, None, self.policy.exclude)
+        return [group for group in groups if not layers.isdisjoint(group.layers)]
 
     def _surplus(
         self, graph: ChannelGraph, group: CoupledBlock, number: int, batches: Sequence[Any]
@@ -270,34 +283,6 @@ def _with_bar(
     """Yield the results; with ``bar``, show a progress bar on a terminal, which disappears after the round."""
     disable = None if bar else True  # None: tqdm shows it on a terminal only
     yield from tqdm(results, f"round {number}", candidates, leave=False, disable=disable, unit="candidate")
-
-
-def single_resource(budget: Mapping[str, float]) -> str:
-    """Return the resource of a budget; raise ValueError if there are several or none."""
-    if len(budget) != 1:
-        raise ValueError(
-            f"a search reduces one resource, step by step; the budget names {sorted(budget) or 'none'}"
-        )
-    return next(iter(budget))
-
-
-def remaining_time(seconds: float) -> str:
-    """Return the end of a line that says how long the search will take.
-
-    Example:
-        >>> remaining_time(0), remaining_time(42.3), remaining_time(1500)
-        ('', ' · about 42 s to go', ' · about 25 min to go')
-    """
-    if not seconds:
-        return ""
-    return f" · about {seconds:.0f} s to go" if seconds < 100 else f" · about {seconds / 60:.0f} min to go"
-
-
-def target_share(budget: Mapping[str, float], dense: DenseSizes) -> float:
-    """Return the share of the dense network that a budget in one resource leaves."""
-    resource = single_resource(budget)
-    target = budget[resource]
-    return target if target <= 1 else target / max(dense.costs[resource], 1)
 
 
 def restrict_to(importance: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:

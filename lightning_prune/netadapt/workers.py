@@ -51,7 +51,7 @@ PackedContext = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Workers:
-    """Where candidates are computed.
+    """Processes and devices that compute candidates.
 
     Args:
         n_jobs: number of processes as in joblib: -1 for one per core. ``None``: one per entry of ``devices``,

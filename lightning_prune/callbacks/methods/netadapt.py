@@ -22,9 +22,9 @@ from lightning_prune.callbacks.candidate_training import (
 from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES
-from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table
+from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table, target_share
 from lightning_prune.netadapt.run import check_search
-from lightning_prune.netadapt.searcher import Searcher, target_share
+from lightning_prune.netadapt.searcher import Searcher
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
