@@ -89,7 +89,11 @@ def built(folder: Path, callbacks: list[dict[str, Any]], *command: str) -> Light
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"seed_everything": 0, "trainer": trainer}))
     return LightningCLI(
-        Classifier, Batches, run=bool(command), save_config_callback=None, args=[*command, "--config", str(path)]
+        Classifier,
+        Batches,
+        run=bool(command),
+        save_config_callback=None,
+        args=[*command, "--config", str(path)],
     )
 
 
