@@ -7,7 +7,7 @@ are compared by their metric.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ DEFAULT_ROUNDS = Rounds()
 def search(
     model: nn.Module,
     example: Any,
-    rules: PruningPolicy,
+    budget: Mapping[str, float] | PruningPolicy,
     training: Training,
     rounds: Rounds = DEFAULT_ROUNDS,
     workers: Workers = ONE_WORKER,
@@ -49,7 +49,8 @@ def search(
     Args:
         model: the network, with its modules in the modes for training.
         example: its input: a tensor, a tuple, or a dictionary of named inputs.
-        rules: the budget, in one resource, and what may be removed; ``amount`` is not used.
+        budget: what must remain of one resource, or a whole :class:`~lightning_prune.PruningPolicy`, whose ``amount`` is
+            not used.
         training: how candidates are trained and evaluated.
         rounds: the schedule.
         workers: where candidates are computed; the result does not depend on their number.
@@ -80,7 +81,7 @@ def search(
         (True, [1, 2])
     """
     inputs = example if _is_example(example) else as_example(example)
-    searcher = Searcher(model, inputs, rules, training, rounds, workers)
+    searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers)
     return searcher.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
 
 
