@@ -1,4 +1,4 @@
-"""Slimming: what its penalty made superfluous goes, cleanly."""
+"""Tests of SlimmingCallback: which channels it removes and when, its checkpoints, and its errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ from lightning_prune.selection.limits import Limits
 from lightning_prune.slimming.bias_folding import MeasuredShifts
 from lightning_prune.slimming.penalty import slimmable
 from lightning_prune.slimming.policy import SlimmingPolicy, scale_sizes
-from tests.support.slimming_runs import QUIET, Small, faded, fit, scaled, sgd, slimming, small_net
+from tests.support.slimming_runs import (
+    QUIET,
+    Small,
+    fit,
+    plan_small_scales,
+    set_small_scales,
+    sgd,
+    slimming,
+    small_net,
+)
 
 pytestmark = QUIET
 
@@ -49,7 +58,7 @@ def test_a_unit_stays_while_any_of_its_scales_is_large_in_model_or_average() -> 
     assert np.isin(np.delete(stream, [3, 5]), plan.remove).all()
     assert (
         scale_sizes(graph, scales, [averaged])[stream[3]] == 0
-    )  # in the last epoch the average alone decides
+    )  # in the last epoch only the average is used
 
 
 def test_shrinks_when_the_masked_share_is_reached_and_ends_with_the_budget() -> None:
@@ -57,7 +66,7 @@ def test_shrinks_when_the_masked_share_is_reached_and_ends_with_the_budget() -> 
     module = Small(optimizer=sgd(0.05))
     fit(module, callback, epochs=9)
     early = [cut for cut in callback.history if cut.epoch < 7]
-    assert early  # some were cut on the way
+    assert early  # there were cuts before the last one
     shares = [1.0, *(cut.share["macs"] for cut in callback.history)]
     assert all(before - after >= 0.1 for before, after in pairwise(shares[: len(early) + 1]))
     assert shares[-1] <= 0.5
@@ -66,14 +75,14 @@ def test_shrinks_when_the_masked_share_is_reached_and_ends_with_the_budget() -> 
     assert len(callback.changes) == len(callback.folded) == len(callback.history)
 
 
-def test_without_a_budget_the_threshold_says_all() -> None:
+def test_without_a_budget_the_threshold_alone_decides() -> None:
     module = Small(optimizer=sgd())
-    scaled(module.net, 1e-4).train()
+    set_small_scales(module.net, 1e-4).train()
     callback = slimming(rho=0.0, shrink_at=1.0)
     fit(module, callback, epochs=2)
     assert [cut.epoch for cut in callback.history] == [1]
     assert (module.net[1].num_features, module.net[4].num_features) == (4, 6)
-    assert callback.changes[0] < 0.05  # zero padding lets a little through
+    assert callback.changes[0] < 0.05  # with zero padding folding is not exact
 
 
 def test_the_final_cut_meets_the_budget_by_the_smallest_scales() -> None:
@@ -85,32 +94,32 @@ def test_the_final_cut_meets_the_budget_by_the_smallest_scales() -> None:
     kept = callback.record.kept["4.weight"][0]
     assert kept == list(range(12 - len(kept), 12))
     graph = trace(small_net(), torch.zeros(1, 1, 12, 12))
-    dense, each = graph.cost("macs"), 36 * 9 * 8 + 4
-    assert 12 - len(kept) == int(np.ceil(0.4 * dense / each))  # not one more than the budget asks
+    dense, filter_cost = graph.cost("macs"), 36 * 9 * 8 + 4
+    assert 12 - len(kept) == int(np.ceil(0.4 * dense / filter_cost))  # no more than the budget requires
 
 
 @pytest.mark.parametrize("budget", [{"macs": 0.6}, None])
-def test_only_what_is_shrunk_to_its_end_competes_for_the_best_checkpoint(
+def test_a_network_is_considered_for_the_best_checkpoint_after_the_final_shrink_only(
     budget: dict[str, float] | None,
 ) -> None:
-    seen = []
+    states = []
 
     class Watch(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            seen.append((competes(trainer), callback.finished))
+            states.append((competes(trainer), callback.finished))
 
     module = Small(optimizer=sgd())
     module.net[4].weight.data[:4] = 0
     callback = slimming(budget=budget, rho=0.0, shrink_at=1.0, end_epoch=1)
     fit(module, callback, Watch(), epochs=3, limit_train_batches=1)
-    assert seen == [(False, False), (False, True), (True, True)]
+    assert states == [(False, False), (False, True), (True, True)]
 
 
 # -- inside a trainer ----------------------------------------------------------------------------------------
 
 
-def test_a_moving_average_guards_the_mask_and_is_cut_and_folded_along() -> None:
-    """The model's scales are at 0, those of the average are not there yet."""
+def test_a_moving_average_delays_the_cut_and_is_cut_and_folded_too() -> None:
+    """The scales of the model are 0, those of the average decrease more slowly."""
     averaging = EMAWeightAveraging(decay=0.5)
     module = Small(optimizer=sgd())
     callback = slimming(rho=0.0, threshold=0.1, shrink_at=0.01)
@@ -130,7 +139,7 @@ def test_a_moving_average_guards_the_mask_and_is_cut_and_folded_along() -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_resumes_to_the_last_bit(epoch: int, tmp_path: Path) -> None:
+def test_resumed_training_ends_with_the_same_bits(epoch: int, tmp_path: Path) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             if trainer.current_epoch == epoch and trainer.fit_loop.epoch_loop.batch_idx == 2:
@@ -140,7 +149,7 @@ def test_resumes_to_the_last_bit(epoch: int, tmp_path: Path) -> None:
             if trainer.current_epoch == epoch:
                 trainer.save_checkpoint(tmp_path / "end.ckpt")
 
-    def run(resume: Path | None = None) -> tuple[dict[str, Any], SlimmingCallback]:
+    def train(resume: Path | None = None) -> tuple[dict[str, Any], SlimmingCallback]:
         callback = slimming(
             budget={"macs": 0.3},
             rho=0.2,
@@ -151,15 +160,14 @@ def test_resumes_to_the_last_bit(epoch: int, tmp_path: Path) -> None:
             warmup_steps=9,
             submodule=None,
         )
-        order = [callback] if resume else [Save(), callback]  # an epoch's end is saved before its cut
-        found = kill_run.fit(Classifier(), shuffled(), order, resume, max_epochs=4)
-        return found, callback
+        callbacks = [callback] if resume else [Save(), callback]  # the checkpoint is written before the cut
+        return kill_run.fit(Classifier(), shuffled(), callbacks, resume, max_epochs=4), callback
 
-    whole, callback = run()
-    assert [cut[0] for cut in whole["cuts"]] == [1, 2]
+    expected, callback = train()
+    assert [cut[0] for cut in expected["cuts"]] == [1, 2]
     for path in ("within.ckpt", "end.ckpt"):
-        found, resumed = run(tmp_path / path)
-        assert same(found, whole), path
+        final_state, resumed = train(tmp_path / path)
+        assert same(final_state, expected), path
         assert resumed.changes == callback.changes
         assert same(resumed.state_dict()["average"], callback.state_dict()["average"])
 
@@ -168,20 +176,20 @@ def test_a_slimmed_checkpoint_loads_without_a_trainer(tmp_path: Path) -> None:
     module, callback = Small(), slimming(budget={"macs": 0.6}, rho=0.01)
     trainer = fit(module, callback)
     trainer.save_checkpoint(tmp_path / "small.ckpt")
-    fresh = load_pruned(Small(), tmp_path / "small.ckpt")
+    loaded = load_pruned(Small(), tmp_path / "small.ckpt")
     x = torch.randn(2, 1, 12, 12)
-    assert torch.equal(fresh.eval()(x), module.eval()(x))
-    assert fresh.net[1].num_features == module.net[1].num_features < 8
+    assert torch.equal(loaded.eval()(x), module.eval()(x))
+    assert loaded.net[1].num_features == module.net[1].num_features < 8
 
 
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-mobilenetv3_small_050"])
 def test_mobilenet_encoders_of_smp_are_slimmed(encoder: str) -> None:
     net = Unet(encoder, encoder_weights=None, in_channels=1, classes=2, decoder_channels=(16, 8, 8, 8, 8))
-    scaled(net, 0.0, every=4)
+    set_small_scales(net, 0.0, every=4)
     example = torch.randn(1, 1, 32, 32)
     scales = norm_scales(trace(net, example), net)
-    inside = [name for name in scales if name.startswith("encoder") and "features.0." not in name]
-    graph, scales, plan = faded(net, example, inside)
+    encoder_norms = [name for name in scales if name.startswith("encoder") and "features.0." not in name]
+    graph, scales, plan = plan_small_scales(net, example, encoder_norms)
     measured = MeasuredShifts([net], graph, scales, plan.remove, ((example,), {}))
     prune_(net, graph, plan)
     folded = measured.fold_(plan.remove)
@@ -191,12 +199,12 @@ def test_mobilenet_encoders_of_smp_are_slimmed(encoder: str) -> None:
 
 
 class Segmenting(Small):
-    """A U-Net on an encoder of inverted residuals, which is frozen."""
+    """A U-Net with a frozen encoder of inverted residuals."""
 
     def __init__(self) -> None:
-        super().__init__(optimizer=lambda found: sgd()([p for p in found if p.requires_grad]))
+        super().__init__(optimizer=lambda parameters: sgd()([p for p in parameters if p.requires_grad]))
         self.net = Unet("mobilenet_v2", 3, None, decoder_channels=(16, 8, 8), in_channels=1, classes=4)
-        scaled(self.net, 0.0, every=4).train()
+        set_small_scales(self.net, 0.0, every=4).train()
         self.net.encoder.requires_grad_(False)
         self.example_input_array = torch.zeros(1, 1, 32, 32)
 
@@ -252,7 +260,7 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
         ({"budget": {"joules": 0.5}}, "unknown resource 'joules' in budget"),
     ],
 )
-def test_what_cannot_be_slimmed_is_said_before_anything_changes(
+def test_a_network_that_cannot_be_slimmed_is_refused_before_anything_changes(
     options: dict[str, Any], message: str
 ) -> None:
     module = Small()

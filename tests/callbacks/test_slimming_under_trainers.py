@@ -1,4 +1,4 @@
-"""Slimming under what users do with a trainer besides: it follows, or says what is wrong."""
+"""Tests of SlimmingCallback with other features of a trainer: it supports them, or explains why not."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from tests.support.slimming_runs import QUIET, Small, fit, loader, sgd, slimming
 pytestmark = QUIET
 
 
-def dead(module: Small) -> Small:
-    """Every other scale of the first norm is 0; its shifts are not."""
+def with_dead_norm(module: Small) -> Small:
+    """Set every other scale of the first norm to 0, and its shifts to random values."""
     module.net[1].weight.data[::2] = 0
     module.net[1].bias.data.normal_()
     return module
 
 
-class At(L.Callback):
-    """Does something when an epoch starts."""
+class AtEpochStart(L.Callback):
+    """Calls a function when an epoch starts."""
 
-    def __init__(self, epoch: int, does: Callable[[L.Trainer, Any], Any]) -> None:
-        self.epoch, self.does = epoch, does
+    def __init__(self, epoch: int, action: Callable[[L.Trainer, Any], Any]) -> None:
+        self.epoch, self.action = epoch, action
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
-            self.does(trainer, pl_module)
+            self.action(trainer, pl_module)
 
 
 # -- optimizers ------------------------------------------------------------------------------------------------
 
 
 class Manual(Small):
-    """Steps by hand, with one optimizer for the first layers and another for the last."""
+    """Manual optimization with one optimizer for the first layers and another for the last ones."""
 
     automatic_optimization = False
     toggles = False
@@ -66,16 +66,18 @@ class Toggling(Manual):
     toggles = True
 
 
-def test_by_hand_every_optimizer_s_step_has_the_penalty_of_its_own_scales() -> None:
-    """The two see each other's steps; the written loss term gives the same."""
-    written, added = Manual(0.03), Manual()
-    fit(written, epochs=2)
-    fit(added, slimming(rho=0.03, end_epoch=9), epochs=2)
-    torch.testing.assert_close(added.net.state_dict(), written.net.state_dict(), rtol=1e-4, atol=1e-5)
+def test_under_manual_optimization_each_step_has_the_penalty_of_its_optimizer_s_scales() -> None:
+    """Each optimizer steps after the other one; a penalty in the loss gives the same weights."""
+    with_loss_term, with_callback = Manual(0.03), Manual()
+    fit(with_loss_term, epochs=2)
+    fit(with_callback, slimming(rho=0.03, end_epoch=9), epochs=2)
+    torch.testing.assert_close(
+        with_callback.net.state_dict(), with_loss_term.net.state_dict(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("module", [Manual, Toggling])
-def test_by_hand_channels_fade_and_are_cut(module: type[Manual]) -> None:
+def test_under_manual_optimization_scales_shrink_and_channels_are_cut(module: type[Manual]) -> None:
     callback = slimming(budget={"macs": 0.5}, rho=0.3, threshold=0.2, shrink_at=0.1, end_epoch=7)
     trained = module()
     fit(trained, callback, epochs=9)
@@ -83,8 +85,8 @@ def test_by_hand_channels_fade_and_are_cut(module: type[Manual]) -> None:
     assert float(trained.net[1].weight.detach().max()) < 0.6
 
 
-class Raw(Manual):
-    """Steps past Lightning."""
+class Unwrapped(Manual):
+    """Steps the optimizers without the wrapper of Lightning."""
 
     def training_step(self, batch: Any, index: int) -> None:
         for optimizer in self.optimizers(use_pl_optimizer=False):
@@ -93,15 +95,15 @@ class Raw(Manual):
             optimizer.step()
 
 
-def test_steps_past_lightning_are_told_to_have_no_penalty() -> None:
+def test_steps_of_unwrapped_optimizers_warn_once_that_the_penalty_is_missing() -> None:
     with pytest.warns(
         UserWarning, match=r"the penalty does not reach 2 of 2 scales \(1.weight, 4.weight\)"
-    ) as found:
-        fit(Raw(), slimming(), epochs=3)
-    assert sum("the penalty does not reach" in str(each.message) for each in found) == 1
+    ) as warned:
+        fit(Unwrapped(), slimming(), epochs=3)
+    assert sum("the penalty does not reach" in str(warning.message) for warning in warned) == 1
 
 
-def test_scales_that_no_optimizer_has_are_named() -> None:
+def test_scales_that_belong_to_no_optimizer_are_named() -> None:
     module = Small()
     module.optimizer = lambda _: sgd(0.05)(module.net[3:].parameters())
     with pytest.warns(UserWarning, match=r"the penalty does not reach 1 of 2 scales \(1.weight\)"):
@@ -109,23 +111,23 @@ def test_scales_that_no_optimizer_has_are_named() -> None:
     assert torch.equal(module.net[1].weight, torch.ones(8))
 
 
-def test_what_is_frozen_meanwhile_stays_and_what_no_longer_is_is_pushed() -> None:
+def test_the_penalty_follows_scales_that_are_frozen_and_unfrozen_during_training() -> None:
     def switch(trainer: L.Trainer, module: Small) -> None:
         module.net[1].requires_grad_(True)
         module.net[4].requires_grad_(False)
-        seen.append(module.net[4].weight.detach().clone())
+        at_switch.append(module.net[4].weight.detach().clone())
 
-    seen: list[Tensor] = []
+    at_switch: list[Tensor] = []
     module = Small(optimizer=sgd(0.05))
     module.net[1].requires_grad_(False)
-    fit(module, slimming(rho=0.3, end_epoch=9), At(1, switch), epochs=3)
-    assert torch.equal(module.net[4].weight, seen[0])
-    assert float(seen[0].mean()) < 0.95
+    fit(module, slimming(rho=0.3, end_epoch=9), AtEpochStart(1, switch), epochs=3)
+    assert torch.equal(module.net[4].weight, at_switch[0])
+    assert float(at_switch[0].mean()) < 0.95
     assert float(module.net[1].weight.detach().mean()) < 0.9
 
 
-def test_lightning_s_finetuning_unfreezes_into_the_penalty() -> None:
-    class Later(BaseFinetuning):
+def test_scales_that_lightning_s_finetuning_unfreezes_get_the_penalty() -> None:
+    class UnfreezeInEpoch1(BaseFinetuning):
         def freeze_before_training(self, pl_module: L.LightningModule) -> None:
             self.freeze(pl_module.net[:3], train_bn=False)
 
@@ -133,38 +135,43 @@ def test_lightning_s_finetuning_unfreezes_into_the_penalty() -> None:
             if epoch == 1:
                 self.unfreeze_and_add_param_group(pl_module.net[:3], optimizer, lr=0.05)
 
-    module = Small(optimizer=lambda found: sgd(0.05)([p for p in found if p.requires_grad]))
-    fit(module, slimming(rho=0.3, end_epoch=9), Later(), epochs=3)
+    module = Small(optimizer=lambda parameters: sgd(0.05)([p for p in parameters if p.requires_grad]))
+    fit(module, slimming(rho=0.3, end_epoch=9), UnfreezeInEpoch1(), epochs=3)
     assert float(module.net[1].weight.detach().mean()) < 0.9
 
 
 # -- when training ends ----------------------------------------------------------------------------------------
 
 
-def test_a_stop_that_min_epochs_puts_off_is_not_the_end() -> None:
-    stop = At(1, lambda trainer, _: setattr(trainer, "should_stop", True))
+def test_a_stop_that_min_epochs_delays_does_not_end_slimming() -> None:
+    stop = AtEpochStart(1, lambda trainer, _: setattr(trainer, "should_stop", True))
     callback = slimming(budget={"macs": 0.5})
     trainer = fit(Small(), stop, callback, epochs=6, min_epochs=4)
     assert trainer.current_epoch == 4
     assert [cut.epoch for cut in callback.history] == [3]
 
 
-class Stuck(Small):
+class ConstantMetric(Small):
     """Logs a metric that never improves."""
 
     def on_train_epoch_end(self) -> None:
         self.log("metric", 1.0)
 
 
-def test_early_stopping_before_the_last_shrink_is_told() -> None:
-    """Lightning asks callbacks that monitor something after all others: too late for the cut."""
+def test_early_stopping_before_the_last_shrink_warns() -> None:
+    """Lightning calls callbacks that monitor a metric after all others, too late for the cut."""
     with pytest.warns(UserWarning, match="stopped before the last shrink.*BudgetEarlyStopping"):
-        fit(dead(Stuck()), slimming(shrink_at=1.0), EarlyStopping("metric", patience=1), epochs=9)
+        fit(
+            with_dead_norm(ConstantMetric()),
+            slimming(shrink_at=1.0),
+            EarlyStopping("metric", patience=1),
+            epochs=9,
+        )
 
 
 def test_budget_early_stopping_waits_for_the_last_shrink() -> None:
     callback, stopping = slimming(shrink_at=1.0, end_epoch=3), BudgetEarlyStopping("metric", patience=1)
-    trainer = fit(dead(Stuck(optimizer=sgd())), callback, stopping, epochs=9)
+    trainer = fit(with_dead_norm(ConstantMetric(optimizer=sgd())), callback, stopping, epochs=9)
     assert [cut.epoch for cut in callback.history] == [3]
     assert 4 < trainer.current_epoch < 9
 
@@ -180,7 +187,7 @@ def test_stochastic_weight_averaging_comes_after_the_last_shrink() -> None:
 # -- precision, data, compilers --------------------------------------------------------------------------------
 
 
-def test_in_bfloat16_the_average_moves_by_less_than_bfloat16_can_tell() -> None:
+def test_in_bfloat16_the_average_changes_by_less_than_bfloat16_resolves() -> None:
     module = Small(optimizer=sgd(0.05))
     callback = slimming(rho=0.3, average_decay=0.999, end_epoch=9)
     fit(module, callback, epochs=2, precision="bf16-true")
@@ -189,13 +196,13 @@ def test_in_bfloat16_the_average_moves_by_less_than_bfloat16_can_tell() -> None:
     assert bool((average < 1).all() & (average > module.net[1].weight).all())
 
 
-class Paired(Small):
+class TwoLoaders(Small):
     def training_step(self, batch: Any, index: int) -> Tensor:
         return super().training_step(batch["left"], index)
 
 
-def test_of_several_loaders_a_batch_is_found_to_fold_and_renew_norms() -> None:
-    module, callback = dead(Paired(optimizer=sgd())), slimming(rho=0.0, threshold=1e-3)
+def test_with_several_loaders_shifts_are_folded_and_norms_estimated() -> None:
+    module, callback = with_dead_norm(TwoLoaders(optimizer=sgd())), slimming(rho=0.0, threshold=1e-3)
     module.example_input_array = torch.zeros(1, 1, 12, 12)
     fit(module, callback, data={"left": loader(), "right": loader(16)})
     assert callback.folded == [Folded(approximate=1)]
@@ -204,8 +211,8 @@ def test_of_several_loaders_a_batch_is_found_to_fold_and_renew_norms() -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_networks_are_slimmed(in_place: bool) -> None:
-    module, callback = dead(Small(optimizer=sgd())), slimming(rho=0.0)
-    plain, expected = dead(Small(optimizer=sgd())), slimming(rho=0.0)
+    module, callback = with_dead_norm(Small(optimizer=sgd())), slimming(rho=0.0)
+    plain, expected = with_dead_norm(Small(optimizer=sgd())), slimming(rho=0.0)
     plain.load_state_dict(module.state_dict())
     if in_place:
         module.net.compile(backend="eager")
@@ -217,16 +224,16 @@ def test_compiled_networks_are_slimmed(in_place: bool) -> None:
     assert callback.changes == pytest.approx(expected.changes)
 
 
-def test_a_loader_with_workers_that_stay_goes_on_after_a_cut() -> None:
-    module, callback = dead(Small(optimizer=sgd())), slimming(rho=0.0, end_epoch=1)
+def test_a_loader_with_persistent_workers_continues_after_a_cut() -> None:
+    module, callback = with_dead_norm(Small(optimizer=sgd())), slimming(rho=0.0, end_epoch=1)
     data = DataLoader(loader().dataset, 4, num_workers=1, persistent_workers=True)
     trainer = fit(module, callback, epochs=3, data=data)
     assert callback.folded == [Folded(approximate=1)]
     assert trainer.global_step == 24
 
 
-class Deciding(Small):
-    """Its forward gives classes, and calls layers by keyword."""
+class ClassOutput(Small):
+    """Its forward returns classes, and calls layers with keyword arguments."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x).argmax(1)
@@ -239,15 +246,15 @@ class Deciding(Small):
         return nn.functional.cross_entropy(self.logits(batch[0]), batch[1])
 
 
-def test_without_outputs_to_compare_the_change_is_not_a_number_and_shifts_are_folded() -> None:
-    module, callback = dead(Deciding(optimizer=sgd())), slimming(rho=0.0, submodule=None)
+def test_without_floating_point_outputs_the_change_is_nan_and_shifts_are_folded() -> None:
+    module, callback = with_dead_norm(ClassOutput(optimizer=sgd())), slimming(rho=0.0, submodule=None)
     fit(module, callback)
     assert callback.folded == [Folded(approximate=1)]
     assert math.isnan(callback.changes[0])
 
 
-def test_a_resumed_run_may_have_faded_wholly(tmp_path: Path) -> None:
-    """Only at the beginning is a threshold above all scales a mistake."""
+def test_resumed_training_accepts_a_threshold_above_all_scales(tmp_path: Path) -> None:
+    """A threshold above all scales is an error only when training starts."""
     options = {"rho": 0.3, "threshold": 0.98, "budget": {"macs": 0.6}, "shrink_at": 1.0, "end_epoch": 2}
 
     class Save(L.Callback):
@@ -255,11 +262,11 @@ def test_a_resumed_run_may_have_faded_wholly(tmp_path: Path) -> None:
             if trainer.global_step == 12:
                 trainer.save_checkpoint(tmp_path / "faded.ckpt")
 
-    whole, resumed = Small(optimizer=sgd(0.05)), Small(optimizer=sgd(0.05))
-    fit(whole, slimming(**options), Save(), epochs=4)
-    assert whole.net[1].num_features + whole.net[4].num_features < 20
+    uninterrupted, resumed = Small(optimizer=sgd(0.05)), Small(optimizer=sgd(0.05))
+    fit(uninterrupted, slimming(**options), Save(), epochs=4)
+    assert uninterrupted.net[1].num_features + uninterrupted.net[4].num_features < 20
     fit(resumed, slimming(**options), epochs=4, ckpt_path=tmp_path / "faded.ckpt")
-    for name, tensor in whole.net.state_dict().items():
+    for name, tensor in uninterrupted.net.state_dict().items():
         assert torch.equal(resumed.net.state_dict()[name], tensor), name
 
 
@@ -269,21 +276,21 @@ def test_a_resumed_run_may_have_faded_wholly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "norm",
     [
-        lambda n: nn.GroupNorm(4, n),  # a channel of each group goes
+        lambda n: nn.GroupNorm(4, n),  # one channel of each group is removed
         lambda n: nn.GroupNorm(1, n),
         lambda n: nn.InstanceNorm2d(n, affine=True),
     ],
     ids=["groups", "one group", "instance"],
 )
-def test_other_norms_lose_channels_and_the_change_says_what_statistics_lost(norm: Any) -> None:
+def test_other_norms_lose_channels_and_the_change_of_their_statistics_is_reported(norm: Any) -> None:
     module, callback = Small(optimizer=sgd()), slimming(rho=0.0)
     module.net[1], module.net[4] = norm(8), norm(12)
-    fit(dead(module), callback)
+    fit(with_dead_norm(module), callback)
     assert module.net[1].weight.numel() == 4
     assert 0 < callback.changes[0] < 0.5
 
 
-def test_where_only_norms_without_scales_are_it_is_said() -> None:
+def test_networks_with_only_norms_without_scales_are_refused() -> None:
     module = Small()
     module.net[1], module.net[4] = nn.BatchNorm2d(8, affine=False), nn.InstanceNorm2d(12)
     with pytest.raises(
@@ -292,7 +299,7 @@ def test_where_only_norms_without_scales_are_it_is_said() -> None:
         fit(module, slimming())
 
 
-# -- what cannot be --------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 def test_a_threshold_above_all_scales_is_refused() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import IPAD, FilterPruningCallback
 from lightning_prune.distillation.mixin import DistillationMixin
-from tests.support.slimming_runs import beside_net, loader, small_net, written_penalty
+from tests.support.slimming_runs import loader, parallel_branches_net, penalty_as_loss_term, small_net
 
 Found = dict[str, Any]
 
@@ -103,7 +103,7 @@ class Slimmed(Net):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = super().training_step(batch, index)
-        return loss + self.rho * written_penalty(self.net) if self.rho else loss
+        return loss + self.rho * penalty_as_loss_term(self.net) if self.rho else loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.05)
@@ -114,7 +114,7 @@ class Vanishing(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = beside_net(0, 2)
+        self.net = parallel_branches_net(0, 2)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), 1e-3, weight_decay=0.1)

@@ -27,7 +27,7 @@ QUIET = [
 
 
 def small_net() -> nn.Sequential:
-    """A classifier of images of 12 x 12, with two batch norms; always the same."""
+    """Return a classifier of images (n, 1, 12, 12) with two batch norms; its weights are always the same."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
@@ -43,21 +43,22 @@ def small_net() -> nn.Sequential:
 
 
 def loader(number: int = 32, size: int = 12, batch: int = 4) -> DataLoader:
+    """Return images with noise, whose mean is their label."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(number) % 4
     x = torch.randn(number, 1, size, size, generator=generator) + y[:, None, None, None]
     return DataLoader(TensorDataset(x, y), batch)
 
 
-def written_penalty(net: nn.Module) -> Tensor:
-    """The penalty as a slimmer without the callback would write it into the loss."""
+def penalty_as_loss_term(net: nn.Module) -> Tensor:
+    """Return the penalty as a differentiable term of the loss, which the callback replaces."""
     graph = trace(net, torch.zeros(1, 1, 12, 12))
     p = channel_costs(graph, slimmable(graph, net))
     return torch.stack([(torch.tensor(p[name]) * net.get_parameter(name).abs()).sum() for name in p]).sum()
 
 
 class Small(L.LightningModule):
-    """A classifier that can hold the penalty in its own loss, and keeps the gradients it steps with."""
+    """A classifier that can add the penalty to its own loss, and stores the gradients of each optimizer step."""
 
     def __init__(self, rho: float = 0.0, optimizer: Any = None) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class Small(L.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        return loss + self.rho * written_penalty(self.net) if self.rho else loss
+        return loss + self.rho * penalty_as_loss_term(self.net) if self.rho else loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.grads.append([p.grad.clone() for p in self.net.parameters() if p.grad is not None])
@@ -80,11 +81,12 @@ class Small(L.LightningModule):
 
 
 def sgd(lr: float = 0.0) -> Any:
-    """``parameters -> SGD``; with a learning rate of 0 nothing moves."""
+    """Return ``parameters -> SGD``; with a learning rate of 0 no parameter changes."""
     return lambda parameters: torch.optim.SGD(parameters, lr)
 
 
 def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 1, **options: Any) -> L.Trainer:
+    """Train on the CPU without output; return the trainer."""
     quiet = {
         "logger": False,
         "enable_progress_bar": False,
@@ -100,11 +102,12 @@ def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 1, **op
 
 
 def slimming(**options: Any) -> SlimmingCallback:
+    """Return a silent callback for the submodule ``net``."""
     return SlimmingCallback(**{"verbose": False, "submodule": "net", **options})
 
 
-def scaled(net: nn.Module, size: float, every: int = 2) -> nn.Module:
-    """Every other scale of every norm is ``size``, shifts are random."""
+def set_small_scales(net: nn.Module, size: float, every: int = 2) -> nn.Module:
+    """Set every other scale of each batch norm to ``size``, its shifts and running statistics to random values."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -115,22 +118,22 @@ def scaled(net: nn.Module, size: float, every: int = 2) -> nn.Module:
     return net.eval()
 
 
-def faded(
+def plan_small_scales(
     net: nn.Module, example: Tensor, norms: Sequence[str] = (), threshold: float = 1e-3
 ) -> tuple[ChannelGraph, dict[str, Units], Plan]:
-    """The graph, the scales that are slimmed, and what goes for being at or below the threshold."""
+    """Return the graph, the slimmed scales, and the plan that removes the units at or below the threshold."""
     graph = trace(net, example)
     scales = slimmable(graph, net, norms=norms)
     sizes = scale_sizes(graph, scales, [{name: net.get_parameter(name) for name in scales}])
-    rules = SlimmingPolicy({}, limits=Limits(1.0), threshold=threshold)
-    return graph, scales, rules.plan(graph, sizes, DenseSizes.of(graph))
+    policy = SlimmingPolicy({}, limits=Limits(1.0), threshold=threshold)
+    return graph, scales, policy.plan(graph, sizes, DenseSizes.of(graph))
 
 
 # -- branches --------------------------------------------------------------------------------------------------
 
 
-def atoms(dead: Sequence[tuple[int, int, int]]) -> AtomMobile:
-    """Some branches' depthwise scales are 0; stage, block and branch of each."""
+def atom_mobile_net(dead: Sequence[tuple[int, int, int]]) -> AtomMobile:
+    """Return a network whose depthwise scales are 0 in the branches ``dead``: (stage, block, branch) of each."""
     torch.manual_seed(0)
     net = AtomMobile(classes=3, width=0.5).eval()
     for stage, block, branch in dead:
@@ -140,8 +143,8 @@ def atoms(dead: Sequence[tuple[int, int, int]]) -> AtomMobile:
     return net
 
 
-class Beside(nn.Module):
-    """Branches side by side, read by one convolution; those without channels are left out."""
+class ParallelBranches(nn.Module):
+    """Parallel branches that one convolution reads; branches without channels are skipped."""
 
     def __init__(self, width: int = 4, kernels: Sequence[int] = (1, 3, 5)) -> None:
         super().__init__()
@@ -160,16 +163,17 @@ class Beside(nn.Module):
         return self.join(torch.cat([b(x) for b in self.branches if b[0].weight.numel()], 1))
 
 
-def beside_net(*dead: int) -> nn.Sequential:
-    """A classifier like :func:`small_net`; the scales of some branches are 0."""
+def parallel_branches_net(*dead: int) -> nn.Sequential:
+    """Return a classifier with parallel branches; the scales of the branches ``dead`` are 0."""
     torch.manual_seed(0)
-    beside = Beside()
+    parallel = ParallelBranches()
     for index in dead:
-        beside.branches[index][1].weight.data.zero_()
-    return nn.Sequential(beside, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        parallel.branches[index][1].weight.data.zero_()
+    return nn.Sequential(parallel, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
 
 
-def alive(net: AtomMobile) -> list[tuple[int, int, int]]:
+def alive_branches(net: AtomMobile) -> list[tuple[int, int, int]]:
+    """Return stage, block and branch of each branch that has channels."""
     return [
         (s, b, k)
         for s, stage in enumerate(net.stages)

@@ -18,21 +18,30 @@ from lightning_prune import PruningRecord, RecordError, SurgeryError, load_prune
 from lightning_prune.segmentation.networks.atom_mobile import AtomMobile
 from lightning_prune.serialization.export import export, exported_record
 from lightning_prune.slimming.bias_folding import Folded, MeasuredShifts
-from tests.support.slimming_runs import QUIET, Small, alive, atoms, beside_net, faded, fit, slimming
+from tests.support.slimming_runs import (
+    QUIET,
+    Small,
+    alive_branches,
+    atom_mobile_net,
+    fit,
+    parallel_branches_net,
+    plan_small_scales,
+    slimming,
+)
 
 pytestmark = QUIET
 
 
 def test_branches_without_channels_vanish_and_the_record_reproduces_it() -> None:
     dead = [(1, 0, 1), (2, 1, 0), (2, 1, 2)]
-    net, example = atoms(dead), torch.randn(2, 1, 32, 32)
-    dense, everything = copy.deepcopy(net), alive(net)
-    graph, scales, plan = faded(net, example, ["*.depthwise"])
+    net, example = atom_mobile_net(dead), torch.randn(2, 1, 32, 32)
+    dense, everything = copy.deepcopy(net), alive_branches(net)
+    graph, scales, plan = plan_small_scales(net, example, ["*.depthwise"])
     measured = MeasuredShifts([net], graph, scales, plan.remove, ((example,), {}))
     record = prune_(net, graph, plan)
     assert measured.fold_(plan.remove) == Folded(exact=2)
     assert measured.change() < 1e-5
-    assert sorted({*everything} - {*alive(net)}) == dead
+    assert sorted({*everything} - {*alive_branches(net)}) == dead
     again = trace(net, example)
     assert again.cost("macs") == plan.costs["macs"].after
     more = prune_(net, again, again.layers["stages.2.1.branches.1.expand.0.weight"][:5])
@@ -42,8 +51,8 @@ def test_branches_without_channels_vanish_and_the_record_reproduces_it() -> None
 
 
 def test_one_branch_remains_whatever_the_scales_are() -> None:
-    net, example = atoms([(1, 1, 0), (1, 1, 1), (1, 1, 2)]), torch.randn(1, 1, 32, 32)
-    graph, _, plan = faded(net, example, ["*.depthwise"])
+    net, example = atom_mobile_net([(1, 1, 0), (1, 1, 1), (1, 1, 2)]), torch.randn(1, 1, 32, 32)
+    graph, _, plan = plan_small_scales(net, example, ["*.depthwise"])
     inside = [f"stages.1.1.branches.{branch}.expand.0.weight" for branch in range(3)]
     units = np.concatenate([graph.layers[name] for name in inside])
     with pytest.raises(
@@ -51,14 +60,14 @@ def test_one_branch_remains_whatever_the_scales_are() -> None:
     ):
         prune_(net, graph, units)
     prune_(net, graph, plan)
-    assert [where for where in alive(net) if where[:2] == (1, 1)] == [(1, 1, 2)]
+    assert [where for where in alive_branches(net) if where[:2] == (1, 1)] == [(1, 1, 2)]
     assert net.stages[1][1].project.in_channels == 1
 
 
 def without_branches() -> tuple[nn.Module, PruningRecord, Tensor]:
     """A network that has lost two of three branches, its record, and an input."""
-    net, x = beside_net(0, 2).eval(), torch.randn(5, 1, 12, 12)
-    graph, _, plan = faded(net, x[:1])
+    net, x = parallel_branches_net(0, 2).eval(), torch.randn(5, 1, 12, 12)
+    graph, _, plan = plan_small_scales(net, x[:1])
     record = prune_(net, graph, plan)
     assert [branch[1].num_features for branch in net[0].branches] == [0, 4, 0]
     return net, record, x
@@ -75,7 +84,7 @@ def test_the_remaining_network_is_exported_with_its_record(ending: str, tmp_path
     else:
         outputs = torch.export.load(path).module()(x).detach().numpy()
     np.testing.assert_allclose(outputs, net(x).detach(), rtol=1e-4, atol=1e-5)
-    fresh = exported_record(path).apply_(beside_net()).eval()
+    fresh = exported_record(path).apply_(parallel_branches_net()).eval()
     assert fresh.load_state_dict(net.state_dict(), strict=True)
     assert torch.equal(fresh(x), net(x))
 
@@ -115,7 +124,7 @@ def test_branches_that_would_not_fit_are_refused(options: dict[str, Any], messag
 
 
 def test_a_record_must_not_empty_a_layer_outside_of_branches() -> None:
-    net = atoms([])
+    net = atom_mobile_net([])
     record = PruningRecord({"head.weight": {1: []}}, {"head.weight": list(net.head.weight.shape)})
     with pytest.raises(RecordError, match="not ascending within"):
         record.apply_(net)
@@ -126,7 +135,7 @@ class Segmenting(Small):
 
     def __init__(self) -> None:
         super().__init__(optimizer=lambda p: torch.optim.AdamW(p, 1e-3))
-        self.net = atoms([(2, 0, 1), (3, 1, 2)]).train()
+        self.net = atom_mobile_net([(2, 0, 1), (3, 1, 2)]).train()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         logits = self(nn.functional.interpolate(batch[0], size=(32, 32)))
@@ -139,7 +148,7 @@ def test_vanished_branches_survive_training_a_checkpoint_and_an_average(tmp_path
     callback = slimming(rho=0.01, threshold=5e-3, shrink_at=0.01, norms=["*.depthwise"])
     trainer = fit(module, callback, averaging, epochs=2, limit_train_batches=2)
     removed = {(2, 0, 1), (3, 1, 2)}
-    assert removed.isdisjoint(alive(module.net))
+    assert removed.isdisjoint(alive_branches(module.net))
     assert [cut.epoch for cut in callback.history] == [0]  # training continued
     empty = [p for p in module.net.parameters() if not p.numel()]
     assert len(empty) == 12
@@ -149,4 +158,4 @@ def test_vanished_branches_survive_training_a_checkpoint_and_an_average(tmp_path
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(fresh.eval()(x), module.eval()(x))
     save_pruned(module.net, callback.record, tmp_path / "atoms.safetensors")
-    assert torch.equal(load_pruned(atoms([]), tmp_path / "atoms.safetensors")(x), module(x))
+    assert torch.equal(load_pruned(atom_mobile_net([]), tmp_path / "atoms.safetensors")(x), module(x))
