@@ -1,4 +1,4 @@
-"""Activation statistics: the formula, over all batches, in bounded memory."""
+"""Tests of activation statistics: their formula, over all batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning_prune.criteria.collector import Collector
 from lightning_prune.graph.channel_graph import ChannelGraph
 
 
-def transcription(batches: list[Tensor], p: int, published: bool = False) -> Tensor:
-    """The formula of the paper, read off: all data at once, in float64."""
+def formula(batches: list[Tensor], p: int, published: bool = False) -> Tensor:
+    """Compute the formula of the paper over all data at once, in float64."""
     mean_map = torch.cat(batches).double().mean(0)
     channels, h, w = mean_map.shape
     scores = []
@@ -30,7 +30,7 @@ def transcription(batches: list[Tensor], p: int, published: bool = False) -> Ten
     return torch.stack(scores)
 
 
-def fed(metric: ActivationDeviation, batches: list[Tensor]) -> Tensor:
+def computed_over(metric: ActivationDeviation, batches: list[Tensor]) -> Tensor:
     for batch in batches:
         metric.update(batch)
     return metric.compute()
@@ -49,38 +49,38 @@ def graph_of(**layers: int) -> ChannelGraph:
 def test_equals_the_formula_over_all_batches(p, form, size, grid):
     torch.manual_seed(0)
     batches = [torch.randn(n, 6, *size) + 3 for n in (4, 4, 1)]
-    found = fed(ActivationDeviation(p, form, grid), batches)
+    deviation_values = computed_over(ActivationDeviation(p, form, grid), batches)
     torch.testing.assert_close(
-        found.double(), transcription(batches, p, form == "published"), rtol=1e-5, atol=1e-7
+        deviation_values.double(), formula(batches, p, form == "published"), rtol=1e-5, atol=1e-7
     )
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_coarse_cells_are_the_formula_on_the_pooled_maps_and_a_lower_bound(p):
+def test_a_coarse_grid_gives_the_formula_on_pooled_maps_which_is_a_lower_bound(p):
     torch.manual_seed(0)
     batches = [torch.randn(3, 5, 32, 48) for _ in range(3)]
-    found = fed(ActivationDeviation(p, grid=8), batches).double()
+    deviation_values = computed_over(ActivationDeviation(p, grid=8), batches).double()
     pooled = [nn.functional.avg_pool2d(batch, (4, 6)) for batch in batches]
-    torch.testing.assert_close(found, transcription(pooled, p), rtol=1e-5, atol=1e-7)
-    assert (found <= transcription(batches, p) + 1e-7).all()
+    torch.testing.assert_close(deviation_values, formula(pooled, p), rtol=1e-5, atol=1e-7)
+    assert (deviation_values <= formula(batches, p) + 1e-7).all()
 
 
-def test_published_form_is_biased_by_resolution_and_the_fair_one_is_not():
+def test_the_published_form_depends_on_the_resolution_and_the_fair_form_does_not():
     small = torch.randn(2, 4, 5, 8)
     large = small.repeat_interleave(16, -1).repeat_interleave(16, -2)
-    fair = [fed(ActivationDeviation(2, "fair", None), [maps]) for maps in (small, large)]
-    published = [fed(ActivationDeviation(2, "published", None), [maps]) for maps in (small, large)]
+    fair = [computed_over(ActivationDeviation(2, "fair", None), [maps]) for maps in (small, large)]
+    published = [computed_over(ActivationDeviation(2, "published", None), [maps]) for maps in (small, large)]
     torch.testing.assert_close(fair[0], fair[1], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(published[0], 16 * published[1], rtol=1e-3, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**16))
-def test_does_not_depend_on_how_the_data_is_cut_into_batches(sizes, seed):
+def test_the_result_does_not_depend_on_how_data_is_split_into_batches(sizes, seed):
     data = torch.randn(sum(sizes), 4, 9, 20, generator=torch.Generator().manual_seed(seed))
-    together = fed(ActivationDeviation(), [data])
+    together = computed_over(ActivationDeviation(), [data])
     torch.testing.assert_close(
-        fed(ActivationDeviation(), list(data.split(sizes))), together, rtol=1e-4, atol=1e-6
+        computed_over(ActivationDeviation(), list(data.split(sizes))), together, rtol=1e-4, atol=1e-6
     )
 
 
@@ -93,14 +93,14 @@ def test_memory_depends_on_channels_only():
     assert numbers(32) == numbers(256) <= 8 * 256 + 2
 
 
-def test_half_precision_is_summed_in_single():
+def test_half_precision_is_summed_in_float32():
     metric = ActivationDeviation()
     for _ in range(3000):
         metric.update(torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16))
     assert metric.compute().tolist() == [1.0, 1.0]
 
 
-def test_sums_stay_single_where_the_default_is_half():
+def test_sums_are_float32_if_the_default_dtype_is_bfloat16():
     metric = ActivationDeviation()
     torch.set_default_dtype(torch.bfloat16)  # what Lightning does around a step in bf16-true
     try:
@@ -110,14 +110,14 @@ def test_sums_stay_single_where_the_default_is_half():
         torch.set_default_dtype(torch.float32)
 
 
-def test_exact_form_refuses_changing_sizes_where_the_grid_does_not():
+def test_changing_sizes_are_refused_without_a_grid_and_accepted_with_one():
     batches = [torch.zeros(1, 2, 20, 20), torch.zeros(1, 2, 24, 24)]
-    fed(ActivationDeviation(), batches)
+    computed_over(ActivationDeviation(), batches)
     with pytest.raises(ValueError, match="one size"):
-        fed(ActivationDeviation(grid=None), batches)
+        computed_over(ActivationDeviation(grid=None), batches)
 
 
-def test_reset_forgets_channels_and_size():
+def test_reset_clears_channels_and_size():
     metric = ActivationDeviation(grid=None)
     metric.update(torch.ones(1, 4, 6, 6))
     metric.reset()
@@ -147,37 +147,37 @@ class Shared(nn.Module):
         return self.twin(self.head(self.head(x)))
 
 
-def test_every_call_of_a_layer_counts_also_through_shared_weights():
-    model, seen = Shared(), []
+def test_every_call_of_a_layer_is_collected_also_through_shared_weights():
+    model, outputs = Shared(), []
     for layer in (model.head, model.twin):
-        layer.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+        layer.register_forward_hook(lambda module, args, out: outputs.append(out.detach()))
     with Collector(graph_of(stem__weight=3, head__weight=3), model) as collector:
         model(torch.randn(2, 1, 8, 8))
-    assert len(seen) == 3
-    np.testing.assert_allclose(collector.compute()["head.weight"], transcription(seen, 1), rtol=1e-4)
+    assert len(outputs) == 3
+    np.testing.assert_allclose(collector.compute()["head.weight"], formula(outputs, 1), rtol=1e-4)
 
 
-def test_all_batches_count_and_a_later_forward_on_zeros_does_not():
-    """Defect 2 of the published code: the last batch only, overwritten by the FLOPs counter's zeros."""
+def test_all_active_batches_are_collected_and_later_forwards_are_not():
+    """The published code collects the last batch only, and the zeros of its FLOPs counter overwrite it."""
     model, batches = nn.Sequential(nn.Conv2d(1, 4, 3)), [torch.randn(2, 1, 8, 8) for _ in range(4)]
     with Collector(graph_of(**{"0__weight": 4}), model) as collector:
         outputs = [model(batch).detach() for batch in batches]
         collector.active = False
         model(torch.zeros(64, 1, 8, 8))
     model(torch.zeros(64, 1, 8, 8))
-    np.testing.assert_allclose(collector.compute()["0.weight"], transcription(outputs, 1), rtol=1e-4)
+    np.testing.assert_allclose(collector.compute()["0.weight"], formula(outputs, 1), rtol=1e-4)
 
 
-def test_hooks_leave_outputs_gradients_and_the_module_alone():
+def test_hooks_do_not_change_gradients_and_are_removed():
     model, batch = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), torch.randn(2, 1, 8, 8)
     plain = torch.autograd.grad(model(batch).square().sum(), model[0].weight)[0]
     with Collector(graph_of(**{"0__weight": 4}), model):
-        watched = torch.autograd.grad(model(batch).square().sum(), model[0].weight)[0]
-    assert torch.equal(plain, watched)
+        observed = torch.autograd.grad(model(batch).square().sum(), model[0].weight)[0]
+    assert torch.equal(plain, observed)
     assert not model[0]._forward_hooks
 
 
-def test_layers_that_may_not_lose_anything_are_not_watched():
+def test_layers_without_prunable_units_are_not_observed():
     graph = graph_of(**{"0__weight": 4, "1__weight": 2})
     graph.pinned.update({4: "output", 5: "output"})
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
@@ -199,7 +199,7 @@ def test_grouped_transposed_filters_are_averaged_over_groups():
     graph = graph_of(**{"0__weight": 3})
     with Collector(graph, nn.Sequential(layer)) as collector:
         out = nn.Sequential(layer)(torch.randn(2, 4, 5, 5))
-    expected = transcription([out.detach()], 1).reshape(2, 3).mean(0)
+    expected = formula([out.detach()], 1).reshape(2, 3).mean(0)
     np.testing.assert_allclose(collector.compute()["0.weight"], expected, rtol=1e-4)
 
 

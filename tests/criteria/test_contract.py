@@ -1,4 +1,4 @@
-"""The criteria beside IPAD, each against another library or the same thing done the long way."""
+"""Tests that each criterion agrees with Torch-Pruning or with a direct computation, alone and in training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lightning_prune.criteria import (
 from tests.support.nets import Net, Small
 
 tp = pytest.importorskip("torch_pruning")
-LAYERS = ("inner", "mix", "hidden")  # each in a group of its own
+LAYERS = ("inner", "mix", "hidden")  # no layer is coupled to another one
 
 
 @pytest.fixture
@@ -57,7 +57,8 @@ def x() -> Tensor:
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def theirs(net: nn.Module, layer: nn.Module, importance: Any) -> np.ndarray:
+def torch_pruning_scores(net: nn.Module, layer: nn.Module, importance: Any) -> np.ndarray:
+    """Return the scores of the filters of ``layer`` by an importance of Torch-Pruning."""
     dependency = tp.DependencyGraph().build_dependency(net, example_inputs=torch.randn(2, 3, 8, 8))
     linear = isinstance(layer, nn.Linear)
     prune = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
@@ -69,81 +70,84 @@ def backward(net: nn.Module, x: Tensor) -> None:
     F.cross_entropy(net(x), torch.tensor([0, 1, 0, 1])).backward()
 
 
-def gathered(criterion: Any, graph: Any, net: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
-    gradients = criterion.observer(graph, net)
+def observed_statistics(criterion: Any, graph: Any, net: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
+    observer = criterion.observer(graph, net)
     backward(net, x)
-    gradients.on_step(net.parameters())
-    return gradients.compute()
+    observer.on_step(net.parameters())
+    return observer.compute()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_fpgm_equals_torch_prunings(net, graph, layer):
-    """Theirs takes distances of ``|w| ** p``; with p=1 and no negative weight those are the distances of w."""
+def test_fpgm_equals_torch_pruning(net, graph, layer):
+    """Torch-Pruning uses distances of ``|w| ** p``: with p=1 and no negative weight, those of w."""
     for parameter in net.parameters():
         parameter.data.abs_()
     importance = tp.importance.FPGMImportance(p=1, group_reduction="first", normalizer=None)
     units = graph.layers[f"{layer}.weight"]
-    expected = theirs(net, net.get_submodule(layer), importance)
+    expected = torch_pruning_scores(net, net.get_submodule(layer), importance)
     np.testing.assert_allclose(FPGM()(graph, net)[units], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_lamp_equals_torch_prunings(net, graph, layer):
+def test_lamp_equals_torch_pruning(net, graph, layer):
     importance = tp.importance.LAMPImportance(group_reduction="first")
     units = graph.layers[f"{layer}.weight"]
-    expected = theirs(net, net.get_submodule(layer), importance)
+    expected = torch_pruning_scores(net, net.get_submodule(layer), importance)
     np.testing.assert_allclose(LAMP()(graph, net)[units], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_taylor_equals_torch_prunings(net, graph, x, layer):
+def test_taylor_equals_torch_pruning(net, graph, x, layer):
     criterion = TaylorWeight(p=1)
-    found = criterion(graph, net, gathered(criterion, graph, net, x))
+    scores = criterion(graph, net, observed_statistics(criterion, graph, net, x))
     importance = tp.importance.TaylorImportance(group_reduction="first", normalizer=None)
-    expected = theirs(net, net.get_submodule(layer), importance)
-    np.testing.assert_allclose(found[graph.layers[f"{layer}.weight"]], expected, rtol=1e-4)
+    expected = torch_pruning_scores(net, net.get_submodule(layer), importance)
+    np.testing.assert_allclose(scores[graph.layers[f"{layer}.weight"]], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", ["inner", "hidden"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
-def test_everything_bound_to_a_unit_is_what_torch_pruning_takes(net, graph, layer, reduction):
-    """With p=1 there is no root between the two."""
+def test_the_scope_bound_covers_the_tensors_that_torch_pruning_covers(net, graph, layer, reduction):
+    """With p=1 the missing root of Torch-Pruning makes no difference."""
     importance = tp.importance.GroupMagnitudeImportance(p=1, group_reduction=reduction, normalizer=None)
-    expected = theirs(net, net.get_submodule(layer), importance)
-    found = L1(scope="bound", reduction=reduction)(graph, net)[graph.layers[f"{layer}.weight"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    expected = torch_pruning_scores(net, net.get_submodule(layer), importance)
+    scores = L1(scope="bound", reduction=reduction)(graph, net)[graph.layers[f"{layer}.weight"]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", ["stem", "mix"])
-def test_a_residual_stream_s_units_sum_what_torch_pruning_sums(net, graph, layer):
-    """Over norms, concatenation and flattening as well; they leave out depthwise filters."""
+def test_units_of_a_residual_stream_sum_the_tensors_that_torch_pruning_sums(net, graph, layer):
+    """Norms, concatenation and flattening are included; Torch-Pruning leaves out depthwise filters."""
     importance = tp.importance.GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
-    expected = theirs(net, net.get_submodule(layer), importance)
+    expected = torch_pruning_scores(net, net.get_submodule(layer), importance)
     depthwise = net.depthwise.weight.detach().abs().sum((1, 2, 3)).numpy() if layer == "stem" else 0
-    found = L1(scope="bound", reduction="sum")(graph, net)[graph.layers[f"{layer}.weight"]]
-    np.testing.assert_allclose(found, expected + depthwise, rtol=1e-5)
+    scores = L1(scope="bound", reduction="sum")(graph, net)[graph.layers[f"{layer}.weight"]]
+    np.testing.assert_allclose(scores, expected + depthwise, rtol=1e-5)
 
 
-def test_taylor_over_everything_bound_equals_autograd(net, graph, x):
+def test_taylor_with_scope_bound_equals_autograd(net, graph, x):
     criterion = TaylorWeight(p=2, scope="bound", reduction="sum")
-    found = criterion(graph, net, gathered(criterion, graph, net, x))
+    scores = criterion(graph, net, observed_statistics(criterion, graph, net, x))
     units = graph.layers["inner.weight"]
     inner, back = net.inner.weight, net.back.weight
-    own, read = (inner * inner.grad).square().sum((1, 2, 3)), (back * back.grad).square().sum((0, 2, 3))
-    np.testing.assert_allclose(found[units], (own + read).detach(), rtol=1e-4)
+    filters, readers = (
+        (inner * inner.grad).square().sum((1, 2, 3)),
+        (back * back.grad).square().sum((0, 2, 3)),
+    )
+    np.testing.assert_allclose(scores[units], (filters + readers).detach(), rtol=1e-4)
 
 
-def test_a_gate_s_gradient_equals_that_of_a_real_gate(net, graph, x):
-    """Gates put in by hand after the norms, and on the outputs of layers without one; two steps."""
+def test_a_computed_gate_gradient_equals_that_of_a_real_gate(net, graph, x):
+    """Gates are inserted after the norms, and after layers without a norm; two steps."""
     criterion = TaylorGate(reduction="sum")
-    gradients, expected = (
+    observer, expected = (
         criterion.observer(graph, net),
         dict.fromkeys(["norm", "mix_norm", "inner", "hidden"], 0),
     )
     for batch in (x, x.flip(0) + 0.5):
         net.zero_grad()
         backward(net, batch)
-        gradients.on_step(net.parameters())
+        observer.on_step(net.parameters())
         gates = {}
         for name in expected:
             shape = (1, -1, 1, 1) if name != "hidden" else (1, -1)
@@ -156,49 +160,49 @@ def test_a_gate_s_gradient_equals_that_of_a_real_gate(net, graph, x):
         for name, gate in gates.items():
             expected[name] = expected[name] + gate.grad.square().numpy()
             net.get_submodule(name)._forward_hooks.clear()
-    found = criterion(graph, net, gradients.compute())
+    scores = criterion(graph, net, observer.compute())
     for name, value in expected.items():
         units = graph.bindings[f"{name}.weight"][0]
-        np.testing.assert_allclose(found[units], value, rtol=2e-3, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(scores[units], value, rtol=2e-3, atol=1e-9, err_msg=name)
 
 
-def test_norm_scale_is_gamma_and_units_without_one_stay(net, graph):
-    found = NormScale()(graph, net)
+def test_norm_scale_is_gamma_and_units_without_a_norm_are_never_removed(net, graph):
+    scores = NormScale()(graph, net)
     gamma = net.mix_norm.weight.detach().abs()
-    np.testing.assert_allclose(found[graph.layers["mix.weight"]], gamma)
-    np.testing.assert_allclose(found[graph.layers["stem.weight"]], net.norm.weight.detach().abs())
-    assert np.isinf(found[graph.layers["inner.weight"]]).all()
+    np.testing.assert_allclose(scores[graph.layers["mix.weight"]], gamma)
+    np.testing.assert_allclose(scores[graph.layers["stem.weight"]], net.norm.weight.detach().abs())
+    assert np.isinf(scores[graph.layers["inner.weight"]]).all()
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     with pytest.raises(ValueError, match="no filter of this network passes through one"):
         NormScale()(trace(plain, torch.zeros(1, 3, 4, 4)), plain)
 
 
-def test_activation_mean_is_that_of_all_batches(net, graph, x):
-    criterion, batches, seen = ActivationMean(), [x, x[:1] * 3], []
-    net.inner.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+def test_activation_mean_is_the_mean_over_all_batches(net, graph, x):
+    criterion, batches, outputs = ActivationMean(), [x, x[:1] * 3], []
+    net.inner.register_forward_hook(lambda module, args, out: outputs.append(out.detach()))
     with criterion.observer(graph, net) as collector:
         for batch in batches:
             net(batch)
-    found = criterion(graph, net, collector.compute())[graph.layers["inner.weight"]]
-    np.testing.assert_allclose(found, torch.cat(seen).abs().mean((0, 2, 3)), rtol=1e-5)
+    scores = criterion(graph, net, collector.compute())[graph.layers["inner.weight"]]
+    np.testing.assert_allclose(scores, torch.cat(outputs).abs().mean((0, 2, 3)), rtol=1e-5)
     with pytest.raises(ValueError, match="did any batch run"):
         criterion(graph, net, {})
 
 
 def test_marginal_costs_are_differences_of_costs(graph):
     for resource in ("macs", "params"):
-        found = marginal_costs(graph, resource)
+        costs = marginal_costs(graph, resource)
         exact = [graph.cost(resource) - graph.cost(resource, [unit]) for unit in graph.prunable]
-        np.testing.assert_allclose(found[graph.prunable], exact)
+        np.testing.assert_allclose(costs[graph.prunable], exact)
 
 
 def test_cost_awareness_divides_by_weighted_shares(net, graph):
     base = L2()(graph, net)
-    found = CostAware(L2(), gamma=0.5, resources={"macs": 2, "params": 1})(graph, net)
+    scores = CostAware(L2(), gamma=0.5, resources={"macs": 2, "params": 1})(graph, net)
     share = {r: marginal_costs(graph, r) / graph.cost(r) for r in ("macs", "params")}
     units = graph.prunable
     expected = base[units] / np.sqrt(2 * share["macs"] + share["params"])[units]
-    np.testing.assert_allclose(found[units], expected)
+    np.testing.assert_allclose(scores[units], expected)
     np.testing.assert_allclose(CostAware(L2(), gamma=0)(graph, net)[units], base[units])
     with pytest.raises(ValueError, match="0 or more"):
         CostAware(lambda *_: -base)(graph, net)
@@ -212,17 +216,17 @@ def test_bad_arguments_of_cost_awareness(bad):
         CostAware(L2(), **bad)
 
 
-def test_normalisation_makes_means_one(net, graph):
+def test_normalisation_makes_the_means_1(net, graph):
     layer = L2(normalise="layer")(graph, net)
     group = L2(normalise="group")(graph, net)
-    whole = L2(normalise="global")(graph, net)
-    tied = np.unique(graph.layers["stem.weight"])  # with back and depthwise: three layers, one group
+    over_network = L2(normalise="global")(graph, net)
+    coupled = np.unique(graph.layers["stem.weight"])  # of stem, back and depthwise, which are one group
     for name in ("inner.weight", "mix.weight", "hidden.weight"):
         assert layer[graph.layers[name]].mean() == pytest.approx(1)
         assert group[graph.layers[name]].mean() == pytest.approx(1)
-    assert group[tied].mean() == pytest.approx(1)
+    assert group[coupled].mean() == pytest.approx(1)
     norms = {name: L2()(graph, net)[units] for name, units in graph.layers.items()}
-    assert whole[np.isfinite(whole)].mean() == pytest.approx(1)
+    assert over_network[np.isfinite(over_network)].mean() == pytest.approx(1)
     assert norms["mix.weight"].mean() != pytest.approx(1, abs=0.01)
     wrapped = Normalised(lambda graph, model, statistics: L2()(graph, model), by="group")
     np.testing.assert_allclose(wrapped(graph, net), group)
@@ -238,17 +242,17 @@ def shares(weight: Tensor) -> np.ndarray:
     return (flat / flat.sum(1, keepdim=True)).double().numpy()
 
 
-def test_importance_is_handed_down_a_chain_registered_in_any_order():
+def test_importance_is_propagated_through_a_chain_registered_in_any_order():
     c, a, b = nn.Conv2d(6, 2, 1), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1)
     net = Net(lambda self, x: self.c(self.b(self.a(x))), c=c, a=a, b=b)
-    graph, found = propagated(net, 1, 3, 8, 8)
+    graph, scores = propagated(net, 1, 3, 8, 8)
     of_b = np.ones(2) @ shares(c.weight)
-    np.testing.assert_allclose(found[graph.layers["b.weight"]], of_b, rtol=1e-5)
-    np.testing.assert_allclose(found[graph.layers["a.weight"]], of_b @ shares(b.weight), rtol=1e-5)
+    np.testing.assert_allclose(scores[graph.layers["b.weight"]], of_b, rtol=1e-5)
+    np.testing.assert_allclose(scores[graph.layers["a.weight"]], of_b @ shares(b.weight), rtol=1e-5)
 
 
-def test_importance_is_handed_through_concatenation_residual_depthwise_and_groups():
-    def run(self: Any, x: Tensor) -> Tensor:
+def test_importance_is_propagated_through_concatenation_residual_depthwise_and_groups():
+    def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = x + self.back(self.inner(x))
         return self.head(self.grouped(torch.cat([self.depthwise(x), self.side(x)], 1)))
@@ -262,47 +266,47 @@ def test_importance_is_handed_through_concatenation_residual_depthwise_and_group
         "side": nn.Conv2d(4, 4, 1),
         "grouped": nn.Conv2d(8, 4, 1, groups=2),
     }
-    net = Net(run, **parts)
-    graph, found = propagated(net, 1, 3, 8, 8)
+    net = Net(forward, **parts)
+    graph, scores = propagated(net, 1, 3, 8, 8)
     weight = {name: shares(part.weight) for name, part in parts.items()}
-    reads = np.ones(3) @ weight["head"]  # of the four filters of `grouped`, which live and die in pairs
+    head_shares = np.ones(3) @ weight["head"]  # for the 4 filters of `grouped`, which are removed in pairs
     unit = np.unique(graph.layers["grouped.weight"])
-    of_grouped = found[graph.layers["grouped.weight"]]
-    np.testing.assert_allclose(found[unit].sum(), reads.sum(), rtol=1e-5)
-    handed = of_grouped @ weight["grouped"]
-    assert handed.sum() == pytest.approx(of_grouped.sum())
-    # Everything that the stream's readers matter, it matters; and what `inner` got, it hands on again.
-    assert found[graph.layers["inner.weight"]].sum() > 0
-    assert (found[graph.layers["stem.weight"]] > 0).all()
+    of_grouped = scores[graph.layers["grouped.weight"]]
+    np.testing.assert_allclose(scores[unit].sum(), head_shares.sum(), rtol=1e-5)
+    propagated_shares = of_grouped @ weight["grouped"]
+    assert propagated_shares.sum() == pytest.approx(of_grouped.sum())
+    # The stream gets importance from all its readers; `inner` passes its importance on to the stream.
+    assert scores[graph.layers["inner.weight"]].sum() > 0
+    assert (scores[graph.layers["stem.weight"]] > 0).all()
 
 
-def test_importance_reaches_what_attention_reads():
+def test_importance_is_propagated_to_the_inputs_of_attention():
     from tests.support.nets import Attention
 
     net = Net(lambda self, x: self.out(self.attention(self.embed(x))), embed=nn.Linear(5, 12),
               attention=Attention(), out=nn.Linear(12, 3))  # fmt: skip
-    graph, found = propagated(net, 2, 7, 5)
+    graph, scores = propagated(net, 2, 7, 5)
     out = np.ones(3) @ shares(net.out.weight)
-    np.testing.assert_allclose(found[graph.layers["attention.proj.weight"]], out, rtol=1e-5)
-    assert (found[graph.layers["embed.weight"]] > 0).all()
+    np.testing.assert_allclose(scores[graph.layers["attention.proj.weight"]], out, rtol=1e-5)
+    assert (scores[graph.layers["embed.weight"]] > 0).all()
 
 
-def test_propagation_mixes_by_its_weight(net, graph):
+def test_propagated_importance_is_mixed_by_its_weight(net, graph):
     base = L2()(graph, net)
     alone = Propagated(L2(), weight=0.0)(graph, net)
     finite = np.isfinite(base)
     np.testing.assert_allclose(alone[finite], (base / base[finite].mean())[finite])
     mixed = Propagated(L2(), weight=0.3)(graph, net)
     hidden, head = graph.layers["hidden.weight"], graph.layers["head.weight"]
-    own = np.where(finite, base / base[finite].mean(), 1.0)
-    expected = 0.7 * own[hidden] + 0.3 * (own[head] @ shares(net.head.weight))
+    base_or_1 = np.where(finite, base / base[finite].mean(), 1.0)
+    expected = 0.7 * base_or_1[hidden] + 0.3 * (base_or_1[head] @ shares(net.head.weight))
     np.testing.assert_allclose(mixed[hidden], expected, rtol=1e-5)
     with pytest.raises(ValueError, match="weight must lie"):
         Propagated(L2(), weight=1.5)
 
 
 class Regression(L.LightningModule):
-    """Small, trained; it notes by itself what Taylor should find."""
+    """A small trained network that computes the Taylor scores of one layer by itself."""
 
     def __init__(self, frozen: bool = False) -> None:
         super().__init__()
@@ -331,6 +335,7 @@ class Regression(L.LightningModule):
 
 
 def fit(criterion: Any, module: Regression, **options: Any) -> FilterPruningCallback:
+    """Train one epoch that ends with a cut; return the callback."""
     callback = FilterPruningCallback(
         {"macs": 0.92}, start_epoch=0, criterion=criterion, submodule="net", verbose=False
     )
@@ -346,20 +351,20 @@ def fit(criterion: Any, module: Regression, **options: Any) -> FilterPruningCall
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 class TestInTraining:
-    def test_taylor_takes_the_gradients_of_the_steps_and_runs_nothing(self):
-        seen, inner = [], TaylorWeight()
+    def test_taylor_observes_the_gradients_of_the_steps_without_further_backwards(self):
+        scores, taylor = [], TaylorWeight()
 
         class Spy(TaylorWeight):
             def __call__(self, graph, model, statistics=None):
-                seen.append(inner(graph, model, statistics)[graph.layers["inner.weight"]])
-                return inner(graph, model, statistics)
+                scores.append(taylor(graph, model, statistics)[graph.layers["inner.weight"]])
+                return taylor(graph, model, statistics)
 
         module = Regression()
         callback = fit(Spy(), module, accumulate_grad_batches=2, gradient_clip_val=0.01)
         assert module.backwards == 6
         assert len(callback.history) == 1
         assert module.net.inner.weight.shape[0] <= 6
-        np.testing.assert_allclose(seen[0], module.expected, rtol=1e-5)
+        np.testing.assert_allclose(scores[0], module.expected, rtol=1e-5)
 
     @pytest.mark.parametrize(
         "criterion",
@@ -374,7 +379,7 @@ class TestInTraining:
             Normalised(lambda g, m, s: torch.rand(g.num_units, requires_grad=True)),
         ],
     )
-    def test_each_prunes(self, criterion):
+    def test_each_criterion_prunes(self, criterion):
         assert len(fit(criterion, Regression()).history) == 1
 
     @pytest.mark.parametrize(
@@ -386,7 +391,7 @@ class TestInTraining:
             (Propagated(lambda g, m, s: np.ones((2, 2))), "importance must have shape"),
         ],
     )
-    def test_a_function_that_returns_nonsense_changes_nothing(self, criterion, message):
+    def test_a_function_that_returns_invalid_scores_changes_nothing(self, criterion, message):
         module = Regression()
         shapes = {name: p.shape for name, p in module.named_parameters()}
         with pytest.raises(ValueError, match=message):
@@ -394,7 +399,7 @@ class TestInTraining:
         assert {name: p.shape for name, p in module.named_parameters()} == shapes
 
     @pytest.mark.parametrize("criterion", [TaylorWeight(), TaylorGate(), CostAware(TaylorWeight())])
-    def test_missing_gradients_say_what_to_do_and_change_nothing(self, criterion):
+    def test_missing_gradients_raise_with_advice_and_change_nothing(self, criterion):
         module = Regression(frozen=True)
         before = copy.deepcopy(module.net.state_dict())
         with pytest.raises(ValueError, match="unfreeze the layers to prune"):
@@ -403,7 +408,7 @@ class TestInTraining:
             assert tensor.shape == before[name].shape
 
 
-def test_gradients_go_on_from_a_checkpoint_and_skip_what_is_not_finite(net, graph, x):
+def test_gradient_sums_continue_from_a_checkpoint_and_skip_values_that_are_not_finite(net, graph, x):
     criterion = TaylorWeight()
     first, second = criterion.observer(graph, net), criterion.observer(graph, net)
     backward(net, x)
@@ -417,6 +422,6 @@ def test_gradients_go_on_from_a_checkpoint_and_skip_what_is_not_finite(net, grap
         second.load({"sums": {"other": torch.zeros(1)}, "steps": {}})
 
 
-def test_random_with_a_wrapper_is_still_reproducible(net, graph):
+def test_random_in_a_wrapper_is_reproducible(net, graph):
     wrapped = Normalised(Random(3), "global")
     assert np.array_equal(wrapped(graph, net), wrapped(graph, net))

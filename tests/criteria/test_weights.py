@@ -1,4 +1,4 @@
-"""Criteria: IPAD against its formula, norms against an independent library."""
+"""Tests of IPAD against its formula, and of norms against Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 
 
 class Net(nn.Module):
-    """Two convolutions that are tied by a sum, then one of its own."""
+    """Two convolutions that a sum couples, and an uncoupled one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ def graph() -> ChannelGraph:
     return ChannelGraph(10, {}, layers, dict.fromkeys(layers, 0), {9: "no filter"}, {})
 
 
-def transcribed(
+def formula_scores(
     net: Net, batches: list[Tensor], omega: float, p: int, published: bool
 ) -> dict[str, list[float]]:
-    """I = omega / n_l * ||W_k||_p + (1 - omega) * 10 * ADC_k, filter by filter, over all data at once."""
+    """Return omega / n_l * ||W_k||_p + (1 - omega) * 10 * ADC_k of each filter, over all data at once."""
     outputs: dict[str, list[Tensor]] = {"a": [], "b": [], "c": []}
     for batch in batches:
         a = net.a(batch)
@@ -76,11 +76,11 @@ def test_ipad_equals_the_formula_filter_by_filter(net, graph, omega, p, deviatio
             net(batch)
         observer.detach()
         statistics = observer.compute()
-    found = criterion(graph, net, statistics)
-    scores = transcribed(net, batches, omega, p, deviation == "published")
-    tied = [(a + b) / 2 for a, b in zip(scores["a"], scores["b"], strict=True)]
-    np.testing.assert_allclose(found[:9], tied + scores["c"], rtol=1e-4)
-    assert found[9] == np.inf
+    importance_values = criterion(graph, net, statistics)
+    scores = formula_scores(net, batches, omega, p, deviation == "published")
+    coupled = [(a + b) / 2 for a, b in zip(scores["a"], scores["b"], strict=True)]
+    np.testing.assert_allclose(importance_values[:9], coupled + scores["c"], rtol=1e-4)
+    assert importance_values[9] == np.inf
 
 
 def test_global_scale_makes_each_term_sum_to_its_weight(net, graph):
@@ -93,14 +93,14 @@ def test_global_scale_makes_each_term_sum_to_its_weight(net, graph):
     np.testing.assert_allclose(scores[:9], expected)
 
 
-def test_a_layer_that_was_not_observed_is_neither_high_nor_low(net, graph):
+def test_a_layer_that_was_not_observed_gets_the_mean_score(net, graph):
     statistics = {"a.weight": np.array([1.0, 2, 3, 4]), "c.weight": np.full(5, 10.0)}
     scores = ipad_importance(graph, net, statistics, omega=0, scale=1.0)
     neutral = (1 + 2 + 3 + 4 + 50) / 9
     np.testing.assert_allclose(scores[:4], (np.array([1.0, 2, 3, 4]) + neutral) / 2)
 
 
-def test_ipad_without_any_statistics_says_so(net, graph):
+def test_ipad_without_statistics_raises(net, graph):
     with pytest.raises(ValueError, match="needs activation statistics"):
         IPAD(omega=0.5)(graph, net, {})
 
@@ -135,20 +135,20 @@ def test_unknown_reduction():
 
 
 @pytest.mark.parametrize(("criterion", "p"), [(L1(), 1), (L2(), 2)])
-def test_norms_equal_torch_prunings(net, graph, criterion, p):
-    """Torch-Pruning sums ``|w|^p`` without the root, and offers the filters alone as ``"first"``."""
+def test_norms_equal_torch_pruning(net, graph, criterion, p):
+    """Torch-Pruning sums ``|w|^p`` without the root; its reduction ``"first"`` uses the filters uncoupled."""
     tp = pytest.importorskip("torch_pruning")
     dependency = tp.DependencyGraph().build_dependency(net, example_inputs=torch.randn(1, 3, 8, 8))
     importance = tp.importance.MagnitudeImportance(p=p, group_reduction="first", normalizer=None)
-    alone = {name: graph.layers[name] for name in ("a.weight", "c.weight")}
-    ours = criterion(ChannelGraph(10, {}, alone, graph.filter_dims, {}, {}), net, {})
-    for layer, units in ((net.a, alone["a.weight"]), (net.c, alone["c.weight"])):
-        every = list(range(layer.out_channels))
-        group = dependency.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=every)
+    uncoupled = {name: graph.layers[name] for name in ("a.weight", "c.weight")}
+    ours = criterion(ChannelGraph(10, {}, uncoupled, graph.filter_dims, {}, {}), net, {})
+    for layer, units in ((net.a, uncoupled["a.weight"]), (net.c, uncoupled["c.weight"])):
+        all_filters = list(range(layer.out_channels))
+        group = dependency.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=all_filters)
         np.testing.assert_allclose(ours[units], importance(group).numpy() ** (1 / p), rtol=1e-5)
 
 
-def test_transposed_filters_lie_along_the_second_dimension():
+def test_filters_of_transposed_convolutions_are_in_the_second_dimension():
     layer = nn.Sequential(nn.ConvTranspose2d(2, 3, 2))
     graph = ChannelGraph(3, {}, {"0.weight": np.arange(3)}, {"0.weight": 1}, {}, {})
     expected = layer[0].weight.detach().abs().sum((0, 2, 3))
