@@ -37,12 +37,12 @@ class Scored(Classifier):
         self.log("val_loss", 1.0)
 
 
-def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 8, **pruned: Any) -> L.Trainer:
+def fit(module: L.LightningModule, *callbacks: L.Callback, epochs: int = 8, **options: Any) -> L.Trainer:
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        callbacks=[pruning(**{"amount": {"macs": 0.3}, **pruned}), *callbacks],
+        callbacks=[pruning(**{"amount": {"macs": 0.3}, **options}), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, (ModelCheckpoint, BestOfLast)) for c in callbacks),
@@ -74,8 +74,8 @@ def test_the_best_checkpoint_is_within_the_budget_and_was_scored_after_its_last_
     assert "epoch=0" in plain.best_model_path
     assert "epoch=4" in keep.best_model_path
     assert sorted(path.name[:7] for path in tmp_path.glob("*.ckpt")) == ["epoch=4", "epoch=6"]
-    fresh = load_pruned(Scored(SCORES), keep.best_model_path)
-    assert [p.shape for p in fresh.parameters()] == [p.shape for p in module.parameters()]
+    loaded = load_pruned(Scored(SCORES), keep.best_model_path)
+    assert [p.shape for p in loaded.parameters()] == [p.shape for p in module.parameters()]
     assert best_weights(trainer).keys() == module.state_dict().keys()
 
 

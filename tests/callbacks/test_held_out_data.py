@@ -112,10 +112,10 @@ def test_the_training_loader_keeps_its_sampler():
     sampler = RandomSampler(DATA, replacement=True, num_samples=50, generator=generator)
     train, held_out = split_loader(DataLoader(DATA, batch_size=5, sampler=sampler), 0.25)
     drawn = torch.cat([batch[0] for batch in train])
-    apart = torch.cat([batch[0] for batch in held_out])
+    held_out_samples = torch.cat([batch[0] for batch in held_out])
     assert len(drawn) == 50
     assert train.sampler.generator is generator
-    assert set(drawn.tolist()).isdisjoint(apart.tolist())
+    assert set(drawn.tolist()).isdisjoint(held_out_samples.tolist())
     assert isinstance(split_loader(DataLoader(DATA, batch_size=5), 0.25)[0].sampler, SequentialSampler)
 
 

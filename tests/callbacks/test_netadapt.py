@@ -1,4 +1,4 @@
-"""The rounds inside a real Trainer: held-out data, optimizer, checkpoints, and that training goes on."""
+"""Tests of NetAdaptCallback in a Trainer: held-out data, optimizer, checkpoints, and continued training."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ EXAMPLE = torch.zeros(1, 1, 12, 12)
 
 
 class Judged(Tupled):
-    """Logs what candidates are judged by; remembers what it was trained on."""
+    """Logs the metric that ranks candidates; stores which samples it was trained on."""
 
     def __init__(self) -> None:
         super().__init__(example=True)
-        self.seen: set[int] = set()
+        self.trained_on: set[int] = set()
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        self.seen.update(int(1e6 * image.sum()) for image in batch[0])
+        self.trained_on.update(int(1e6 * image.sum()) for image in batch[0])
         return super().training_step(batch, index)
 
     def validation_step(self, batch: Any, index: int) -> None:
@@ -50,8 +50,15 @@ class Judged(Tupled):
 
 
 def rounds(folder: Path, **kwargs: Any) -> NetAdaptCallback:
-    given = {"rounds": THREE, "limits": Limits(0.9), "submodule": "net", "verbose": False, "folder": folder}
-    return NetAdaptCallback({"macs": 0.5}, **{**given, **kwargs})
+    """Return a callback with three rounds that stores its search in ``folder``."""
+    defaults = {
+        "rounds": THREE,
+        "limits": Limits(0.9),
+        "submodule": "net",
+        "verbose": False,
+        "folder": folder,
+    }
+    return NetAdaptCallback({"macs": 0.5}, **{**defaults, **kwargs})
 
 
 def same(a: L.LightningModule, b: L.LightningModule) -> bool:
@@ -74,53 +81,53 @@ def fit(
 ):
     torch.manual_seed(0)
     module = Judged()
-    run = trainer(callback, *more, epochs=epochs, **kwargs)
-    run.fit(module, loader or data(), ckpt_path=path)
-    return module, run
+    lightning_trainer = trainer(callback, *more, epochs=epochs, **kwargs)
+    lightning_trainer.fit(module, loader or data(), ckpt_path=path)
+    return module, lightning_trainer
 
 
-def test_training_goes_on_with_the_winner_on_a_network_within_the_budget(tmp_path):
+def test_training_continues_with_the_winner_within_the_budget(tmp_path):
     callback = rounds(tmp_path)
-    module, run = fit(callback)
+    module, lightning_trainer = fit(callback)
     assert half(module)
     assert [cut.epoch for cut in callback.history] == [1]
     assert len(callback.rounds_done) == 3
     assert callback.steps == sum(2 * len(each.metrics) for each in callback.rounds_done)
     # 51 samples are left of 64: 4 batches, in 4 epochs; the winners' steps count in the optimizer's state
-    assert {float(s["step"]) for s in run.optimizers[0].state.values()} == {4.0 * 4 + 2 * 3}
+    assert {float(s["step"]) for s in lightning_trainer.optimizers[0].state.values()} == {4.0 * 4 + 2 * 3}
     assert module.losses[-1] < module.losses[0]
 
 
-def test_what_is_held_out_is_never_trained_on(tmp_path):
+def test_held_out_samples_are_never_trained_on(tmp_path):
     callback = rounds(tmp_path, held_out=0.25)
     module, _ = fit(callback)
-    held = {int(1e6 * image.sum()) for batch in callback.method._source.held_out for image in batch[0]}
-    assert len(held) == 16
-    assert len(module.seen) == 48
-    assert held.isdisjoint(module.seen)
+    held_out = {int(1e6 * image.sum()) for batch in callback.method._source.held_out for image in batch[0]}
+    assert len(held_out) == 16
+    assert len(module.trained_on) == 48
+    assert held_out.isdisjoint(module.trained_on)
 
 
-def test_it_says_what_candidates_are_judged_on(tmp_path, capsys):
+def test_the_data_that_candidates_are_judged_on_is_printed(tmp_path, capsys):
     fit(rounds(tmp_path, verbose=True), epochs=2)
     assert "candidates are judged on 13 training samples that are held out (20%)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("optimizer", ["carry", "reset"])
-def test_a_checkpoint_of_before_and_of_after_the_rounds_goes_on_with_the_same_bits(tmp_path, optimizer):
-    whole, _ = fit(rounds(tmp_path / "a", optimizer=optimizer), epochs=4)
+def test_checkpoints_before_and_after_the_rounds_resume_to_the_same_bits(tmp_path, optimizer):
+    uninterrupted, _ = fit(rounds(tmp_path / "a", optimizer=optimizer), epochs=4)
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     fit(rounds(tmp_path / "b", optimizer=optimizer), keep, epochs=4, enable_checkpointing=True)
     for epoch in (0, 1):
         callback = rounds(tmp_path / f"c{epoch}", optimizer=optimizer)
-        again, _ = fit(callback, path=tmp_path / f"epoch={epoch}.ckpt")
-        assert same(whole, again)
+        resumed, _ = fit(callback, path=tmp_path / f"epoch={epoch}.ckpt")
+        assert same(uninterrupted, resumed)
         assert [each.number for each in callback.rounds_done] == [1, 2, 3]
     pruned = load_pruned(Judged(), tmp_path / "epoch=3.ckpt")
-    assert trace(pruned.net, EXAMPLE).cost("macs") == trace(whole.net, EXAMPLE).cost("macs")
+    assert trace(pruned.net, EXAMPLE).cost("macs") == trace(uninterrupted.net, EXAMPLE).cost("macs")
 
 
-def test_a_search_that_was_killed_is_taken_up_by_the_resumed_training(tmp_path, monkeypatch):
-    whole, _ = fit(rounds(tmp_path / "a"))
+def test_resumed_training_continues_a_search_that_was_killed(tmp_path, monkeypatch):
+    uninterrupted, _ = fit(rounds(tmp_path / "a"))
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     lines: list[str] = []
 
@@ -132,28 +139,28 @@ def test_a_search_that_was_killed_is_taken_up_by_the_resumed_training(tmp_path, 
     monkeypatch.setattr(NetAdapt, "_print", interrupted)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into an exit
         fit(rounds(tmp_path / "b"), keep, enable_checkpointing=True)
-    again, _ = fit(rounds(tmp_path / "b"), path=tmp_path / "epoch=0.ckpt")
+    resumed, _ = fit(rounds(tmp_path / "b"), path=tmp_path / "epoch=0.ckpt")
     assert lines[2].startswith("continuing after round 2")
-    assert same(whole, again)
+    assert same(uninterrupted, resumed)
 
 
 @pytest.mark.slow
-def test_taylor_and_workers_and_a_loader_of_one_s_own(tmp_path):
+def test_taylor_with_workers_and_a_given_loader(tmp_path):
     callback = rounds(tmp_path, criterion=TaylorWeight(), held_out=data(number=16), workers=Workers(2))
-    alone = rounds(tmp_path / "alone", criterion=TaylorWeight(), held_out=data(number=16))
-    (one, _), (two, _) = fit(alone, epochs=2), fit(callback, epochs=2)
+    single_process = rounds(tmp_path / "single", criterion=TaylorWeight(), held_out=data(number=16))
+    (one, _), (two, _) = fit(single_process, epochs=2), fit(callback, epochs=2)
     assert same(one, two)
 
 
-def test_the_whole_module_and_the_validation_data(tmp_path):
+def test_the_whole_module_is_pruned_with_validation_data_as_held_out_data(tmp_path):
     torch.manual_seed(0)
     module, callback = Judged(), rounds(tmp_path, submodule=None, held_out="val")
     trainer(callback, epochs=2).fit(module, data(), data(number=24, shuffle=False))
     assert half(module)
-    assert len(module.seen) == 64
+    assert len(module.trained_on) == 64
 
 
-def test_one_shot_is_the_usual_callback_with_all_in_one_step():
+def test_one_shot_is_filter_pruning_with_the_whole_amount_in_one_cut():
     callback = FilterPruningCallback({"macs": 0.5}, amount={"macs": 1.0}, start_epoch=1, verbose=False)
     module, _ = fit(callback)
     assert [cut.epoch for cut in callback.history] == [1]
@@ -168,23 +175,23 @@ def test_one_shot_is_the_usual_callback_with_all_in_one_step():
         ({"metric": "val/miou"}, "validation logs no 'val/miou', but val/loss"),
     ],
 )
-def test_bad_input_is_told(tmp_path, change, message):
+def test_bad_input_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         fit(rounds(tmp_path, **change))
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.5, "test"])
-def test_held_out_out_of_range(held_out):
+def test_held_out_shares_out_of_range_are_refused(held_out):
     with pytest.raises(ValueError, match="held_out"):
         NetAdaptCallback({"macs": 0.5}, held_out=held_out)
 
 
 def test_held_out_data_that_is_trained_on_is_refused(tmp_path):
-    whole = data().dataset
-    train, other = DataLoader(Subset(whole, range(48)), 16), DataLoader(Subset(whole, range(40, 64)), 16)
+    dataset = data().dataset
+    train, other = DataLoader(Subset(dataset, range(48)), 16), DataLoader(Subset(dataset, range(40, 64)), 16)
     with pytest.raises(ValueError, match="holds 8 samples of the training data"):
         fit(rounds(tmp_path, held_out=other), loader=train)
-    check_disjoint(train, DataLoader(Subset(whole, range(48, 64))))
+    check_disjoint(train, DataLoader(Subset(dataset, range(48, 64))))
 
 
 class Files:
@@ -200,7 +207,7 @@ class Files:
         return index
 
 
-def test_the_same_files_are_seen_through_other_objects():
+def test_common_files_are_found_in_different_data_sets():
     train = DataLoader(Augmented(Files("a.png", "b.png"), None))  # type: ignore[arg-type]
     check_disjoint(train, DataLoader(Files("c.png")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="holds 1 samples"):

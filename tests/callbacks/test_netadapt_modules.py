@@ -1,4 +1,4 @@
-"""Rounds in a Trainer for LightningModules, loaders and callbacks of every kind."""
+"""Tests of NetAdaptCallback with LightningModules, loaders and callbacks of every kind."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ OTHERS = data(number=16, shuffle=False)
 def fitted(
     module: Any, callback: L.Callback, *more: L.Callback, loader: Any = None, **kwargs: Any
 ) -> L.Trainer:
-    given = {"epochs": 2, **kwargs}
-    val, path = given.pop("val", None), given.pop("path", None)
-    run = trainer(callback, *more, **given)
-    run.fit(module, data() if loader is None else loader, val, ckpt_path=path)
-    return run
+    options = {"epochs": 2, **kwargs}
+    val, path = options.pop("val", None), options.pop("path", None)
+    lightning_trainer = trainer(callback, *more, **options)
+    lightning_trainer.fit(module, data() if loader is None else loader, val, ckpt_path=path)
+    return lightning_trainer
 
 
-class Asks(Judged):
-    """Logs and computes by what it knows of the training."""
+class ReadsTrainer(Judged):
+    """Reads the progress of the trainer and logs it."""
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         assert self.trainer.max_epochs == 2
@@ -59,22 +59,22 @@ class Asks(Judged):
         self.log("val/steps", float(self.global_step))
 
 
-def test_candidates_know_how_far_training_has_come(tmp_path):
+def test_candidates_can_read_the_progress_of_training(tmp_path):
     callback = rounds(tmp_path, metric="val/epoch")
-    fitted(Asks(), callback)
+    fitted(ReadsTrainer(), callback)
     assert [each.after for each in callback.rounds_done] == [1.0] * 3
     callback = rounds(tmp_path, metric="val/steps")
-    fitted(Asks(), callback)
+    fitted(ReadsTrainer(), callback)
     assert callback.rounds_done[0].before == 8.0  # 51 of 64 samples are 4 batches, in 2 epochs
 
 
-class Rates(Judged):
+class ReadsOptimizers(Judged):
     def training_step(self, batch: Any, index: int) -> Tensor:
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         return super().training_step(batch, index)
 
 
-class Locked(Judged):
+class HoldsLock(Judged):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
@@ -83,13 +83,15 @@ class Locked(Judged):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        (Rates, {}, "have no trainer.strategy. Leave that out of training_step"),
-        (Locked, {}, "cannot pickle '_thread.lock' object. Leave that out"),
+        (ReadsOptimizers, {}, "have no trainer.strategy. Leave that out of training_step"),
+        (HoldsLock, {}, "cannot pickle '_thread.lock' object. Leave that out"),
         (Judged, {"metric": "val/miou"}, "validation logs no 'val/miou', but val/loss: set metric"),
         (Tupled, {}, "validation logs no 'val/loss', but nothing"),
     ],
 )
-def test_what_candidates_cannot_do_is_told_before_anything_is_trained(tmp_path, kind, change, message):
+def test_modules_whose_candidates_cannot_be_trained_are_refused_before_training(
+    tmp_path, kind, change, message
+):
     torch.manual_seed(0)
     module = kind()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -98,8 +100,8 @@ def test_what_candidates_cannot_do_is_told_before_anything_is_trained(tmp_path, 
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-class Keeps(Judged):
-    """Keeps a loss with its graph, a lambda, and returns dictionaries, or nothing; its step takes no index."""
+class KeepsTensors(Judged):
+    """Stores a loss with its graph and a lambda; its step has no index and returns a dictionary or None."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,14 +112,14 @@ class Keeps(Judged):
         return {"loss": self.last} if len(batch[0]) == 16 else None
 
 
-def test_a_module_that_keeps_tensors_and_returns_dictionaries_or_nothing(tmp_path):
-    module = Keeps()
+def test_a_module_that_stores_tensors_and_returns_dictionaries_or_none(tmp_path):
+    module = KeepsTensors()
     fitted(module, rounds(tmp_path))
     assert half(module)
 
 
-class Measures(Judged):
-    """Logs a metric object, by two loaders."""
+class LogsMetricObject(Judged):
+    """Logs a metric object, with several loaders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,36 +133,38 @@ class Measures(Judged):
 
 def test_several_loaders_of_validation_data(tmp_path):
     callback = rounds(tmp_path, held_out="val", metric="val/number/dataloader_idx_1")
-    fitted(Measures(), callback, val=[OTHERS, OTHERS])
+    fitted(LogsMetricObject(), callback, val=[OTHERS, OTHERS])
     assert [each.after for each in callback.rounds_done] == [1.0] * 3
     callback = rounds(tmp_path, held_out="val", metric="val/accuracy")
-    run = fitted(Measures(), callback, val=data(number=64, shuffle=False), limit_val_batches=2)
-    assert len(callback.method._training(run, []).evaluate.batches) == 2
+    lightning_trainer = fitted(
+        LogsMetricObject(), callback, val=data(number=64, shuffle=False), limit_val_batches=2
+    )
+    assert len(callback.method._training(lightning_trainer, []).evaluate.batches) == 2
     assert 0 < callback.rounds_done[0].after <= 1
 
 
-def test_held_out_validation_data_that_is_not_there_is_refused(tmp_path):
+def test_missing_validation_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="held_out='val' needs validation data, and there is none"):
         fitted(Judged(), rounds(tmp_path, held_out="val"))
 
 
-class Halves(Judged):
+class TwoLoaders(Judged):
     def training_step(self, batch: Any, index: int) -> Tensor:
         left, right = batch["left"], batch["right"]
         return super().training_step([torch.cat([a, b]) for a, b in zip(left, right, strict=True)], index)
 
 
 def test_several_loaders_of_training_data(tmp_path):
-    module = Halves()
+    module = TwoLoaders()
     loaders = {"left": data(number=32), "right": data(number=48)}
     fitted(module, rounds(tmp_path, held_out=OTHERS, recalibrate_batches=2), loader=loaders)
     assert half(module)
     with pytest.raises(ValueError, match="hold them out yourself and pass held_out=loader"):
-        fitted(Halves(), rounds(tmp_path), loader=loaders)
+        fitted(TwoLoaders(), rounds(tmp_path), loader=loaders)
 
 
 class Stream(IterableDataset):
-    """Samples one after the other, of which nobody knows how many there are."""
+    """A stream of samples of unknown length."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(data().dataset)
@@ -172,8 +176,8 @@ def test_a_stream_of_training_data(tmp_path):
     assert half(module)
 
 
-class Augments(Judged):
-    """Its own hooks change batches on their way."""
+class TransferHooks(Judged):
+    """Changes batches in its transfer hooks."""
 
     def on_before_batch_transfer(self, batch: Any, index: int) -> Any:
         return [batch[0] - 100, batch[1]]
@@ -182,29 +186,29 @@ class Augments(Judged):
         return [batch[0] * (-1 if self.trainer.training and self.training else 1), batch[1]]
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        assert batch[0].mean() > 90  # of candidates, too
+        assert batch[0].mean() > 90  # also when candidates are trained
         return super().training_step(batch, index)
 
     def validation_step(self, batch: Any, index: int) -> None:
         self.log("val/mean", batch[0].mean())
 
 
-def test_batches_pass_the_module_s_hooks_as_in_training_and_validation(tmp_path):
+def test_batches_of_candidates_pass_the_transfer_hooks_of_the_module(tmp_path):
     callback = rounds(tmp_path, metric="val/mean", held_out=OTHERS)
-    module = Augments()
+    module = TransferHooks()
     fitted(module, callback)
     mean = float(OTHERS.dataset.tensors[0].mean()) - 100
     assert callback.rounds_done[0].before == pytest.approx(mean, abs=1e-3)
 
 
-def test_rounds_that_would_never_come_are_refused(tmp_path):
+def test_a_start_after_the_end_of_training_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="at the end of epoch 5, counted from 0, but training ends after 2 epochs"
     ):
         fitted(Judged(), rounds(tmp_path, start_epoch=5))
 
 
-def test_a_dense_network_that_was_trained_past_the_start_is_pruned_at_the_next_chance(tmp_path):
+def test_a_dense_network_that_was_trained_past_start_epoch_is_pruned_after_the_next_epoch(tmp_path):
     keep = ModelCheckpoint(tmp_path, filename="dense")
     fitted(Judged(), keep, epochs=3, enable_checkpointing=True)
     module, callback = Judged(), rounds(tmp_path, start_epoch=1)
@@ -213,16 +217,16 @@ def test_a_dense_network_that_was_trained_past_the_start_is_pruned_at_the_next_c
     assert half(module)
 
 
-class Clips(Judged):
+class ClipsItself(Judged):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         self.clip_gradients(optimizer, *args, **kwargs)
 
 
-@pytest.mark.parametrize("kind", [Judged, Clips])
-def test_gradients_of_candidates_are_clipped_as_those_of_the_training(tmp_path, kind):
+@pytest.mark.parametrize("kind", [Judged, ClipsItself])
+def test_gradients_of_candidates_are_clipped_as_in_training(tmp_path, kind):
     norms = []
 
-    class Look(L.Callback):
+    class GradientNorm(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             training = callback.method._training(trainer, [batch], 1)
             optimizer = training.optimizer(pl_module.net)
@@ -232,52 +236,54 @@ def test_gradients_of_candidates_are_clipped_as_those_of_the_training(tmp_path, 
             pl_module.zero_grad()
 
     callback = rounds(tmp_path)
-    fitted(kind(), callback, Look(), gradient_clip_val=1e-3, limit_train_batches=1)
+    fitted(kind(), callback, GradientNorm(), gradient_clip_val=1e-3, limit_train_batches=1)
     assert norms == pytest.approx([1e-3] * 2, rel=1e-2)
 
 
-def test_averages_accumulation_half_precision_schedules_and_budget_checkpoints_beside_it(tmp_path):
-    def run(folder: str, *more: L.Callback, path: Any = None) -> tuple[Any, Any, Any, L.Trainer]:
+def test_the_search_works_with_averages_accumulation_half_precision_and_budget_checkpoints(tmp_path):
+    def train(folder: str, *more: L.Callback, path: Any = None) -> tuple[Any, Any, Any, L.Trainer]:
         torch.manual_seed(0)
         module, callback, average = Judged(), rounds(tmp_path / folder), EMAWeightAveraging(decay=0.9)
         module.decay_every = 1
-        told = {
+        options = {
             "precision": "bf16-mixed",
             "accumulate_grad_batches": 2,
             "enable_checkpointing": True,
             "default_root_dir": tmp_path / folder,
             "epochs": 4,
         }
-        done = fitted(module, callback, average, *more, path=path, val=OTHERS, **told)
-        return module, callback, average, done
+        lightning_trainer = fitted(module, callback, average, *more, path=path, val=OTHERS, **options)
+        return module, callback, average, lightning_trainer
 
     best = BudgetCheckpoint(dirpath=tmp_path / "best", monitor="val/loss", filename="{epoch}")
     every = ModelCheckpoint(tmp_path / "all", filename="{epoch}", save_top_k=-1)
-    module, callback, _, done = run("a", best, every)
-    assert half(module)  # which holds the average now
+    module, callback, _, lightning_trainer = train("a", best, every)
+    assert half(module)  # it has the averaged weights now
     assert best.best_model_path.endswith(("epoch=2.ckpt", "epoch=3.ckpt"))
-    assert done.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**4)
-    # 4 batches are 2 steps; and those of the winners
-    assert {float(s["step"]) for s in done.optimizers[0].state.values()} == {2.0 * 4 + 2 * 3}
-    again, resumed, _, _ = run("a2", path=tmp_path / "all" / "epoch=1.ckpt")
-    assert same(module, again)
-    assert [vars(a) | {"seconds": 0} for a in resumed.rounds_done] == [
+    assert lightning_trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**4)
+    # 4 batches are 2 steps; the steps of the winners are added
+    assert {float(s["step"]) for s in lightning_trainer.optimizers[0].state.values()} == {2.0 * 4 + 2 * 3}
+    resumed, resumed_callback, _, _ = train("a2", path=tmp_path / "all" / "epoch=1.ckpt")
+    assert same(module, resumed)
+    assert [vars(a) | {"seconds": 0} for a in resumed_callback.rounds_done] == [
         vars(b) | {"seconds": 0} for b in callback.rounds_done
     ]
 
 
-def test_the_next_fit_without_it_trains_on_all_samples(tmp_path):
+def test_the_next_fit_without_the_callback_trains_on_all_samples(tmp_path):
     module = Judged()
-    run = fitted(module, rounds(tmp_path))
-    assert len(module.seen) == 51
-    run.callbacks = [each for each in run.callbacks if not hasattr(each, "rounds_done")]
-    run.fit_loop.max_epochs = 3
-    run.fit(module, data())
-    assert len(module.seen) == 64
+    lightning_trainer = fitted(module, rounds(tmp_path))
+    assert len(module.trained_on) == 51
+    lightning_trainer.callbacks = [
+        callback for callback in lightning_trainer.callbacks if not hasattr(callback, "rounds_done")
+    ]
+    lightning_trainer.fit_loop.max_epochs = 3
+    lightning_trainer.fit(module, data())
+    assert len(module.trained_on) == 64
     assert trace(module.net, EXAMPLE).cost("macs") > 0
 
 
-def test_what_is_logged_is_reduced_as_told():
+def test_logged_values_are_reduced_by_their_reduce_fx():
     logged = LoggedValues()
     for value, size in ((1.0, 4), (4.0, 2)):
         logged.size = size

@@ -1,4 +1,4 @@
-"""The callback inside a real Trainer: training goes on, on a smaller network, and can be resumed."""
+"""Tests of FilterPruningCallback in a Trainer: training continues on a smaller network, and can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_prune.criteria.activation_deviation import activation_deviation
 from lightning_prune.selection.limits import Limits
 from lightning_prune.utils.batch_norm import recalibrate_
 
-# Both terms of IPAD, so that statistics are gathered; the callback's own default is by weights alone.
+# Both terms of IPAD, so that statistics are collected; the default criterion uses weights alone.
 FilterPruningCallback = partial(Callback, criterion=IPAD(omega=0.5))
 
 pytestmark = [
@@ -37,7 +37,7 @@ pytestmark = [
 
 
 class Blobs(L.LightningModule):
-    """A small classifier; nothing about it knows of pruning."""
+    """A small classifier without any code for pruning."""
 
     decay_every = 100
 
@@ -124,7 +124,7 @@ def cost(module: Blobs, resource: str = "macs") -> int:
 
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
 @pytest.mark.parametrize("statistics", ["epoch", "pass"])
-def test_meets_the_budget_and_the_loss_goes_on_falling(optimizer, statistics, capsys):
+def test_the_budget_is_met_and_the_loss_continues_to_fall(optimizer, statistics, capsys):
     module, dense = Tupled(), cost(Tupled())
     callback = FilterPruningCallback(
         {"macs": 0.5}, amount={"macs": 0.2}, optimizer=optimizer, statistics=statistics
@@ -146,9 +146,9 @@ def test_meets_the_budget_and_the_loss_goes_on_falling(optimizer, statistics, ca
 
 
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
-def test_the_optimizer_holds_the_networks_parameters_and_they_move(optimizer):
+def test_the_optimizer_has_the_parameters_of_the_network_and_moves_them(optimizer):
     module = Tupled()
-    seen: list[tuple[bool, bool]] = []
+    checks: list[tuple[bool, bool]] = []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -156,26 +156,26 @@ def test_the_optimizer_holds_the_networks_parameters_and_they_move(optimizer):
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             state = trainer.optimizers[0].state
-            held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+            stepped = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
             moved = all(
                 not torch.equal(a, b) for a, b in zip(self.before, pl_module.parameters(), strict=True)
             )
             shapes = all(state[p]["exp_avg"].shape == p.shape for p in pl_module.parameters())
-            seen.append((moved, shapes and held == {id(p) for p in pl_module.parameters()}))
+            checks.append((moved, shapes and stepped == {id(p) for p in pl_module.parameters()}))
 
     trainer(FilterPruningCallback({"macs": 0.5}, optimizer=optimizer), Watch(), epochs=8).fit(module, data())
-    assert all(moved for moved, _ in seen)
-    assert all(held for _, held in seen)
+    assert all(moved for moved, _ in checks)
+    assert all(is_complete for _, is_complete in checks)
 
 
-def test_reset_starts_optimizer_and_scheduler_afresh_and_carry_goes_on():
+def test_reset_restarts_optimizer_and_scheduler_and_carry_continues_them():
     def rates(optimizer: str) -> tuple[list[float], list[float]]:
-        found, steps = [], []
+        first_rates, steps = [], []
 
         class Watch(L.Callback):
             def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
                 if batch_idx == 0:
-                    found.append(trainer.optimizers[0].param_groups[0]["lr"])
+                    first_rates.append(trainer.optimizers[0].param_groups[0]["lr"])
                     steps.append(next(iter(trainer.optimizers[0].state.values()))["step"].item())
 
         callback = FilterPruningCallback(
@@ -185,7 +185,7 @@ def test_reset_starts_optimizer_and_scheduler_afresh_and_carry_goes_on():
         module.decay_every = 3
         trainer(callback, Watch(), epochs=6).fit(module, data())
         assert [cut.epoch for cut in callback.history] == [3]
-        return found, steps
+        return first_rates, steps
 
     rate, steps = rates("carry")
     assert rate == pytest.approx([1e-2] * 3 + [1e-3] * 3)
@@ -196,39 +196,39 @@ def test_reset_starts_optimizer_and_scheduler_afresh_and_carry_goes_on():
 
 
 class Spy:
-    """A criterion that keeps what it was given."""
+    """A criterion that stores the statistics it receives."""
 
     def __init__(self) -> None:
-        self.seen: list[dict[str, np.ndarray]] = []
+        self.statistics: list[dict[str, np.ndarray]] = []
 
     def observer(self, graph, model):
         return IPAD().observer(graph, model)
 
     def __call__(self, graph, model, statistics):
-        self.seen.append(dict(statistics))
+        self.statistics.append(dict(statistics))
         return IPAD()(graph, model, statistics)
 
 
-def test_the_statistics_are_those_of_all_training_batches_of_the_epoch_and_of_nothing_else():
-    """Sanity check and validation (infinite here) do not count, and every batch does."""
+def test_statistics_are_collected_over_all_training_batches_of_the_epoch_and_no_other_ones():
+    """The sanity check and validation, whose inputs are infinite, are not collected."""
     module, spy, outputs = Validated(), Spy(), {}
 
     class Watch(L.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             outputs[trainer.current_epoch] = []
 
-    def keep(layer: nn.Module, args: Any, out: Tensor) -> None:
+    def keep_output(layer: nn.Module, args: Any, out: Tensor) -> None:
         if type(out) is Tensor and not out.is_meta and layer.training:  # not those of a trace
             outputs[fit.current_epoch].append(out.detach())
 
-    module.net[0].register_forward_hook(keep)
+    module.net[0].register_forward_hook(keep_output)
     fit = trainer(
         FilterPruningCallback({"macs": 0.5}, criterion=spy), Watch(), epochs=3, num_sanity_val_steps=2
     )
     with pytest.warns(UserWarning, match="not met"):
         fit.fit(module, data(), DataLoader(torch.ones(2, 1, 12, 12), 2))
-    assert len(spy.seen) == 2
-    for epoch, statistics in zip((1, 2), spy.seen, strict=True):
+    assert len(spy.statistics) == 2
+    for epoch, statistics in zip((1, 2), spy.statistics, strict=True):
         assert len(outputs[epoch]) == 4
         mean_map = torch.cat(outputs[epoch]).mean(0)
         expected = activation_deviation(mean_map.flatten(1))
@@ -236,16 +236,18 @@ def test_the_statistics_are_those_of_all_training_batches_of_the_epoch_and_of_no
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_any_precision(precision):
+def test_every_precision_is_supported(precision):
     module, callback = Tupled(), FilterPruningCallback({"macs": 0.6}, optimizer="carry")
     trainer(callback, epochs=8, precision=precision, accumulate_grad_batches=3).fit(module, data())
     assert callback.history[-1].share["macs"] <= 0.6
     assert module.losses[-1] < 0.5 * module.losses[0]
 
 
-def test_a_lambda_is_a_criterion_and_hooks_are_gone_afterwards():
+def test_a_lambda_is_accepted_as_criterion_and_hooks_are_removed_at_the_end():
     module = Tupled()
-    callback = FilterPruningCallback({"macs": 0.6}, criterion=lambda graph, model, seen: L2()(graph, model))
+    callback = FilterPruningCallback(
+        {"macs": 0.6}, criterion=lambda graph, model, statistics: L2()(graph, model)
+    )
     trainer(callback, epochs=8).fit(module, data())
     assert callback.history
     assert not any(m._forward_hooks for m in module.modules())
@@ -254,13 +256,13 @@ def test_a_lambda_is_a_criterion_and_hooks_are_gone_afterwards():
 
 @pytest.mark.parametrize(("kind", "dataset"), [(Tupled, TensorDataset), (ByImage, Named)])
 @pytest.mark.parametrize("example", [False, True])
-def test_finds_its_example_input(kind, dataset, example):
+def test_the_example_input_comes_from_the_module_or_the_first_batch(kind, dataset, example):
     callback = FilterPruningCallback({"macs": 0.6})
     trainer(callback, epochs=8).fit(kind(example), data(dataset))
     assert callback.history[0].before["macs"] == cost(Blobs())
 
 
-def test_the_logger_gets_costs_units_and_shares():
+def test_costs_units_and_shares_are_logged():
     fit, module = trainer(FilterPruningCallback({"macs": 0.6}), epochs=8), Tupled()
     fit.fit(module, data())
     logged = fit.callback_metrics
@@ -270,7 +272,7 @@ def test_the_logger_gets_costs_units_and_shares():
     assert logged["prune/units"] == module.net[0].out_channels + module.net[3].out_channels
 
 
-def test_the_record_makes_a_fresh_network_the_same(tmp_path: Path):
+def test_the_record_applied_to_a_dense_network_gives_the_same_network(tmp_path: Path):
     module, callback = Tupled(), FilterPruningCallback({"macs": 0.4}, limits=Limits(1.0))
     trainer(callback, epochs=10).fit(module, data())
     assert len(callback.history) > 2
@@ -281,7 +283,7 @@ def test_the_record_makes_a_fresh_network_the_same(tmp_path: Path):
     assert torch.equal(fresh.eval()(x), module.eval()(x))
 
 
-def test_only_the_named_submodule_is_pruned():
+def test_only_the_given_submodule_is_pruned():
     module = Tupled()
     callback = FilterPruningCallback({"params": 0.6}, submodule="net", exclude=["0"])
     trainer(callback, epochs=8).fit(module, data())
@@ -290,8 +292,8 @@ def test_only_the_named_submodule_is_pruned():
     assert all(not name.startswith("net.") for name in callback.record.kept)
 
 
-def checkpointed(folder: Path, optimizer: str, at_epoch_end: bool, resume: Path | None = None):
-    """A run over twelve epochs with a checkpoint for each: the module and the callback after it."""
+def train_with_checkpoints(folder: Path, optimizer: str, at_epoch_end: bool, resume: Path | None = None):
+    """Train twelve epochs with a checkpoint of each; return the module and the callback."""
     module = Validated()
     callback = FilterPruningCallback(
         {"macs": 0.4}, limits=Limits(1.0), every_n_epochs=2, optimizer=optimizer, verbose=False
@@ -304,27 +306,33 @@ def checkpointed(folder: Path, optimizer: str, at_epoch_end: bool, resume: Path 
 
 
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
-def test_a_dense_module_resumes_as_if_nothing_had_happened(tmp_path: Path, optimizer):
-    whole, first = checkpointed(tmp_path, optimizer, True)
+def test_a_dense_module_resumes_to_the_same_weights(tmp_path: Path, optimizer):
+    uninterrupted, first = train_with_checkpoints(tmp_path, optimizer, True)
     for epoch in (1, 3, 4):
-        again, second = checkpointed(tmp_path / "again", optimizer, True, tmp_path / f"epoch={epoch}.ckpt")
+        resumed, second = train_with_checkpoints(
+            tmp_path / "again", optimizer, True, tmp_path / f"epoch={epoch}.ckpt"
+        )
         assert [cut.epoch for cut in second.history] == [cut.epoch for cut in first.history]
         assert second.record.kept == first.record.kept
-        for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        for (name, a), b in zip(
+            uninterrupted.state_dict().items(), resumed.state_dict().values(), strict=True
+        ):
             assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("optimizer", ["reset", "carry"])
-def test_a_checkpoint_from_between_validation_and_cut_leaves_out_no_cut(tmp_path: Path, optimizer):
-    whole, first = checkpointed(tmp_path, optimizer, False)
-    again, second = checkpointed(tmp_path / "again", optimizer, False, tmp_path / "epoch=3.ckpt")
+def test_training_resumed_from_between_validation_and_cut_makes_the_cut(tmp_path: Path, optimizer):
+    uninterrupted, first = train_with_checkpoints(tmp_path, optimizer, False)
+    resumed, second = train_with_checkpoints(tmp_path / "again", optimizer, False, tmp_path / "epoch=3.ckpt")
     assert [cut.epoch for cut in second.history] == [cut.epoch for cut in first.history]
-    assert second.history[-1].after["macs"] == cost(again) <= 0.4 * cost(Blobs())
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert second.history[-1].after["macs"] == cost(resumed) <= 0.4 * cost(Blobs())
+    assert all(
+        torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`.*:UserWarning")
-def test_testing_from_a_checkpoint_needs_no_help(tmp_path: Path):
+def test_testing_from_a_checkpoint_needs_no_further_code(tmp_path: Path):
     class Tested(Tupled):
         def test_step(self, batch: Any, index: int) -> None:
             self.log("seen", self(batch[0]).sum())
@@ -333,14 +341,14 @@ def test_testing_from_a_checkpoint_needs_no_help(tmp_path: Path):
     fit = trainer(FilterPruningCallback({"macs": 0.6}), keep, enable_checkpointing=True, epochs=7)
     module = Tested()
     fit.fit(module, data())
-    here = fit.test(module, data(shuffle=False), verbose=False)
-    same = fit.test(module, data(shuffle=False), ckpt_path=keep.best_model_path, verbose=False)
+    without_checkpoint = fit.test(module, data(shuffle=False), verbose=False)
+    from_checkpoint = fit.test(module, data(shuffle=False), ckpt_path=keep.best_model_path, verbose=False)
     fresh = trainer(FilterPruningCallback({"macs": 0.6}))
-    dense = fresh.test(Tested(), data(shuffle=False), ckpt_path=keep.best_model_path, verbose=False)
-    assert here == same == dense
+    from_dense = fresh.test(Tested(), data(shuffle=False), ckpt_path=keep.best_model_path, verbose=False)
+    assert without_checkpoint == from_checkpoint == from_dense
 
 
-def test_recalibration_gives_the_norms_the_data_they_meet_now():
+def test_recalibration_estimates_norms_on_the_given_batches():
     net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3)).eval()
     batches = [torch.randn(8, 1, 5, 5) for _ in range(3)]
     assert recalibrate_(net, [((batch,), {}) for batch in batches]) == 3
@@ -350,14 +358,14 @@ def test_recalibration_gives_the_norms_the_data_they_meet_now():
     assert not any(module.training for module in net.modules())
 
 
-def test_an_epoch_that_ends_training_with_a_cut_leaves_calibrated_norms():
+def test_norms_are_recalibrated_if_training_ends_with_a_cut():
     module = Tupled()
     callback = FilterPruningCallback({"macs": 0.5}, start_epoch=1, amount={"macs": 1}, criterion=L2())
     trainer(callback, epochs=2).fit(module, data())
     assert len(callback.history) == 1
-    found = module.net[4].running_mean.clone()
+    mean_after_training = module.net[4].running_mean.clone()
     recalibrate_(module, [((batch[0],), {}) for batch in data(shuffle=False)])
-    torch.testing.assert_close(found, module.net[4].running_mean, rtol=0.3, atol=0.05)
+    torch.testing.assert_close(mean_after_training, module.net[4].running_mean, rtol=0.3, atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +376,7 @@ def test_an_epoch_that_ends_training_with_a_cut_leaves_calibrated_norms():
         ({"every_n_epochs": 0}, "every_n_epochs >= 1"),
     ],
 )
-def test_arguments_out_of_range(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FilterPruningCallback({"macs": 0.5}, **arguments)
 
@@ -387,7 +395,7 @@ def test_arguments_out_of_range(arguments, message):
         ({"budget": {"macs": 0.5}, "limits": Limits(overrides={"nte": 1})}, r"limit 'nte' matches no layer"),
     ],
 )
-def test_bad_input_ends_before_training_and_changes_nothing(arguments, message, example):
+def test_bad_input_raises_before_training_and_changes_nothing(arguments, message, example):
     module = Tupled(example)
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -397,7 +405,7 @@ def test_bad_input_ends_before_training_and_changes_nothing(arguments, message, 
     assert not any(m._forward_hooks for m in module.modules())
 
 
-def test_no_example_input_says_what_to_set():
+def test_a_missing_example_input_raises_with_advice():
     class Strings(Blobs):
         def training_step(self, batch: Any, index: int) -> Tensor:
             raise AssertionError("too late")
@@ -406,7 +414,7 @@ def test_no_example_input_says_what_to_set():
         trainer(FilterPruningCallback({"macs": 0.5})).fit(Strings(), DataLoader(["a", "b"]))
 
 
-def test_nothing_to_prune():
+def test_a_network_without_prunable_units_is_refused():
     class Fixed(Tupled):
         def __init__(self) -> None:
             super().__init__(example=True)
@@ -422,7 +430,7 @@ def test_an_empty_loader_is_an_error():
         trainer(FilterPruningCallback({"macs": 0.5})).fit(Tupled(), DataLoader([]))
 
 
-def test_activations_that_are_not_finite_end_training_and_leave_the_network():
+def test_activations_that_are_not_finite_raise_and_leave_the_network_unchanged():
     class Diverged(Tupled):
         def training_step(self, batch: Any, index: int) -> Tensor:
             return super().training_step([batch[0] * float("nan"), batch[1]], index)
@@ -434,7 +442,7 @@ def test_activations_that_are_not_finite_end_training_and_leave_the_network():
     assert not any(m._forward_hooks for m in module.modules())
 
 
-def test_a_budget_out_of_reach_is_foreseen_and_said_at_the_end():
+def test_a_budget_out_of_reach_is_warned_of_before_and_after_training():
     module = Tupled()
     with pytest.warns(UserWarning, match="budget") as warned:
         trainer(FilterPruningCallback({"macs": 0.3}, limits=Limits(0.5)), epochs=9).fit(module, data())
