@@ -1,4 +1,4 @@
-"""Which layers can lose filters: as cutting by hand says, on copies, and drawn so that it can be read."""
+"""Tests of sensitivity: scores equal those of cutting copies by hand; its figure, table and command."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ def model() -> nn.Module:
 
 
 @torch.no_grad()
-def loudness(net: nn.Module) -> float:
+def mean_magnitude(net: nn.Module) -> float:
     return float(net(*EXAMPLE[0]).abs().mean())
 
 
-def test_scores_are_those_of_cutting_by_hand_and_the_model_stays_as_it_was() -> None:
+def test_scores_equal_those_of_cutting_copies_and_the_model_is_not_changed() -> None:
     net = model().train()
     before = copy.deepcopy(net.state_dict())
-    found = sensitivity(net, EXAMPLE, loudness, criterion=L1(), shares=[0.25, 0.5])
+    result = sensitivity(net, EXAMPLE, mean_magnitude, criterion=L1(), shares=[0.25, 0.5])
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(module.training for module in net.modules())
-    coupled, single = found.rows
+    coupled, single = result.rows
     assert (len(coupled.layers), coupled.units, single.layers, single.units) == (2, 8, ("inner.weight",), 10)
-    for row in found.rows:
-        for share, score in zip(found.shares, row.scores, strict=True):
+    for row in result.rows:
+        for share, score in zip(result.shares, row.scores, strict=True):
             twin = copy.deepcopy(net).eval()
             graph = trace(twin, *EXAMPLE[0])
             units, importance = graph.layers[row.layers[0]], L1()(graph, twin)
-            gone = sorted(units.tolist(), key=lambda unit: importance[unit])[: round(share * len(units))]
-            prune_(twin, graph, gone)
-            assert score == loudness(twin) != found.dense
-    assert found.dense == loudness(net.eval())
+            removed = sorted(units.tolist(), key=lambda unit: importance[unit])[: round(share * len(units))]
+            prune_(twin, graph, removed)
+            assert score == mean_magnitude(twin) != result.dense
+    assert result.dense == mean_magnitude(net.eval())
 
 
-def test_norms_are_renewed_if_asked_for_and_one_filter_always_stays() -> None:
+def test_norms_are_recalibrated_on_request_and_one_filter_always_stays() -> None:
     raw, renewed = (
-        sensitivity(model(), EXAMPLE, loudness, shares=[0.99], recalibrate=examples)
+        sensitivity(model(), EXAMPLE, mean_magnitude, shares=[0.99], recalibrate=examples)
         for examples in ([], [EXAMPLE])
     )
     assert raw.dense == renewed.dense
@@ -83,28 +83,28 @@ def test_norms_are_renewed_if_asked_for_and_one_filter_always_stays() -> None:
     assert stay.rows[1].scores == (1.0,)
 
 
-def test_one_trace_serves_all_cuts_and_each_starts_from_the_dense_network(
+def test_the_network_is_traced_once_and_each_cut_starts_from_the_dense_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each cut used to be made on a copy that was traced anew."""
-    traced, seen = Mock(side_effect=trace), []
+    """A regression: each cut was made on a copy that was traced again."""
+    trace_mock, sizes = Mock(side_effect=trace), []
 
     def score(net: nn.Module) -> float:
-        seen.append(sum(p.numel() for p in net.parameters()))
-        return loudness(net)
+        sizes.append(sum(p.numel() for p in net.parameters()))
+        return mean_magnitude(net)
 
-    monkeypatch.setattr("lightning_prune.pruning.sensitivity.trace", traced)
+    monkeypatch.setattr("lightning_prune.pruning.sensitivity.trace", trace_mock)
     many = sensitivity(model(), EXAMPLE, score, shares=[0.5, 0.25, 0.5], recalibrate=[EXAMPLE])
-    assert traced.call_count == 1
-    alone = sensitivity(model(), EXAMPLE, loudness, shares=[0.5], recalibrate=[EXAMPLE])
+    assert trace_mock.call_count == 1
+    alone = sensitivity(model(), EXAMPLE, mean_magnitude, shares=[0.5], recalibrate=[EXAMPLE])
     for row, single in zip(many.rows, alone.rows, strict=True):
         assert row.scores[0] == row.scores[2] == single.scores[0] != row.scores[1]
-    whole, half, most, again = seen[:4]
+    whole, half, most, again = sizes[:4]
     assert half == again < most < whole
 
 
-def test_units_that_a_criterion_never_gives_away_stay() -> None:
-    """Infinitely important ones used to go when the share asked for as many."""
+def test_units_of_infinite_importance_stay() -> None:
+    """A regression: they were removed if the share required as many units."""
 
     def keeps_half(graph: ChannelGraph, net: nn.Module, statistics: Any = None) -> np.ndarray:
         importance = np.asarray(L1()(graph, net))
@@ -112,36 +112,36 @@ def test_units_that_a_criterion_never_gives_away_stay() -> None:
         importance[graph.layers["outer.weight"]] = np.inf
         return importance
 
-    found = sensitivity(
+    result = sensitivity(
         model(), EXAMPLE, lambda net: float(net.inner.out_channels), criterion=keeps_half, shares=[0.9]
     )  # type: ignore[union-attr,arg-type]
-    (row,) = found.rows
+    (row,) = result.rows
     assert (row.name, row.units, row.scores) == ("inner", 5, (6.0,))
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for shares in ([], [0.0], [1.0]):
         with pytest.raises(ValueError, match="within"):
-            sensitivity(model(), EXAMPLE, loudness, shares=shares)
+            sensitivity(model(), EXAMPLE, mean_magnitude, shares=shares)
     with pytest.raises(ValueError, match="nothing to prune"):
-        sensitivity(model(), EXAMPLE, loudness, exclude=["*"])
+        sensitivity(model(), EXAMPLE, mean_magnitude, exclude=["*"])
     for option in ("taylor_weight", "activation_mean", "ipad_activations"):
         with pytest.raises(ValueError, match="needs statistics of activations or gradients"):
-            sensitivity(model(), EXAMPLE, loudness, criterion=weight_criterion(option))
+            sensitivity(model(), EXAMPLE, mean_magnitude, criterion=weight_criterion(option))
 
 
 @pytest.mark.parametrize("rows", [1, 20, 60])
-def test_the_picture_grows_with_the_layers(rows: int) -> None:
+def test_the_figure_grows_with_the_number_of_layers(rows: int) -> None:
     shares = tuple(n / 10 for n in range(1, 10))
-    held = tuple(Row(f"encoder.layer{n}.conv1", ("a",) * (1 + n % 3), 64, shares) for n in range(rows))
-    found = Sensitivity(0.9, shares, held, 1.0)
-    drawn = figure(found)
-    drawn.draw_without_rendering()
-    axes = drawn.axes[0]
+    result_rows = tuple(Row(f"encoder.layer{n}.conv1", ("a",) * (1 + n % 3), 64, shares) for n in range(rows))
+    result = Sensitivity(0.9, shares, result_rows, 1.0)
+    plot = figure(result)
+    plot.draw_without_rendering()
+    axes = plot.axes[0]
     heights = [label.get_window_extent().height for label in axes.get_yticklabels()]
     assert len(heights) == rows
     assert axes.get_window_extent().height / rows > max(heights)  # labels do not overlap
-    assert len(table(found).rows) == rows
+    assert len(table(result).rows) == rows
 
 
 def test_a_refused_cut_is_a_gap_with_a_warning_that_names_layer_and_reason(
@@ -154,11 +154,14 @@ def test_a_refused_cut_is_a_gap_with_a_warning_that_names_layer_and_reason(
 
     monkeypatch.setattr("lightning_prune.pruning.sensitivity.prune_", refuse)
     with pytest.warns(UserWarning, match="inner without 5 of 10 filters is refused: nothing for five"):
-        found = sensitivity(model(), EXAMPLE, loudness, shares=[0.25, 0.5])
-    assert [[math.isnan(score) for score in row.scores] for row in found.rows] == [[False] * 2, [False, True]]
-    assert found.to_dict()["rows"][1]["scores"][1] is None
-    assert table(found).rows[1][-1] == "-"
-    texts = [text.get_text() for text in figure(found).axes[0].texts]
+        result = sensitivity(model(), EXAMPLE, mean_magnitude, shares=[0.25, 0.5])
+    assert [[math.isnan(score) for score in row.scores] for row in result.rows] == [
+        [False] * 2,
+        [False, True],
+    ]
+    assert result.to_dict()["rows"][1]["scores"][1] is None
+    assert table(result).rows[1][-1] == "-"
+    texts = [text.get_text() for text in figure(result).axes[0].texts]
     assert texts[-1] == "\N{EN DASH}"
     assert "nan" not in texts
 
@@ -173,9 +176,7 @@ SMALL = {
 }
 
 
-def test_the_command_writes_table_numbers_and_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_table_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides=["data.size=48", "data.slices_per_axis=6"])
     node = OmegaConf.create({"net": SMALL, "data": OmegaConf.to_container(config.data)})
@@ -183,14 +184,17 @@ def test_the_command_writes_table_numbers_and_picture(
     OmegaConf.save(node, tmp_path / CONFIG)
     save_net(tmp_path / NET, instantiate(node.net), PruningRecord())
     main([str(tmp_path), "--criterion", "l2", "--batches", "1", "--device", "cpu"])
-    found = json.loads((tmp_path / "sensitivity.json").read_text())
+    result = json.loads((tmp_path / "sensitivity.json").read_text())
     shown = capsys.readouterr()
-    (row,) = found["rows"]
+    (row,) = result["rows"]
     assert (row["name"], row["units"], len(row["scores"])) == ("0", 6, 9)
     assert min(row["scores"]) >= 0
     assert shown.err.startswith("1/1 0: ")
-    assert all(f"{share:.0%}" in shown.out for share in found["shares"])
+    assert all(f"{share:.0%}" in shown.out for share in result["shares"])
     assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
-    for wrong, told in (["--criterion", "taylor_gate"], "needs statistics"), (["--device", "gpus"], "gpus"):
-        with pytest.raises(SystemExit, match=told):
-            main([str(tmp_path), *wrong])
+    for arguments, message in (
+        (["--criterion", "taylor_gate"], "needs statistics"),
+        (["--device", "gpus"], "gpus"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([str(tmp_path), *arguments])

@@ -1,4 +1,4 @@
-"""One step of pruning, without Lightning: what is refused is selected around."""
+"""Tests of one pruning step without Lightning, and of a new selection when surgery refuses units."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.criteria import L2, CostAware, Normalised, Propagated, TaylorGate, TaylorWeight, blind_to
 from lightning_prune.graph.costs import Term
-from lightning_prune.pruning import step as cutting
+from lightning_prune.pruning import step
 from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.step import cut_, importance_of
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.utils import distributed as processes
+from lightning_prune.utils import distributed
 from tests.support.nets import assert_same, state
 
 EXAMPLE = (torch.zeros(1, 3, 8, 8),)
@@ -31,80 +31,82 @@ def network() -> nn.Module:
 
 
 @pytest.fixture
-def run() -> PruningSession:
+def session() -> PruningSession:
     model = network()
     graph = trace(model, *EXAMPLE)
     return PruningSession(model, (EXAMPLE, {}), graph, DenseSizes.of(graph))
 
 
-def test_cuts_in_steps_to_the_budget_with_every_cost_as_predicted(run):
-    rules = PruningPolicy({"macs": 0.4}, {"macs": 0.2}, Limits(1.0))
-    while not rules.is_met(run.graph, run.dense):
-        before = run.graph
-        record = run.cut_(rules, L2())
+def test_cuts_in_steps_reach_the_budget_and_have_the_predicted_costs(session):
+    policy = PruningPolicy({"macs": 0.4}, {"macs": 0.2}, Limits(1.0))
+    while not policy.is_met(session.graph, session.dense):
+        before = session.graph
+        record = session.cut_(policy, L2())
         assert record
-        cut = CutSummary.between(before, run.graph, run.dense, run.stopped, 0, 0.0)
-        assert cut.after == {resource: run.graph.cost(resource) for resource in cut.after}
-        assert cut.filters == len(run.last_plan)
-    assert size_metrics(run.graph, run.dense)["prune/macs_share"] <= 0.4
+        cut = CutSummary.between(before, session.graph, session.dense, session.stopped, 0, 0.0)
+        assert cut.after == {resource: session.graph.cost(resource) for resource in cut.after}
+        assert cut.filters == len(session.last_plan)
+    assert size_metrics(session.graph, session.dense)["prune/macs_share"] <= 0.4
 
 
-def test_units_that_surgery_refuses_stay_and_others_go(run, monkeypatch):
-    first = int(run.graph.layers["0.weight"][0])
+def test_units_that_surgery_refuses_stay_and_others_are_removed(session, monkeypatch):
+    first = int(session.graph.layers["0.weight"][0])
 
-    def refusing(model, graph, remove, optimizers=()):
+    def refuse(model, graph, remove, optimizers=()):
         if first in remove:
             raise SurgeryError("view at line 1", np.array([first]))
         return prune_(model, graph, remove, optimizers)
 
-    monkeypatch.setattr(cutting, "prune_", refusing)
+    monkeypatch.setattr(step, "prune_", refuse)
 
     def lowest(graph, model, statistics):
         return np.arange(graph.num_units, dtype=float)
 
     with pytest.warns(UserWarning, match="view at line 1; 1 units stay, selecting again"):
-        plan, record = cut_(run.target, run.graph, PruningPolicy({"macs": 0.6}), lowest, {}, run.dense)
+        plan, record = cut_(
+            session.target, session.graph, PruningPolicy({"macs": 0.6}), lowest, {}, session.dense
+        )
     assert first not in list(plan)
     assert record.kept["0.weight"][0][0] == 0
 
 
-def test_a_network_that_surgery_cannot_cut_stays_with_a_warning(run, monkeypatch):
-    def refusing(model, graph, remove, optimizers=()):
+def test_a_network_that_surgery_cannot_cut_stays_unchanged_with_a_warning(session, monkeypatch):
+    def refuse(model, graph, remove, optimizers=()):
         raise SurgeryError("cannot be proven")
 
-    monkeypatch.setattr(cutting, "prune_", refusing)
-    before = [p.clone() for p in run.target.parameters()]
+    monkeypatch.setattr(step, "prune_", refuse)
+    before = [p.clone() for p in session.target.parameters()]
     with pytest.warns(UserWarning, match="no more cuts, the network stays unchanged: cannot be proven"):
-        assert not run.cut_(PruningPolicy({"macs": 0.6}), L2())
-    assert run.exhausted
-    assert all(torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
+        assert not session.cut_(PruningPolicy({"macs": 0.6}), L2())
+    assert session.exhausted
+    assert all(torch.equal(a, b) for a, b in zip(before, session.target.parameters(), strict=True))
 
 
-def test_processes_carry_out_the_plan_of_the_first(run, monkeypatch):
-    other = run.graph.layers["2.weight"][:2]
-    monkeypatch.setattr(cutting, "broadcast", lambda plan: replace(plan, remove=other))
-    plan, record = cut_(run.target, run.graph, PruningPolicy({"macs": 0.6}), L2(), {}, run.dense)
+def test_every_process_carries_out_the_plan_of_rank_0(session, monkeypatch):
+    other = session.graph.layers["2.weight"][:2]
+    monkeypatch.setattr(step, "broadcast", lambda plan: replace(plan, remove=other))
+    plan, record = cut_(session.target, session.graph, PruningPolicy({"macs": 0.6}), L2(), {}, session.dense)
     assert list(plan) == other.tolist()
     assert set(record.kept) == {"2.weight", "2.bias", "4.weight"}
 
 
-def test_a_cut_that_another_process_did_not_make_ends_training(run, monkeypatch):
-    monkeypatch.setattr(processes, "gather_all", lambda digest: [digest, "another"])
+def test_a_cut_that_differs_between_processes_raises(session, monkeypatch):
+    monkeypatch.setattr(distributed, "gather_all", lambda digest: [digest, "another"])
     with pytest.raises(RuntimeError, match=r"the cut of ranks \[1\] differs from that of rank 0"):
-        run.cut_(PruningPolicy({"macs": 0.6}), L2())
+        session.cut_(PruningPolicy({"macs": 0.6}), L2())
 
 
-def test_the_end_is_explained(run):
-    rules = PruningPolicy({"macs": 0.3}, None, Limits(0.5))
-    run.cut_(rules, L2())
-    assert run.exhausted
-    text = budget_warning(rules, run.graph, run.dense, run.last_plan)
+def test_the_budget_warning_explains_why_pruning_ended(session):
+    policy = PruningPolicy({"macs": 0.3}, None, Limits(0.5))
+    session.cut_(policy, L2())
+    assert session.exhausted
+    text = budget_warning(policy, session.graph, session.dense, session.last_plan)
     assert "loosen limits" in text
-    assert f"macs {run.graph.cost('macs') / run.dense.costs['macs']:.3f}" in text
+    assert f"macs {session.graph.cost('macs') / session.dense.costs['macs']:.3f}" in text
 
 
 def wide_early_deep_late() -> PruningSession:
-    """The first layers have nearly all the MACs, the last ones nearly all the parameters."""
+    """Return a session whose first layers have most of the MACs, and its last layers most of the parameters."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(16),
@@ -115,49 +117,51 @@ def wide_early_deep_late() -> PruningSession:
     return PruningSession(model, example, graph, DenseSizes.of(graph))
 
 
-def alike(graph, model, statistics):
+def equal_scores(graph, model, statistics):
     return np.ones(graph.num_units)
 
 
-BOTH = CostAware(alike, resources={"macs": 1.0, "params": 0.2})
+BOTH = CostAware(equal_scores, resources={"macs": 1.0, "params": 0.2})
 
 
 @pytest.mark.parametrize("criterion", [BOTH, Normalised(BOTH, "global"), Propagated(BOTH, 0.0)])
-def test_a_budget_that_is_met_no_longer_drives_the_ranking(criterion):
-    run = wide_early_deep_late()
-    rules = PruningPolicy({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
-    while rules.met_resources(run.graph, run.dense) != {"macs"}:
-        run.cut_(rules, criterion)
-        assert run.stopped == "amount"
-        assert run.graph.widths()["4.weight"] == 64  # MACs matter more, and the first layers have them
-    first = run.graph.widths()["0.weight"]
+def test_a_resource_whose_budget_is_met_no_longer_affects_the_ranking(criterion):
+    session = wide_early_deep_late()
+    policy = PruningPolicy({"macs": 0.5, "params": 0.4}, {"macs": 0.3, "params": 0.3}, Limits(1.0))
+    while policy.met_resources(session.graph, session.dense) != {"macs"}:
+        session.cut_(policy, criterion)
+        assert session.stopped == "amount"
+        assert (
+            session.graph.widths()["4.weight"] == 64
+        )  # MACs have the larger weight, and the first layers have most of them
+    first = session.graph.widths()["0.weight"]
     assert first < 8
-    while not rules.is_met(run.graph, run.dense):
-        assert run.cut_(rules, criterion)
-    assert run.graph.widths()["0.weight"] == first
-    assert run.graph.widths()["4.weight"] < 64
+    while not policy.is_met(session.graph, session.dense):
+        assert session.cut_(policy, criterion)
+    assert session.graph.widths()["0.weight"] == first
+    assert session.graph.widths()["4.weight"] < 64
 
 
-def test_without_any_cost_left_importance_alone_decides():
-    run = wide_early_deep_late()
-    assert blind_to(BOTH, ["macs", "params"]) is alike
-    assert blind_to(BOTH, ["macs"]) == CostAware(alike, resources={"params": 0.2})
+def test_without_remaining_costs_importance_alone_decides():
+    session = wide_early_deep_late()
+    assert blind_to(BOTH, ["macs", "params"]) is equal_scores
+    assert blind_to(BOTH, ["macs"]) == CostAware(equal_scores, resources={"params": 0.2})
     assert blind_to(BOTH, ["elsewhere"]) == BOTH
-    assert blind_to(alike, ["macs"]) is alike
-    assert importance_of(Propagated(BOTH), run.graph, run.target, {}, ["macs", "params"]) == pytest.approx(
-        Propagated(alike)(run.graph, run.target)
-    )
+    assert blind_to(equal_scores, ["macs"]) is equal_scores
+    assert importance_of(
+        Propagated(BOTH), session.graph, session.target, {}, ["macs", "params"]
+    ) == pytest.approx(Propagated(equal_scores)(session.graph, session.target))
 
 
-def test_a_unit_that_saves_nothing_is_not_the_first_to_go():
-    """It was: a cost of 0 was divided by as if it were the whole network's."""
-    run = wide_early_deep_late()
+def test_a_unit_that_saves_nothing_is_not_removed_first():
+    """A regression: a saved cost of 0 was treated like the cost of the whole network."""
+    session = wide_early_deep_late()
 
     def only_first(graph):
         return [Term("0.weight", 1, (graph.layers["0.weight"],))]
 
-    graph = run.graph.with_resources({"first": only_first})
-    scores = CostAware(alike, resources={"first": 1.0})(graph, run.target)
+    graph = session.graph.with_resources({"first": only_first})
+    scores = CostAware(equal_scores, resources={"first": 1.0})(graph, session.target)
     assert scores[graph.layers["4.weight"]].min() >= scores[graph.layers["0.weight"]].max()
 
 
@@ -175,10 +179,10 @@ def test_a_unit_that_saves_nothing_is_not_the_first_to_go():
     ],
     ids=["shape", "nan", "dict", "str", "none", "taylor_weight", "taylor_gate", "resource"],
 )
-def test_a_criterion_that_gives_no_importance_changes_nothing(run, criterion, message):
-    before = state(run.target)
+def test_a_criterion_that_returns_invalid_importance_changes_nothing(session, criterion, message):
+    before = state(session.target)
     with pytest.raises(ValueError, match=message) as raised:
-        run.cut_(PruningPolicy({"macs": 0.6}), criterion)
+        session.cut_(PruningPolicy({"macs": 0.6}), criterion)
     assert any("criterion: " in note and "nothing was cut" in note for note in raised.value.__notes__)
-    assert_same(state(run.target), before)
-    assert not run.exhausted
+    assert_same(state(session.target), before)
+    assert not session.exhausted
