@@ -12,8 +12,8 @@ from tests.support.random_nets.network import HEADS, OUTPUTS, SIZES, Net
 from tests.support.random_nets.registry import BLOCKS, BODIES, OPTIONS, N, pick
 
 # The order of blocks, which decides what a seed draws, must not depend on the order of imports.
-_MODULES = [module.__name__ for module in (layers, gates, branches, channels, tokens)]
-KINDS = sorted(BLOCKS, key=lambda kind: _MODULES.index(BLOCKS[kind].__module__))
+_MODULES = [module.__name__.rpartition(".")[2] for module in (layers, gates, branches, channels, tokens)]
+KINDS = sorted(BLOCKS, key=lambda kind: _MODULES.index(BLOCKS[kind].__module__.rpartition(".")[2]))
 PLAIN = [kind for kind in KINDS if not BODIES[kind]]
 NESTING = [kind for kind in KINDS if BODIES[kind]]
 
