@@ -83,6 +83,7 @@ def shifts(
     """
     removed = ~graph.kept(remove)
     contributions, norms = _measure_contributions(model, graph, removed, example)
+    # With scales of exactly 0, only padding and gates can still make a contribution vary.
     with _zero_scales(model, scales, removed):
         contributions_at_zero, _ = _measure_contributions(model, graph, removed, example)
     return [
@@ -229,13 +230,7 @@ def _mixes_channels(layer: nn.Module | None) -> bool:
 
 
 def _contribution(layer: nn.Module, x: Tensor, inputs: Tensor, filters: Tensor) -> Tensor:
-    """Compute the outputs of ``layer`` that come from some of its inputs alone, without its bias.
-
-    Args:
-        layer: a convolution or linear layer.
-        x: its input.
-        inputs: mask of the input channels that contribute.
-        filters: mask of the filters to return.
+    """Compute what the masked ``inputs`` alone contribute to the masked ``filters`` of ``layer``, without its bias.
 
     Returns:
         Shape (samples * positions, filters in the mask).
@@ -276,7 +271,7 @@ class MeasuredShifts:
         measured = [
             shifts(network, graph, scales, remove, example) if example else [] for network in networks
         ]
-        self.shifts = broadcast(measured)
+        self.shifts = broadcast(measured)  # each process has another batch, but all must fold the same values
 
     def kept_channels(self, name: str, value: Tensor, removed: Units) -> Tensor:
         """Return the entries of the kept channels of ``value``, which has one entry per channel of ``name``."""

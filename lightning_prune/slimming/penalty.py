@@ -100,6 +100,7 @@ def channel_costs(graph: ChannelGraph, scales: Mapping[str, Units], by: str = "m
     units_of_channels = np.concatenate(list(scales.values()))
     slimmed = units_of_channels[units_of_channels >= 0]
     scales_per_unit = np.maximum(np.bincount(slimmed, minlength=graph.num_units), 1)
+    # A unit with several scales has one cost: each scale gets its part, so that the sum is the same.
     costs = np.append(unit_costs / scales_per_unit, 0.0)  # index -1, of channels that must stay, has cost 0
     mean = costs[units_of_channels].sum() / max(len(slimmed), 1)
     return {name: costs[units] / (mean if mean > 0 else 1.0) for name, units in scales.items()}
@@ -160,6 +161,6 @@ class Penalty:
         selected = None if parameters is None else {id(parameter) for parameter in parameters}
         for name, scale in self.scales.items():
             if scale.requires_grad and (selected is None or id(scale) in selected):
-                if scale.grad is None:
+                if scale.grad is None:  # no loss term reached the scale in this step
                     scale.grad = torch.zeros_like(scale)
                 scale.grad += (rho * self.weights[name] * scale.sign()).to(scale.grad)

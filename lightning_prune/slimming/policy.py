@@ -74,8 +74,8 @@ class SlimmingPolicy(PruningPolicy):
 
     Args:
         threshold: largest ``|gamma|`` of a unit that is removed.
-        norms: names or globs of the norms whose scales are used; all if there are none.
-        final: whether this is the last shrink. A budget is met in it, smallest scales first.
+        norms: names or globs of the norms whose scales are used; all norms if empty.
+        final: whether this is the last shrink, which removes units above the threshold too if the budget requires it.
     """
 
     threshold: float = 1e-3
@@ -84,7 +84,7 @@ class SlimmingPolicy(PruningPolicy):
 
     @classmethod
     def from_policy(cls, policy: PruningPolicy, threshold: float, norms: Sequence[str]) -> SlimmingPolicy:
-        """Return a general policy with a threshold on norms; its ``amount`` has no meaning here and is dropped."""
+        """Return a slimming policy with the fields of a general one, except ``amount``: the threshold replaces it."""
         values = {entry.name: getattr(policy, entry.name) for entry in fields(PruningPolicy)}
         return cls(**{**values, "amount": None}, threshold=threshold, norms=norms)
 
@@ -102,6 +102,7 @@ class SlimmingPolicy(PruningPolicy):
         """
         sizes = check_importance(graph, importance)
         if not (self.final and self.budget):
+            # Infinite sizes are never removed, so units above the threshold stay.
             sizes = np.where(sizes <= self.threshold, sizes, np.inf)
         plan = super().plan(graph, sizes, dense) if self.budget else self._plan_all(graph, sizes, dense)
         may_continue = not self.final and plan.stopped == "limits"  # later epochs may mask other units

@@ -1,4 +1,4 @@
-"""LightningCLI (jsonargparse) builds every public callback from YAML, and a short fit prunes."""
+"""Tests that LightningCLI (jsonargparse) builds every public callback from YAML, and that a short fit prunes."""
 
 from __future__ import annotations
 
@@ -68,15 +68,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 
 
 @pytest.fixture(autouse=True)
-def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clear_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["program"])
 
 
 def spec(name: str, **arguments: Any) -> dict[str, Any]:
+    """Return the YAML node of an object of the package."""
     return {"class_path": f"lightning_prune.{name}", "init_args": arguments}
 
 
-def built(folder: Path, callbacks: list[dict[str, Any]], *command: str) -> LightningCLI:
+def build_cli(folder: Path, callbacks: list[dict[str, Any]], *command: str) -> LightningCLI:
     trainer = {
         "accelerator": "cpu",
         "max_epochs": 3,
@@ -98,7 +99,7 @@ def built(folder: Path, callbacks: list[dict[str, Any]], *command: str) -> Light
 
 
 def callback_of(cli: LightningCLI, kind: type) -> Any:
-    (callback,) = (each for each in cli.trainer.callbacks if type(each) is kind)  # type: ignore[attr-defined]
+    (callback,) = (entry for entry in cli.trainer.callbacks if type(entry) is kind)  # type: ignore[attr-defined]
     return callback
 
 
@@ -112,7 +113,7 @@ def test_a_short_fit_from_yaml_prunes_to_the_budget(tmp_path: Path) -> None:
         optimizer="carry",
         verbose=False,
     )
-    cli = built(tmp_path, [pruning], "fit")
+    cli = build_cli(tmp_path, [pruning], "fit")
     callback = callback_of(cli, FilterPruningCallback)
     assert callback.criterion == LAMP(reduction="sum")
     assert callback.policy.limits == Limits(0.9)
@@ -121,7 +122,7 @@ def test_a_short_fit_from_yaml_prunes_to_the_budget(tmp_path: Path) -> None:
     assert cli.model.net[0].out_channels < 8
 
 
-def test_a_whole_policy_and_nested_criteria(tmp_path: Path) -> None:
+def test_a_whole_policy_and_nested_criteria_are_built_from_yaml(tmp_path: Path) -> None:
     policy = spec("PruningPolicy", budget={"params": 0.5}, channel_multiple=2, exclude=["net.0"])
     criterion = spec("criteria.CostAware", gamma=0.5)
     criterion["init_args"]["criterion"] = spec("criteria.Propagated", weight=0.3)
@@ -135,7 +136,7 @@ def test_a_whole_policy_and_nested_criteria(tmp_path: Path) -> None:
         schedule=spec("Cubic", cuts=3),
         final_phase=spec("FinalPhase", epochs=2),
     )
-    callback = callback_of(built(tmp_path, [pruning]), FilterPruningCallback)
+    callback = callback_of(build_cli(tmp_path, [pruning]), FilterPruningCallback)
     assert isinstance(callback.policy, PruningPolicy)
     assert (callback.policy.budget, callback.policy.channel_multiple) == ({"params": 0.5}, 2)
     assert list(callback.policy.exclude) == ["net.0"]
@@ -144,7 +145,7 @@ def test_a_whole_policy_and_nested_criteria(tmp_path: Path) -> None:
     assert isinstance(callback.retraining.final_phase, FinalPhase)
 
 
-def test_the_other_callbacks(tmp_path: Path) -> None:
+def test_the_other_callbacks_are_built_from_yaml(tmp_path: Path) -> None:
     slimming = spec("SlimmingCallback", budget={"macs": 0.5}, rho=0.01, norms=["net.1"], verbose=False)
     netadapt = spec(
         "NetAdaptCallback",
@@ -160,10 +161,10 @@ def test_the_other_callbacks(tmp_path: Path) -> None:
         spec("BudgetEarlyStopping", monitor="val/loss"),
         spec("BestOfLast", path=str(tmp_path / "best.ckpt"), k=2, monitor="val/loss"),
     ]
-    callback = callback_of(built(tmp_path, [slimming]), SlimmingCallback)
+    callback = callback_of(build_cli(tmp_path, [slimming]), SlimmingCallback)
     assert (callback.method.rho, list(callback.policy.norms)) == (0.01, ["net.1"])
-    callback = callback_of(built(tmp_path, [netadapt]), NetAdaptCallback)
+    callback = callback_of(build_cli(tmp_path, [netadapt]), NetAdaptCallback)
     assert (callback.method.rounds.rounds, callback.method.rounds.steps) == (3, 2)
     assert callback.criterion == IPAD(omega=1.0)
-    for each, kind in zip(others, (BudgetCheckpoint, BudgetEarlyStopping, BestOfLast), strict=True):
-        assert type(callback_of(built(tmp_path, [each]), kind)) is kind
+    for callback_spec, kind in zip(others, (BudgetCheckpoint, BudgetEarlyStopping, BestOfLast), strict=True):
+        assert type(callback_of(build_cli(tmp_path, [callback_spec]), kind)) is kind
