@@ -136,7 +136,7 @@ def test_unknown_reduction():
 
 @pytest.mark.parametrize(("criterion", "p"), [(L1(), 1), (L2(), 2)])
 def test_norms_equal_torch_pruning(net, graph, criterion, p):
-    """Torch-Pruning sums ``|w|^p`` without the root; its reduction ``"first"`` uses the filters uncoupled."""
+    """Torch-Pruning sums ``|w|^p`` without the root; its reduction ``"first"`` uses the filters alone."""
     tp = pytest.importorskip("torch_pruning")
     dependency = tp.DependencyGraph().build_dependency(net, example_inputs=torch.randn(1, 3, 8, 8))
     importance = tp.importance.MagnitudeImportance(p=p, group_reduction="first", normalizer=None)

@@ -1,4 +1,4 @@
-"""Tests that the with_callback gradient equals that of a penalty term in the loss, under the options of a trainer."""
+"""Tests that the added gradient equals that of a penalty term in the loss, under the options of a trainer."""
 
 from __future__ import annotations
 
