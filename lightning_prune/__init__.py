@@ -23,8 +23,9 @@ from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.latency.store import LatencyError
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.pruning.one_shot import one_shot
-from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot
+from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
 from lightning_prune.pruning.sensitivity import sensitivity
+from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from lightning_prune.distillation.mixin import DistillationMixin
     from lightning_prune.reporting.visdom import VisdomLogger
     from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
-    from lightning_prune.trainer.retraining import FinalPhase
+    from lightning_prune.trainer.retraining import FinalPhase, Retraining
 
 __version__ = "0.1.0"
 __all__ = [
@@ -78,12 +79,15 @@ __all__ = [
     "PruningMethod",
     "PruningPolicy",
     "PruningRecord",
+    "PruningSession",
     "Random",
     "RecordError",
+    "Retraining",
     "SlimmingCallback",
     "SurgeryError",
     "SweepTable",
     "Term",
+    "Timing",
     "TraceError",
     "VisdomLogger",
     "export",
@@ -114,6 +118,7 @@ _MODULE_OF = {
     "PruningCallback": "callbacks.method_callback",
     "PruningMethod": "callbacks.methods.base",
     "SlimmingCallback": "callbacks.slimming",
+    "Retraining": "trainer.retraining",
     "SweepTable": "cli.sweep",
     "VisdomLogger": "reporting.visdom",
     "last_checkpoint": "trainer.checkpoint_io",

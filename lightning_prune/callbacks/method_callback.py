@@ -58,6 +58,7 @@ class PruningCallback(PruningCallbackBase):
         super().__init__(method.timing, retraining, submodule)
         self.method, self.verbose = method, verbose
         self._batch_seen = False
+        self._final_status = (False, False)  # within budget and finished, when the last fit ended
 
     @property
     def policy(self) -> PruningPolicy:
@@ -71,13 +72,13 @@ class PruningCallback(PruningCallbackBase):
 
     @property
     def within_budget(self) -> bool:
-        """Whether the present network meets the budget."""
-        return self._session is not None and self.method.is_within_budget(self._session)
+        """Whether the present network meets the budget; after training, whether it did at its end."""
+        return self.method.is_within_budget(self._session) if self._session else self._final_status[0]
 
     @property
     def finished(self) -> bool:
         """Whether there will be no more cuts: the budget is met, or nothing is left to remove."""
-        return self._session is not None and self.method.is_finished(self._session)
+        return self.method.is_finished(self._session) if self._session else self._final_status[1]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Prepare checkpoints, and the method."""
@@ -88,6 +89,7 @@ class PruningCallback(PruningCallbackBase):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove all hooks."""
+        self._final_status = (self.within_budget, self.finished)
         super().teardown(trainer, pl_module, stage)
         self.method.teardown(trainer)
 

@@ -451,3 +451,13 @@ def test_a_budget_out_of_reach_is_warned_of_before_and_after_training():
     assert any(
         re.search(r"not met: macs 0\.\d+ of the dense.*loosen limits", message) for message in messages
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*not met")
+def test_the_status_at_the_end_of_training_can_be_read_afterwards():
+    met, unmet = FilterPruningCallback({"macs": 0.5}), FilterPruningCallback({"macs": 0.5})
+    assert not met.within_budget
+    trainer(met).fit(Tupled(), data())
+    trainer(unmet, epochs=2).fit(Tupled(), data())
+    assert (met.within_budget, met.finished) == (True, True)
+    assert (unmet.within_budget, unmet.finished) == (False, False)

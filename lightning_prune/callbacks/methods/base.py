@@ -61,6 +61,10 @@ class PruningMethod(ABC):
     ) -> PruningRecord:
         """Cut ``session.target`` and update ``session``.
 
+        :meth:`PruningSession.cut_ <lightning_prune.pruning.session.PruningSession.cut_>` does both. A method that
+        calls :func:`~lightning_prune.prune_` itself may remove units of ``session.graph.prunable`` only, and has to
+        set ``session.graph = self.policy.trace(session.target, session.example)`` afterwards.
+
         Args:
             trainer: the trainer.
             session: the network.
