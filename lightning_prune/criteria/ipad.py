@@ -54,8 +54,9 @@ def ipad_importance(
 ) -> Importance:
     """Return IPAD importance: ``omega / n_l * ||W_k||_p + (1 - omega) * scale * ADC_k`` (Vitek et al., 2023).
 
-    Journal of King Saud University - Computer and Information Sciences 35(8). It departs from the published code in two points: the deviation is that of the training data (there, of a
-    batch of zeros after the first filter), and ties are not broken by noise.
+    Journal of King Saud University - Computer and Information Sciences 35(8). It departs from the published code in
+    two points: the deviation is that of the training data (there, of a batch of zeros after the first filter), and
+    ties are not broken by noise.
 
     Args:
         graph: the units.

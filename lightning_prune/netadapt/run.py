@@ -49,8 +49,8 @@ def search(
     Args:
         model: the network, with its modules in the modes for training.
         example: its input: a tensor, a tuple, or a dictionary of named inputs.
-        budget: what must remain of one resource, or a whole :class:`~lightning_prune.PruningPolicy`, whose ``amount`` is
-            not used.
+        budget: what must remain of one resource, or a whole :class:`~lightning_prune.PruningPolicy`, whose ``amount``
+            is not used.
         training: how candidates are trained and evaluated.
         rounds: the schedule.
         workers: where candidates are computed; the result does not depend on their number.
