@@ -139,7 +139,7 @@ def test_several_loaders_of_validation_data(tmp_path):
     lightning_trainer = fitted(
         LogsMetricObject(), callback, val=data(number=64, shuffle=False), limit_val_batches=2
     )
-    assert len(callback.method._training(lightning_trainer, []).evaluate.batches) == 2
+    assert len(callback.method._held_out_batches(lightning_trainer)) == 2
     assert 0 < callback.rounds_done[0].after <= 1
 
 
@@ -228,7 +228,7 @@ def test_gradients_of_candidates_are_clipped_as_in_training(tmp_path, kind):
 
     class GradientNorm(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            training = callback.method._training(trainer, [batch], 1)
+            training = callback.method._rehearsal(trainer, batch)
             optimizer = training.optimizer(pl_module.net)
             training.loss(pl_module.net, batch).backward()
             training.before_step(pl_module.net, optimizer)

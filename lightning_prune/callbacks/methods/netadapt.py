@@ -31,7 +31,7 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.trainer.batches import held_out_batches, train_batches
+from lightning_prune.trainer.batches import IndexedBatch, held_out_batches, train_batches
 from lightning_prune.trainer.lightning_internals import set_training_source, training_source
 from lightning_prune.trainer.training_state import is_last_epoch, print_line
 from lightning_prune.trainer.weight_averaging import swa_has_ended
@@ -164,7 +164,7 @@ class NetAdapt(PruningMethod):
             return
         with seeded(0):  # leaves the random state as it would be without: a resumed run rehearses as well
             workers = with_default_device(self.workers, trainer)
-            rehearse_candidate(session, lambda: self._training(trainer, [batch], 1), workers)
+            rehearse_candidate(session, lambda: self._rehearsal(trainer, batch), workers)
 
     def report(self, summary: str, session: PruningSession) -> str:
         """Return the table of rounds, and the line that sums up the cut."""
@@ -200,20 +200,28 @@ class NetAdapt(PruningMethod):
         number = self.rounds.rounds or len(self.rounds.reductions(share))
         needed = max(self.rounds.steps, 1) * trainer.accumulate_grad_batches * number + CALIBRATION_BATCHES
         batches = list(islice(train_batches(trainer, torch.device("cpu")), needed))
-        training = self._training(trainer, batches)
+        held_out = self._held_out_batches(trainer)
+        training = self._training(trainer, batches, held_out)
         optimizer_state = optimizers[0].state_dict() if optimizers else None
         workers = with_default_device(self.workers, trainer)
         search = Searcher(network, session.example, self.policy, training, self.rounds, workers)
-        key = search.key(self.metric, batch_digest(training.evaluate.batches))  # type: ignore[attr-defined]
+        key = search.key(self.metric, batch_digest(held_out))
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
         return search.run(optimizer_state, folder, lambda line: self._print(trainer, line), self.verbose)
 
-    def _training(
-        self, trainer: L.Trainer, batches: Sequence[Any], judged_batches: int | None = None
-    ) -> Training:
-        """Return how candidates are trained on ``batches`` and judged on the first batches of the held-out data."""
+    def _rehearsal(self, trainer: L.Trainer, batch: Any) -> Training:
+        """Return how the rehearsal trains on one batch, and is judged on the first held-out batch of each loader."""
+        return self._training(trainer, [batch], self._held_out_batches(trainer, 1))
+
+    def _held_out_batches(self, trainer: L.Trainer, number: int | None = None) -> list[IndexedBatch]:
+        """Return the first ``number`` batches of each held-out loader; None: all."""
         loader, _ = self._held_out_data(trainer)
-        held_out = held_out_batches(trainer, loader, torch.device("cpu"), judged_batches)
+        return held_out_batches(trainer, loader, torch.device("cpu"), number)
+
+    def _training(
+        self, trainer: L.Trainer, batches: Sequence[Any], held_out: Sequence[IndexedBatch]
+    ) -> Training:
+        """Return how candidates are trained on ``batches`` and judged on ``held_out``."""
         return training_from_trainer(
             trainer, self.submodule, batches, held_out, self.metric, self.higher_is_better
         )
