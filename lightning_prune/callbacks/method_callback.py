@@ -62,7 +62,7 @@ class PruningCallback(PruningCallbackBase):
 
     @property
     def policy(self) -> PruningPolicy:
-        """What must remain of the network, and what may be removed."""
+        """Budget, limits and exclusions."""
         return self.method.policy
 
     @property

@@ -83,7 +83,7 @@ def size_metrics(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:
 
 
 def budget_warning(policy: PruningPolicy, graph: ChannelGraph, dense: DenseSizes, last: Plan | None) -> str:
-    """Say how far pruning came, why it ended above the budget, and what to do about it."""
+    """Return a warning that names the reached shares, the reason why they exceed the budget, and the remedy."""
     shares = dense.shares(graph)
     reached = ", ".join(f"{resource} {shares[resource]:.3f}" for resource in policy.budget)
     limited = last is not None and last.stopped == "limits"

@@ -49,7 +49,7 @@ class PruningSession:
 
     @property
     def stopped(self) -> Stop:
-        """What ended the selection of the last cut."""
+        """Reason for which the selection of the last cut ended."""
         if self.last_plan is not None:
             return self.last_plan.stopped
         return "limits" if self.exhausted else "budget"

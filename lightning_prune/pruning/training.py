@@ -1,4 +1,4 @@
-"""How a network is trained and judged outside of a trainer: for candidates, and for statistics from a loss."""
+"""Train and judge a network outside of a trainer: for candidates, and for statistics from a loss."""
 
 from __future__ import annotations
 

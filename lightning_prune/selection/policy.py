@@ -36,7 +36,7 @@ class PolicyArguments(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """What must remain of a network, and what may be removed.
+    """Budget of a network, and the rules by which units may be removed.
 
     Args:
         budget: what must remain of one or several resources, all of which have to be met: ``"macs"``, ``"params"``,
