@@ -24,7 +24,7 @@ from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, 
 from lightning_prune.tracing.tracker import SizeUse
 from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
 
-__all__ = ["SurgeryError", "prune_"]
+__all__ = ["SurgeryError", "prune_", "surviving_indices"]
 
 
 class SurgeryError(RuntimeError):
@@ -71,7 +71,7 @@ def prune_(
     remove = np.unique(np.asarray(list(remove), dtype=np.int64))
     evidence = _check(model, graph, remove)
     kept = graph.kept(remove)
-    indices = _indices(graph, kept)
+    indices = surviving_indices(graph, kept)
     settings = _settings(evidence, graph, kept)
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
@@ -108,7 +108,7 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
     return graph.evidence
 
 
-def _indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
+def surviving_indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
     """Return the surviving indices of every dimension that loses some: tensor -> dimension -> indices."""
     indices: dict[str, dict[int, list[int]]] = {}
     for name, dims in graph.bindings.items():

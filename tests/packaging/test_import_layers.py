@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "lightning_prune"
 # From the bottom up: a package may import from itself and from those before it.
 ORDER = [
     *("utils", "tracing", "data", "graph", "serialization", "criteria", "surgery", "selection", "pruning"),
-    *("latency", "netadapt", "slimming", "trainer", "callbacks", "distillation", "reporting", "segmentation"),
-    *("testing", "cli"),
+    *("latency", "compensation", "netadapt", "slimming", "trainer", "callbacks", "distillation", "reporting"),
+    *("segmentation", "testing", "cli"),
 ]
 WITHOUT_LIGHTNING = ORDER[: ORDER.index("slimming") + 1]
 FACES = {"lightning_prune", *(f"lightning_prune.{name}" for name in ORDER)}

@@ -1,0 +1,195 @@
+"""Repair layers while the network runs, so that each sees the inputs that its repaired predecessors give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lightning_prune.compensation.fit import CallRows, Fit, fit
+from lightning_prune.compensation.im2col import columns, position_shape
+from lightning_prune.compensation.layers import Layer
+from lightning_prune.compensation.report import LayerRepair
+from lightning_prune.compensation.targets import CallTargets, SampledRows, Targets, compute_dtype
+
+__all__ = ["LayerRepairer"]
+
+_NEGLIGIBLE = 1e-10  # squared residual, as a share of the targets' variance, below which a layer stays
+
+
+@dataclass
+class _Weight:
+    """A weight under repair, with all layers that read it.
+
+    Attributes:
+        layers: that read it.
+        original: its value after the cut.
+        rows: (layer, number of the call) -> what was seen there.
+    """
+
+    layers: list[Layer]
+    original: Tensor
+    rows: dict[tuple[str, int], CallRows] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].name
+
+
+class LayerRepairer:
+    """Fits each weight after each call of a layer that reads it, to all calls so far.
+
+    Args:
+        targets: of the dense network.
+        model: the smaller network.
+
+    Attributes:
+        layers: repair of each weight, by the name of its first layer.
+        left_alone: layer -> why it was not repaired.
+    """
+
+    def __init__(self, targets: Targets, model: nn.Module) -> None:
+        self.targets = targets
+        self.modules = dict(model.named_modules())
+        self.layers: dict[str, LayerRepair] = {}
+        self.left_alone = dict(targets.left_alone)
+        self._weights: dict[tuple[str, int | None], _Weight] = {}
+        self._calls: Counter[str] = Counter()
+        self._values: dict[
+            str, tuple[Tensor, Tensor, Tensor]
+        ] = {}  # tensor, value after the cut, present value
+
+    @property
+    def changed(self) -> bool:
+        """Whether a layer was changed."""
+        return any(layer.changed for layer in self.layers.values())
+
+    def prepare(self, layers: Sequence[Layer]) -> bool:
+        """Take the layers that may be repaired; return whether a weight is read by several calls."""
+        for layer in layers:
+            if layer.key in self._weights:
+                self._weights[layer.key].layers.append(layer)
+            else:
+                self._weights[layer.key] = _Weight([layer], layer.weight_data().clone())
+        calls = [sum(len(self.targets.calls[each.name]) for each in w.layers) for w in self._weights.values()]
+        return any(number > 1 for number in calls)
+
+    def start_forward(self) -> None:
+        """Count the calls anew."""
+        self._calls.clear()
+
+    def observe(self, layer: Layer, read: Callable[[], Tensor], output: Tensor) -> bool:
+        """Fit the weight of a layer that was just called; return whether its output is out of date now."""
+        call, calls = self._calls[layer.name], self.targets.calls[layer.name]
+        self._calls[layer.name] += 1
+        weight = self._weights[layer.key]
+        reason = _mismatch(layer, calls, call, output)
+        if reason is not None:
+            self.left_alone[layer.name] = reason
+            return self._reset(weight)
+        if any(each.name in self.left_alone for each in weight.layers):
+            return False
+        weight.rows[layer.name, call] = self._rows(layer, weight, calls[call], read())
+        return self._repair(weight)
+
+    def _rows(self, layer: Layer, weight: _Weight, target: CallTargets, x: Tensor) -> CallRows:
+        """Compute what the weight after the cut lacks in this call."""
+        dtype = compute_dtype(layer.weight)
+        slot, bias = self._slot(layer, target.norm), self._bias(layer)
+        matrix = layer.matrix(weight.original.to(dtype))
+
+        def seen(rows: SampledRows) -> tuple[Tensor, Tensor]:
+            inputs = columns(layer, x, rows.positions, dtype)
+            target_rows = rows.rows if bias is None else rows.rows - bias.to(dtype)
+            return inputs, layer.in_groups(target_rows) - inputs @ matrix
+
+        held_rows = target.held.rows
+        variance = float((held_rows - held_rows.mean(0)).double().square().sum())
+        if len(held_rows) == 1:  # no variance within one row
+            variance = float(held_rows.double().square().sum())
+        return CallRows(slot, *seen(target.fit), *seen(target.held), variance)
+
+    def _slot(self, layer: Layer, norm: str | None) -> str | None:
+        """Return the name of what takes a constant that is added to the layer's outputs."""
+        if layer.bias is not None:
+            frozen = layer.weight.requires_grad and not layer.bias.requires_grad
+            return None if layer.bias_key is None or frozen else f"bias {layer.bias_key}"
+        return None if norm is None else f"norm {norm}"
+
+    def _bias(self, layer: Layer) -> Tensor | None:
+        """Return the bias after the cut, before its repair."""
+        entry = self._values.get(f"bias {layer.bias_key}")
+        data = layer.bias_data() if entry is None else entry[1]
+        return None if data is None else data.clone()
+
+    def _repair(self, weight: _Weight) -> bool:
+        """Fit a weight to its calls so far, and set it; return whether it changed."""
+        calls = list(weight.rows.values())
+        residual = sum(float(call.residual.double().square().sum()) for call in calls)
+        scale = sum(call.variance * call.residual.shape[1] / call.held_residual.shape[1] for call in calls)
+        if residual <= _NEGLIGIBLE * scale:
+            self.layers.pop(weight.name, None)
+            return self._reset(weight)
+        result = fit(calls, self.targets.settings.dampings)
+        self.layers[weight.name] = LayerRepair(result.before, result.after, result.damping)
+        return self._reset(weight) if result.damping is None else self._set(weight, result)
+
+    def _set(self, weight: _Weight, result: Fit) -> bool:
+        assert result.change is not None
+        assert result.constants is not None
+        layer, original = weight.layers[0], weight.original
+        changed = original.to(result.change.dtype) + layer.weight_of(result.change)
+        self._write(f"weight {layer.key}", layer.weight_data(), changed)
+        for slot, constant in result.constants.items():
+            tensor = self._slot_tensor(weight, slot)
+            before = self._values.get(slot, (tensor, tensor, tensor))[1].to(constant.dtype)
+            self._write(slot, tensor, before - constant if slot.startswith("norm") else before + constant)
+        return True
+
+    def _slot_tensor(self, weight: _Weight, slot: str) -> Tensor:
+        kind, _, name = slot.partition(" ")
+        if kind == "norm":
+            return self.modules[name].get_buffer("running_mean")
+        data = next(layer for layer in weight.layers if layer.bias_key == name).bias_data()
+        assert data is not None
+        return data
+
+    def _write(self, name: str, tensor: Tensor, value: Tensor) -> None:
+        """Set a tensor, and remember its value after the cut."""
+        original = self._values[name][1] if name in self._values else tensor.clone()
+        value = value.to(tensor.dtype)
+        if not value.isfinite().all():
+            value = original
+        self._values[name] = (tensor, original, value)
+        tensor.copy_(value)
+
+    def _reset(self, weight: _Weight) -> bool:
+        """Set a weight, and what takes its constants, to the values after the cut; return whether they differed."""
+        names = {f"weight {weight.layers[0].key}", *(str(call.slot) for call in weight.rows.values())}
+        entries = {name: self._values[name] for name in sorted(names) if name in self._values}
+        for name, (tensor, original, _) in entries.items():
+            self._write(name, tensor, original)
+        return bool(entries)
+
+    def write(self) -> None:
+        """Set all changed tensors again, after a forward whose buffers were restored."""
+        for tensor, _, value in self._values.values():
+            tensor.data.copy_(value)
+
+    def undo(self) -> None:
+        """Set everything to its value after the cut."""
+        for tensor, original, _ in self._values.values():
+            tensor.data.copy_(original)
+
+
+def _mismatch(layer: Layer, calls: Sequence[CallTargets], call: int, output: Tensor) -> str | None:
+    """Say why a call cannot be compared with that of the dense layer; None if it can."""
+    if call >= len(calls):
+        return "it is called more often than in the dense network"
+    if position_shape(layer, output) != calls[call].shape:
+        return "its output has another shape than in the dense network"
+    if output.shape[-1 if layer.is_linear else 1] != calls[call].fit.rows.shape[1]:
+        return "it has another number of filters than the record says"
+    return None

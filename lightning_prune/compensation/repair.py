@@ -1,0 +1,134 @@
+"""Repair a network after a cut: fit its layers, in the order of execution, to what the dense network gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.compensation.calibration import (
+    Calibration,
+    CompensationError,
+    CompensationSettings,
+    calibration,
+    output_change,
+    outputs_of,
+    undisturbed,
+)
+from lightning_prune.compensation.calls import observed_calls
+from lightning_prune.compensation.layer_repair import LayerRepairer
+from lightning_prune.compensation.layers import find_layers
+from lightning_prune.compensation.report import CompensationReport
+from lightning_prune.compensation.targets import Targets, collect_targets
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.surgery.prune import prune_, surviving_indices
+
+__all__ = ["compensate_", "cut_and_compensate_"]
+
+
+def cut_and_compensate_(
+    model: nn.Module,
+    graph: ChannelGraph,
+    remove: Iterable[int],
+    batches: Sequence[Any],
+    optimizers: Sequence[Optimizer] = (),
+    settings: CompensationSettings | None = None,
+) -> tuple[PruningRecord, CompensationReport]:
+    """Cut ``model`` as :func:`~lightning_prune.prune_` does, and repair what is left.
+
+    Args:
+        model: the network that ``graph`` was traced from.
+        graph: its units and their dependencies.
+        remove: numbers of units, or a :class:`~lightning_prune.Plan`.
+        batches: some 32 images for dense prediction, 128 to 512 for classification; labels are ignored.
+        optimizers: their state is cut too; the repair leaves it as it is.
+        settings: how much of the batches is looked at.
+
+    Returns:
+        The record of the cut, and what was repaired.
+
+    Raises:
+        SurgeryError: the cut was refused; nothing was changed.
+        CompensationError: the batches cannot be used; nothing was changed.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> images = torch.rand(8, 3, 16, 16)
+        >>> graph = trace(net, images[:1])
+        >>> record, report = cut_and_compensate_(net, graph, graph.layers["0.weight"][:4], [images])
+        >>> net[0].out_channels, report.change_after < report.change_before
+        (4, True)
+    """
+    units = np.unique(np.asarray(list(remove), dtype=np.int64))
+    targets = collect_targets(model, surviving_indices(graph, graph.kept(units)), batches, settings)
+    record = prune_(model, graph, units, optimizers)
+    return record, compensate_(model, targets, batches)
+
+
+def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> CompensationReport:
+    """Repair a network after a cut, in place, if that brings its outputs nearer to the dense ones.
+
+    Each layer is regressed, around the weight that it has, from the inputs that it really gets to the dense layer's
+    outputs. Images that take no part in the fit decide about each layer, and about the whole.
+
+    Args:
+        model: the network after the cut.
+        targets: what :func:`~lightning_prune.compensation.targets.collect_targets` saw before it.
+        batches: the same as for the targets.
+
+    Returns:
+        What was repaired. If the outputs of held-out images did not come nearer, everything was undone.
+
+    Raises:
+        CompensationError: the batches cannot be used; nothing was changed.
+    """
+    images = calibration(model, batches, targets.settings)
+    if images.num_images != targets.num_images:
+        raise CompensationError(f"the targets are of {targets.num_images} images, not {images.num_images}")
+    before = _change(model, targets, images)
+    if not before > 0:
+        reason = "its outputs are the dense ones" if before == 0 else "its outputs cannot be compared"
+        return CompensationReport(False, reason, before, before, left_alone=targets.left_alone)
+    repairer = LayerRepairer(targets, model)
+    try:
+        _fit_layers(model, targets, images, repairer)
+        after = _change(model, targets, images)
+    except BaseException:
+        repairer.undo()
+        raise
+    accepted = repairer.changed and after < before
+    if not accepted:
+        repairer.undo()
+    reason = "" if accepted else _refusal(repairer, after)
+    return CompensationReport(accepted, reason, before, after, repairer.layers, repairer.left_alone)
+
+
+def _refusal(repairer: LayerRepairer, after: float) -> str:
+    if not repairer.changed:
+        return "no layer came nearer to the dense one"
+    return f"the outputs of held-out images did not come nearer to the dense ones (change {after:.2g})"
+
+
+def _fit_layers(model: nn.Module, targets: Targets, images: Calibration, repairer: LayerRepairer) -> None:
+    """Run the network and repair its layers; again if some are called repeatedly, for calls before their repair."""
+    layers, left_alone = find_layers(model)
+    repairer.left_alone.update(left_alone)
+    layers = [layer for layer in layers if layer.name in targets.calls]
+    repeated = repairer.prepare(layers)
+    for _ in range(2 if repeated else 1):
+        repairer.start_forward()
+        with undisturbed(model), observed_calls(model, layers, repairer.observe):
+            outputs_of(model, images)
+        repairer.write()
+
+
+def _change(model: nn.Module, targets: Targets, images: Calibration) -> float:
+    """Return the distance of the outputs from the dense ones; NaN if they cannot be compared."""
+    with undisturbed(model):
+        return output_change(targets.outputs, outputs_of(model, images), images)

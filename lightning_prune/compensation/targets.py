@@ -1,0 +1,224 @@
+"""What the dense network gives at the filters that a cut leaves: sampled outputs of every layer, and its outputs."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.compensation.calibration import (
+    Calibration,
+    CompensationError,
+    CompensationSettings,
+    calibration,
+    outputs_of,
+    undisturbed,
+)
+from lightning_prune.compensation.calls import observed_calls
+from lightning_prune.compensation.im2col import (
+    ImageAxis,
+    Positions,
+    image_axis,
+    output_rows,
+    position_shape,
+    sample,
+)
+from lightning_prune.compensation.layers import Kept, Layer, find_layers, kept_filters, num_kept_inputs
+from lightning_prune.utils.batch_norm import tracked_norms
+from lightning_prune.utils.seeding import derive_seed
+
+__all__ = ["CallTargets", "SampledRows", "Targets", "collect_targets", "compute_dtype"]
+
+_LAST_CALLS = 4  # a norm is looked for behind so many layers, for branches that are computed side by side
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Outputs of a layer at sampled positions; ``rows`` is (positions, filters)."""
+
+    positions: Positions
+    rows: Tensor
+
+    def first(self, number: int) -> SampledRows:
+        """Return the first ``number`` rows."""
+        return SampledRows(tuple(index[:number] for index in self.positions), self.rows[:number].clone())
+
+
+@dataclass(frozen=True)
+class CallTargets:
+    """What one call of a dense layer gave at the filters that survive.
+
+    Attributes:
+        shape: of the layer's output, without channels.
+        fit: rows of the images that the layer is fitted to.
+        held: rows of the images that judge the fit.
+        norm: the batch norm that reads the output, if it reads no other weight's.
+    """
+
+    shape: torch.Size
+    fit: SampledRows
+    held: SampledRows
+    norm: str | None = None
+
+
+@dataclass
+class Targets:
+    """What :func:`collect_targets` saw.
+
+    Attributes:
+        settings: with which it was called.
+        num_images: number of images.
+        calls: layer -> one entry for each of its calls.
+        outputs: of the dense network.
+        left_alone: layer -> why it is not repaired.
+    """
+
+    settings: CompensationSettings
+    num_images: int
+    calls: dict[str, list[CallTargets]] = field(default_factory=dict)
+    outputs: list[Tensor] = field(default_factory=list)
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type for regressions of a weight of this type."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def collect_targets(
+    model: nn.Module, kept: Kept, batches: Sequence[Any], settings: CompensationSettings | None = None
+) -> Targets:
+    """Run the dense network once, before a cut, and keep what its layers give at the filters that will survive.
+
+    Args:
+        model: the dense network; it is left unchanged.
+        kept: tensor -> dimension -> indices that survive, as a :class:`~lightning_prune.PruningRecord` has them.
+        batches: batches without labels, or with labels, which are ignored; they are joined to one. The first
+            dimension of the first input counts the images.
+        settings: how much is looked at.
+
+    Raises:
+        CompensationError: the batches cannot be used.
+    """
+    settings = settings or CompensationSettings()
+    images = calibration(model, batches, settings)
+    layers, left_alone = find_layers(model)
+    targets = Targets(settings, images.num_images, left_alone=left_alone)
+    collector = _Collector(targets, kept, images)
+    with (
+        undisturbed(model),
+        observed_calls(model, layers, collector.observe),
+        _observed_norms(model, collector),
+    ):
+        targets.outputs = outputs_of(model, images)
+    if not all(output.isfinite().all() for output in targets.outputs):
+        raise CompensationError("the network's outputs on the images for repairing a cut are not finite")
+    collector.finish(layers)
+    return targets
+
+
+class _Collector:
+    """Samples the outputs of layers, and finds out which norm reads which output."""
+
+    def __init__(self, targets: Targets, kept: Kept, images: Calibration) -> None:
+        self.targets, self.kept, self.images = targets, kept, images
+        self.last: deque[tuple[Layer, int, weakref.ref[Tensor]]] = deque(maxlen=_LAST_CALLS)
+        self.sources: dict[str, list[tuple[Layer, int] | None]] = {}  # of each norm's calls
+
+    def observe(self, layer: Layer, read: Callable[[], Tensor], output: Tensor) -> bool:
+        """Keep sampled rows of one call."""
+        reason = self._keep(layer, output)
+        if reason is not None:
+            self.targets.left_alone[layer.name] = reason
+        return False
+
+    def _keep(self, layer: Layer, output: Tensor) -> str | None:
+        """Keep rows of a call, or say why that is impossible."""
+        shape = position_shape(layer, output)
+        axis = image_axis(shape, self.images.num_images) if shape else None
+        if shape is None or axis is None:
+            return "its output has no dimension of images"
+        filters = kept_filters(layer, self.kept)
+        width = max(num_kept_inputs(layer, self.kept), output.shape[-1 if layer.is_linear else 1])
+        number = self.targets.settings.num_positions(width)
+        if not number:
+            return f"too large, with {width} inputs"
+        calls = self.targets.calls.setdefault(layer.name, [])
+        share = max(1, number // (len(calls) + 1))  # of at most so many rows, whatever the number of calls
+        fit, held = self._sampled(layer, len(calls), output, shape, axis, filters, share)
+        if not (fit.rows.isfinite().all() and held.rows.isfinite().all()):
+            return "its outputs are not finite"
+        self.last.append((layer, len(calls), weakref.ref(output)))
+        calls.append(CallTargets(shape, fit, held))
+        return None
+
+    def _sampled(
+        self,
+        layer: Layer,
+        call: int,
+        output: Tensor,
+        shape: torch.Size,
+        axis: ImageAxis,
+        filters: Tensor | None,
+        number: int,
+    ) -> Iterator[SampledRows]:
+        """Yield rows of the images for the fit, and of those held out."""
+        generator = torch.Generator().manual_seed(derive_seed(layer.name, call))
+        num_fit, num_images = self.images.num_fit, self.images.num_images
+        for images, count in (((0, num_fit), number), ((num_fit, num_images), max(1, number // 4))):
+            positions = sample(shape, axis, images, count, generator)
+            rows = output_rows(layer, output, positions, compute_dtype(layer.weight))
+            yield SampledRows(positions, rows if filters is None else rows[:, filters.to(rows.device)])
+
+    def observe_norm(self, name: str, norm: nn.Module, args: Any) -> None:
+        """Remember which layer's output a norm reads."""
+        sources = [(layer, call) for layer, call, output in self.last if args and output() is args[0]]
+        self.sources.setdefault(name, []).append(sources[-1] if sources else None)
+
+    def finish(self, layers: Sequence[Layer]) -> None:
+        """Drop what cannot be used, set the norms, and share the positions among the calls of a weight."""
+        calls, left_alone = self.targets.calls, self.targets.left_alone
+        unusable = {layer.key for layer in layers if layer.name in left_alone}
+        self._set_norms()
+        number = Counter(layer.key for layer in layers for _ in calls.get(layer.name, ()))
+        for layer in layers:
+            if layer.key in unusable:
+                calls.pop(layer.name, None)
+                left_alone.setdefault(layer.name, "another call of its weight cannot be used")
+            elif layer.name not in calls:
+                left_alone[layer.name] = "it did not run"
+            elif number[layer.key] > 1:
+                calls[layer.name] = _shared(calls[layer.name], number[layer.key])
+
+    def _set_norms(self) -> None:
+        """Name the norm behind each call, if all that it ever reads is this weight's."""
+        for name, sources in self.sources.items():
+            keys = {source and source[0].key for source in sources}
+            if len(keys) == 1 and None not in keys:
+                for source in sources:
+                    assert source is not None
+                    calls = self.targets.calls[source[0].name]
+                    calls[source[1]] = replace(calls[source[1]], norm=name)
+
+
+def _shared(calls: Sequence[CallTargets], number: int) -> list[CallTargets]:
+    """Return calls with their share of the positions, among ``number`` calls of a weight."""
+    fit, held = (max(1, len(rows.rows) // number) for rows in (calls[0].fit, calls[0].held))
+    return [replace(call, fit=call.fit.first(fit), held=call.held.first(held)) for call in calls]
+
+
+@contextmanager
+def _observed_norms(model: nn.Module, collector: _Collector) -> Iterator[None]:
+    names = {id(module): name for name, module in model.named_modules()}
+    with ExitStack() as hooks:
+        for norm in tracked_norms(model):
+            observe = partial(collector.observe_norm, names[id(norm)])
+            hooks.callback(norm.register_forward_pre_hook(observe).remove)
+        yield
