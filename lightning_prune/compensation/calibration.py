@@ -44,6 +44,7 @@ class CompensationSettings:
         max_elements: upper limit of the size of the matrix that a layer is fitted to. Wide layers get fewer
             positions; those with fewer than ``min_positions`` are left alone.
         min_positions: see ``max_elements``.
+        refit: fit once more to all images, once the held-out ones have accepted the repair.
     """
 
     positions: int = 4096
@@ -51,6 +52,7 @@ class CompensationSettings:
     dampings: Sequence[float] = (1e-6, 1e-3, 1e-2, 1e-1)
     max_elements: int = 2**25
     min_positions: int = 64
+    refit: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from lightning_prune.compensation.ridge import ridge
 
-__all__ = ["CallRows", "Fit", "fit"]
+__all__ = ["CallRows", "Fit", "fit", "refit"]
+
+# Dampings below the first number overfit few images. They are for linear dependences that are exact, and must leave
+# no more of the residual than the second number.
+_EXACT, _EXACT_GAIN = 1e-4, 0.1
 
 _Means = Mapping[str | None, tuple[Tensor, Tensor]]
 
@@ -49,9 +53,9 @@ class Fit:
 
     Attributes:
         before: held-out residual of the weight as it is, as a share of the variance of the targets.
-        after: the same of the changed weight, fitted to the other images.
+        after: the same of the changed weight.
         damping: that was chosen; infinite if only constants change; None if the weight should stay.
-        change: of the weight's matrix, fitted to all images.
+        change: of the weight's matrix.
         constants: what is to be added to the outputs in each slot, one number per filter.
     """
 
@@ -63,31 +67,37 @@ class Fit:
 
 
 def fit(calls: Sequence[CallRows], dampings: Sequence[float]) -> Fit:
-    """Choose the damping by the held-out residual, and fit to all rows with it."""
+    """Fit with several dampings, and choose the one with the lowest held-out residual."""
     means = _means(calls)
     variance = max(sum(call.variance for call in calls), 1e-12)
     before = sum(float(call.held_residual.double().square().sum()) for call in calls)
     best, chosen = before, None
-    for damping, change in _solutions(calls, means, dampings):
+    for damping, change in _solutions(calls, means, sorted(dampings, reverse=True)):
         after = _held_residual(calls, means, change)
-        if after < best:
+        if after < best * (_EXACT_GAIN if damping < _EXACT else 1):
             best, chosen = after, (damping, change)
     if chosen is None:
         return Fit(before / variance, before / variance, None)
-    return _refitted(calls, Fit(before / variance, best / variance, *chosen))
+    damping, change = chosen
+    return Fit(before / variance, best / variance, damping, change, _constants(means, change))
 
 
-def _refitted(calls: Sequence[CallRows], first: Fit) -> Fit:
-    """Fit again to all rows, with the damping that was chosen."""
-    assert first.damping is not None
+def refit(calls: Sequence[CallRows], damping: float) -> Fit:
+    """Fit to all rows, also to those of the held-out images, with a damping that was chosen before."""
     joined = [call.joined() for call in calls]
     means = _means(joined)
-    dampings = [] if math.isinf(first.damping) else [first.damping]
-    *_, (_, change) = _solutions(joined, means, dampings)
-    constants = {
+    solutions = _solutions(joined, means, [] if math.isinf(damping) else [damping])
+    change = dict(solutions).get(damping)
+    if change is None:
+        return fit(calls, [damping])
+    return Fit(math.nan, math.nan, damping, change, _constants(means, change))
+
+
+def _constants(means: _Means, change: Tensor) -> dict[str, Tensor]:
+    """Return what a change lacks on average, one number per filter for each slot."""
+    return {
         slot: (residual - x @ change).flatten() for slot, (x, residual) in means.items() if slot is not None
     }
-    return Fit(first.before, first.after, first.damping, change, constants)
 
 
 def _means(calls: Sequence[CallRows]) -> _Means:

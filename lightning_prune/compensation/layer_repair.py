@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lightning_prune.compensation.fit import CallRows, Fit, fit
+from lightning_prune.compensation.fit import CallRows, Fit, fit, refit
 from lightning_prune.compensation.im2col import columns, position_shape
 from lightning_prune.compensation.layers import Layer
 from lightning_prune.compensation.report import LayerRepair
@@ -57,6 +57,7 @@ class LayerRepairer:
         self.left_alone = dict(targets.left_alone)
         self._weights: dict[tuple[str, int | None], _Weight] = {}
         self._calls: Counter[str] = Counter()
+        self._refits = False
         self._values: dict[
             str, tuple[Tensor, Tensor, Tensor]
         ] = {}  # tensor, value after the cut, present value
@@ -76,9 +77,10 @@ class LayerRepairer:
         calls = [sum(len(self.targets.calls[each.name]) for each in w.layers) for w in self._weights.values()]
         return any(number > 1 for number in calls)
 
-    def start_forward(self) -> None:
-        """Count the calls anew."""
+    def start_forward(self, refits: bool) -> None:
+        """Start with the first call of every layer; ``refits``: fit to all images with the dampings chosen so far."""
         self._calls.clear()
+        self._refits = refits
 
     def observe(self, layer: Layer, read: Callable[[], Tensor], output: Tensor) -> bool:
         """Fit the weight of a layer that was just called; return whether its output is out of date now."""
@@ -130,8 +132,10 @@ class LayerRepairer:
         residual = sum(float(call.residual.double().square().sum()) for call in calls)
         scale = sum(call.variance * call.residual.shape[1] / call.held_residual.shape[1] for call in calls)
         if residual <= _NEGLIGIBLE * scale:
-            self.layers.pop(weight.name, None)
             return self._reset(weight)
+        if self._refits:
+            damping = self.layers[weight.name].damping if weight.name in self.layers else None
+            return False if damping is None else self._set(weight, refit(calls, damping))
         result = fit(calls, self.targets.settings.dampings)
         self.layers[weight.name] = LayerRepair(result.before, result.after, result.damping)
         return self._reset(weight) if result.damping is None else self._set(weight, result)
@@ -182,6 +186,16 @@ class LayerRepairer:
         """Set everything to its value after the cut."""
         for tensor, original, _ in self._values.values():
             tensor.data.copy_(original)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that sets everything to its present value."""
+        values = [(tensor, value) for tensor, _, value in self._values.values()]
+
+        def restore() -> None:
+            for tensor, value in values:
+                tensor.data.copy_(value)
+
+        return restore
 
 
 def _mismatch(layer: Layer, calls: Sequence[CallTargets], call: int, output: Tensor) -> str | None:

@@ -20,7 +20,7 @@ from lightning_prune.compensation.calibration import (
 )
 from lightning_prune.compensation.calls import observed_calls
 from lightning_prune.compensation.layer_repair import LayerRepairer
-from lightning_prune.compensation.layers import find_layers
+from lightning_prune.compensation.layers import Layer, find_layers
 from lightning_prune.compensation.report import CompensationReport
 from lightning_prune.compensation.targets import Targets, collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
@@ -97,8 +97,7 @@ def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> C
         return CompensationReport(False, reason, before, before, left_alone=targets.left_alone)
     repairer = LayerRepairer(targets, model)
     try:
-        _fit_layers(model, targets, images, repairer)
-        after = _change(model, targets, images)
+        after = _repair_layers(model, targets, images, repairer, before)
     except BaseException:
         repairer.undo()
         raise
@@ -115,17 +114,36 @@ def _refusal(repairer: LayerRepairer, after: float) -> str:
     return f"the outputs of held-out images did not come nearer to the dense ones (change {after:.2g})"
 
 
-def _fit_layers(model: nn.Module, targets: Targets, images: Calibration, repairer: LayerRepairer) -> None:
-    """Run the network and repair its layers; again if some are called repeatedly, for calls before their repair."""
+def _repair_layers(
+    model: nn.Module, targets: Targets, images: Calibration, repairer: LayerRepairer, before: float
+) -> float:
+    """Repair the layers, and return the distance of the outputs on images that took no part in it.
+
+    If that is nearer, all layers are fitted once more, to all images; this is undone if it worsens the outputs.
+    """
     layers, left_alone = find_layers(model)
     repairer.left_alone.update(left_alone)
     layers = [layer for layer in layers if layer.name in targets.calls]
     repeated = repairer.prepare(layers)
-    for _ in range(2 if repeated else 1):
-        repairer.start_forward()
-        with undisturbed(model), observed_calls(model, layers, repairer.observe):
-            outputs_of(model, images)
-        repairer.write()
+    for _ in range(2 if repeated else 1):  # again for calls that came before the repair of their weight
+        _run(model, images, layers, repairer, refits=False)
+    after = _change(model, targets, images)
+    if targets.settings.refit and after < before:
+        restore = repairer.snapshot()
+        _run(model, images, layers, repairer, refits=True)
+        if not _change(model, targets, images) <= after:
+            restore()
+    return after
+
+
+def _run(
+    model: nn.Module, images: Calibration, layers: Sequence[Layer], repairer: LayerRepairer, refits: bool
+) -> None:
+    """Run the network once and repair its layers on the way."""
+    repairer.start_forward(refits)
+    with undisturbed(model), observed_calls(model, layers, repairer.observe):
+        outputs_of(model, images)
+    repairer.write()
 
 
 def _change(model: nn.Module, targets: Targets, images: Calibration) -> float:
