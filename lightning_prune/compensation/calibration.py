@@ -44,6 +44,8 @@ class CompensationSettings:
         max_elements: upper limit of the size of the matrix that a layer is fitted to. Wide layers get fewer
             positions; those with fewer than ``min_positions`` are left alone.
         min_positions: see ``max_elements``.
+        sums: fit a layer whose output only a sum reads so that the sum, and not the output itself, comes nearer to
+            the dense one: a branch then corrects the residual stream too.
         refit: fit once more to all images, once the held-out ones have accepted the repair.
     """
 
@@ -53,6 +55,7 @@ class CompensationSettings:
     max_elements: int = 2**25
     min_positions: int = 64
     refit: bool = True
+    sums: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:

@@ -6,17 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_prune.compensation.calls import LayerCall
 from lightning_prune.compensation.fit import CallRows, Fit, fit, refit
-from lightning_prune.compensation.im2col import columns, position_shape
+from lightning_prune.compensation.im2col import Positions, columns, output_rows, position_shape
 from lightning_prune.compensation.layers import Layer
 from lightning_prune.compensation.report import LayerRepair
-from lightning_prune.compensation.targets import CallTargets, SampledRows, Targets, compute_dtype
+from lightning_prune.compensation.sums import Summand, SumWatch
+from lightning_prune.compensation.targets import CallTargets, Targets, compute_dtype
 
 __all__ = ["LayerRepairer"]
 
 _NEGLIGIBLE = 1e-10  # squared residual, as a share of the targets' variance, below which a layer stays
+_SMALLEST_FACTOR = (
+    0.05  # of a norm, as a share of its largest; behind smaller ones, a layer does not correct a sum
+)
 
 
 @dataclass
@@ -48,6 +55,7 @@ class LayerRepairer:
     Attributes:
         layers: repair of each weight, by the name of its first layer.
         left_alone: layer -> why it was not repaired.
+        names: the parameters and buffers that were changed at some time.
     """
 
     def __init__(self, targets: Targets, model: nn.Module) -> None:
@@ -55,9 +63,11 @@ class LayerRepairer:
         self.modules = dict(model.named_modules())
         self.layers: dict[str, LayerRepair] = {}
         self.left_alone = dict(targets.left_alone)
+        self.names: set[str] = set()
         self._weights: dict[tuple[str, int | None], _Weight] = {}
         self._calls: Counter[str] = Counter()
         self._refits = False
+        self.sums: SumWatch[LayerCall] = SumWatch(self._fit_to_sum)
         self._values: dict[
             str, tuple[Tensor, Tensor, Tensor]
         ] = {}  # tensor, value after the cut, present value
@@ -82,36 +92,66 @@ class LayerRepairer:
         self._calls.clear()
         self._refits = refits
 
-    def observe(self, layer: Layer, read: Callable[[], Tensor], output: Tensor) -> bool:
-        """Fit the weight of a layer that was just called; return whether its output is out of date now."""
-        call, calls = self._calls[layer.name], self.targets.calls[layer.name]
+    def observe(self, call: LayerCall) -> bool:
+        """Fit the weight of a layer that was just called; return whether its output is out of date now.
+
+        A layer whose output only a sum reads is fitted when the sum comes.
+        """
+        layer, output = call.layer, call.output
+        number, calls = self._calls[layer.name], self.targets.calls[layer.name]
         self._calls[layer.name] += 1
         weight = self._weights[layer.key]
-        reason = _mismatch(layer, calls, call, output)
+        reason = _mismatch(layer, calls, number, output)
         if reason is not None:
             self.left_alone[layer.name] = reason
             return self._reset(weight)
         if any(each.name in self.left_alone for each in weight.layers):
             return False
-        weight.rows[layer.name, call] = self._rows(layer, weight, calls[call], read())
+        target = calls[number]
+        if target.sums is not None:
+            self.sums.expect(output, call)
+            return False
+        rows = target.fit.rows, target.held.rows
+        weight.rows[layer.name, number] = self._rows(layer, weight, target, call.read(), rows)
         return self._repair(weight)
 
-    def _rows(self, layer: Layer, weight: _Weight, target: CallTargets, x: Tensor) -> CallRows:
-        """Compute what the weight after the cut lacks in this call."""
+    def _fit_to_sum(self, summand: Summand[LayerCall], output: Tensor, other: Tensor) -> None:
+        """Fit a layer so that a sum comes nearer to that of the dense network, and update what the sum reads."""
+        call = summand.payload
+        layer, weight = call.layer, self._weights[call.layer.key]
+        target = self.targets.calls[layer.name][0]
+        assert target.sums is not None
+        scale = _scale(summand.norm, compute_dtype(layer.weight))
+        rows = []
+        for sampled, dense in zip((target.fit, target.held), target.sums, strict=True):
+            present, total = (
+                output_rows(layer, x, sampled.positions, dense.dtype) for x in (call.output, output + other)
+            )
+            rows.append(present + (dense - total) * scale)
+        weight.rows[layer.name, 0] = self._rows(layer, weight, target, call.read(), (rows[0], rows[1]))
+        if self._repair(weight):
+            again = call.rerun()
+            output.copy_(again if summand.norm is None else summand.norm.forward(again))
+
+    def _rows(
+        self, layer: Layer, weight: _Weight, target: CallTargets, x: Tensor, wanted: tuple[Tensor, Tensor]
+    ) -> CallRows:
+        """Compute what the weight after the cut lacks in this call, for the outputs that are wanted."""
         dtype = compute_dtype(layer.weight)
         slot, bias = self._slot(layer, target.norm), self._bias(layer)
         matrix = layer.matrix(weight.original.to(dtype))
 
-        def seen(rows: SampledRows) -> tuple[Tensor, Tensor]:
-            inputs = columns(layer, x, rows.positions, dtype)
-            target_rows = rows.rows if bias is None else rows.rows - bias.to(dtype)
-            return inputs, layer.in_groups(target_rows) - inputs @ matrix
+        def seen(positions: Positions, rows: Tensor) -> tuple[Tensor, Tensor]:
+            inputs = columns(layer, x, positions, dtype)
+            rows = rows if bias is None else rows - bias.to(dtype)
+            return inputs, layer.in_groups(rows) - inputs @ matrix
 
         held_rows = target.held.rows
         variance = float((held_rows - held_rows.mean(0)).double().square().sum())
         if len(held_rows) == 1:  # no variance within one row
             variance = float(held_rows.double().square().sum())
-        return CallRows(slot, *seen(target.fit), *seen(target.held), variance)
+        fit_rows, held = seen(target.fit.positions, wanted[0]), seen(target.held.positions, wanted[1])
+        return CallRows(slot, *fit_rows, *held, variance)
 
     def _slot(self, layer: Layer, norm: str | None) -> str | None:
         """Return the name of what takes a constant that is added to the layer's outputs."""
@@ -144,21 +184,26 @@ class LayerRepairer:
         assert result.change is not None
         assert result.constants is not None
         layer, original = weight.layers[0], weight.original
+        self.names.add(layer.weight_name)
         changed = original.to(result.change.dtype) + layer.weight_of(result.change)
         self._write(f"weight {layer.key}", layer.weight_data(), changed)
         for slot, constant in result.constants.items():
-            tensor = self._slot_tensor(weight, slot)
+            name, tensor = self._slot_tensor(weight, slot)
+            self.names.add(name)
             before = self._values.get(slot, (tensor, tensor, tensor))[1].to(constant.dtype)
             self._write(slot, tensor, before - constant if slot.startswith("norm") else before + constant)
         return True
 
-    def _slot_tensor(self, weight: _Weight, slot: str) -> Tensor:
+    def _slot_tensor(self, weight: _Weight, slot: str) -> tuple[str, Tensor]:
+        """Return name and data of what takes a constant."""
         kind, _, name = slot.partition(" ")
         if kind == "norm":
-            return self.modules[name].get_buffer("running_mean")
-        data = next(layer for layer in weight.layers if layer.bias_key == name).bias_data()
+            return f"{name}.running_mean", self.modules[name].get_buffer("running_mean")
+        layer = next(layer for layer in weight.layers if layer.bias_key == name)
+        data = layer.bias_data()
         assert data is not None
-        return data
+        assert layer.bias_name is not None
+        return layer.bias_name, data
 
     def _write(self, name: str, tensor: Tensor, value: Tensor) -> None:
         """Set a tensor, and remember its value after the cut."""
@@ -196,6 +241,17 @@ class LayerRepairer:
                 tensor.data.copy_(value)
 
         return restore
+
+
+def _scale(norm: nn.Module | None, dtype: torch.dtype) -> Tensor | float:
+    """Return by how much an output must change for a change of one behind its norm; 0 where that is too much."""
+    if norm is None:
+        return 1.0
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_var is not None
+    factor = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.to(dtype)
+    return torch.where(factor.abs() > _SMALLEST_FACTOR * factor.abs().max(), 1 / factor, 0)
 
 
 def _mismatch(layer: Layer, calls: Sequence[CallTargets], call: int, output: Tensor) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.compensation.calibration import (
@@ -26,6 +26,8 @@ from lightning_prune.compensation.targets import Targets, collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import prune_, surviving_indices
+from lightning_prune.utils.distributed import from_first
+from lightning_prune.utils.modules import named_tensors
 
 __all__ = ["compensate_", "cut_and_compensate_"]
 
@@ -75,7 +77,8 @@ def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> C
     """Repair a network after a cut, in place, if that brings its outputs nearer to the dense ones.
 
     Each layer is regressed, around the weight that it has, from the inputs that it really gets to the dense layer's
-    outputs. Images that take no part in the fit decide about each layer, and about the whole.
+    outputs. Images that take no part in the fit decide about each layer, and about the whole. In a distributed run
+    every process must call this; all take over the repair of the first one.
 
     Args:
         model: the network after the cut.
@@ -88,13 +91,24 @@ def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> C
     Raises:
         CompensationError: the batches cannot be used; nothing was changed.
     """
+    report, values = from_first(lambda: _repair_(model, targets, batches))
+    tensors = named_tensors(model)
+    for name, value in values.items():
+        tensors[name].data.copy_(value)
+    return report
+
+
+def _repair_(
+    model: nn.Module, targets: Targets, batches: Sequence[Any]
+) -> tuple[CompensationReport, dict[str, Tensor]]:
+    """Repair a network; return the report, and the tensors that are changed now, on the CPU."""
     images = calibration(model, batches, targets.settings)
     if images.num_images != targets.num_images:
         raise CompensationError(f"the targets are of {targets.num_images} images, not {images.num_images}")
     before = _change(model, targets, images)
     if not before > 0:
         reason = "its outputs are the dense ones" if before == 0 else "its outputs cannot be compared"
-        return CompensationReport(False, reason, before, before, left_alone=targets.left_alone)
+        return CompensationReport(False, reason, before, before, left_alone=targets.left_alone), {}
     repairer = LayerRepairer(targets, model)
     try:
         after = _repair_layers(model, targets, images, repairer, before)
@@ -105,7 +119,9 @@ def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> C
     if not accepted:
         repairer.undo()
     reason = "" if accepted else _refusal(repairer, after)
-    return CompensationReport(accepted, reason, before, after, repairer.layers, repairer.left_alone)
+    report = CompensationReport(accepted, reason, before, after, repairer.layers, repairer.left_alone)
+    tensors = named_tensors(model)
+    return report, {name: tensors[name].detach().cpu() for name in sorted(repairer.names) if accepted}
 
 
 def _refusal(repairer: LayerRepairer, after: float) -> str:
@@ -141,7 +157,11 @@ def _run(
 ) -> None:
     """Run the network once and repair its layers on the way."""
     repairer.start_forward(refits)
-    with undisturbed(model), observed_calls(model, layers, repairer.observe):
+    with (
+        undisturbed(model),
+        repairer.sums.watching(model),
+        observed_calls(model, layers, repairer.observe),
+    ):
         outputs_of(model, images)
     repairer.write()
 

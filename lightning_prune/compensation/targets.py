@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from lightning_prune.compensation.calibration import (
     outputs_of,
     undisturbed,
 )
-from lightning_prune.compensation.calls import observed_calls
+from lightning_prune.compensation.calls import LayerCall, observed_calls
 from lightning_prune.compensation.im2col import (
     ImageAxis,
     Positions,
@@ -31,7 +31,9 @@ from lightning_prune.compensation.im2col import (
     sample,
 )
 from lightning_prune.compensation.layers import Kept, Layer, find_layers, kept_filters, num_kept_inputs
+from lightning_prune.compensation.sums import Summand, SumWatch
 from lightning_prune.utils.batch_norm import tracked_norms
+from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.seeding import derive_seed
 
 __all__ = ["CallTargets", "SampledRows", "Targets", "collect_targets", "compute_dtype"]
@@ -60,12 +62,14 @@ class CallTargets:
         fit: rows of the images that the layer is fitted to.
         held: rows of the images that judge the fit.
         norm: the batch norm that reads the output, if it reads no other weight's.
+        sums: rows, as in ``fit`` and ``held``, of the sum that alone reads the output, directly or behind a norm.
     """
 
     shape: torch.Size
     fit: SampledRows
     held: SampledRows
     norm: str | None = None
+    sums: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Targets:
     """
 
     settings: CompensationSettings
-    num_images: int
+    num_images: int = 0
     calls: dict[str, list[CallTargets]] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     left_alone: dict[str, str] = field(default_factory=dict)
@@ -97,6 +101,9 @@ def collect_targets(
 ) -> Targets:
     """Run the dense network once, before a cut, and keep what its layers give at the filters that will survive.
 
+    In a distributed run every process must call this; only the first one runs the network, and the targets of the
+    others stay empty.
+
     Args:
         model: the dense network; it is left unchanged.
         kept: tensor -> dimension -> indices that survive, as a :class:`~lightning_prune.PruningRecord` has them.
@@ -107,21 +114,27 @@ def collect_targets(
     Raises:
         CompensationError: the batches cannot be used.
     """
-    settings = settings or CompensationSettings()
-    images = calibration(model, batches, settings)
+    targets = Targets(settings or CompensationSettings())
+    from_first(lambda: _collect(targets, model, kept, batches))
+    return targets
+
+
+def _collect(targets: Targets, model: nn.Module, kept: Kept, batches: Sequence[Any]) -> None:
+    """Fill ``targets``."""
+    images = calibration(model, batches, targets.settings)
     layers, left_alone = find_layers(model)
-    targets = Targets(settings, images.num_images, left_alone=left_alone)
+    targets.num_images, targets.left_alone = images.num_images, left_alone
     collector = _Collector(targets, kept, images)
     with (
         undisturbed(model),
-        observed_calls(model, layers, collector.observe),
         _observed_norms(model, collector),
+        collector.sums.watching(model),
+        observed_calls(model, layers, collector.observe),
     ):
         targets.outputs = outputs_of(model, images)
     if not all(output.isfinite().all() for output in targets.outputs):
         raise CompensationError("the network's outputs on the images for repairing a cut are not finite")
     collector.finish(layers)
-    return targets
 
 
 class _Collector:
@@ -131,13 +144,25 @@ class _Collector:
         self.targets, self.kept, self.images = targets, kept, images
         self.last: deque[tuple[Layer, int, weakref.ref[Tensor]]] = deque(maxlen=_LAST_CALLS)
         self.sources: dict[str, list[tuple[Layer, int] | None]] = {}  # of each norm's calls
+        self.sums: SumWatch[tuple[Layer, int]] = SumWatch(self._keep_sum)
 
-    def observe(self, layer: Layer, read: Callable[[], Tensor], output: Tensor) -> bool:
+    def observe(self, call: LayerCall) -> bool:
         """Keep sampled rows of one call."""
-        reason = self._keep(layer, output)
+        reason = self._keep(call.layer, call.output)
         if reason is not None:
-            self.targets.left_alone[layer.name] = reason
+            self.targets.left_alone[call.layer.name] = reason
         return False
+
+    def _keep_sum(self, summand: Summand[tuple[Layer, int]], output: Tensor, other: Tensor) -> None:
+        """Keep rows of a sum that reads a layer's output."""
+        layer, call = summand.payload
+        calls = self.targets.calls[layer.name]
+        filters = kept_filters(layer, self.kept)
+        fit, held = (
+            _rows(layer, output + other, rows.positions, filters)
+            for rows in (calls[call].fit, calls[call].held)
+        )
+        calls[call] = replace(calls[call], sums=(fit, held))
 
     def _keep(self, layer: Layer, output: Tensor) -> str | None:
         """Keep rows of a call, or say why that is impossible."""
@@ -156,6 +181,8 @@ class _Collector:
         if not (fit.rows.isfinite().all() and held.rows.isfinite().all()):
             return "its outputs are not finite"
         self.last.append((layer, len(calls), weakref.ref(output)))
+        if self.targets.settings.sums:
+            self.sums.expect(output, (layer, len(calls)))
         calls.append(CallTargets(shape, fit, held))
         return None
 
@@ -174,8 +201,7 @@ class _Collector:
         num_fit, num_images = self.images.num_fit, self.images.num_images
         for images, count in (((0, num_fit), number), ((num_fit, num_images), max(1, number // 4))):
             positions = sample(shape, axis, images, count, generator)
-            rows = output_rows(layer, output, positions, compute_dtype(layer.weight))
-            yield SampledRows(positions, rows if filters is None else rows[:, filters.to(rows.device)])
+            yield SampledRows(positions, _rows(layer, output, positions, filters))
 
     def observe_norm(self, name: str, norm: nn.Module, args: Any) -> None:
         """Remember which layer's output a norm reads."""
@@ -208,10 +234,17 @@ class _Collector:
                     calls[source[1]] = replace(calls[source[1]], norm=name)
 
 
+def _rows(layer: Layer, output: Tensor, positions: Positions, filters: Tensor | None) -> Tensor:
+    """Return the surviving channels of an output of the dense network at some positions."""
+    rows = output_rows(layer, output, positions, compute_dtype(layer.weight))
+    return rows if filters is None else rows[:, filters.to(rows.device)]
+
+
 def _shared(calls: Sequence[CallTargets], number: int) -> list[CallTargets]:
     """Return calls with their share of the positions, among ``number`` calls of a weight."""
     fit, held = (max(1, len(rows.rows) // number) for rows in (calls[0].fit, calls[0].held))
-    return [replace(call, fit=call.fit.first(fit), held=call.held.first(held)) for call in calls]
+    # Calls of one weight are fitted together as they come, not when their sums come.
+    return [replace(call, fit=call.fit.first(fit), held=call.held.first(held), sums=None) for call in calls]
 
 
 @contextmanager

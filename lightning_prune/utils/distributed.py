@@ -5,13 +5,14 @@ In a single process every function returns its input. In a distributed run every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, distributed
 
 from lightning_prune.utils.hashing import json_digest
 
-__all__ = ["average_", "broadcast", "check_agreement", "gather_all"]
+__all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all"]
 
 T = TypeVar("T")
 
@@ -47,6 +48,27 @@ def broadcast(value: T) -> T:
     values: list[Any] = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """Run ``compute`` in the process with rank 0 only, and return its result, or raise its error, in all of them.
+
+    Example:
+        >>> from_first(lambda: 3)
+        3
+    """
+    if world_size() == 1:
+        return compute()
+    outcome: tuple[T | None, Exception | None] = (None, None)
+    if distributed.get_rank() == 0:
+        try:
+            outcome = (compute(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, failure = broadcast(outcome)
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
 
 
 def check_agreement(name: str, value: Any) -> None:

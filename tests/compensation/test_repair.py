@@ -195,6 +195,68 @@ def test_an_attention_with_separate_projections_is_repaired():
     assert report.layers["attention.k"].after < 0.9 * report.layers["attention.k"].before
 
 
+def test_parameters_given_to_a_function_are_repaired():
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(net.hidden(net.stem(x).relu()).relu(), net.head.weight, bias=net.head.bias)
+
+    model = Net(run, stem=nn.Linear(12, 16), hidden=nn.Linear(16, 16), head=nn.Linear(16, 3))
+    report = repaired(model, TOKENS, remove=("hidden.weight", slice(0, 6)))
+    assert report.layers["head"].changed
+    assert report.layers.keys() == {"head"}
+
+
+# -- sums -----------------------------------------------------------------------------------------------
+
+
+def sum_targets(run, inputs: Tensor = IMAGES) -> set[str]:
+    """Return the layers that are fitted to a sum."""
+    parts = {name: nn.Conv2d(3, 3, 3, padding=1) for name in ("first", "second")}
+    targets = collect_targets(Net(run, **parts, norm=nn.BatchNorm2d(3)), {}, [inputs])
+    return {name for name, (call,) in targets.calls.items() if call.sums is not None}
+
+
+def test_branches_are_fitted_to_the_sum_that_reads_them():
+    def in_place(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.norm(net.second(net.first(x).relu()))
+        y += x
+        return y
+
+    assert sum_targets(lambda net, x: x + net.second(net.first(x).relu())) == {"second"}
+    assert sum_targets(lambda net, x: torch.add(F.dropout(net.second(net.first(x)), training=False), x)) == {
+        "second"
+    }
+    assert sum_targets(lambda net, x: net.first(x) + net.second(x)) == {"second"}
+    assert sum_targets(in_place) == {"second"}
+
+
+def test_outputs_that_something_else_reads_are_not_fitted_to_a_sum():
+    def read_before(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.first(x)
+        return y.sigmoid() + y
+
+    assert sum_targets(read_before) == set()
+    assert sum_targets(lambda net, x: net.first(x) + x.mean()) == set()
+    assert sum_targets(lambda net, x: net.first(x).relu() + x) == set()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("spelling", ["plus", "add_"])
+def test_a_branch_corrects_the_residual_stream(normed, spelling):
+    """The stream has lost a term that is linear in what the branch reads, so the branch can supply it."""
+
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        stream, branch = net.narrow(net.wide(x)), net.norm(net.branch(x))
+        return branch + stream if spelling == "plus" else branch.add_(stream)
+
+    parts = {"wide": nn.Conv2d(3, 8, 1), "narrow": nn.Conv2d(8, 4, 1), "branch": nn.Conv2d(3, 4, 1)}
+    model = Net(run, **parts, norm=nn.BatchNorm2d(4) if normed else nn.Identity())
+    model = randomise_(model).double()
+    remove = "wide.weight", slice(1, 8)
+    reports = [repaired(copy.deepcopy(model), IMAGES.double(), remove=remove, sums=x) for x in (False, True)]
+    assert reports[0].change_after > 1e-2
+    assert reports[1].change_after < 1e-5
+
+
 # -- nothing gets worse ---------------------------------------------------------------------------------
 
 
