@@ -223,7 +223,13 @@ class LayerRepairer:
         return bool(entries)
 
     def write(self) -> None:
-        """Set all changed tensors again, after a forward whose buffers were restored."""
+        """Set all changed tensors again, after a forward whose buffers were restored; name what was not fitted."""
+        for weight in self._weights.values():
+            for layer in weight.layers:
+                if self._calls[layer.name] and (layer.name, 0) not in weight.rows:
+                    self.left_alone.setdefault(
+                        layer.name, "the sum that reads it in the dense network did not come"
+                    )
         for tensor, _, value in self._values.values():
             tensor.data.copy_(value)
 

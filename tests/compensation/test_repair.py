@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import SurgeryError, prune_, trace
-from lightning_prune.compensation import layer_repair
-from lightning_prune.compensation.calibration import CompensationError, CompensationSettings
+from lightning_prune.compensation import (
+    CompensationError,
+    CompensationSettings,
+    collect_targets,
+    compensate_,
+    cut_and_compensate_,
+    layer_repair,
+)
 from lightning_prune.compensation.fit import Fit
-from lightning_prune.compensation.repair import compensate_, cut_and_compensate_
-from lightning_prune.compensation.targets import collect_targets
 from lightning_prune.testing import randomise_
 from tests.support.nets import Attention, Net, Small, assert_same, random_units, state
 
@@ -255,6 +259,18 @@ def test_a_branch_corrects_the_residual_stream(normed, spelling):
     reports = [repaired(copy.deepcopy(model), IMAGES.double(), remove=remove, sums=x) for x in (False, True)]
     assert reports[0].change_after > 1e-2
     assert reports[1].change_after < 1e-5
+
+
+def test_a_sum_that_does_not_come_again_is_named():
+    def run(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.branch(net.wide(x))
+        return y + x if len(net.wide.weight) == 8 else torch.stack([y, x]).sum(0)
+
+    model = Net(run, wide=nn.Conv2d(3, 8, 1), branch=nn.Conv2d(8, 3, 1))
+    targets = collect_targets(model, {"wide.weight": {0: [0, 1]}, "branch.weight": {1: [0, 1]}}, [IMAGES])
+    model.wide, model.branch = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+    report = compensate_(model, targets, [IMAGES])
+    assert report.left_alone == {"branch": "the sum that reads it in the dense network did not come"}
 
 
 # -- nothing gets worse ---------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[2]
 CONF = sorted((ROOT / "conf").rglob("*.yaml"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SUBPACKAGES = ["criteria", "netadapt", "slimming", "distillation", "segmentation", "data", "testing"]
+SUBPACKAGES = [
+    "criteria",
+    "compensation",
+    "netadapt",
+    "slimming",
+    "distillation",
+    "segmentation",
+    "data",
+    "testing",
+]
 FACES = {
     name: import_module(name)
     for name in ["lightning_prune", *(f"lightning_prune.{part}" for part in SUBPACKAGES)]
