@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,24 @@ class LayerCall:
         read: returns its input.
         output: of the call.
         rerun: returns the output anew, with the present weights.
+        inputs: what the module got.
     """
 
     layer: Layer
     read: Callable[[], Tensor]
     output: Tensor
     rerun: Callable[[], Tensor]
+    inputs: Sequence[Any]
+
+    def watch_inputs(self) -> Callable[[], bool]:
+        """Return a function that tells whether the inputs are unchanged; it keeps no reference to them."""
+        versions = [(weakref.ref(x), x._version) for x in self.inputs if isinstance(x, Tensor)]
+
+        def are_unchanged() -> bool:
+            present = [(x(), version) for x, version in versions]
+            return all(x is None or x._version == version for x, version in present)
+
+        return are_unchanged
 
 
 #: Returns whether it changed the layer, so that the output has to be computed again.
@@ -81,7 +94,7 @@ class _LinearCalls(TorchFunctionMode):
         x, weight, bias = _linear_arguments(*args, **(kwargs or {}))
         layer = self.layers.get((id(weight), id(bias)))
         rerun = partial(F.linear, x, weight, bias)
-        return rerun() if layer and self.observe(LayerCall(layer, lambda: x, output, rerun)) else output
+        return rerun() if layer and self.observe(LayerCall(layer, lambda: x, output, rerun, (x,))) else output
 
 
 def _linear_arguments(
@@ -116,7 +129,7 @@ def _after_call(
 ) -> Tensor | None:
     x = args[0] if args else kwargs["input"]
     rerun = partial(module.forward, *args, **kwargs)
-    changed = rerun() if observe(LayerCall(layer, lambda: x, output, rerun)) else None
+    changed = rerun() if observe(LayerCall(layer, lambda: x, output, rerun, (x,))) else None
     linear.running = None
     return changed
 
@@ -130,7 +143,7 @@ def _before_attention(
     for layer in layers:
         x = arguments[names[layer.name[-1]]]
         project = partial(_project, layer, x)
-        observe(LayerCall(layer, partial(torch.as_tensor, x), project(), project))
+        observe(LayerCall(layer, partial(torch.as_tensor, x), project(), project, (x,)))
 
 
 def _project(layer: Layer, x: Tensor) -> Tensor:
@@ -149,7 +162,9 @@ def _after_attention(
         return module.forward(*args, **kwargs)[0]
 
     heads = partial(_heads, module, args, kwargs)
-    changed = [observe(LayerCall(layer, heads, output[0], rerun)) for layer in layers]
+    changed = [
+        observe(LayerCall(layer, heads, output[0], rerun, (*args, *kwargs.values()))) for layer in layers
+    ]
     return module.forward(*args, **kwargs) if any(changed) else None
 
 

@@ -88,7 +88,9 @@ class SumWatch(TorchFunctionMode, Generic[Payload]):
         for summand in reversed(self.expected):
             output = summand.output()
             if output is not None and not summand.is_read and (output is first or output is second):
-                summand.is_read = True
+                payload = summand.payload
+                kept = [each for each in self.expected if each.payload is not payload]
+                self.expected = deque(kept, maxlen=_LAST)
                 self.on_sum(summand, output, second if output is first else first)
                 return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -137,6 +137,10 @@ def _collect(targets: Targets, model: nn.Module, kept: Kept, batches: Sequence[A
     collector.finish(layers)
 
 
+#: Layer, number of its call, and whether the inputs of the call are unchanged.
+_Pending = tuple[Layer, int, Callable[[], bool]]
+
+
 class _Collector:
     """Samples the outputs of layers, and finds out which norm reads which output."""
 
@@ -144,18 +148,20 @@ class _Collector:
         self.targets, self.kept, self.images = targets, kept, images
         self.last: deque[tuple[Layer, int, weakref.ref[Tensor]]] = deque(maxlen=_LAST_CALLS)
         self.sources: dict[str, list[tuple[Layer, int] | None]] = {}  # of each norm's calls
-        self.sums: SumWatch[tuple[Layer, int]] = SumWatch(self._keep_sum)
+        self.sums: SumWatch[_Pending] = SumWatch(self._keep_sum)
 
     def observe(self, call: LayerCall) -> bool:
         """Keep sampled rows of one call."""
-        reason = self._keep(call.layer, call.output)
+        reason = self._keep(call)
         if reason is not None:
             self.targets.left_alone[call.layer.name] = reason
         return False
 
-    def _keep_sum(self, summand: Summand[tuple[Layer, int]], output: Tensor, other: Tensor) -> None:
+    def _keep_sum(self, summand: Summand[_Pending], output: Tensor, other: Tensor) -> None:
         """Keep rows of a sum that reads a layer's output."""
-        layer, call = summand.payload
+        layer, call, are_unchanged = summand.payload
+        if not are_unchanged():
+            return
         calls = self.targets.calls[layer.name]
         filters = kept_filters(layer, self.kept)
         fit, held = (
@@ -164,8 +170,9 @@ class _Collector:
         )
         calls[call] = replace(calls[call], sums=(fit, held))
 
-    def _keep(self, layer: Layer, output: Tensor) -> str | None:
+    def _keep(self, call: LayerCall) -> str | None:
         """Keep rows of a call, or say why that is impossible."""
+        layer, output = call.layer, call.output
         shape = position_shape(layer, output)
         axis = image_axis(shape, self.images.num_images) if shape else None
         if shape is None or axis is None:
@@ -182,7 +189,7 @@ class _Collector:
             return "its outputs are not finite"
         self.last.append((layer, len(calls), weakref.ref(output)))
         if self.targets.settings.sums:
-            self.sums.expect(output, (layer, len(calls)))
+            self.sums.expect(output, (layer, len(calls), call.watch_inputs()))
         calls.append(CallTargets(shape, fit, held))
         return None
 

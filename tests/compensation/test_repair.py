@@ -238,8 +238,14 @@ def test_outputs_that_something_else_reads_are_not_fitted_to_a_sum():
         y = net.first(x)
         return y.sigmoid() + y
 
+    def input_changes(net: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone()
+        y = net.first(x)
+        return y + x.relu_()
+
     assert sum_targets(read_before) == set()
     assert sum_targets(lambda net, x: net.first(x) + x.mean()) == set()
+    assert sum_targets(input_changes) == set()
     assert sum_targets(lambda net, x: net.first(x).relu() + x) == set()
 
 
