@@ -132,17 +132,26 @@ def _transposed(rows: Sequence[list[Any]]) -> list[tuple[Any, ...]]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run ``model`` in eval mode without gradients, with fixed random numbers; restore modes and buffers."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # it runs a whole encoder layer without calling its modules
     try:
-        with torch.no_grad(), training_modes(model, lambda module: False), seeded(0):
+        with torch.no_grad(), training_modes(model, lambda module: False), seeded(0), _without_shortcuts():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for buffer, value in buffers:
             buffer.data.copy_(value)
+
+
+@contextmanager
+def _without_shortcuts() -> Iterator[None]:
+    """Disable the fast path of attention, which calls no modules, and the cache of autocast: weights will change."""
+    fast_path, caches_casts = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_autocast_cache_enabled(caches_casts)
 
 
 def outputs_of(model: nn.Module, images: Calibration) -> list[Tensor]:

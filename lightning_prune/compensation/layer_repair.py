@@ -111,14 +111,20 @@ class LayerRepairer:
         if target.sums is not None:
             self.sums.expect(output, call)
             return False
-        rows = target.fit.rows, target.held.rows
-        weight.rows[layer.name, number] = self._rows(layer, weight, target, call.read(), rows)
-        return self._repair(weight)
+        return self._fit(call, number, (target.fit.rows, target.held.rows))
+
+    def _fit(self, call: LayerCall, number: int, wanted: tuple[Tensor, Tensor]) -> bool:
+        """Fit a layer so that a call gives the rows that are wanted; return whether it changed."""
+        layer, weight, x = call.layer, self._weights[call.layer.key], call.read()
+        target = self.targets.calls[layer.name][number]
+        with torch.autocast(x.device.type, enabled=False):
+            weight.rows[layer.name, number] = self._rows(layer, weight, target, x, wanted)
+            return self._repair(weight)
 
     def _fit_to_sum(self, summand: Summand[LayerCall], output: Tensor, other: Tensor) -> None:
         """Fit a layer so that a sum comes nearer to that of the dense network, and update what the sum reads."""
         call = summand.payload
-        layer, weight = call.layer, self._weights[call.layer.key]
+        layer = call.layer
         target = self.targets.calls[layer.name][0]
         assert target.sums is not None
         scale = _scale(summand.norm, compute_dtype(layer.weight))
@@ -128,8 +134,7 @@ class LayerRepairer:
                 output_rows(layer, x, sampled.positions, dense.dtype) for x in (call.output, output + other)
             )
             rows.append(present + (dense - total) * scale)
-        weight.rows[layer.name, 0] = self._rows(layer, weight, target, call.read(), (rows[0], rows[1]))
-        if self._repair(weight):
+        if self._fit(call, 0, (rows[0], rows[1])):
             again = call.rerun()
             output.copy_(again if summand.norm is None else summand.norm.forward(again))
 

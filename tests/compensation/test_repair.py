@@ -424,6 +424,22 @@ def test_other_precisions(dtype):
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("name", ["small", "siamese", "encoder"])
+def test_mixed_precision(name):
+    build, inputs = NETWORKS[name]
+    model = build()
+    graph = trace(model, inputs[:2])
+    full = copy.deepcopy(model)
+    remove, dense = random_units(graph, 0, 0.4), copy.deepcopy(model)
+    record = prune_(model, graph, remove)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = compensate_(model, collect_targets(dense, record.kept, [inputs]), [inputs])
+    expected = repaired(full, inputs)
+    assert report.accepted
+    assert report.change_after < 1.2 * expected.change_after + 1e-3
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_a_single_position_does_not_make_it_singular():
     report = repaired(Small(), IMAGES, positions=1)
     assert report.change_after <= report.change_before or not report.accepted
