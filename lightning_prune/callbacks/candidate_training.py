@@ -28,9 +28,10 @@ from lightning_prune.callbacks.candidate_trainer import CandidateTrainer, Logged
 from lightning_prune.netadapt.candidate import CandidateContext
 from lightning_prune.netadapt.workers import Workers, pack_context, rehearse
 from lightning_prune.pruning.session import PruningSession
-from lightning_prune.pruning.training import Training, on_device
+from lightning_prune.pruning.training import Training
 from lightning_prune.trainer.batches import IndexedBatch
 from lightning_prune.trainer.step_outputs import step_loss
+from lightning_prune.utils.example_inputs import on_device
 from lightning_prune.utils.modules import training_modes
 
 __all__ = [

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lightning_prune.compensation.im2col import image_axis
-from lightning_prune.pruning.training import on_device
-from lightning_prune.utils.example_inputs import Example, inputs_of
+from lightning_prune.utils.example_inputs import Example, inputs_of, on_device
 from lightning_prune.utils.modules import training_modes
 from lightning_prune.utils.seeding import seeded
 

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.graph.trace import trace
-from lightning_prune.pruning.training import Training, on_device, step_
+from lightning_prune.pruning.training import Training, step_
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
-from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.example_inputs import Example, on_device
 from lightning_prune.utils.modules import training_modes
 
 __all__ = ["Candidate", "CandidateContext", "CandidateResult", "compute_candidate", "rehearse_training"]

@@ -15,9 +15,9 @@ from torch import nn
 from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers, pack_context, run_candidates
-from lightning_prune.pruning.training import Training, on_device
+from lightning_prune.pruning.training import Training
 from lightning_prune.selection.plan import Plan
-from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.example_inputs import Example, on_device
 
 __all__ = ["CALIBRATION_BATCHES", "CandidateRanking"]
 

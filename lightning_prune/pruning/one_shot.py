@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lightning_prune.compensation.repair import cut_and_compensate_
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.weights import L2
+from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
 from lightning_prune.utils.example_inputs import as_example, inputs_of
 
@@ -29,24 +35,27 @@ def one_shot(
     criterion: CriterionLike | None = None,
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    compensate: bool = False,
 ) -> PruningRecord:
-    """Prune ``model`` in place to its budget in one cut, and estimate the statistics of its batch norms anew.
+    """Prune ``model`` in place to its budget in one cut, and repair it or estimate its batch norms anew.
 
     Args:
         model: the network.
         example: its input: a tensor, a tuple, or a dictionary of named ones.
         budget: what must remain, or a whole :class:`~lightning_prune.PruningPolicy`.
         criterion: scores the units; by default L2.
-        batches: training batches for the statistics of the criterion and of batch norms; without them the statistics
-            of batch norms stay unchanged.
+        batches: training batches for the statistics of the criterion, and for the repair or the statistics of batch
+            norms; without them these stay unchanged.
         loss: ``(network, batch) -> loss``, for criteria that use gradients.
+        compensate: fit the remaining layers to the outputs of the dense network on ``batches``, without labels, as
+            :func:`~lightning_prune.compensation.cut_and_compensate_` does. The statistics of batch norms stay then.
 
     Returns:
         The record of what was removed.
 
     Raises:
-        ValueError: the budget cannot be met, a name matches nothing, or the criterion lacks batches or a loss. The
-            model is unchanged then.
+        ValueError: the budget cannot be met, a name matches nothing, or criterion or repair lack batches or a loss.
+            The model is unchanged then.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
@@ -54,14 +63,34 @@ def one_shot(
         >>> net[0].out_channels
         4
     """
+    if compensate and not batches:
+        raise ValueError(
+            "compensate=True needs batches: some 32 images for dense prediction, 128 or more otherwise"
+        )
     policy, criterion = PruningPolicy.of(budget), criterion or L2()
     graph = policy.trace(model, as_example(example))
     policy.check(graph)
     training = Training(batches, loss or _forward, lambda net: 0.0)
     statistics = collect_statistics(criterion, model, graph, batches, training) if batches else {}
-    _, record = cut_(model, graph, policy, criterion, statistics, DenseSizes.of(graph))
-    inputs = (inputs_of(batch, model.forward) for batch in batches)
-    recalibrate_(model, [batch_inputs for batch_inputs in inputs if batch_inputs is not None])
+    surgery = partial(_cut_and_compensate_, batches) if compensate else None
+    _, record = cut_(model, graph, policy, criterion, statistics, DenseSizes.of(graph), surgery=surgery)
+    if not compensate:
+        inputs = (inputs_of(batch, model.forward) for batch in batches)
+        recalibrate_(model, [batch_inputs for batch_inputs in inputs if batch_inputs is not None])
+    return record
+
+
+def _cut_and_compensate_(
+    batches: Sequence[Any],
+    model: nn.Module,
+    graph: ChannelGraph,
+    remove: Units,
+    optimizers: Sequence[Optimizer],
+) -> PruningRecord:
+    """Cut and repair; warn if the repair was undone, since the network is then no better than without."""
+    record, report = cut_and_compensate_(model, graph, remove, batches, optimizers)
+    if not report.accepted:
+        warnings.warn(f"the cut was not repaired: {report.reason}", stacklevel=5)
     return record
 
 

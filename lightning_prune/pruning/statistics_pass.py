@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_prune.criteria.base import CriterionLike, Observer, Statistics, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.training import Training, on_device
+from lightning_prune.pruning.training import Training
+from lightning_prune.utils.example_inputs import on_device
 from lightning_prune.utils.modules import training_modes
 
 __all__ = ["collect_statistics"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -17,11 +17,14 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
+from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.distributed import broadcast, check_agreement
 
-__all__ = ["cut_"]
+__all__ = ["Surgery", "cut_"]
 
 ATTEMPTS = 5
+#: (model, graph, units, optimizers) -> record of what was removed, as :func:`~lightning_prune.prune_`.
+Surgery = Callable[[nn.Module, ChannelGraph, Units, Sequence[Optimizer]], PruningRecord]
 
 
 def importance_of(
@@ -51,6 +54,7 @@ def cut_(
     statistics: Statistics,
     dense: DenseSizes,
     optimizers: Sequence[Optimizer] = (),
+    surgery: Surgery | None = None,
 ) -> tuple[Plan, PruningRecord]:
     """Score, select and prune once. Units that surgery refuses are pinned, with a warning, and others are selected.
 
@@ -65,6 +69,7 @@ def cut_(
         statistics: what the criterion's observer collected.
         dense: sizes of the dense network, to which shares refer.
         optimizers: their state is cut along.
+        surgery: carries out a plan; by default :func:`~lightning_prune.prune_`.
 
     Returns:
         The plan that was carried out, and its record (empty if there was nothing to remove).
@@ -78,7 +83,7 @@ def cut_(
         plan = broadcast(policy.plan(graph, importance, dense))
         if not len(plan):
             return plan, PruningRecord()
-        record, error = _attempt(model, graph, plan, optimizers)
+        record, error = _attempt(surgery or prune_, model, graph, plan, optimizers)
         check_agreement("the cut", record.kept if error is None else str(error))
         if error is None:
             return plan, record
@@ -91,10 +96,10 @@ def cut_(
 
 
 def _attempt(
-    model: nn.Module, graph: ChannelGraph, plan: Plan, optimizers: Sequence[Optimizer]
+    surgery: Surgery, model: nn.Module, graph: ChannelGraph, plan: Plan, optimizers: Sequence[Optimizer]
 ) -> tuple[PruningRecord, SurgeryError | None]:
-    """The record of a cut, or what surgery says against it."""
+    """Return the record of a cut, or the reason for which surgery refuses it."""
     try:
-        return prune_(model, graph, plan.remove, optimizers), None
+        return surgery(model, graph, plan.remove, optimizers), None
     except SurgeryError as error:
         return PruningRecord(), error

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
 
-__all__ = ["Training", "adam", "on_device", "step_"]
+__all__ = ["Training", "adam", "step_"]
 
 
 def adam(net: nn.Module) -> Optimizer:
@@ -55,8 +54,3 @@ def step_(model: nn.Module, optimizer: Optimizer, training: Training, batches: S
         if training.before_step is not None:
             training.before_step(model, optimizer)
         optimizer.step()
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch to a device."""
-    return tree_map_only(Tensor, lambda x: x.to(device), batch)

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 __all__ = [
     "Example",
     "as_example",
     "example_of_shapes",
     "inputs_of",
+    "on_device",
     "one_sample",
     "shapes_of",
 ]
@@ -112,3 +113,8 @@ def example_of_shapes(shapes: Sequence[Any]) -> Example:
 
     args, kwargs = tree_map(tensor, list(shapes), is_leaf=is_tensor)
     return tuple(args), kwargs
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch to a device."""
+    return tree_map_only(Tensor, lambda x: x.to(device), batch)

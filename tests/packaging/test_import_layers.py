@@ -10,8 +10,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "lightning_prune"
 # From the bottom up: a package may import from itself and from those before it.
 ORDER = [
-    *("utils", "tracing", "data", "graph", "serialization", "criteria", "surgery", "selection", "pruning"),
-    *("latency", "compensation", "netadapt", "slimming", "trainer", "callbacks", "distillation", "reporting"),
+    *("utils", "tracing", "data", "graph", "serialization", "criteria", "surgery", "selection"),
+    *(
+        "compensation",
+        "pruning",
+        "latency",
+        "netadapt",
+        "slimming",
+        "trainer",
+        "callbacks",
+        "distillation",
+        "reporting",
+    ),
     *("segmentation", "testing", "cli"),
 ]
 WITHOUT_LIGHTNING = ORDER[: ORDER.index("slimming") + 1]
