@@ -446,9 +446,9 @@ FAULTS = [
         SLICED,
         patched(surgery, "set_attribute", lambda f: lambda attribute, value: f(attribute, value - 1)),
     ),
-    Fault("buffer not cut", NORMED, patched(surgery, "_indices", _no_cut_of_buffers)),
-    Fault("index list shifted by one", PLAIN, patched(surgery, "_indices", _shifted)),
-    Fault("cut of the wrong dimension", PLAIN, patched(surgery, "_indices", _other_dimension)),
+    Fault("buffer not cut", NORMED, patched(surgery, "surviving_indices", _no_cut_of_buffers)),
+    Fault("index list shifted by one", PLAIN, patched(surgery, "surviving_indices", _shifted)),
+    Fault("cut of the wrong dimension", PLAIN, patched(surgery, "surviving_indices", _other_dimension)),
     Fault("tensor cut elsewhere than its ids", PLAIN, patched(surgery, "_cut_", _wrong_tensor)),
     Fault("shared parameter cut twice", shared_weights, patched(surgery, "_cut_", _cut_twice)),
 ]
