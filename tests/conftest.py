@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+torch.manual_seed(0)  # for networks that are built while tests are collected
 collect_ignore = ["support/ray_search.py"]  # a program that a test starts; Ray need not be installed
 
 
