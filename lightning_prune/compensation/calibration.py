@@ -34,7 +34,7 @@ class CompensationError(ValueError):
 
 @dataclass(frozen=True)
 class CompensationSettings:
-    """How much of a batch a repair looks at.
+    """Sizes of the samples that a repair uses, and its dampings.
 
     Args:
         positions: sampled output positions per layer for the fit; a quarter of them judge it.

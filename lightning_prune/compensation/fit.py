@@ -22,7 +22,7 @@ _Means = Mapping[str | None, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class CallRows:
-    """What a weight read in one call, and what its outputs lack.
+    """Inputs of a weight in one call, and residuals of its outputs.
 
     Attributes:
         slot: what takes the constant part of the change, such as a bias; None if nothing can.

@@ -266,7 +266,7 @@ def _scale(norm: nn.Module | None, dtype: torch.dtype) -> Tensor | float:
 
 
 def _mismatch(layer: Layer, calls: Sequence[CallTargets], call: int, output: Tensor) -> str | None:
-    """Say why a call cannot be compared with that of the dense layer; None if it can."""
+    """Return the reason why a call cannot be compared with that of the dense layer; None if it can."""
     if call >= len(calls):
         return "it is called more often than in the dense network"
     if position_shape(layer, output) != calls[call].shape:

@@ -46,12 +46,12 @@ class Layer:
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What layers with the same weight share."""
+        """Key that is equal for layers with the same weight."""
         return self.weight_name, self.part
 
     @property
     def bias_key(self) -> str | None:
-        """What layers with the same bias share; None without bias."""
+        """Key that is equal for layers with the same bias; None without bias."""
         return None if self.bias_name is None else f"{self.bias_name} {self.bias_part}"
 
     @property
@@ -66,7 +66,7 @@ class Layer:
 
     @property
     def form(self) -> tuple[type, int]:
-        """What layers with the same weight must have in common, so that it is the same matrix for them."""
+        """Type and groups; layers with the same weight can be fitted together only if these are equal."""
         return (type(self.module) if isinstance(self.module, _ConvNd) else nn.Linear), self.groups
 
     def weight_data(self) -> Tensor:
@@ -173,7 +173,7 @@ def _readers(model: nn.Module) -> dict[int, list[str]]:
 def _obstacle(
     layer: Layer, candidates: list[Layer], readers: Mapping[int, list[str]], respects_freeze: bool
 ) -> str | None:
-    """Say why the weight of a layer must not be changed; None if it may."""
+    """Return the reason why the weight of a layer must not be changed; None if it may."""
     if not layer.weight.is_floating_point():
         return f"its weight is of type {layer.weight.dtype}"
     if not layer.weight.numel():
@@ -192,7 +192,7 @@ def _obstacle(
 
 
 def _overridden(module: nn.Module, known: set[object]) -> str | None:
-    """Say that a module has a forward of its own, which may not be linear."""
+    """Return the reason if a module overrides its forward, which may not be linear then; else None."""
     overridden = "forward" in vars(module) or type(module).forward not in known
     return "it has a forward of its own" if overridden else None
 

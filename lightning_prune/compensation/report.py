@@ -1,4 +1,4 @@
-"""What a repair changed, what it left alone, and how far the outputs are from the dense ones."""
+"""Report of a repair: changed layers, layers left alone, and the distance of the outputs from the dense ones."""
 
 from __future__ import annotations
 

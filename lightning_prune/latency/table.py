@@ -8,7 +8,7 @@ of its parts is measured on a few random cuts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from lightning_prune.latency.store import (
     load,
     save,
 )
-from lightning_prune.utils.distributed import broadcast
+from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.example_inputs import shapes_of
 from lightning_prune.utils.hashing import json_digest
 
@@ -106,7 +106,7 @@ class LatencyTable:
     def __call__(self, graph: ChannelGraph) -> list[Term]:
         """Return one term for every operator, and one for the constant time of the whole network."""
         if self.measured is None:
-            self.measured = _from_first_process(partial(self._load_or_build, graph))
+            self.measured = from_first(partial(self._load_or_build, graph))
         pieces = EXECUTIONS[self.execution].pieces(graph)
         check_fits(self.measured, pieces, graph)
         terms = [_term(piece, self.measured) for piece in pieces if self.measured.curve(piece) is not None]
@@ -223,23 +223,3 @@ def _term(piece: Piece, measured: Measurements) -> Term:
     if not piece.factors:
         return Term(piece.layer, round(nanoseconds()), ())
     return Term(piece.layer, 1, tuple(piece.factors), nanoseconds)
-
-
-def _from_first_process(obtain: Callable[[], Measurements]) -> Measurements:
-    """Return the first process's result in every process of a distributed run, or raise its error in all of them."""
-    from torch import distributed
-
-    is_first = (
-        not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-    )
-    result: Measurements | Exception | None = None
-    if is_first:
-        try:
-            result = obtain()
-        except Exception as error:
-            result = error
-    result = broadcast(result)
-    if isinstance(result, Exception):
-        raise result
-    assert result is not None
-    return result

@@ -16,16 +16,7 @@ from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.testing import error, randomise_, with_dead_filters
 from lightning_prune.tracing.rules.registry import RULES
 from tests.support.nets import Attention, Net, Small, assert_same, random_units, state
-
-X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    optimizer.zero_grad()
-    loss = model.train()(X).square().mean()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+from tests.support.surgery_steps import X, step
 
 
 @pytest.fixture

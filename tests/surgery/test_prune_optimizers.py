@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_prune import prune_, trace
 from lightning_prune.testing import randomise_
 from tests.support.nets import Small, assert_same, random_units
+from tests.support.surgery_steps import X, step
 
-X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
@@ -25,14 +25,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
 }
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    optimizer.zero_grad()
-    loss = model.train()(X).square().mean()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
 
 
 @pytest.fixture
