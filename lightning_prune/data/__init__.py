@@ -1,19 +1,28 @@
-"""Data for segmentation: batches of images ``(n, c, h, w)`` float32 and masks ``(n, h, w)`` int64."""
+"""Data for segmentation: batches of images ``(n, c, h, w)`` float32 and masks ``(n, h, w)`` int64.
+
+For classification: batches of images and class numbers ``(n,)`` int64.
+"""
 
 from lightning_prune.data.base import SegmentationData
 from lightning_prune.data.brain import BrainSlices
+from lightning_prune.data.classification import ClassificationData
 from lightning_prune.data.distance_maps import signed_distances
 from lightning_prune.data.eye import MOBIUS, SBVPI
+from lightning_prune.data.fashion import FashionMNIST, FashionScenes
 from lightning_prune.data.folder import FolderDataModule
-from lightning_prune.data.transforms import augment, default_augmentation
+from lightning_prune.data.transforms import augment, crop_and_flip, default_augmentation
 
 __all__ = [
     "MOBIUS",
     "SBVPI",
     "BrainSlices",
+    "ClassificationData",
+    "FashionMNIST",
+    "FashionScenes",
     "FolderDataModule",
     "SegmentationData",
     "augment",
+    "crop_and_flip",
     "default_augmentation",
     "signed_distances",
 ]

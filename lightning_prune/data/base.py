@@ -1,4 +1,4 @@
-"""Base class of the data modules, and the data sets that augment samples or add distance maps."""
+"""Base classes of the data modules, and the data sets that augment samples or add distance maps."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
@@ -16,7 +16,10 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Samples(Protocol):
-    """Sized collection of samples ``(image (c, h, w) float32, mask (h, w) int64)``, read by index."""
+    """Sized collection of samples ``(image (c, h, w) float32, target int64)``, read by index.
+
+    The target is a mask ``(h, w)`` or, for classification, a class number ``()``.
+    """
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -31,7 +34,7 @@ class Augmented(Dataset[Sample]):
     """Samples that pass through a random transform each time they are read.
 
     Args:
-        samples: images and masks.
+        samples: images and targets.
         transform: see :func:`~lightning_prune.data.augment`.
 
     Example:
@@ -87,7 +90,7 @@ class Distanced(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Stack samples to one batch ``(n, c, h, w), (n, h, w)``, and further entries of the samples likewise.
+    """Stack samples to one batch: images ``(n, c, h, w)``, targets ``(n, h, w)`` or ``(n,)``, and further entries.
 
     Raises:
         ValueError: the images differ in shape.
@@ -103,7 +106,7 @@ def collate(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(default_collate(list(samples)))
 
 
-class SegmentationData(L.LightningDataModule):
+class ImageData(L.LightningDataModule):
     """Base class of data modules with three sets of samples; a subclass provides them in :meth:`load`.
 
     Only training samples are augmented. The order of the training samples and the seeds of the workers depend on
@@ -113,32 +116,25 @@ class SegmentationData(L.LightningDataModule):
     Args:
         batch_size: samples per batch; training drops an incomplete last one unless it is the only one.
         num_workers: loader processes.
-        transform: training augmentation, any v2 transform. None: `default_augmentation`. To switch augmentation
-            off: ``v2.Identity()``.
+        transform: training augmentation, any v2 transform; ``v2.Identity()`` for none.
         seed: seed of the order and of the split.
-        distance_maps: add :func:`~lightning_prune.data.signed_distances` ``(n, num_classes, h, w)`` as third entry
-            of each batch, for losses that need them.
 
     Raises:
-        ValueError: when a loader is made: there are no samples, or ``distance_maps`` without ``num_classes``.
+        ValueError: when a loader is made: there are no samples.
     """
-
-    num_classes: int
 
     def __init__(
         self,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        transform: Transform | None = None,
-        seed: int = 0,
-        distance_maps: bool = False,
+        batch_size: int,
+        num_workers: int,
+        transform: Transform,
+        seed: int,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.transform: Transform = transform if transform is not None else default_augmentation()
+        self.transform = transform
         self.seed = seed
-        self.distance_maps = distance_maps
         self._sets: Mapping[str, Samples] = {}
 
     @abstractmethod
@@ -190,7 +186,7 @@ class SegmentationData(L.LightningDataModule):
         generator: torch.Generator | None = None,
     ) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
-            self._with_distances(samples),
+            self._prepared(samples),
             batch_size=self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -200,11 +196,9 @@ class SegmentationData(L.LightningDataModule):
             collate_fn=collate,
         )
 
-    def _with_distances(self, samples: Samples) -> Dataset[Any]:
-        """Add distance maps to the samples, if the option is set."""
-        if self.distance_maps and not hasattr(self, "num_classes"):
-            raise ValueError(f"{type(self).__name__} needs an attribute num_classes to make distance maps")
-        return cast(Dataset[Any], Distanced(samples, self.num_classes) if self.distance_maps else samples)
+    def _prepared(self, samples: Samples) -> Dataset[Any]:
+        """Return the data set that a loader reads."""
+        return cast(Dataset[Any], samples)
 
     def _no_samples(self, stage: str) -> str:
         """Return the error message for a stage without samples."""
@@ -214,3 +208,41 @@ class SegmentationData(L.LightningDataModule):
     def _advice(self, stage: str) -> str:
         """Return how to get samples for a stage that has none."""
         return "give it a larger share"
+
+
+class SegmentationData(ImageData):
+    """Base class of data modules for segmentation: :class:`ImageData` with masks and their distance maps.
+
+    Args:
+        batch_size: see `ImageData`.
+        num_workers: see `ImageData`.
+        transform: training augmentation, any v2 transform. None: `default_augmentation`. To switch augmentation
+            off: ``v2.Identity()``.
+        seed: seed of the order and of the split.
+        distance_maps: add :func:`~lightning_prune.data.signed_distances` ``(n, num_classes, h, w)`` as third entry
+            of each batch, for losses that need them.
+
+    Raises:
+        ValueError: when a loader is made: there are no samples, or ``distance_maps`` without ``num_classes``.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        transform: Transform | None = None,
+        seed: int = 0,
+        distance_maps: bool = False,
+    ) -> None:
+        super().__init__(
+            batch_size, num_workers, default_augmentation() if transform is None else transform, seed
+        )
+        self.distance_maps = distance_maps
+
+    def _prepared(self, samples: Samples) -> Dataset[Any]:
+        """Add distance maps to the samples, if the option is set."""
+        if self.distance_maps and not hasattr(self, "num_classes"):
+            raise ValueError(f"{type(self).__name__} needs an attribute num_classes to make distance maps")
+        return Distanced(samples, self.num_classes) if self.distance_maps else super()._prepared(samples)

@@ -5,7 +5,7 @@ moves both by the same random parameters, resamples the mask by nearest neighbou
 image only. Random numbers come from torch's global generator, which a data loader seeds differently in each worker.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -49,13 +49,30 @@ def default_augmentation(
     )
 
 
-def augment(transform: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply a transform to image and mask, and return both as plain tensors.
+def crop_and_flip(size: int, padding: int = 4, fill: float | Sequence[float] = 0) -> v2.Transform:
+    """Return the usual transform of small images: pad, crop at random to the size before, flip horizontally.
 
     Args:
-        transform: called as ``transform(image, mask)`` with `tv_tensors`; returns both.
+        size: side of the images.
+        padding: pixels added on each side, thus the largest shift.
+        fill: value of the added pixels, or one per channel.
+
+    Example:
+        >>> import torch
+        >>> augment(crop_and_flip(8, padding=2), torch.rand(1, 8, 8), torch.tensor(3))[0].shape
+        torch.Size([1, 8, 8])
+    """
+    values = [float(value) for value in fill] if isinstance(fill, Sequence) else fill
+    return v2.Compose([v2.RandomCrop(size, padding, fill=values), v2.RandomHorizontalFlip()])
+
+
+def augment(transform: Transform, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply a transform to image and target, and return both as plain tensors.
+
+    Args:
+        transform: called as ``transform(image, target)``, the image and a mask as `tv_tensors`; returns both.
         image: ``(c, h, w)`` float.
-        mask: ``(h, w)`` int64.
+        target: mask ``(h, w)`` int64, or a class number, which transforms leave as it is.
 
     Example:
         >>> import torch
@@ -63,5 +80,6 @@ def augment(transform: Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, 
         >>> augment(flip, torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0, 1]]))
         (tensor([[[1., 0.]]]), tensor([[1, 0]]))
     """
-    image, mask = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-    return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+    target = tv_tensors.Mask(target) if target.ndim == 2 else target
+    image, target = transform(tv_tensors.Image(image), target)
+    return image.as_subclass(Tensor), target.as_subclass(Tensor)
