@@ -1,5 +1,6 @@
 """Studies and measurements that take too long for the tests. Each package answers one question.
 
+    benchmarks.quality       What does each method leave of a network, with and without repair?
     benchmarks.zoo           Which of 418 public networks can be pruned, beside torch-pruning?
     benchmarks.criteria      Which criterion loses the least accuracy?
     benchmarks.methods       Which way of pruning gives the best network for the same training?

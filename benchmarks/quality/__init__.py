@@ -1,0 +1,1 @@
+"""What does each method leave of a network, with and without repair?"""
