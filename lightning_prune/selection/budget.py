@@ -14,7 +14,7 @@ from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.utils.formatting import si
 
 DEFAULT_LIMITS = Limits()
-NO_LIMITS = Limits(layers=1.0)
+NO_LIMITS = Limits(layers=1.0, min_channels=1)
 
 
 def resolve(amounts: Mapping[str, float], dense: Mapping[str, int], argument: str) -> dict[str, float]:

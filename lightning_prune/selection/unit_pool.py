@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.graph.layer_tree import module_of
+from lightning_prune.selection.channel_widths import ChannelWidths
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.incremental_cost import (
     Column,
@@ -61,6 +62,8 @@ class UnitPool:
         self._layers: dict[int, list[tuple[str, int]]] = {}
         self._bounds: dict[int, list[Bound]] = {}
         self._describe_classes(graph, [filters[kind] for kind in filter_kinds], limits.strict)
+        self._widths = ChannelWidths(graph, limits, dense)
+        self._without_floor = {self._class[unit] for part in graph.optional for unit in part.tolist()}
         self._closed_classes: set[int] = set()
         self._waiting: dict[int, list[int]] = {}
 
@@ -92,6 +95,7 @@ class UnitPool:
         """Put ``units`` that were taken back."""
         for unit in units:
             self._remaining[self._class[unit]] += 1
+            self._widths.shift(self._layers[self._class[unit]], 1)
             for cost in self._all_costs:
                 cost.restore([unit])
 
@@ -173,6 +177,7 @@ class UnitPool:
         for cost in self._all_costs:
             cost.remove(units)
         self._remaining[unit_class] -= len(units)
+        self._widths.shift(self._layers[unit_class], -len(units))
         reasons = self._violations(unit_class, units[0])
         if reasons:
             self.put_back(units)
@@ -191,9 +196,13 @@ class UnitPool:
             for quantity, account, minimum in self._bounds[unit_class]
             if self._limited[quantity].accounts[account] < minimum
         ]
-        for name, limit in violated:
-            self.sources.setdefault(limit.source, []).append(name)
-        return {name: str(limit) for name, limit in violated}
+        below = (
+            {} if unit_class in self._without_floor else self._widths.below_floor(self._layers[unit_class])
+        )
+        sources = [(limit.source, name) for name, limit in violated]
+        for source, name in [*sources, *((floor.source, name) for name, floor in below.items())]:
+            self.sources.setdefault(source, []).append(name)
+        return {**{name: str(limit) for name, limit in violated}, **self._widths.reasons(below)}
 
     def _for_all_layers(self, unit_class: int, reason: str) -> dict[str, str]:
         return {name: reason for name, _ in self._layers[unit_class]}

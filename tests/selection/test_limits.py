@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -122,14 +123,16 @@ def filters_by_module(graph: ChannelGraph, removed: Any) -> dict[str, int]:
     st.booleans(),
     st.sampled_from([0.3, 0.5, 1.0]),
     st.sampled_from([None, 0.4]),
+    st.sampled_from([1, 2, 4]),
     st.integers(0, 2**16),
 )
-def test_limits_of_channels_equal_brute_force(widths, tie, layers, blocks, seed):
+def test_limits_of_channels_equal_brute_force(widths, tie, layers, blocks, floor, seed):
     graph = tied(chain(widths), seed) if tie else chain(widths)
     if not len(graph.prunable):
         return
     scores = np.random.default_rng(seed).random(graph.num_units)
-    limits, dense = Limits(layers=layers, blocks=blocks, of="channels"), filters_by_module(graph, [])
+    limits = Limits(layers=layers, blocks=blocks, of="channels", min_channels=floor)
+    dense = filters_by_module(graph, [])
     plan = select(graph, scores, {"macs": 0.4}, limits=limits, dense=DenseSizes.of(graph))
     block_weights: dict[str, set[str]] = {}
     for weight in graph.layers:
@@ -144,6 +147,8 @@ def test_limits_of_channels_equal_brute_force(widths, tie, layers, blocks, seed)
         if blocks is not None:
             shares |= {b: blocks for b in {w.split(".")[0] for w in weights} if len(block_weights[b]) > 1}
         over = any(dense[name] - after[name] > share * dense[name] + 1e-6 for name, share in shares.items())
+        names = [weight.removesuffix(".weight") for weight in weights]
+        over |= any(after[name] < min(floor, math.ceil(dense[name] / 3)) for name in names)
         factors = [f for terms in graph.terms.values() for t in terms for f in t.factors]
         if not over and not any(unit in factor and not kept[factor].any() for factor in factors):
             removed.append(unit)
@@ -228,7 +233,11 @@ def test_limits_of_zero_forbid_every_budget_below_the_dense_network():
         ({"blocks": -0.1}, r"blocks=-0.1 must be a share in"),
         ({"overrides": {"head": 2}}, r"overrides\['head'\]=2 must be a share in \[0, 1\], got 2"),
         ({"overrides": {nn.Linear: "most"}}, r"overrides\['Linear'\]=most must be a share"),
-        ({"overrides": {"head": {"of": "channels"}}}, "must have a 'share'"),
+        ({"overrides": {"head": {"of": "channels"}}}, "must have a 'share' or 'min_channels'"),
+        ({"overrides": {"head": {}}}, "must have a 'share' or 'min_channels'"),
+        ({"min_channels": 0}, "min_channels must be an integer of at least 1, got 0"),
+        ({"min_channels": True}, "min_channels must be an integer of at least 1, got True"),
+        ({"overrides": {"head": {"min_channels": 2.5}}}, r"got 2.5 in overrides\['head'\]="),
         ({"overrides": {"head": {"share": 0.5, "off": "channels"}}}, "may have an 'of', nothing else"),
         ({"overrides": {"head": {"share": 0.5, "of": "macs"}}}, "must be of params or channels, got 'macs'"),
         ({"of": "filters"}, "must be of params or channels, got 'filters'"),

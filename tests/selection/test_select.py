@@ -87,7 +87,11 @@ def brute_force(graph, scores, targets, limits: Limits) -> list[int]:
         limit_of = {n: limits.of_block(n) if n.count(".") == 0 else limits.of_layer(n) for n in watched}
         allowed = {n: None if limit is None else limit.share for n, limit in limit_of.items()}
         over = any(dense[n] - after[n] > a * dense[n] + 1e-6 for n, a in allowed.items() if a is not None)
-        if not empty and not over:
+        wide = {n: len(units) for n, units in graph.layers.items() if unit in units}
+        narrow = any(
+            kept[graph.layers[n]].sum() < min(limits.min_channels, math.ceil(w / 3)) for n, w in wide.items()
+        )
+        if not empty and not over and not narrow:
             removed.append(unit)
     return removed
 
@@ -103,6 +107,7 @@ rules = st.builds(
     layers=st.sampled_from([0.4, 0.75, 1.0]),
     blocks=st.sampled_from([None, 0.5, 0.8]),
     overrides=st.sampled_from([{}, {"b0": 0.3}, {"b0.*": 0.9}]),
+    min_channels=st.sampled_from([1, 2, 4]),
 )
 
 
@@ -168,7 +173,7 @@ def test_the_incremental_cost_equals_the_cost_model_after_any_moves(graph, seed)
 def test_layers_that_are_cut_keep_multiples_not_below_the_ranking(widths, multiple, share, seed):
     graph = chain(widths)
     scores = np.random.default_rng(seed).random(graph.num_units)
-    dense, free = DenseSizes.of(graph), Limits(layers=1.0)
+    dense, free = DenseSizes.of(graph), Limits(layers=1.0, min_channels=1)
     rounded = select(graph, scores, {"macs": share}, limits=free, channel_multiple=multiple, dense=dense)
     threshold = scores[rounded.remove].max() if len(rounded) else -1.0
     for name, kept in graph.widths(rounded).items():
@@ -251,7 +256,7 @@ def test_dense_sizes_survive_json():
 
 def test_a_limit_of_zero_keeps_a_layer_whole_while_others_are_cut():
     graph = chain([6, 6, 6, 2])
-    limits = Limits(layers=1.0, overrides={"b0.c1": 0.0})
+    limits = Limits(layers=1.0, overrides={"b0.c1": 0.0}, min_channels=1)
     plan = select(graph, np.arange(20.0), {"macs": 0.3}, limits=limits)
     widths = graph.widths(plan)
     assert widths["b0.c1.weight"] == 6
@@ -344,7 +349,7 @@ def test_all_budgets_must_be_met():
 def test_plans_and_bounds_are_readable():
     graph = chain([8, 8, 2])
     plan = select(graph, np.arange(18.0), {"macs": 0.01}, dense=DenseSizes.of(graph))
-    assert "budget not met, no candidate left (b0.c0: 75% of its parameters may go" in str(plan)
+    assert "budget not met, no candidate left (b0.c0: at least 3 of its channels stay; b0.c1: " in str(plan)
     assert "% of dense, budget 1.0%" in str(plan)
     check_budget(graph, {"macs": 0.5})
     assert [si(n) for n in (999, 999_600, 1e9, 155.93e9)] == ["999", "1000k", "1G", "156G"]
