@@ -51,6 +51,7 @@ def configuration(
         f"seed={seed}",
         f"prune.budget.macs={budget}",
         f"distill={variant}",
+        "distill.temperature=4",  # as in the stored runs
         f"teachers={teachers}",
         *limit,
     ]

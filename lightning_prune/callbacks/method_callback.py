@@ -41,6 +41,9 @@ class PruningCallback(PruningCallbackBase):
     Users write :class:`~lightning_prune.FilterPruningCallback`, :class:`~lightning_prune.SlimmingCallback` or
     :class:`~lightning_prune.NetAdaptCallback`, which only construct their method. A method of one's own works alike.
 
+    Any callback of the trainer may define ``on_before_cut(trainer, pl_module)``, called before each attempt to cut,
+    and ``on_after_cut(trainer, pl_module)``, called after each cut that removed something.
+
     Args:
         method: decides what is observed, when a cut is due, and which units are removed.
         retraining: adapts optimizers, wrapper and norms after a cut.
@@ -233,6 +236,7 @@ class PruningCallback(PruningCallbackBase):
         copies = averaged_copies(trainer, trainer.lightning_module)
         networks = submodules_in_copies(copies, self.submodule)
         optimizers = self.retraining.optimizers_to_cut(trainer)
+        _call_hook(trainer, "on_before_cut")
         record = self.method.cut_(trainer, session, now, networks, optimizers)
         if not record:
             return
@@ -245,6 +249,7 @@ class PruningCallback(PruningCallbackBase):
             graph, session.graph, session.dense, session.stopped, epoch, seconds, step
         )
         self.history.append(summary)
+        _call_hook(trainer, "on_after_cut")
         if self.verbose:
             print_line(trainer, self.method.report(str(summary), session))
 
@@ -269,6 +274,13 @@ def _checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.
     if not prediction.reached:
         rank_zero_warn(f"the limits may stop pruning above the budget: {prediction}")
     return DenseSizes.of(graph)
+
+
+def _call_hook(trainer: L.Trainer, hook: str) -> None:
+    """Call ``hook(trainer, pl_module)`` of all callbacks that define it."""
+    for callback in callbacks_of(trainer):
+        if (function := getattr(callback, hook, None)) is not None:
+            function(trainer, trainer.lightning_module)
 
 
 def pruning_callbacks(trainer: L.Trainer) -> list[PruningCallback]:

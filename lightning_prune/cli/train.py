@@ -17,6 +17,7 @@ from torch import nn
 
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.method_callback import PruningCallback
+from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
@@ -153,7 +154,7 @@ def _with_teacher(config: DictConfig) -> DictConfig:
     """Return the configuration with the file of a trained teacher, and without distillation if its weights are 0."""
     distill = config.get("distill")
     config = config.copy()
-    if not distill or not any(distill[name] for name in ("alpha", "beta", "lambda_")):
+    if not distill or not any(distill.get(name) for name in WEIGHTS):
         config.distill = None
     elif distill.teacher == TRAIN:
         config.distill.teacher = str(trained_teacher(config))

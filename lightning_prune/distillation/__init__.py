@@ -2,7 +2,8 @@
 
 from lightning_prune.distillation.callback import DistillationCallback
 from lightning_prune.distillation.config import Distillation, Ramp
-from lightning_prune.distillation.losses import attention, attention_map, flow, fsp, hinton
+from lightning_prune.distillation.logit_losses import cwd, dist, hinton, standardised
+from lightning_prune.distillation.losses import attention, attention_map, flow, fsp
 from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.distillation.teacher import TeacherError
 
@@ -14,7 +15,10 @@ __all__ = [
     "TeacherError",
     "attention",
     "attention_map",
+    "cwd",
+    "dist",
     "flow",
     "fsp",
     "hinton",
+    "standardised",
 ]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.method_callback import pruning_callbacks
-from lightning_prune.distillation.config import COPY, Distillation
+from lightning_prune.distillation.config import BEFORE_CUT, Distillation
 from lightning_prune.distillation.distiller import Distiller, Projections, TapCall
 from lightning_prune.distillation.setup import build_distiller, build_teacher, check_module
 from lightning_prune.distillation.teacher import Teacher, TeacherError, find_teacher_file, load_weights_
@@ -37,7 +37,7 @@ class DistillationCallback(L.Callback):
     Attributes:
         teacher: the frozen network; None before ``setup``.
         scores: its validation metrics, measured once.
-        started: whether the distillation losses are in use; with ``teacher="copy"`` only from the first cut on.
+        started: whether the distillation losses are in use; with a copy of the student only from the first cut on.
     """
 
     def __init__(self, distillation: Distillation) -> None:
@@ -48,6 +48,7 @@ class DistillationCallback(L.Callback):
         self._distiller: Distiller | None = None
         self._projections: Projections | None = None
         self._saved_state: dict[str, Any] = {}
+        self._validated: tuple[int, dict[str, float]] = (-1, {})  # step and metrics of the latest validation
         self._rerooted: tuple[PruningRecord, PruningRecord] | None = (
             None  # callback's record, and the same rerooted
         )
@@ -60,7 +61,7 @@ class DistillationCallback(L.Callback):
             return
         if self.teacher is None:
             self.teacher = build_teacher(self.distillation, pl_module)
-            self.started = self.distillation.teacher != COPY
+            self.started = not self.distillation.copies_student
         if pl_module.example_input_array is not None:
             self._build_distiller(trainer, pl_module, as_example(pl_module.example_input_array))
 
@@ -74,8 +75,7 @@ class DistillationCallback(L.Callback):
         """Restore and check the teacher, measure its scores, register hooks on the student."""
         teacher = self._restore_teacher(trainer)
         check_module(self.distillation, trainer, pl_module, self._projections)
-        if self.distillation.teacher == COPY and not self.started and self._copy_epoch(trainer) is None:
-            self._copy_student(pl_module)
+        self._check_first_cut(trainer, pl_module)
         teacher.to(pl_module.device)
         check_agreement("the teacher", teacher.checksum)
         if self.started and not self.scores.values:
@@ -95,24 +95,29 @@ class DistillationCallback(L.Callback):
         assert self._distiller is not None
         self._distiller.set_record(self._record(trainer), pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Copy the student at the end of the last epoch before the first cut."""
-        due = not self.started and trainer.current_epoch == self._copy_epoch(trainer)
-        if due and trainer.is_last_batch:
-            self._copy_student(pl_module)
+    def on_before_cut(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the student before its first cut, if the copy is the teacher."""
+        if self.teacher is not None and not self.started:
+            self.teacher.copy_weights_(target_of(pl_module, self.distillation.submodule))
+
+    def on_after_cut(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start distillation, if it waited for the first cut."""
+        if self.teacher is None or self.started:
+            return
+        self._start(self.teacher)
+        step, metrics = self._validated
+        if step == trainer.global_step:  # this validation scored the network that was copied
+            self.scores.values = metrics
+            self._log_scores(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn once if the student is better than its teacher."""
-        if trainer.sanity_checking or not self.started:
+        if trainer.sanity_checking:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not self.scores.values and self.distillation.teacher == COPY:
-            # The student was copied after the last batch of this epoch: its scores are the teacher's.
-            self.scores.values = {name: value for name, value in metrics.items() if name.startswith("val")}
-            self._log_scores(trainer)
-        elif warning := self.scores.warning(metrics, trainer):
+        scores = {name: value for name, value in metrics.items() if name.startswith("val")}
+        self._validated = trainer.global_step, scores
+        if self.started and (warning := self.scores.warning(metrics, trainer)):
             rank_zero_warn(warning)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -202,21 +207,32 @@ class DistillationCallback(L.Callback):
         self._projections = self._distiller.projections
         return self._distiller
 
-    def _copy_epoch(self, trainer: L.Trainer) -> int | None:
-        """Return the epoch at whose end the student is first cut; None without a pruning callback."""
-        timings = [callback.timing for callback in pruning_callbacks(trainer)]
-        if any(timing.by_steps for timing in timings):
-            raise ValueError(
-                f"teacher={COPY!r} is scored by the validation of the epoch that the first cut ends, and "
-                "every_n_steps cuts within epochs: give a trained teacher, or cut every_n_epochs"
-            )
-        return min((timing.start for timing in timings), default=None)
+    def _check_first_cut(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check that a first cut is still to come, if the teacher is to be copied before it.
 
-    def _copy_student(self, pl_module: L.LightningModule) -> None:
-        """Replace the teacher by a copy of the current student."""
-        assert self.teacher is not None
-        self.teacher.net.load_state_dict(target_of(pl_module, self.distillation.submodule).state_dict())
-        self._set_teacher(Teacher(self.teacher.net, self.teacher.precision).to(pl_module.device))
+        Raises:
+            TeacherError: the network was cut already, by a training that did not save its teacher.
+        """
+        if self.started:
+            return
+        callbacks = pruning_callbacks(trainer)
+        if any(callback.record is not None for callback in callbacks):
+            raise TeacherError(
+                f"teacher={self.distillation.teacher!r} is copied before the first cut, and the resumed network was "
+                "cut before without a teacher: give the checkpoint of the trained dense network"
+            )
+        if callbacks:
+            return
+        if self.distillation.teacher == BEFORE_CUT:
+            rank_zero_warn("no pruning callback: there is no first cut at which distillation could start")
+        else:
+            assert self.teacher is not None
+            self.teacher.copy_weights_(target_of(pl_module, self.distillation.submodule))
+            self._start(self.teacher)
+
+    def _start(self, teacher: Teacher) -> None:
+        """Use the copied weights as the teacher from now on."""
+        teacher.seal_()
         self.started = True
 
     def _set_teacher(self, teacher: Teacher) -> None:

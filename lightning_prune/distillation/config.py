@@ -9,18 +9,29 @@ from typing import Any, Literal, get_args
 import lightning as L
 from torch import Tensor, nn
 
-from lightning_prune.distillation.distiller import logits_of
-from lightning_prune.distillation.losses import Kind
+from lightning_prune.distillation.distiller import FEATURE_LOSSES, logits_of
+from lightning_prune.distillation.logit_losses import Kind
 from lightning_prune.distillation.teacher import Precision
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.arguments import check_choice
 
-__all__ = ["COPY", "Distillation", "Ramp", "Weight"]
+__all__ = ["BEFORE_CUT", "COPY", "WEIGHTS", "Distillation", "Ramp", "Weight"]
 
 Weight = float | Callable[[float], float]
 
-#: ``teacher=COPY`` makes the teacher from the student before its first cut.
-COPY = "copy"
+#: ``teacher=COPY`` and ``teacher=BEFORE_CUT`` copy the student just before its first cut.
+COPY, BEFORE_CUT = "copy", "before_cut"
+
+#: Argument of :class:`Distillation` -> loss that it weights.
+WEIGHTS = {
+    "alpha": "hinton",
+    "beta": "attention",
+    "lambda_": "fsp",
+    "cwd": "cwd",
+    "cwd_features": "cwd_features",
+    "dist": "dist",
+    "standardised": "standardised",
+}
 
 
 class Ramp:
@@ -56,14 +67,19 @@ class Distillation:
 
     Args:
         teacher: a checkpoint of the same network, trained dense (Lightning's, or a run's ``net.pt``); or
-            ``"copy"`` for a copy of the student before its first cut; or a trained network of any architecture.
-        alpha: weight of :func:`~lightning_prune.distillation.losses.hinton`: a number, or a function of the
+            ``"before_cut"`` for a frozen copy of the student as it is just before its first cut, so that
+            distillation starts at the cut and needs no second training; or a trained network of any architecture.
+            ``"copy"`` is the same, but without a pruning callback copies the student when training starts.
+        alpha: weight of :func:`~lightning_prune.distillation.logit_losses.hinton`: a number, or a function of the
             progress of training (0 to 1) such as :class:`Ramp`.
         beta: weight of the attention loss, summed over the taps; usually 1000.
         lambda_: weight of the FSP loss, summed over pairs of taps; usually 50.
         alpha_task: weight of the module's own loss.
-        temperature: temperature of the ``hinton`` loss, above 0.
-        kind: type of classification that the logits encode.
+        temperature: temperature of the losses of logits and of ``cwd_features``, above 0. None: each loss's usual
+            one: ``hinton`` 1 for logits with positions (dense prediction) and 4 for classification, ``cwd`` and
+            ``cwd_features`` 4, ``dist`` 1, ``standardised`` 2.
+        kind: type of classification that the logits encode; ``"auto"``: ``"binary"`` if there is one channel, else
+            ``"multiclass"``.
         taps: qualified names of the student's modules whose outputs are compared, in the order that ``flows``
             refers to; ``"auto"``: the last module of each resolution stage.
         teacher_taps: the teacher's modules, if its architecture differs; None: the same names, or with
@@ -72,7 +88,7 @@ class Distillation:
         submodule: qualified name of the network inside the module that returns the logits and is pruned; None:
             the module itself.
         precision: precision of the teacher: ``"32"``, or autocast to ``"bf16"`` or ``"16"``.
-        ignore_index: label of the pixels that the ``hinton`` loss leaves out.
+        ignore_index: label of the pixels that the losses of logits leave out.
         labels: returns the labels of a batch, used for ``ignore_index``; None: the second entry of the batch.
         logits: returns the logits in the network's output; None: the output, or its entry ``out`` or ``logits``.
         metric: validation metric by which teacher and student are compared; None: the one that a checkpoint or
@@ -80,13 +96,20 @@ class Distillation:
         mode: ``"max"`` or ``"min"``, whichever is better; None: ``"min"`` for losses and errors, else ``"max"``.
         record: pruning record of a student that was pruned in an earlier training. The record of a pruning
             callback in the same trainer is used without it.
+        cwd: weight of :func:`~lightning_prune.distillation.logit_losses.cwd` of the logits.
+        cwd_features: weight of the same loss of features, summed over the taps.
+        dist: weight of :func:`~lightning_prune.distillation.logit_losses.dist`.
+        standardised: weight of :func:`~lightning_prune.distillation.logit_losses.standardised`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a loss has no meaning for the kind.
 
     Example:
-        >>> Distillation("dense.ckpt", alpha=0.5, beta=Ramp(1000, 0), submodule="net").weights(0.5)
-        {'task': 1.0, 'hinton': 0.5, 'attention': 500.0, 'fsp': 0.0}
+        >>> distillation = Distillation("dense.ckpt", alpha=0.5, beta=Ramp(1000, 0), submodule="net")
+        >>> distillation.wanted, distillation.weights(0.5)["attention"]
+        (['hinton', 'attention'], 500.0)
+        >>> Distillation("before_cut", cwd=3.0, submodule="net").wanted
+        ['cwd']
     """
 
     def __init__(
@@ -96,8 +119,8 @@ class Distillation:
         beta: Weight = 0.0,
         lambda_: Weight = 0.0,
         alpha_task: Weight = 1.0,
-        temperature: float = 4.0,
-        kind: Kind = "multiclass",
+        temperature: float | None = None,
+        kind: Kind = "auto",
         taps: Sequence[str] | str = "auto",
         teacher_taps: Sequence[str] | None = None,
         flows: Sequence[tuple[int, int]] | None = None,
@@ -109,14 +132,24 @@ class Distillation:
         metric: str | None = None,
         mode: Literal["max", "min"] | None = None,
         record: PruningRecord | None = None,
+        *,
+        cwd: Weight = 0.0,
+        cwd_features: Weight = 0.0,
+        dist: Weight = 0.0,
+        standardised: Weight = 0.0,
     ) -> None:
         check_choice("kind", kind, get_args(Kind))
         check_choice("precision", precision, get_args(Precision))
-        if not temperature > 0:
+        if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.parts = {"task": alpha_task, "hinton": alpha, "attention": beta, "fsp": lambda_}
-        for name, argument in zip(self.parts, ("alpha_task", "alpha", "beta", "lambda_"), strict=True):
+        weights = (alpha, beta, lambda_, cwd, cwd_features, dist, standardised)
+        self.parts = {"task": alpha_task, **dict(zip(WEIGHTS.values(), weights, strict=True))}
+        for argument, name in {"alpha_task": "task", **WEIGHTS}.items():
             _check_weight(argument, self.parts[name])
+        if "standardised" in self.wanted and kind in ("binary", "multilabel"):
+            raise ValueError(
+                f"standardised needs classes that exclude each other, not kind={kind!r}: use alpha"
+            )
         self.teacher, self.temperature, self.kind, self.precision = teacher, temperature, kind, precision
         self.taps, self.teacher_taps, self.flows, self.submodule = taps, teacher_taps, flows, submodule
         self.ignore_index, self.labels, self.logits = ignore_index, labels, logits or logits_of
@@ -133,7 +166,12 @@ class Distillation:
     @property
     def needs_taps(self) -> bool:
         """Whether a loss in use compares features."""
-        return bool({"attention", "fsp"} & set(self.wanted))
+        return bool(set(FEATURE_LOSSES) & set(self.wanted))
+
+    @property
+    def copies_student(self) -> bool:
+        """Whether the teacher is a copy of the student from just before its first cut."""
+        return self.teacher in (COPY, BEFORE_CUT)
 
     def weights(self, progress: float) -> dict[str, float]:
         """Return the weight of each loss at ``progress`` (0 to 1) of the training."""

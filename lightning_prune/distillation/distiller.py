@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.distillation.losses import Kind, attention_map, common_size, flow, hinton, mean_square
+from lightning_prune.distillation.logit_losses import Kind, cwd, dist, hinton, standardised
+from lightning_prune.distillation.losses import attention_map, common_size, flow, mean_square, pool
 from lightning_prune.distillation.taps import Tap
 from lightning_prune.distillation.teacher import Teacher, TeacherError
 from lightning_prune.serialization.record import PruningRecord
@@ -19,7 +20,16 @@ from lightning_prune.utils.example_inputs import Example
 
 __all__ = ["Distiller", "Projections", "TapCall", "TapPair", "logits_of"]
 
-LOSSES = ("hinton", "attention", "fsp")
+LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "hinton": hinton,
+    "standardised": standardised,
+    "cwd": cwd,
+    "dist": dist,
+}
+KIND_LOSSES = ("hinton", "dist")  # take the kind of classification as an argument
+FEATURE_LOSSES = ("attention", "fsp", "cwd_features")
+CHANNEL_LOSSES = ("fsp", "cwd_features")  # student and teacher need the same channels
+LOSSES = (*LOGIT_LOSSES, *FEATURE_LOSSES)
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class Distiller:
         flows: positions of the two pairs between which each FSP matrix is computed.
         projections: for a teacher of another architecture; None: the teacher's channels are selected by the
             pruning record.
-        temperature: temperature of ``hinton``.
+        temperature: temperature of the losses that have one; None: each loss's usual one.
         kind: type of classification that the logits encode.
-        ignore_index: label of the pixels that ``hinton`` leaves out.
+        ignore_index: label of the pixels that the losses of logits leave out.
         logits: returns the logits in the output of either network.
 
     Attributes:
@@ -118,8 +128,8 @@ class Distiller:
     pairs: list[TapPair]
     flows: list[tuple[int, int]]
     projections: Projections | None = None
-    temperature: float = 4.0
-    kind: Kind = "multiclass"
+    temperature: float | None = None
+    kind: Kind = "auto"
     ignore_index: int | None = None
     logits: Callable[[Any], Tensor] = logits_of
     active: bool = field(default=False, init=False)
@@ -175,7 +185,7 @@ class Distiller:
         Args:
             calls: the student's forwards of one step.
             labels: class numbers, for ``ignore_index``.
-            names: any of ``"hinton"``, ``"attention"``, ``"fsp"``.
+            names: any of ``LOSSES``.
         """
         losses = [self._call_losses(call, labels, names) for call in calls]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in LOSSES if name in names}
@@ -191,27 +201,42 @@ class Distiller:
 
     def _call_losses(self, call: TapCall, labels: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
         """Run the teacher on the inputs of one forward and return the named losses, unscaled by their weights."""
-        pairs = self.pairs if {"attention", "fsp"} & set(names) else []
+        pairs = self.pairs if set(FEATURE_LOSSES) & set(names) else []
         student = [pair.student.channels_first(call.features[pair.student.name]) for pair in pairs]
-        losses = {}
         with torch.autocast(self.kept[0].device.type if self.kept else "cpu", enabled=False):
             output, features = self.teacher.run(call.example, [pair.teacher.name for pair in pairs])
             teacher = [pair.teacher.channels_first(features[pair.teacher.name]) for pair in pairs]
-            if "hinton" in names:
-                losses["hinton"] = self._hinton(call.output, output, labels)
+            losses = self._logit_losses(call.output, output, labels, names)
             if "attention" in names:
                 losses["attention"] = self._attention(student, teacher)
             if "fsp" in names:
                 losses["fsp"] = self._fsp(student, teacher)
+            if "cwd_features" in names:
+                losses["cwd_features"] = self._cwd_features(student, teacher)
         return losses
 
     # The teacher's tensors were made in inference mode, and autograd may not save such tensors. Each loss first
     # reduces them to new, small ones under no_grad: logits, one map per tap, one matrix per pair of taps.
 
-    def _hinton(self, student: Any, teacher: Any, labels: Tensor | None) -> Tensor:
+    def _logit_losses(
+        self, student: Any, teacher: Any, labels: Tensor | None, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        wanted = [name for name in LOGIT_LOSSES if name in names]
+        if not wanted:
+            return {}
+        ours = self.logits(student)
         with torch.no_grad():
-            target = self.logits(teacher).clone()
-        return hinton(self.logits(student), target, self.temperature, self.kind, labels, self.ignore_index)
+            theirs = self.logits(teacher).clone()
+        return {name: LOGIT_LOSSES[name](ours, theirs, **self._options(name, labels)) for name in wanted}
+
+    def _options(self, name: str, labels: Tensor | None) -> dict[str, Any]:
+        """Return the arguments of a loss of logits besides the logits."""
+        options = {"target": labels, "ignore_index": self.ignore_index, **self._heat()}
+        return {**options, "kind": self.kind} if name in KIND_LOSSES else options
+
+    def _heat(self) -> dict[str, Any]:
+        """Return the argument ``temperature``, if it is not left to the loss."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
 
     def _attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         sizes = [common_size(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
@@ -223,6 +248,13 @@ class Distiller:
         with torch.no_grad():
             targets = self._flows(self._select_kept(teacher))
         return _sum(map(mean_square, self._flows(self._project(student)), targets))
+
+    def _cwd_features(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        sizes = [common_size(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
+        with torch.no_grad():
+            targets = [x.clone() for x in map(pool, self._select_kept(teacher), sizes)]
+        features = map(pool, self._project(student), sizes)
+        return _sum(map(partial(cwd, **self._heat()), features, targets))
 
     def _flows(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [flow(features[one], features[other]) for one, other in self.flows]

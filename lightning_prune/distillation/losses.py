@@ -1,75 +1,26 @@
-"""Distillation losses: functions of tensors of student and teacher that return a scalar.
+"""Distillation losses of features: functions of features of student and teacher that return a scalar.
 
-Soft targets (Hinton et al., 2015), attention transfer (Zagoruyko & Komodakis, 2017), and the flow of the solution
-procedure, FSP (Yim et al., 2017). Features are ``(n, c, ...)`` with one to three dimensions of positions. Half
-precision is computed in single precision, because squares of features overflow in float16.
+Attention transfer (Zagoruyko & Komodakis, 2017), and the flow of the solution procedure, FSP (Yim et al., 2017).
+Features are ``(n, c, ...)`` with one to three dimensions of positions. Half precision is computed in single
+precision, because squares of features overflow in float16. The losses of logits are in
+:mod:`~lightning_prune.distillation.logit_losses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Kind", "attention", "attention_map", "flow", "fsp", "hinton"]
+__all__ = ["attention", "attention_map", "flow", "fsp"]
 
-Kind = Literal["multiclass", "binary", "multilabel"]
 _POOL: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
 }
-
-
-def hinton(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float = 4.0,
-    kind: Kind = "multiclass",
-    target: Tensor | None = None,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """Return ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over samples and pixels.
-
-    The factor ``T^2`` keeps the size of the gradient independent of ``T`` (Hinton, Vinyals & Dean,
-    arXiv 1503.02531, section 2). With ``"binary"`` and ``"multilabel"`` each logit is a Bernoulli distribution, and
-    the mean is over the labels too.
-
-    Args:
-        student: logits ``(n, classes, ...)``; ``(n, ...)`` where ``kind`` is ``"binary"``.
-        teacher: logits of the same shape.
-        temperature: above 0, without unit; higher values give small probabilities more influence.
-        kind: ``"multiclass"``: one class per pixel, softmax over dimension 1. ``"binary"`` and ``"multilabel"``:
-            sigmoid of each logit.
-        target: class numbers ``(n, ...)``, the logits' shape without the classes (``"multilabel"``: the logits'
-            shape). Used for ``ignore_index`` only.
-        ignore_index: positions where ``target`` has this number are left out. If all are, the loss is 0.
-
-    Returns:
-        A scalar in nats, at least 0; 0 where the logits are equal (up to a constant for ``"multiclass"``).
-
-    Raises:
-        ValueError: shapes differ, the temperature is not above 0, or the kind is unknown.
-
-    Example: a student without preference and a teacher certain of one of two classes differ by log 2.
-
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, torch.inf]]).clamp(max=50.0)
-        >>> hinton(student, teacher, temperature=1.0)
-        tensor(0.6931)
-    """
-    _check_logits(student, teacher, temperature, kind)
-    student, teacher = _to_single(student) / temperature, _to_single(teacher) / temperature
-    if kind == "multiclass":
-        log_teacher, log_student = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
-        divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
-    else:
-        divergence = _bernoulli_term(teacher, student) + _bernoulli_term(-teacher, -student)
-    if ignore_index is None or target is None:
-        return temperature**2 * divergence.mean()
-    return temperature**2 * _mean_where(divergence, target != ignore_index)
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
@@ -141,8 +92,8 @@ def attention_map(features: Tensor, size: torch.Size | tuple[int, ...] | None = 
         >>> attention_map(torch.tensor([[[3.0, 0.0], [0.0, 3.0]]]))
         tensor([[0.7071, 0.7071]])
     """
-    power = _to_single(features).square().mean(1, keepdim=True)
-    return F.normalize(_pool(power, size).flatten(1), dim=1)
+    power = to_single(features).square().mean(1, keepdim=True)
+    return F.normalize(pool(power, size).flatten(1), dim=1)
 
 
 def flow(first: Tensor, second: Tensor) -> Tensor:
@@ -162,7 +113,7 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
         tensor([[[3., 3.]]])
     """
     size = common_size(first, second)
-    one, two = (_pool(_to_single(features), size).flatten(2) for features in (first, second))
+    one, two = (pool(to_single(features), size).flatten(2) for features in (first, second))
     return one @ two.mT / one.shape[-1]
 
 
@@ -185,36 +136,13 @@ def mean_square(one: Tensor, other: Tensor) -> Tensor:
     return F.mse_loss(one, other)
 
 
-def _pool(features: Tensor, size: torch.Size | tuple[int, ...] | None) -> Tensor:
+def pool(features: Tensor, size: torch.Size | tuple[int, ...] | None) -> Tensor:
+    """Pool features (mean) to a size; None: leave them as they are."""
     if size is None or tuple(features.shape[2:]) == tuple(size):
         return features
     return _POOL[len(size)](features, list(size))
 
 
-def _to_single(features: Tensor) -> Tensor:
+def to_single(features: Tensor) -> Tensor:
     """Return half-precision features in single precision, others unchanged."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-
-
-def _bernoulli_term(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return one of the two terms of the divergence between Bernoulli distributions, from logits."""
-    return teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-
-
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values where the mask is true; 0 if it is nowhere."""
-    if mask.shape != values.shape:
-        mask = mask.reshape(values.shape)  # a (n, h, w) mask of (n, 1, h, w) logits
-    return values.where(mask, 0).sum() / mask.sum().clamp(min=1)
-
-
-def _check_logits(student: Tensor, teacher: Tensor, temperature: float, kind: str) -> None:
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: they need "
-            "the same classes and sizes"
-        )

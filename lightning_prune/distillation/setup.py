@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import lightning as L
 from torch import nn
 
-from lightning_prune.distillation.config import COPY, Distillation
-from lightning_prune.distillation.distiller import Distiller, Projections, TapPair
+from lightning_prune.distillation.config import Distillation
+from lightning_prune.distillation.distiller import (
+    CHANNEL_LOSSES,
+    LOGIT_LOSSES,
+    Distiller,
+    Projections,
+    TapPair,
+)
+from lightning_prune.distillation.logit_losses import check_meaning
 from lightning_prune.distillation.taps import Tap, TapCandidates, trace_taps
 from lightning_prune.distillation.teacher import (
     Teacher,
@@ -30,7 +37,7 @@ def build_teacher(distillation: Distillation, pl_module: L.LightningModule) -> T
     If the teacher is itself a module with ``distillation``, that is switched off.
     """
     target = target_of(pl_module, distillation.submodule)
-    if distillation.teacher == COPY:
+    if distillation.copies_student:
         teacher = Teacher(target, distillation.precision)
     else:
         source, precision = distillation.teacher, distillation.precision
@@ -127,8 +134,8 @@ def build_distiller(
     flows = neighbours if distillation.flows is None else list(distillation.flows)
     if "fsp" in distillation.wanted:
         _check_flows(pairs, flows)
-        if pairs and not same and projections is None:
-            projections = _add_projections(pl_module, pairs)
+    if set(CHANNEL_LOSSES) & set(distillation.wanted) and pairs and not same and projections is None:
+        projections = _add_projections(pl_module, pairs)
     return Distiller(
         target,
         teacher,
@@ -143,9 +150,15 @@ def build_distiller(
 
 
 def _check_logits(distillation: Distillation, student: TapCandidates, teacher: TapCandidates) -> None:
-    """Raise TeacherError if the logits of student and teacher differ in shape and are compared."""
-    ours, theirs = (tuple(distillation.logits(traced.output).shape[1:]) for traced in (student, teacher))
-    if "hinton" in distillation.wanted and ours != theirs:
+    """Raise TeacherError if the compared logits differ in shape, ValueError if a loss has no meaning for them."""
+    names = [name for name in LOGIT_LOSSES if name in distillation.wanted]
+    if not names:
+        return
+    logits = distillation.logits(student.output)
+    ours, theirs = tuple(logits.shape[1:]), tuple(distillation.logits(teacher.output).shape[1:])
+    for name in names:
+        check_meaning(name, logits, distillation.kind)
+    if ours != theirs:
         raise TeacherError(
             f"the student's logits are (n, {', '.join(map(str, ours))}), the teacher's "
             f"(n, {', '.join(map(str, theirs))}): a teacher needs the same classes and sizes"
@@ -156,8 +169,8 @@ def _add_projections(pl_module: L.LightningModule, pairs: Sequence[TapPair]) -> 
     """Add projections for the pairs to the module, before its optimizer is made."""
     if pl_module.example_input_array is None:
         raise TeacherError(
-            "FSP with a teacher of another architecture trains a projection, which must exist before the "
-            "optimizer does: set example_input_array"
+            "fsp and cwd_features with a teacher of another architecture train a projection, which must exist "
+            "before the optimizer does: set example_input_array"
         )
     projections = Projections([(pair.student.channels, pair.teacher.channels) for pair in pairs])
     pl_module.add_module("distillation_projections", projections)

@@ -15,6 +15,7 @@ from lightning_prune.distillation.taps import record_outputs
 from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_torch_file
+from lightning_prune.utils.distributed import broadcast, world_size
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import network_digest
 from lightning_prune.utils.modules import without_prefix
@@ -87,6 +88,18 @@ class Teacher:
         """Move the teacher to a device, in place."""
         self.net.to(device)
         return self
+
+    def copy_weights_(self, net: nn.Module) -> None:
+        """Take over weights and buffers of a network of the same architecture; :meth:`seal_` must follow."""
+        self.net.load_state_dict(net.state_dict())
+
+    def seal_(self) -> None:
+        """Take rank 0's weights in a distributed run, and compute the checksum of the weights."""
+        # Statistics of norms differ between ranks, and a resumed run reads those of rank 0.
+        if world_size() > 1:
+            state = {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+            self.net.load_state_dict(broadcast(state))
+        self.checksum = network_digest(self.net)
 
     def verify(self) -> None:
         """Raise TeacherError if weights or buffers have changed since the teacher was made."""

@@ -259,10 +259,12 @@ def test_final_phase(option: str) -> None:
 @pytest.mark.parametrize("option", options("distill"))
 def test_distill(option: str) -> None:
     distillation = build_part(composed(f"distill={option}", "task.ignore_index=255"), "distill")
-    losses = {"none": [], "all": ["hinton", "attention", "fsp"]}
+    losses = {"none": [], "all": ["hinton", "attention", "fsp"], "self": ["hinton"]}
     assert distillation.wanted == losses.get(option, [option])
+    assert distillation.copies_student == (option == "self")
     assert distillation.ignore_index == 255
     assert build_part(composed("distill.alpha=0.5"), "distill").wanted == ["hinton"]
+    assert build_part(composed("distill=self", "distill.cwd=3"), "distill").wanted == ["hinton", "cwd"]
 
 
 @pytest.mark.parametrize("option", options("trainer"))

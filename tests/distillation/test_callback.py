@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.distillation.config import Distillation, Ramp
-from lightning_prune.distillation.losses import attention, fsp, hinton
+from lightning_prune.distillation.logit_losses import hinton
+from lightning_prune.distillation.losses import attention, fsp
 from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.distillation.taps import record_outputs
 from lightning_prune.segmentation.module import SegmentationModule
@@ -314,7 +315,7 @@ def test_a_training_step_that_does_not_call_the_network_raises():
 def test_hinton_leaves_out_pixels_without_a_class():
     module = student(Distillation(small_net(), alpha=1.0, alpha_task=0.0, submodule="net", ignore_index=1))
     image, mask = next(iter(data()))
-    expected = hinton(copy.deepcopy(module.net)(image), module.distillation.teacher.eval()(image), 4.0,
+    expected = hinton(copy.deepcopy(module.net)(image), module.distillation.teacher.eval()(image), 1.0,
                       "multiclass", mask, 1)  # fmt: skip
     trainer(epochs=1, limit_train_batches=1).fit(module, data())
     assert module.totals == [pytest.approx(expected.item(), rel=1e-5)]

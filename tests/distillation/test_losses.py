@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune.distillation.losses import attention, attention_map, flow, fsp, hinton
+from lightning_prune.distillation.logit_losses import hinton
+from lightning_prune.distillation.losses import attention, attention_map, flow, fsp
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
+from lightning_prune.callbacks.pruning import FilterPruningCallback
+from lightning_prune.callbacks.slimming import SlimmingCallback
 from lightning_prune.distillation.config import Distillation, Ramp
 from lightning_prune.distillation.taps import trace_taps
 from lightning_prune.distillation.teacher import Teacher, TeacherError
@@ -218,11 +220,57 @@ def test_without_pruning_the_teacher_is_a_copy_of_the_initial_student():
     assert module.distillation.callback.teacher.checksum == before != network_digest(module.net)
 
 
-@pytest.mark.parametrize("source", ["copy", "module"])
+def test_without_a_cut_to_come_distillation_never_starts_and_says_so():
+    module = student(Distillation("before_cut", alpha=1.0, submodule="net"))
+    plain = PlainModule(copy.deepcopy(module.net))
+    with pytest.warns(UserWarning, match="no pruning callback: there is no first cut"):
+        trainer().fit(module, data())
+    trainer().fit(plain, data())
+    assert module.totals == plain.totals
+
+
+class BeforeCut(L.Callback):
+    """Keeps the digest of the network before each cut, the number of cuts and of attempts."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.cuts = 0
+
+    def on_before_cut(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.digests.append(network_digest(pl_module.net))
+
+    def on_after_cut(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.cuts += 1
+
+
+def by_steps() -> L.Callback:
+    return FilterPruningCallback({"macs": 0.5}, amount={"macs": 0.3}, every_n_steps=3, optimizer="carry",
+                                 submodule="net", verbose=False)  # fmt: skip
+
+
+def slimming() -> L.Callback:
+    return SlimmingCallback({"macs": 0.7}, submodule="net", end_epoch=1, verbose=False)
+
+
+@pytest.mark.parametrize("callback", [pruning, by_steps, slimming])
+@pytest.mark.parametrize("teacher", ["copy", "before_cut"])
+def test_the_teacher_is_the_network_just_before_the_first_cut(callback, teacher):
+    module = student(Distillation(teacher, cwd=1.0, cwd_features=1.0, lambda_=1.0, submodule="net"))
+    watch, cutter = BeforeCut(), callback()
+    fit = trainer(cutter, watch, epochs=5)
+    fit.fit(module, data())
+    distiller = module.distillation.callback
+    assert watch.cuts == len(cutter.history) >= 1
+    assert distiller.teacher.checksum == watch.digests[0] == network_digest(distiller.teacher.net)
+    assert distiller.teacher.net[0].out_channels == 8
+    assert "distill/cwd_features" in fit.callback_metrics
+
+
+@pytest.mark.parametrize("source", ["copy", "before_cut", "module"])
 def test_a_resumed_run_has_the_same_teacher_and_the_same_losses(tmp_path, source):
     def built() -> Student:
         torch.manual_seed(len(source))
-        teacher = "copy" if source == "copy" else small_net()
+        teacher = small_net() if source == "module" else source
         return student(Distillation(teacher, **ALL_LOSSES, submodule="net"))
 
     whole = built()
@@ -243,7 +291,7 @@ def test_a_resumed_run_has_the_same_teacher_and_the_same_losses(tmp_path, source
     assert again.totals == whole.totals[-4:]
     file.unlink()
     late = built()
-    late.distillation.teacher = small_net() if source == "module" else "copy"
+    late.distillation.teacher = small_net() if source == "module" else source
     after = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4)
     with pytest.raises(TeacherError, match=r"is missing: put teacher-\w+\.pt beside"):
         after.fit(late, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
@@ -401,6 +449,8 @@ def test_a_teacher_in_the_optimizer_or_the_module_raises():
         ({"alpha_task": -1.0}, "alpha_task must not be negative"),
         ({"alpha": Ramp(1.0, -1.0)}, "alpha must not be negative, got -1"),
         ({"kind": "softmax"}, "kind must be"),
+        ({"cwd": -1.0}, "cwd must not be negative"),
+        ({"kind": "multilabel", "standardised": 1.0}, "standardised needs classes that exclude each other"),
         ({"precision": "8"}, "precision must be"),
     ],
 )
