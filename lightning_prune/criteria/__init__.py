@@ -17,10 +17,13 @@ from lightning_prune.criteria.base import (
     Statistics,
     as_criterion,
 )
+from lightning_prune.criteria.channel_variance import ChannelVariance
 from lightning_prune.criteria.collector import Collector
+from lightning_prune.criteria.consumers import ConsumerInputs
 from lightning_prune.criteria.cost_aware import CostAware, marginal_costs
+from lightning_prune.criteria.energy import OutputEnergy, group_scaled, output_energy, weight_energy
 from lightning_prune.criteria.gradients import Gradients, TaylorGate, TaylorWeight
-from lightning_prune.criteria.ipad import IPAD, Deviation, ipad_importance
+from lightning_prune.criteria.ipad import IPAD, Deviation, energy_importance, ipad_importance
 from lightning_prune.criteria.propagated import Propagated, propagate
 from lightning_prune.criteria.reduction import Normalise, Reduction, Scope, filter_norms, per_unit
 from lightning_prune.criteria.weights import FPGM, L1, L2, LAMP, Norm, NormScale, Random
@@ -35,7 +38,9 @@ __all__ = [
     "NO_STATISTICS",
     "ActivationDeviation",
     "ActivationMean",
+    "ChannelVariance",
     "Collector",
+    "ConsumerInputs",
     "CostAware",
     "Criterion",
     "CriterionLike",
@@ -50,6 +55,7 @@ __all__ = [
     "Normalised",
     "Observer",
     "ObservesNothing",
+    "OutputEnergy",
     "Propagated",
     "Random",
     "Reduction",
@@ -59,9 +65,13 @@ __all__ = [
     "TaylorWeight",
     "as_criterion",
     "blind_to",
+    "energy_importance",
     "filter_norms",
+    "group_scaled",
     "ipad_importance",
     "marginal_costs",
+    "output_energy",
     "per_unit",
     "propagate",
+    "weight_energy",
 ]

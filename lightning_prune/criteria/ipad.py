@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,15 @@ from torch import nn
 from lightning_prune.criteria.activation_deviation import ActivationDeviation, Form, check_form
 from lightning_prune.criteria.base import NO_STATISTICS, Importance, Observer, Statistics
 from lightning_prune.criteria.collector import Collector
+from lightning_prune.criteria.consumers import ConsumerInputs
+from lightning_prune.criteria.energy import group_scaled, output_energy, weight_energy
 from lightning_prune.criteria.reduction import Normalise, PerFilter, Reduction, filter_norms, per_unit
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.utils.arguments import check_choice
 
-__all__ = ["IPAD", "Deviation", "ipad_importance"]
+__all__ = ["IPAD", "Deviation", "Terms", "energy_importance", "ipad_importance"]
+
+Terms = Literal["deviation", "energy"]
 
 
 def fan_ins(graph: ChannelGraph, model: nn.Module) -> dict[str, int]:
@@ -87,9 +92,46 @@ def ipad_importance(
     return per_unit(graph, scores, reduction, normalise)
 
 
+def energy_importance(
+    graph: ChannelGraph,
+    model: nn.Module,
+    statistics: Statistics = NO_STATISTICS,
+    omega: float = 0.5,
+    beta: float = 1.0,
+) -> Importance:
+    """Return ``omega * P_u + (1 - omega) * A_u``, two shares of the consumers' output energy.
+
+    P is the share that the weights alone predict (:func:`weight_energy`), A the one that is measured
+    (:func:`output_energy`). Both are divided by their mean in each group of coupled layers, so that omega is the
+    weight of the one against the other, and multiplied by ``|group| ** (beta - 1)`` (:func:`group_scaled`).
+
+    Args:
+        graph: the units.
+        model: the traced module, for its weights.
+        statistics: variances of what layers read; not needed with ``omega=1``.
+        omega: weight of P against A, in [0, 1].
+        beta: 1 treats narrow and wide groups alike; below 1, more is removed from wide ones.
+
+    Returns:
+        Importance per unit, shape (num_units,).
+
+    Raises:
+        ValueError: no statistics although omega < 1.
+    """
+    total = np.zeros(graph.num_units)
+    if omega > 0:
+        total = total + omega * group_scaled(graph, weight_energy(graph, model), beta)
+    if omega < 1:
+        total = total + (1 - omega) * group_scaled(graph, output_energy(graph, model, statistics), beta)
+    return total
+
+
 @dataclass(frozen=True)
 class IPAD:
     """Iterative pruning with activation deviation; see :func:`ipad_importance` for the formula.
+
+    With ``terms="energy"`` both terms are energies of one scale, and omega alone weighs them: see
+    :func:`energy_importance`. It uses ``omega`` and ``beta`` only.
 
     Args:
         omega: 1 uses weights only (nothing is observed), 0 activations only.
@@ -99,6 +141,9 @@ class IPAD:
         reduction: over the filters of a unit: ``"mean"``, ``"sum"`` or ``"max"``.
         grid: cells per side in which mean maps are kept; ``None`` for whole maps.
         normalise: by the mean over ``"layer"``, ``"group"`` or ``"global"``, or ``"none"``.
+        terms: ``"deviation"`` (Vitek et al., 2023) or ``"energy"``.
+        beta: with ``terms="energy"``: 1 treats narrow and wide groups of layers alike; below 1, more is removed from
+            wide ones.
 
     Raises:
         ValueError: an argument is out of range.
@@ -116,18 +161,23 @@ class IPAD:
     reduction: Reduction = "mean"
     grid: int | None = 16
     normalise: Normalise = "none"
+    terms: Terms = "deviation"
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         check_form(self.p, self.deviation)
+        check_choice("terms", self.terms, get_args(Terms))
         if not 0 <= self.omega <= 1:
             raise ValueError(f"omega must lie in [0, 1], got {self.omega}")
         if isinstance(self.scale, str) and self.scale != "global":
             raise ValueError(f"scale must be a number or 'global', got {self.scale!r}")
 
     def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer | None:
-        """Return an observer of the activation deviation; None with ``omega=1``."""
+        """Return an observer of the deviation, or of what layers read; None with ``omega=1``."""
         if self.omega == 1:
             return None
+        if self.terms == "energy":
+            return ConsumerInputs(graph, model)
         statistic = partial(ActivationDeviation, p=self.p, form=self.deviation, grid=self.grid)
         return Collector(graph, model, statistic)
 
@@ -135,6 +185,8 @@ class IPAD:
         self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
     ) -> Importance:
         """Return importance per unit, shape (num_units,)."""
+        if self.terms == "energy":
+            return energy_importance(graph, model, statistics, self.omega, self.beta)
         return ipad_importance(
             graph, model, statistics, self.omega, self.p, self.scale, self.reduction, self.normalise
         )
@@ -151,3 +203,5 @@ class Deviation(IPAD):
 
     omega: float = field(default=0.0, init=False)
     scale: float | Literal["global"] = field(default=1.0, init=False)
+    terms: Terms = field(default="deviation", init=False)
+    beta: float = field(default=1.0, init=False)

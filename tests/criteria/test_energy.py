@@ -1,0 +1,376 @@
+"""Tests of output energy and of IPAD with terms of energy, against ablation and invariances."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_prune import IPAD, trace
+from lightning_prune.criteria import (
+    ChannelVariance,
+    ConsumerInputs,
+    Criterion,
+    OutputEnergy,
+    energy_importance,
+    group_scaled,
+    output_energy,
+    weight_energy,
+)
+from lightning_prune.criteria.channel_variance import batch_moments, merged
+from lightning_prune.criteria.reduction import groups
+from lightning_prune.testing import randomise_
+from tests.support.nets import Attention, Net, Small
+
+CRITERIA = (OutputEnergy(), IPAD(0.0, terms="energy"), IPAD(0.5, terms="energy"), IPAD(1.0, terms="energy"))
+
+
+def scores(criterion: Criterion, model: nn.Module, *batches: Tensor) -> np.ndarray:
+    """Return the importance of the units of a network, with the statistics of some batches."""
+    graph = trace(model, batches[0])
+    observer = criterion.observer(graph, model)
+    if observer is None:
+        return criterion(graph, model, {})
+    observer.attach()
+    for batch in batches:
+        with torch.no_grad():
+            model(batch)
+    observer.detach()
+    return criterion(graph, model, observer.compute())
+
+
+def batches(*shape: int, number: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(8, *shape, generator=generator) for _ in range(number)]
+
+
+# --- the formula ---
+
+
+def ablated_energy(layer: nn.Module, x: Tensor, channel: list[int]) -> float:
+    """Return how much the outputs of ``layer`` vary about those with some channels of ``x`` at their mean."""
+    ablated = x.clone()
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    ablated[:, channel] = x.mean(dims, keepdim=True).expand_as(x)[:, channel]
+    return float((layer(x) - layer(ablated)).square().mean(dims).sum())
+
+
+@torch.no_grad()
+def test_output_energy_of_pointwise_consumers_equals_ablation_of_each_channel():
+    """Two consumers of one layer, behind a norm; one of them reads it concatenated with the input."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.norm(net.first(x)))
+        return net.left(y) + net.right(torch.cat([x, y], 1))
+
+    parts = {"first": nn.Conv2d(2, 5, 3, padding=1), "norm": nn.BatchNorm2d(5)}
+    net = randomise_(Net(run, **parts, left=nn.Conv2d(5, 4, 1), right=nn.Conv2d(7, 4, 1))).double().eval()
+    x = torch.cat(batches(2, 9, 9)).double()
+    y = F.relu(net.norm(net.first(x)))
+    both = torch.cat([x, y], 1)
+    left = np.array([ablated_energy(net.left, y, [u]) for u in range(5)])
+    right = np.array([ablated_energy(net.right, both, [u]) for u in range(7)])
+    expected = left / left.sum() + (right / right.sum())[2:]
+    graph = trace(net, x)
+    units = graph.layers["first.weight"]
+    np.testing.assert_allclose(scores(OutputEnergy(), net, *x.split(8))[units], expected, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_flattened_inputs_sum_the_columns_of_a_channel():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.cat(batches(1, 4, 4)).double()
+    columns = net[:2](x)
+    energy = np.array([ablated_energy(net[2], columns, [column]) for column in range(12)])
+    expected = (energy / energy.sum()).reshape(3, 4).sum(1)
+    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[trace(net, x).layers["0.weight"]], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_and_transposed_consumers_equal_ablation_of_each_unit(groups, transposed):
+    kind = nn.ConvTranspose1d if transposed else nn.Conv1d
+    net = nn.Sequential(nn.Conv1d(1, 6, 1), kind(6, 4, 1, groups=groups), nn.Conv1d(4, 1, 1)).double()
+    x = torch.cat(batches(1, 5)).double()
+    units = trace(net, x).layers["0.weight"]
+    hidden = net[0](x)
+    energy = np.array([ablated_energy(net[1], hidden, [channel]) for channel in range(6)])
+    expected = np.bincount(units, energy / energy.sum())
+    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[: len(expected)], expected)
+
+
+@torch.no_grad()
+def test_a_depthwise_convolution_hands_the_unit_on_to_what_reads_it():
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)).double()
+    x = torch.cat(batches(1, 6, 6)).double()
+    energy = np.array([ablated_energy(net[2], net[:2](x), [channel]) for channel in range(4)])
+    units = trace(net, x).layers["0.weight"]
+    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[units], energy / energy.sum())
+
+
+@torch.no_grad()
+def test_projections_of_multihead_attention_read_tokens_and_heads():
+    torch.manual_seed(0)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        tokens = net.embed(x)
+        return net.out(net.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    net = Net(run, embed=nn.Linear(3, 4), attention=attention, out=nn.Linear(4, 1)).double().eval()
+    x = torch.cat(batches(5, 3)).double()
+    with ConsumerInputs(trace(net, x), net) as inputs:
+        expected = net(x)
+    assert torch.equal(expected, net(x))
+    statistics = inputs.compute()
+    tokens = net.embed(x).flatten(0, 1)
+    q, k, v = (
+        F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).view(8 * 2, 5, 3, 2, 2).unbind(2)
+    )
+    heads = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
+    for read in ("query", "key", "value"):
+        measured = statistics[f"attention.in_proj_weight:1:{read}"]
+        np.testing.assert_allclose(measured, tokens.var(0, correction=0))
+    measured = statistics["attention.out_proj.weight:1"]
+    np.testing.assert_allclose(measured, heads.flatten(0, 1).var(0, correction=0))
+
+
+@torch.no_grad()
+def test_observing_an_attention_leaves_the_random_numbers_of_its_dropout_alone():
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.embed(x)
+        return net.out(net.attention(x, x, x, need_weights=False)[0])
+
+    parts = {
+        "embed": nn.Linear(3, 4),
+        "attention": nn.MultiheadAttention(4, 2, dropout=0.5),
+        "out": nn.Linear(4, 1),
+    }
+    net, x = Net(run, **parts), torch.randn(5, 2, 3)
+    graph = trace(net, x)
+    torch.manual_seed(1)
+    plain = [net(x), net(x)]
+    torch.manual_seed(1)
+    with ConsumerInputs(graph, net):
+        observed = [net(x), net(x)]
+    assert all(torch.equal(*pair) for pair in zip(plain, observed, strict=True))
+
+
+@torch.no_grad()
+def test_a_layer_called_twice_through_tied_weights_is_observed_in_every_call():
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.twin(net.head(net.stem(x)))
+
+    net = Net(run, stem=nn.Linear(2, 3), head=nn.Linear(3, 3), twin=nn.Linear(3, 3)).double()
+    net.twin.weight = net.head.weight
+    x = torch.cat(batches(2)).double()
+    graph = trace(net, x)
+    with ConsumerInputs(graph, net) as inputs:
+        net(x)
+    reads = torch.cat([net.stem(x), net.head(net.stem(x))])
+    if len(inputs.metrics):  # the tie to the output pins the units
+        np.testing.assert_allclose(inputs.compute()["head.weight:1"], reads.var(0, correction=0))
+    else:
+        assert not len(graph.prunable)
+
+
+def test_weight_energy_uses_scales_of_norms_else_norms_of_filters():
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1)
+    )
+    randomise_(net)
+    graph = trace(net, torch.zeros(1, 1, 4, 4))
+    first = net[2].weight.square().sum((0, 2, 3)) * net[1].weight.square()
+    second = net[4].weight.square().sum((0, 2, 3)) * net[2].weight.square().sum((1, 2, 3))
+    expected = torch.cat([first / first.sum(), second / second.sum()]).detach()
+    units = np.concatenate([graph.layers["0.weight"], graph.layers["2.weight"]])
+    np.testing.assert_allclose(weight_energy(graph, net)[units], expected, rtol=1e-5)
+
+
+def test_both_terms_have_mean_one_in_every_group_so_that_omega_is_their_weight():
+    net = randomise_(Small()).eval()
+    x = torch.cat(batches(3, 8, 8))
+    graph = trace(net, x)
+    labels = groups(graph)
+    for omega in (0.0, 0.3, 1.0):
+        importance = scores(IPAD(omega, terms="energy"), net, x)
+        for label in np.unique(labels[graph.prunable]):
+            assert importance[labels == label].mean() == pytest.approx(1)
+
+
+def test_beta_scales_groups_by_their_width():
+    net = randomise_(Small()).eval()
+    graph = trace(net, torch.cat(batches(3, 8, 8)))
+    weights = weight_energy(graph, net)
+    size = np.bincount(groups(graph))[groups(graph)]
+    free = graph.prunable
+    expected = group_scaled(graph, weights, 1.0) * size**-0.5
+    np.testing.assert_allclose(IPAD(1.0, terms="energy", beta=0.5)(graph, net, {})[free], expected[free])
+
+
+# --- invariances ---
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=str)
+def test_scores_do_not_change_where_a_norm_or_a_consumer_makes_up_for_a_scale(criterion):
+    torch.manual_seed(0)
+    parts = (
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4, eps=0),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 1),
+        nn.ReLU(),
+        nn.Conv2d(5, 2, 1),
+    )
+    net = randomise_(nn.Sequential(*parts)).double().eval()
+    x = torch.cat(batches(2, 6, 6)).double()
+    scaled = copy.deepcopy(net)
+    with torch.no_grad():
+        for tensor, factor in ((scaled[0].weight, 7.0), (scaled[0].bias, 7.0), (scaled[1].running_mean, 7.0)):
+            tensor[1] *= factor
+        scaled[1].running_var[1] *= 49.0
+        if getattr(criterion, "omega", 0) == 0:
+            for tensor in (scaled[1].weight, scaled[1].bias):
+                tensor[2] *= 3.0
+            scaled[3].weight[:, 2] /= 3.0
+    torch.testing.assert_close(net(x), scaled(x))
+    np.testing.assert_allclose(scores(criterion, scaled, x), scores(criterion, net, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=str)
+def test_scores_of_networks_are_finite_and_rank_a_dead_channel_last(criterion):
+    net = randomise_(Small()).eval()
+    net.norm.weight.data[:], net.norm.bias.data[:] = 1.0, 1.0
+    net.inner.weight.data[2], net.inner.bias.data[2] = 0, 0
+    graph = trace(net, torch.zeros(2, 3, 8, 8))
+    importance = scores(criterion, net, *batches(3, 8, 8))
+    assert np.isfinite(importance[graph.prunable]).all()
+    assert importance[graph.layers["inner.weight"]].argmin() == 2
+
+
+def test_attention_written_out_scores_all_units():
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.out(net.attention(net.embed(x)))
+
+    net = Net(run, embed=nn.Linear(3, 12), attention=Attention(), out=nn.Linear(12, 2)).eval()
+    graph = trace(net, torch.zeros(2, 5, 3))
+    for criterion in CRITERIA:
+        assert np.isfinite(scores(criterion, net, *batches(5, 3))[graph.prunable]).all()
+
+
+# --- the observer ---
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_variance_does_not_depend_on_how_data_is_split_even_with_a_large_mean(offset):
+    data = torch.randn(97, 3, 5, generator=torch.Generator().manual_seed(0)) + offset
+    expected = data.double().movedim(1, 0).flatten(1).var(1, correction=0)
+    for sizes in ([97], [1, 96], [30, 30, 37], [1] * 97):
+        metric = ChannelVariance()
+        for batch in data.split(sizes):
+            metric.update(batch)
+        torch.testing.assert_close(metric.compute(), expected, rtol=1e-4, atol=0)
+
+
+def test_half_precision_is_computed_in_float32_and_kept_in_double():
+    metric = ChannelVariance().to(torch.bfloat16)
+    data = torch.randn(4000, 2).bfloat16()
+    for batch in data.split(40):
+        metric.update(batch)
+    torch.testing.assert_close(metric.compute(), data.double().var(0, correction=0), rtol=1e-5, atol=0)
+
+
+def test_processes_are_merged_exactly_also_one_without_data():
+    data = torch.randn(50, 3, dtype=torch.float64) * 5 + 2
+    ranks = [batch_moments(part.T) for part in (data[:10], data[10:])]
+    total = merged(merged(torch.zeros(3, 3, dtype=torch.float64), ranks[0]), ranks[1])
+    metric = ChannelVariance()
+    metric.update(data)
+    metric.moments = torch.stack(
+        [*ranks, torch.zeros(3, 3, dtype=torch.float64)]
+    )  # as gathered over processes
+    torch.testing.assert_close(metric.compute(), data.var(0, correction=0))
+    torch.testing.assert_close(total[2] / total[0], data.var(0, correction=0))
+
+
+def test_an_empty_batch_changes_nothing():
+    metric = ChannelVariance()
+    metric.update(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+    metric.update(torch.zeros(0, 2))
+    assert metric.compute().tolist() == [1.0, 0.0]
+
+
+def test_the_state_of_the_observer_is_restored_bit_for_bit():
+    net, (first, second) = Small().eval(), batches(3, 8, 8)
+    graph = trace(net, first)
+    with ConsumerInputs(graph, net) as whole, torch.no_grad():
+        net(first)
+        state = copy.deepcopy(whole.state())
+        net(second)
+    resumed = ConsumerInputs(graph, net)
+    resumed.load(state)
+    with resumed, torch.no_grad():
+        net(second)
+    expected = whole.compute()
+    assert resumed.compute().keys() == expected.keys()
+    assert all(np.array_equal(values, expected[key]) for key, values in resumed.compute().items())
+
+
+def test_hooks_are_removed_and_paused_observers_do_not_count():
+    net, (first, second) = Small().eval(), batches(3, 8, 8)
+    with ConsumerInputs(trace(net, first), net) as inputs, torch.no_grad():
+        net(first)
+        expected = inputs.compute()
+        inputs.active = False
+        net(second)
+    assert all(np.array_equal(values, expected[key]) for key, values in inputs.compute().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
+
+
+@torch.no_grad()
+def test_a_layer_given_to_a_function_is_taken_to_read_equal_variances():
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.first(x))
+        return F.linear(x, net.second.weight) + net.third(F.relu(net.other(x)))
+
+    net = Net(
+        run, first=nn.Linear(2, 3), second=nn.Linear(3, 2), other=nn.Linear(3, 4), third=nn.Linear(4, 2)
+    )
+    x = torch.cat(batches(2))
+    graph = trace(net, x)
+    with ConsumerInputs(graph, net) as inputs:
+        net(x)
+    assert "second.weight:1" not in inputs.compute()
+    weights, energy = (
+        net.second.weight.square().sum(0),
+        net.other.weight.square().sum(0) * F.relu(net.first(x)).var(0),
+    )
+    expected = weights / weights.sum() + energy / energy.sum()
+    values = output_energy(graph, net, inputs.compute())[graph.layers["first.weight"]]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_no_batch_raises_and_says_what_to_do():
+    net = Small().eval()
+    graph = trace(net, torch.zeros(1, 3, 8, 8))
+    for criterion in (OutputEnergy(), IPAD(0.5, terms="energy")):
+        with pytest.raises(ValueError, match="did any batch run"):
+            criterion(graph, net, {})
+    assert np.isfinite(energy_importance(graph, net, omega=1.0)[graph.prunable]).all()
+
+
+def test_activations_that_are_not_finite_are_named():
+    net = Small().eval()
+    x = torch.full((1, 3, 8, 8), float("nan"))
+    with pytest.raises(ValueError, match=r"activations of '\w+' were NaN or infinite"):
+        scores(OutputEnergy(), net, torch.zeros(1, 3, 8, 8), x)
+
+
+def test_unknown_terms_are_refused():
+    with pytest.raises(ValueError, match="terms"):
+        IPAD(terms="power")
