@@ -297,6 +297,54 @@ def test_a_resumed_run_has_the_same_teacher_and_the_same_losses(tmp_path, source
         after.fit(late, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("step", [2, 3, 4])  # before the first cut, after it, and after a distilled step
+def test_a_run_that_is_resumed_around_a_cut_by_steps_has_the_same_teacher_and_losses(tmp_path, step):
+    def built(seed: int) -> Student:
+        torch.manual_seed(seed)
+        return student(Distillation("before_cut", alpha=1.0, cwd_features=1.0, submodule="net"))
+
+    def run(module: Student, folder: Path, resume: Path | None = None) -> None:
+        saving = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        fit = trainer(by_steps(), saving, enable_checkpointing=True, epochs=4)
+        fit.fit(module, data(), data(), ckpt_path=resume)
+
+    whole, again = built(0), built(1)
+    run(whole, tmp_path)
+    assert len(list(tmp_path.glob("teacher-*.pt"))) == 1
+    run(again, tmp_path / "late", tmp_path / f"step={step}.ckpt")
+    assert again.totals == whole.totals[step:]
+    teachers = [module.distillation.callback.teacher for module in (whole, again)]
+    assert teachers[0].checksum == teachers[1].checksum == network_digest(teachers[1].net)
+
+
+def test_a_cut_network_without_its_teacher_is_refused(tmp_path):
+    """The run before had no distillation."""
+    plain = PlainModule()
+    trainer(pruning(), checkpoints(tmp_path), enable_checkpointing=True).fit(plain, data())
+    module = student(Distillation("before_cut", alpha=1.0, submodule="net"))
+    with pytest.raises(TeacherError, match="was cut before without a teacher: give the checkpoint"):
+        fit = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4)
+        fit.fit(module, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert module.totals == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"standardised": 1.0}, "at least three classes"),
+        ({"alpha": 1.0, "kind": "multiclass"}, "softmax of one class is always 1"),
+        ({"dist": 1.0, "kind": "multiclass"}, "softmax of one class is always 1"),
+    ],
+)
+def test_losses_without_a_meaning_for_one_channel_are_refused_before_the_first_step(kwargs, match):
+    module = Student(small_net(classes=1))
+    module.distillation = Distillation(small_net(classes=1), submodule="net", **kwargs)
+    with pytest.raises(ValueError, match=match):
+        trainer(epochs=1).fit(module, data())
+    assert module.totals == []
+
+
 def test_a_checkpoint_with_the_former_name_of_the_callback_restores_its_state(tmp_path):
     def built(seed: int) -> Student:
         torch.manual_seed(seed)

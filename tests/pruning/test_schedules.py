@@ -14,8 +14,6 @@ from benchmarks.robustness.kill_run import BATCHES, Classifier, fit, pruning, sa
 from lightning_prune import Cubic, Curve, FinalPhase, Linear, OneShot
 from lightning_prune.callbacks.checkpoints import BudgetCheckpoint
 from lightning_prune.criteria import IPAD, L2, ActivationMean, TaylorGate, TaylorWeight
-from lightning_prune.distillation.config import Distillation
-from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.pruning.schedules import Timing
 
 pytestmark = [
@@ -56,10 +54,6 @@ class TwoOptimizers(Classifier):
         rest = [p for layer in self.net[1:] for p in layer.parameters()]
         optimizers = [torch.optim.SGD(first, 0.01), torch.optim.SGD(rest, 0.01)]
         return optimizers, [torch.optim.lr_scheduler.StepLR(optimizers[0], 1)]
-
-
-class Learner(DistillationMixin, Classifier):
-    pass
 
 
 class Rates(L.Callback):
@@ -409,10 +403,3 @@ def test_the_final_phase_of_a_module_with_two_optimizers_needs_a_function() -> N
         ValueError, match="supports one optimizer, the module configures 2; set final_phase to a function"
     ):
         train(module=TwoOptimizers(), schedule=OneShot(), final_phase=FinalPhase())
-
-
-def test_a_teacher_copied_within_an_epoch_is_refused() -> None:
-    module = Learner()
-    module.distillation = Distillation("copy", 1.0)
-    with pytest.raises(ValueError, match="every_n_steps cuts within epochs: give a trained teacher"):
-        train(module=module, every_n_steps=3)

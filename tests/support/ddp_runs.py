@@ -184,6 +184,22 @@ def distilled(submodule: str | None, width: int) -> Found:
     return {**found, "teacher": [before, network_digest(module.distillation.callback.teacher.net)]}
 
 
+def distilled_from_its_own() -> Found:
+    """Distil from the network just before the first cut; the statistics of its norms differ between ranks.
+
+    Without interruption, and from checkpoints of that run before and after the cut.
+    """
+    ends = []
+    for resume in (None, "6.ckpt", "11.ckpt"):
+        module, path = Learner(), resume and Path(sys.argv[1]) / resume
+        module.distillation = Distillation("before_cut", 1.0)
+        saving = [] if resume else [Save()]
+        found = fit(module, prune(), *saving, resume=path, default_root_dir=sys.argv[1])
+        teacher = module.distillation.callback.teacher
+        ends.append({**found, "teacher": [teacher.checksum, network_digest(teacher.net)]})
+    return {**ends[0], "ends": ends}
+
+
 def apart() -> Found:
     """Make the proof of the cut fail on the second rank."""
     own = cutting.prune_
@@ -250,6 +266,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "vanished in a static graph": partial(vanished, static_graph=True),
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
+    "distilled from its own": distilled_from_its_own,
     "timed": timed,
     "steps": steps,
     "accumulated steps": partial(steps, accumulate_grad_batches=2),
