@@ -13,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
+from lightning_prune.callbacks.compensation import TrainerCompensation
 from lightning_prune.callbacks.methods.base import PruningMethod
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
@@ -49,6 +51,8 @@ class PruningCallback(PruningCallbackBase):
         retraining: adapts optimizers, wrapper and norms after a cut.
         submodule: qualified name of the part to prune, if it is not the whole module.
         verbose: print a line per cut.
+        compensate: repair each cut that the method makes through its session; see
+            :class:`~lightning_prune.FilterPruningCallback`.
 
     Attributes:
         record: what was removed so far, relative to the dense network; None before the first cut.
@@ -56,10 +60,15 @@ class PruningCallback(PruningCallbackBase):
     """
 
     def __init__(
-        self, method: PruningMethod, retraining: Retraining, submodule: str | None, verbose: bool
+        self,
+        method: PruningMethod,
+        retraining: Retraining,
+        submodule: str | None,
+        verbose: bool,
+        compensate: bool | CompensationSettings = False,
     ) -> None:
         super().__init__(method.timing, retraining, submodule)
-        self.method, self.verbose = method, verbose
+        self.method, self.verbose, self.compensation = method, verbose, TrainerCompensation(compensate)
         self._batch_seen = False
         self._final_status = (False, False)  # within budget and finished, when the last fit ended
 
@@ -162,8 +171,12 @@ class PruningCallback(PruningCallbackBase):
         """Stop observing outside of training batches; cut if it is due after this step."""
         if self._session:
             self._session.set_observing(False)
+        cuts = len(self.history)
         if self.timing.by_steps:
             self._prune_if_due(trainer, trainer.global_step)
+        if len(self.history) > cuts and (metrics := self.history[-1].metrics):
+            for logger in trainer.loggers:  # log_dict would wait for a multiple of log_every_n_steps
+                logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember that the present network is scored."""
@@ -178,7 +191,7 @@ class PruningCallback(PruningCallbackBase):
         if self._session:
             pl_module.log_dict(size_metrics(self._session.graph, self._session.dense))
         if len(self.history) > cuts:
-            metrics |= self.method.cut_metrics()
+            metrics |= self.method.cut_metrics() | self.history[-1].metrics
         if metrics:
             pl_module.log_dict(metrics)
 
@@ -237,30 +250,40 @@ class PruningCallback(PruningCallbackBase):
         networks = submodules_in_copies(copies, self.submodule)
         optimizers = self.retraining.optimizers_to_cut(trainer)
         _call_hook(trainer, "on_before_cut")
+        repair = self.compensation.of_cut(trainer, session, networks, len(self.history))
+        session.surgery = repair.prune_ if repair else None
         record = self.method.cut_(trainer, session, now, networks, optimizers)
+        session.surgery = None
         if not record:
             return
         self._register_cut(trainer, record, copies)
         self.method.after_cut_(trainer, session)
+        report = self.compensation.repair_(repair) if repair else None
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
-        self._adapt_training_(trainer, session, copies, epoch)
+        self._adapt_training_(trainer, session, copies, epoch, report is not None and report.accepted)
         seconds = time.perf_counter() - start
         summary = CutSummary.between(
             graph, session.graph, session.dense, session.stopped, epoch, seconds, step
         )
+        summary = summary.with_repair(report) if report else summary
         self.history.append(summary)
         _call_hook(trainer, "on_after_cut")
         if self.verbose:
             print_line(trainer, self.method.report(str(summary), session))
 
     def _adapt_training_(
-        self, trainer: L.Trainer, session: PruningSession, copies: Sequence[AveragedCopy], epoch: int
+        self,
+        trainer: L.Trainer,
+        session: PruningSession,
+        copies: Sequence[AveragedCopy],
+        epoch: int,
+        is_repaired: bool,
     ) -> None:
         """Adapt optimizers, wrapper and norms to the smaller network."""
         if self.finished:
             self.retraining.start_final_phase(trainer, epoch + 1)
         networks = [session.target, *submodules_in_copies(copies, self.submodule)]
-        self.retraining.adapt_trainer_(trainer, networks, epoch)
+        self.retraining.adapt_trainer_(trainer, networks, epoch, is_repaired)
 
 
 def _checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.Module) -> DenseSizes:

@@ -10,6 +10,7 @@ import lightning as L
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning, StatisticsMode
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import IPAD
 from lightning_prune.pruning.schedules import Schedule, timing_of
@@ -51,8 +52,14 @@ class FilterPruningCallback(PruningCallback):
             since the last cut), or in a ``"pass"`` of its own over the training data, in eval mode. Under
             ``torch.compile``, where hooks do not run, it is always a pass.
         submodule: qualified name of the part to prune, if it is not the whole module. It must take the same input.
+        compensate: after each cut, fit the remaining layers so that the outputs come near to those before the cut, on
+            some training images and without labels; moving averages likewise. Undone if images that were not fitted
+            say that it did not help. Needs training batches that hold what the forward takes: a tensor, a sequence
+            that begins with it, or a mapping with the names of its arguments. ``CompensationSettings`` in place of
+            True say how much is looked at. See :func:`~lightning_prune.compensation.cut_and_compensate_`.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many training
-            batches; by default 16 if no training follows, else 0, since the next epoch renews them.
+            batches; by default 16 if no training follows and the cut was not repaired, else 0, since the next epoch
+            renews them.
         verbose: print one line per cut.
         policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
@@ -60,6 +67,9 @@ class FilterPruningCallback(PruningCallback):
     Attributes:
         record: what was removed so far, relative to the dense network; None before the first cut.
         history: a summary of every cut.
+
+    Logged besides the costs, for each repaired cut: ``prune/change`` and ``prune/change_unrepaired``, the squared
+    distance of the outputs from those before the cut as a share of their variance, with and without the repair.
 
     Raises:
         ValueError: an argument is out of range; when fitting starts: a name matches nothing, the budget cannot be
@@ -86,6 +96,7 @@ class FilterPruningCallback(PruningCallback):
         final_phase: Callable[[L.LightningModule], Any] | None = None,
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
+        compensate: bool | CompensationSettings = True,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -93,7 +104,8 @@ class FilterPruningCallback(PruningCallback):
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         whole_policy = _with_amount(PruningPolicy.of(budget, **policy), amount, schedule)
         method = FilterPruning(whole_policy, timing, criterion or IPAD(omega=1.0), statistics)
-        super().__init__(method, Retraining(optimizer, final_phase, recalibrate_batches), submodule, verbose)
+        retraining = Retraining(optimizer, final_phase, recalibrate_batches)
+        super().__init__(method, retraining, submodule, verbose, compensate)
 
 
 def _with_amount(

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.slimming import Slimming
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.slimming.bias_folding import Folded
@@ -50,6 +51,8 @@ class SlimmingCallback(PruningCallback):
         average_decay: of the moving average that the callback keeps itself, per optimizer step.
         optimizer: ``"carry"`` cuts the optimizers' state along, ``"reset"`` builds them anew.
         submodule: qualified name of the part to prune, if it is not the whole module.
+        compensate: after each cut, and after folding, fit the remaining layers so that the outputs come near to those
+            before the cut; see :class:`~lightning_prune.FilterPruningCallback`.
         recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches.
         verbose: print one line per cut.
         policy: ``limits`` (by default none), ``exclude``, ``channel_multiple``, ``resources``: see
@@ -91,6 +94,7 @@ class SlimmingCallback(PruningCallback):
         average_decay: float = 0.9,
         optimizer: OptimizerMode = "carry",
         submodule: str | None = None,
+        compensate: bool | CompensationSettings = True,
         recalibrate_batches: int = RECALIBRATION_BATCHES,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -107,7 +111,9 @@ class SlimmingCallback(PruningCallback):
             average_decay=average_decay,
             submodule=submodule,
         )
-        super().__init__(method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose)
+        super().__init__(
+            method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose, compensate
+        )
 
     @property
     def within_budget(self) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "calibration",
     "output_change",
     "outputs_of",
+    "outputs_of_example",
     "undisturbed",
 ]
 
@@ -46,6 +47,8 @@ class CompensationSettings:
         sums: fit a layer whose output only a sum reads so that the sum, and not the output itself, comes nearer to
             the dense one: a branch then corrects the residual stream too.
         refit: fit once more to all images, once the held-out ones have accepted the repair.
+        images: number of training images that a cut within training is repaired with; None: 32 for dense prediction,
+            256 for classification. Calls that are given batches use all of them.
     """
 
     positions: int = 4096
@@ -55,12 +58,15 @@ class CompensationSettings:
     min_positions: int = 64
     refit: bool = True
     sums: bool = True
+    images: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
         if min(self.positions, self.max_elements, self.min_positions) < 1:
             raise ValueError("positions, max_elements and min_positions must be positive")
+        if self.images is not None and self.images < 2:
+            raise ValueError(f"repairing a cut needs at least two images, got images={self.images}")
 
     def num_positions(self, width: int) -> int:
         """Return the number of positions for rows of ``width`` numbers; 0 if the layer is too wide."""
@@ -159,10 +165,20 @@ def outputs_of(model: nn.Module, images: Calibration) -> list[Tensor]:
     Raises:
         CompensationError: the network cannot run on the images.
     """
-    args, kwargs = images.example
+    return _outputs(model, images.example)
+
+
+def outputs_of_example(model: nn.Module, example: Example) -> list[Tensor]:
+    """Return the outputs of ``model`` for an example, as :func:`outputs_of` does, and leave ``model`` undisturbed."""
+    with undisturbed(model):
+        return _outputs(model, example)
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    args, kwargs = example
     try:
         results = model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # the network's own code may raise anything
         raise CompensationError(
             f"the network cannot run on the images for repairing a cut: {error}"
         ) from error

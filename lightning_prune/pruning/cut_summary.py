@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from lightning_prune.compensation.report import CompensationReport
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
@@ -27,6 +30,11 @@ class CutSummary:
         stopped: what ended the selection: ``"budget"``, ``"amount"`` or ``"limits"``.
         seconds: duration, proof included.
         step: number of optimizer steps before it, if it was made within an epoch.
+        change: squared distance of the outputs from those before the cut, as a share of their variance, on training
+            images that took no part in the repair; None if it was not measured.
+        change_unrepaired: the same before the repair.
+        not_repaired: why the cut was not repaired; empty if it was, or if nobody asked for it.
+        left_alone: layer -> why it was not repaired.
     """
 
     epoch: int
@@ -38,6 +46,10 @@ class CutSummary:
     stopped: str
     seconds: float
     step: int | None = None
+    change: float | None = None
+    change_unrepaired: float | None = None
+    not_repaired: str = ""
+    left_alone: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def between(
@@ -66,13 +78,39 @@ class CutSummary:
             step=step,
         )
 
+    def with_repair(self, report: CompensationReport) -> CutSummary:
+        """Return the summary with the outcome of the cut's repair."""
+        before, after = report.change_before, report.change_after if report.accepted else report.change_before
+        return replace(
+            self,
+            change=None if math.isnan(after) else after,
+            change_unrepaired=None if math.isnan(before) else before,
+            not_repaired=report.reason,
+            left_alone=dict(report.left_alone),
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Return what to log of the cut."""
+        changes = {"prune/change": self.change, "prune/change_unrepaired": self.change_unrepaired}
+        return {name: value for name, value in changes.items() if value is not None}
+
+    def _repair(self) -> str:
+        if self.not_repaired:
+            return f" · not repaired: {self.not_repaired}"
+        if self.change is None:
+            return ""
+        alone = f" ({len(self.left_alone)} layers left alone)" if self.left_alone else ""
+        return f" · repaired {self.change_unrepaired:.2g} → {self.change:.2g}{alone}"
+
     def __str__(self) -> str:
         costs = "".join(
             f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
             for resource, share in self.share.items()
         )
         moment = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
-        return f"{moment}: cut {self.filters} filters in {self.layers} layers{costs} · {self.seconds:.1f} s"
+        cut = f"cut {self.filters} filters in {self.layers} layers"
+        return f"{moment}: {cut}{costs}{self._repair()} · {self.seconds:.1f} s"
 
 
 def size_metrics(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:

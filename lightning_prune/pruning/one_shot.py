@@ -35,7 +35,7 @@ def one_shot(
     criterion: CriterionLike | None = None,
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    compensate: bool = False,
+    compensate: bool | None = None,
 ) -> PruningRecord:
     """Prune ``model`` in place to its budget in one cut, and repair it or estimate its batch norms anew.
 
@@ -49,6 +49,7 @@ def one_shot(
         loss: ``(network, batch) -> loss``, for criteria that use gradients.
         compensate: fit the remaining layers to the outputs of the dense network on ``batches``, without labels, as
             :func:`~lightning_prune.compensation.cut_and_compensate_` does. The statistics of batch norms stay then.
+            None: if there are batches.
 
     Returns:
         The record of what was removed.
@@ -63,6 +64,7 @@ def one_shot(
         >>> net[0].out_channels
         4
     """
+    compensate = bool(batches) if compensate is None else compensate
     if compensate and not batches:
         raise ValueError(
             "compensate=True needs batches: some 32 images for dense prediction, 128 or more otherwise"

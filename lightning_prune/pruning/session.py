@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.criteria.base import CriterionLike, Observer, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.step import cut_
+from lightning_prune.pruning.step import Surgery, cut_
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
@@ -36,6 +36,8 @@ class PruningSession:
         observer: collects statistics for the next cut; None if nothing is observed at the moment.
         last_plan: the plan of the last cut.
         exhausted: whether nothing more can be removed.
+        surgery: carries out the plan of the next cut; None: :func:`~lightning_prune.prune_`. A pruning callback that
+            repairs cuts sets it.
     """
 
     target: nn.Module
@@ -46,6 +48,7 @@ class PruningSession:
     observer: Observer | None = None
     last_plan: Plan | None = None
     exhausted: bool = False
+    surgery: Surgery | None = None
 
     @property
     def stopped(self) -> Stop:
@@ -114,7 +117,7 @@ class PruningSession:
         self.stop_observing()
         try:
             self.last_plan, record = cut_(
-                self.target, self.graph, policy, criterion, statistics, self.dense, optimizers
+                self.target, self.graph, policy, criterion, statistics, self.dense, optimizers, self.surgery
             )
         except SurgeryError as error:
             self.exhausted = True

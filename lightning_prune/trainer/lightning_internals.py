@@ -6,6 +6,7 @@ Each docstring names the private member and says why no public interface does th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 #: Where a loop gets its loader from: a hook of a module or data module, or a loader passed to ``Trainer.fit``.
 #: Lightning's ``_DataLoaderSource``; the trainer has no public hook that replaces a loader before it is used.
@@ -47,13 +49,21 @@ def training_loader(trainer: L.Trainer) -> CombinedLoader | None:
     return trainer.fit_loop._combined_loader
 
 
-def second_training_loader(trainer: L.Trainer) -> CombinedLoader | None:
+def second_training_loader(
+    trainer: L.Trainer, replacement: Callable[[Any], Any] = lambda loader: loader
+) -> CombinedLoader | None:
     """Return a new loader over the same training data, which leaves the iterator of the epoch as it is.
 
     Reads ``CombinedLoader._mode``, how several loaders are combined: there is no public copy of it.
+
+    Args:
+        trainer: its training loader is read.
+        replacement: returns what to use instead of each loader that is combined.
     """
     loader = training_loader(trainer)
-    return None if loader is None else CombinedLoader(loader.iterables, loader._mode)
+    if loader is None:
+        return None
+    return CombinedLoader(tree_map(replacement, loader.iterables), loader._mode)
 
 
 def before_batch_transfer(module: L.LightningModule, batch: Any, loader_index: int) -> Any:

@@ -95,7 +95,8 @@ class Retraining:
     Args:
         mode: ``"reset"`` builds optimizers and schedulers anew after a cut, ``"carry"`` cuts the optimizers' state.
         final_phase: function of the module that configures the training after pruning has ended; None: no change.
-        batches: number of batches to estimate batch norms on after a cut; None: 16 if no training follows, else 0.
+        batches: number of batches to estimate batch norms on after a cut; None: 16 if no training follows and the
+            cut was not repaired, else 0.
 
     Attributes:
         pending: optimizers are to be built anew before the next batch.
@@ -125,8 +126,13 @@ class Retraining:
         """Return the optimizers whose state is cut along with the network."""
         return trainer.optimizers if self.mode == "carry" else ()
 
-    def adapt_trainer_(self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int) -> None:
-        """Adapt the trainer after a cut in ``epoch``, and renew the batch norms of ``networks`` if it is due."""
+    def adapt_trainer_(
+        self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int, is_repaired: bool = False
+    ) -> None:
+        """Adapt the trainer after a cut in ``epoch``, and renew the batch norms of ``networks`` if it is due.
+
+        After a repair the norms fit the layers in front of them, and are renewed only on request.
+        """
         if self.mode == "reset":
             # New optimizers are built before the next batch: Lightning still steps the schedulers of this epoch.
             for optimizer in trainer.optimizers:
@@ -135,7 +141,7 @@ class Retraining:
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
-            number = DEFAULT_BATCHES if is_last_epoch(trainer, epoch) else 0
+            number = DEFAULT_BATCHES if is_last_epoch(trainer, epoch) and not is_repaired else 0
         if number:
             recalibrate_norms_(trainer, networks, number)
 
