@@ -323,8 +323,8 @@ def test_a_cut_network_without_its_teacher_is_refused(tmp_path):
     plain = PlainModule()
     trainer(pruning(), checkpoints(tmp_path), enable_checkpointing=True).fit(plain, data())
     module = student(Distillation("before_cut", alpha=1.0, submodule="net"))
+    fit = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4)
     with pytest.raises(TeacherError, match="was cut before without a teacher: give the checkpoint"):
-        fit = trainer(pruning(), checkpoints(tmp_path / "late"), enable_checkpointing=True, epochs=4)
         fit.fit(module, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert module.totals == []
 

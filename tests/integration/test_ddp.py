@@ -181,8 +181,6 @@ def test_every_rank_has_the_same_teacher_to_the_end(results, name):
 def test_every_rank_has_the_network_of_the_first_before_its_first_cut_as_the_teacher(results):
     first, second = (rank["ends"] for rank in results["distilled from its own"])
     whole, *others = first
-    assert whole["weights"] != results["carry"][0]["weights"]
-    assert whole["weights"][:8] == results["carry"][0]["weights"][:8]  # two epochs without a teacher
     for end in (*first, *second):
         assert set(end["teacher"]) == {whole["teacher"][0]}
     for other in others:
