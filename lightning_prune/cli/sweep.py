@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.config import load_config
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
+from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
 
 __all__ = ["Group", "SweepTable", "group_runs", "main", "table", "write"]
@@ -31,7 +32,7 @@ COLUMNS = {  # heading -> name of a value of a run, in per cent if the heading h
     "params %": "params",
     "file %": "bytes",
     "latency %": "latency_ms",
-    "test mIoU": "miou",
+    **{f"test {label}": name for name, label in SCORE_LABELS.items()},
 }
 CAPTION = (
     "Mean ± sample standard deviation over seeds. Sizes and latency in per cent of the dense network; latency "
@@ -126,7 +127,7 @@ def _count(group: Group) -> str:
 
 
 def _cells(group: Group, columns: Mapping[str, str]) -> list[str]:
-    return [_cell(group.values(name), 4 if name == "miou" else 1) for name in columns.values()]
+    return [_cell(group.values(name), 4 if name in SCORE_LABELS else 1) for name in columns.values()]
 
 
 def _cell(values: Sequence[float], digits: int) -> str:

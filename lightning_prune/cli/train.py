@@ -22,9 +22,9 @@ from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, save_net
-from lightning_prune.segmentation.module import SegmentationModule
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import load_pruned
+from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["Components", "build", "run"]
@@ -45,7 +45,7 @@ TEACHER_KEYS = ("module", "data", "trainer")  # groups that a teacher depends on
 class Components:
     """The objects of a run."""
 
-    module: SegmentationModule
+    module: TaskModule
     data: L.LightningDataModule
     trainer: L.Trainer
     history: EpochHistory

@@ -5,6 +5,7 @@ For classification: batches of images and class numbers ``(n,)`` int64.
 
 from lightning_prune.data.base import SegmentationData
 from lightning_prune.data.brain import BrainSlices
+from lightning_prune.data.cifar import CIFAR10
 from lightning_prune.data.classification import ClassificationData
 from lightning_prune.data.distance_maps import signed_distances
 from lightning_prune.data.eye import MOBIUS, SBVPI
@@ -13,6 +14,7 @@ from lightning_prune.data.folder import FolderDataModule
 from lightning_prune.data.transforms import augment, crop_and_flip, default_augmentation
 
 __all__ = [
+    "CIFAR10",
     "MOBIUS",
     "SBVPI",
     "BrainSlices",

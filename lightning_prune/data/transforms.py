@@ -8,7 +8,9 @@ image only. Random numbers come from torch's global generator, which a data load
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -49,8 +51,39 @@ def default_augmentation(
     )
 
 
-def crop_and_flip(size: int, padding: int = 4, fill: float | Sequence[float] = 0) -> v2.Transform:
+class CropAndFlip(nn.Module):
+    """The transform of :func:`crop_and_flip`: some ten times faster than torchvision's two transforms on one image.
+
+    Args:
+        size: side of the images.
+        padding: pixels added on each side.
+        fill: value of the added pixels, or one per channel.
+
+    Raises:
+        ValueError: when called: the image has another size.
+    """
+
+    def __init__(self, size: int, padding: int, fill: float | Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.padding = padding
+        self.fill = torch.tensor(fill, dtype=torch.float32).reshape(-1, 1, 1)
+
+    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image, padded, cropped and perhaps flipped, and the target as it is."""
+        image = image.as_subclass(Tensor)
+        if image.shape[1:] != (self.size, self.size):
+            raise ValueError(f"the images have shape {tuple(image.shape)}, but size={self.size}")
+        shift, flip = torch.randint(2 * self.padding + 1, (2,)).tolist(), torch.rand(()) < 0.5
+        padded = pad(image - self.fill, (self.padding,) * 4) + self.fill
+        crop = padded[:, shift[0] : shift[0] + self.size, shift[1] : shift[1] + self.size]
+        return (crop.flip(-1) if flip else crop), target
+
+
+def crop_and_flip(size: int, padding: int = 4, fill: float | Sequence[float] = 0) -> nn.Module:
     """Return the usual transform of small images: pad, crop at random to the size before, flip horizontally.
+
+    For classification only: a mask is not moved.
 
     Args:
         size: side of the images.
@@ -62,8 +95,7 @@ def crop_and_flip(size: int, padding: int = 4, fill: float | Sequence[float] = 0
         >>> augment(crop_and_flip(8, padding=2), torch.rand(1, 8, 8), torch.tensor(3))[0].shape
         torch.Size([1, 8, 8])
     """
-    values = [float(value) for value in fill] if isinstance(fill, Sequence) else fill
-    return v2.Compose([v2.RandomCrop(size, padding, fill=values), v2.RandomHorizontalFlip()])
+    return CropAndFlip(size, padding, fill)
 
 
 def augment(transform: Transform, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.utils.formatting import si
+from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table
 
 __all__ = ["Table", "comparison", "share", "single", "threads_or_device"]
@@ -20,8 +21,8 @@ def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores:
     Args:
         dense: sizes of the dense network.
         pruned: sizes of the pruned network.
-        dense_scores: ``miou`` and ``iou_<class>`` of the dense network; empty if none was trained.
-        pruned_scores: ``miou`` and ``iou_<class>`` of the pruned network.
+        dense_scores: ``miou`` and ``iou_<class>``, or ``accuracy``, of the dense network; empty if none was trained.
+        pruned_scores: the same of the pruned network.
         where: device of the latency measurement, see :func:`threads_or_device`.
     """
     sizes = [
@@ -30,7 +31,7 @@ def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores:
     ]
     scores = [
         _change(label, dense_scores.get(name), pruned_scores[name])
-        for name, label in _iou_labels(pruned_scores)
+        for name, label in _score_labels(pruned_scores)
     ]
     return Table(("", "dense", "pruned", "pruned / dense"), [*sizes, *scores])
 
@@ -38,7 +39,7 @@ def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores:
 def single(net: Sizes, scores: Scores, where: str) -> Table:
     """Return the same table for one network that was not pruned."""
     sizes = [(row.label, row.text) for row in _size_rows(net, where)]
-    ious = [(label, f"{scores[name]:.4f}") for name, label in _iou_labels(scores)]
+    ious = [(label, f"{scores[name]:.4f}") for name, label in _score_labels(scores)]
     return Table(("", "dense"), [*sizes, *ious])
 
 
@@ -81,9 +82,9 @@ def _size_rows(net: Sizes, where: str) -> list[_SizeRow]:
     return rows
 
 
-def _iou_labels(scores: Scores) -> list[tuple[str, str]]:
-    """Return name and label of each IoU, the mean first."""
-    mean = [("miou", "test mIoU")] if "miou" in scores else []
+def _score_labels(scores: Scores) -> list[tuple[str, str]]:
+    """Return name and label of each score, that of all classes first."""
+    mean = [(name, f"test {label}") for name, label in SCORE_LABELS.items() if name in scores]
     classes = [(name, f"test IoU, {name.removeprefix('iou_')}") for name in scores if name.startswith("iou_")]
     return mean + classes
 

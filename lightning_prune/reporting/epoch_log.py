@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune.utils.metrics import SCORE_LABELS
 
 __all__ = ["EpochHistory", "EpochLines"]
 
@@ -91,13 +92,13 @@ def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[s
         epoch: number from 0.
         epochs: number of epochs of the training; None or -1 if there is no limit.
         seconds: duration of the epoch.
-        scores: metric -> value; ``train/loss`` and ``val/miou`` are used.
+        scores: metric -> value; ``train/loss`` and ``val/miou`` or ``val/accuracy`` are used.
 
     Example:
         >>> epoch_line(1, 20, 5.23, {"train/loss": 0.4, "val/miou": 0.7})
         'epoch  2/20 ·  5.2 s · loss 0.4000 · val mIoU 0.7000'
     """
-    labels = {"train/loss": "loss", "val/miou": "val mIoU"}
+    labels = {"train/loss": "loss"} | {f"val/{name}": f"val {label}" for name, label in SCORE_LABELS.items()}
     parts = [f"{label} {scores[name]:.4f}" for name, label in labels.items() if name in scores]
     total = str(epochs) if epochs and epochs > 0 else "?"
     return " · ".join([f"epoch {epoch + 1:>{len(total)}}/{total}", f"{seconds:4.1f} s", *parts])

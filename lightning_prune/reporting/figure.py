@@ -1,4 +1,4 @@
-"""Figure of a run: channels per layer before and after pruning, mIoU and MACs over the epochs.
+"""Figure of a run: channels per layer before and after pruning, score and MACs over the epochs.
 
 ``python -m lightning_prune.reporting.figure RUN [BASELINE]`` draws it again from the run's ``summary.json``.
 """
@@ -19,6 +19,7 @@ from lightning_prune.reporting.comparison import comparison, share, single, thre
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.run_folder import REPORT, Summary
 from lightning_prune.utils.formatting import si
+from lightning_prune.utils.metrics import SCORE_LABELS, score_name
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["draw_report", "figure", "show_run"]
@@ -48,16 +49,17 @@ def figure(summary: Summary, baseline: Summary | None = None) -> Figure:
     grid = page.add_gridspec(2, 2, width_ratios=(1, 1.15))
     draw_widths(page.add_subplot(grid[:, 0]), summary.widths)
     top = page.add_subplot(grid[0, 1])
-    draw_miou(top, summary, baseline)
+    draw_score(top, summary, baseline)
     draw_macs(page.add_subplot(grid[1, 1], sharex=top), summary)
     return page
 
 
 def headline(summary: Summary, baseline: Summary | None = None) -> str:
     """Return the results of a run in one line: sizes or shares that are left, and the test score."""
-    score = f"test mIoU {_miou(summary)}"
+    name = score_name(summary.test)
+    score = f"test {SCORE_LABELS[name]} {_score(summary, name)}"
     if baseline is not None:
-        score += f" (dense {_miou(baseline)})"
+        score += f" (dense {_score(baseline, name)})"
     if summary.dense is None or summary.final is None:
         return score
     if not summary.pruned:
@@ -68,8 +70,8 @@ def headline(summary: Summary, baseline: Summary | None = None) -> str:
     return f"{macs} of the MACs and {params} of the parameters left · {score}"
 
 
-def _miou(summary: Summary) -> str:
-    return f"{summary.test.get('miou', float('nan')):.3f}"
+def _score(summary: Summary, name: str) -> str:
+    return f"{summary.test.get(name, float('nan')):.3f}"
 
 
 def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
@@ -89,14 +91,15 @@ def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
     axes.tick_params(axis="y", labelsize=7, length=0)
 
 
-def draw_miou(axes: Axes, summary: Summary, baseline: Summary | None = None) -> None:
-    """Draw the validation mIoU at the end of each epoch, measured before the cut of the epoch."""
+def draw_score(axes: Axes, summary: Summary, baseline: Summary | None = None) -> None:
+    """Draw the validation score at the end of each epoch, measured before the cut of the epoch."""
+    name = score_name(summary.test)
     _mark_cuts(axes, summary)
     if baseline is not None:
-        axes.plot(*curve(baseline, "val/miou"), color="#90a4ae", lw=1.5, label="dense")
+        axes.plot(*curve(baseline, f"val/{name}"), color="#90a4ae", lw=1.5, label="dense")
     label = "pruned" if summary.pruned else "dense"
-    axes.plot(*curve(summary, "val/miou"), color=STRONG, lw=1.8, marker="o", ms=3, label=label)
-    _set_title(axes, "validation mIoU (before the cut of its epoch)")
+    axes.plot(*curve(summary, f"val/{name}"), color=STRONG, lw=1.8, marker="o", ms=3, label=label)
+    _set_title(axes, f"validation {SCORE_LABELS[name]} (before the cut of its epoch)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.tick_params(labelbottom=False)
     _style(axes, "both")

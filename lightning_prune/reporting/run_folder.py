@@ -6,7 +6,7 @@
     summary.json        sizes, scores, curves, widths and cuts
     record.json         the pruning record
     net.pt              weights and record; torch.load(..., weights_only=True)
-    report.png          channels per layer, mIoU and MACs over the epochs
+    report.png          channels per layer, score and MACs over the epochs
     csv/metrics.csv     the logged metrics, also under tensorboard/
     error.txt           the traceback of a run that failed
 """

@@ -8,28 +8,18 @@ A class that occurs neither in the masks nor in the predictions of an epoch has 
 out of the mean. A class that is predicted but occurs in no mask has IoU 0 and is part of the mean.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from lightning_prune.data.masks import check_mask
 from lightning_prune.distillation.config import Distillation
-from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.segmentation.losses import Loss, loss_of, scheduled
 from lightning_prune.segmentation.metrics import mean_iou
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-STAGES = ("train", "val", "test")
-ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
+from lightning_prune.tasks.module import ADAM, STAGES, OptimizerFactory, SchedulerFactory, TaskModule
 
 
 def check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
@@ -62,14 +52,7 @@ def _resolve_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, 
     return names
 
 
-def _check_plateau(scheduler: LRScheduler, monitor: str) -> None:
-    """Raise ValueError if the scheduler lowers the learning rate while an IoU rises, its default mode."""
-    is_iou = "/miou" in monitor or "/iou_" in monitor
-    if is_iou and isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min":
-        raise ValueError(f"monitor={monitor!r} should rise: give ReduceLROnPlateau mode='max'")
-
-
-class SegmentationModule(DistillationMixin):
+class SegmentationModule(TaskModule):
     """LightningModule that trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
 
     A batch may have a third entry, the signed distances for boundary losses.
@@ -118,42 +101,23 @@ class SegmentationModule(DistillationMixin):
         example_input_shape: Sequence[int] | None = None,
         distillation: Distillation | None = None,
     ) -> None:
-        super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: one object needs 2 classes, itself and background")
-        self.net = net
-        self.num_classes = num_classes
+        super().__init__(net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
         self.loss = loss or nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
-        self.optimizer = optimizer
-        self.scheduler = scheduler
         self.class_names = _resolve_names(class_names, num_classes)
         self.ignore_index = ignore_index
-        self.monitor = monitor
-        self.distillation = distillation
         self.iou = nn.ModuleDict({f"{stage}_iou": self._metric() for stage in STAGES})
-        if example_input_shape is not None:
-            generator = torch.Generator().manual_seed(0)
-            self.example_input_array = torch.rand(tuple(example_input_shape), generator=generator)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits ``(n, num_classes, h, w)`` for images ``(n, c, h, w)``."""
-        return self.net(image)
-
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Return the loss of one batch, with gradient."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        return self._step(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        return self._step(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return class numbers ``(n, h, w)`` for a batch of images, with or without masks."""
-        return self(batch[0] if isinstance(batch, (tuple, list)) else batch).argmax(1)
+    def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
+        """Return the loss of one batch, and update and log the metrics of the stage."""
+        image, target, *rest = batch
+        logits = self(image)
+        check_logits(logits, target, self.num_classes)
+        check_mask(target, self.num_classes, self.ignore_index)
+        distances = rest[0] if rest else None
+        loss = loss_of(self.loss, logits, target, distances=distances, epoch=self.current_epoch)
+        self._metric_of(stage).update(logits.detach().max(1).indices, target)
+        self._log_loss(loss.detach(), stage, len(image))
+        return loss
 
     def on_train_epoch_start(self) -> None:
         """Reset the metric, and log the loss weights that depend on the epoch."""
@@ -184,15 +148,6 @@ class SegmentationModule(DistillationMixin):
         """Log the mIoU of the epoch and the IoU of each class."""
         self._log_iou("test", per_class=True)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer of the parameters that require gradients, and its scheduler with ``monitor``."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        _check_plateau(scheduler, self.monitor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self.monitor}}
-
     def _metric(self) -> MulticlassJaccardIndex:
         return MulticlassJaccardIndex(
             self.num_classes,
@@ -206,24 +161,6 @@ class SegmentationModule(DistillationMixin):
         metric = self.iou[f"{stage}_iou"]
         assert isinstance(metric, MulticlassJaccardIndex)
         return metric
-
-    def _step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
-        """Return the loss of one batch, and update and log the metrics of the stage."""
-        image, target, *rest = batch
-        logits = self(image)
-        check_logits(logits, target, self.num_classes)
-        check_mask(target, self.num_classes, self.ignore_index)
-        distances = rest[0] if rest else None
-        loss = loss_of(self.loss, logits, target, distances=distances, epoch=self.current_epoch)
-        self._metric_of(stage).update(logits.detach().max(1).indices, target)
-        self._log_loss(loss.detach(), stage, len(image))
-        return loss
-
-    def _log_loss(self, loss: Tensor, stage: str, size: int) -> None:
-        bar, sync = stage != "test", stage != "train"
-        self.log(
-            f"{stage}/loss", loss, on_step=False, on_epoch=True, prog_bar=bar, sync_dist=sync, batch_size=size
-        )
 
     def _log_iou(self, stage: str, per_class: bool) -> None:
         """Log the mIoU of a stage, and the IoU of each class if ``per_class``."""

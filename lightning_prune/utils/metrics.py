@@ -1,10 +1,25 @@
-"""Direction of logged metrics."""
+"""Direction and labels of logged metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-__all__ = ["higher_is_better"]
+__all__ = ["SCORE_LABELS", "higher_is_better", "score_name"]
+
+#: main score of a task, without its stage -> how reports call it
+SCORE_LABELS = {"miou": "mIoU", "accuracy": "accuracy"}
+
+
+def score_name(names: Iterable[str]) -> str:
+    """Return the main score among the names of metrics, with or without stages; ``"miou"`` if there is none.
+
+    Example:
+        >>> score_name(["val/loss", "val/accuracy"]), score_name(["loss"])
+        ('accuracy', 'miou')
+    """
+    logged = {name.rpartition("/")[2] for name in names}
+    return next((name for name in SCORE_LABELS if name in logged), "miou")
 
 
 def higher_is_better(name: str, mode: Literal["max", "min"] | None = None) -> bool:

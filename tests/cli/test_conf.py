@@ -24,12 +24,14 @@ from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.netadapt import NetAdaptCallback
 from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.callbacks.slimming import SlimmingCallback
+from lightning_prune.classification.module import ClassificationModule
 from lightning_prune.cli.config import conf_dir
 from lightning_prune.cli.train import build
 from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.segmentation.losses import loss_of, scheduled
+from lightning_prune.segmentation.module import SegmentationModule
 from lightning_prune.selection.policy import PolicyArguments
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
 
@@ -38,6 +40,8 @@ CONF = Path(__file__).parents[2] / "conf"
 FULL_CRITERIA = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
 FULL_CRITERIA += ["propagated", "cost_aware", "normalised"]
 FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
+CIFAR = ["data=cifar10", "data.root=somewhere"]
+ITEMS_DATA = [["data=fashion_scenes"], ["data=fashion_mnist"], CIFAR]
 EYE_DATA = [[f"data={name}", "data.root=somewhere"] for name in ("mobius", "sbvpi")]
 
 
@@ -63,7 +67,18 @@ def _output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_group_is_tested_here() -> None:
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
-    tested = {"net", "data", "loss", "optimizer", "scheduler", "trainer", "logger", "experiment", "distill"}
+    tested = {
+        "module",
+        "net",
+        "data",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "logger",
+        "experiment",
+        "distill",
+    }
     assert groups == tested | {
         "prune",
         "prune/criterion",
@@ -80,13 +95,20 @@ def test_every_group_is_tested_here() -> None:
 @pytest.mark.parametrize("option", options("net"))
 def test_net(option: str) -> None:
     net = build_part(composed(f"net={option}", "task.in_channels=2", "task.num_classes=5"), "net").eval()
+    expected = (1, 5) if option == "cifar_resnet" else (1, 5, 64, 64)
     with torch.no_grad():
-        assert net(torch.zeros(1, 2, 64, 64)).shape == (1, 5, 64, 64)
+        assert net(torch.zeros(1, 2, 64, 64)).shape == expected
+
+
+@pytest.mark.parametrize("option", options("module"))
+def test_module(option: str) -> None:
+    kind = {"segmentation": SegmentationModule, "classification": ClassificationModule}[option]
+    assert type(build_part(composed(f"module={option}"), "module")) is kind
 
 
 @pytest.mark.parametrize("option", options("data"))
 def test_data(option: str) -> None:
-    overrides = {data[0].removeprefix("data="): data for data in (FOLDER_DATA, *EYE_DATA)}
+    overrides = {data[0].removeprefix("data="): data for data in (FOLDER_DATA, CIFAR, *EYE_DATA)}
     config = composed(*overrides.get(option, [f"data={option}"]))
     assert isinstance(build_part(config, "data"), L.LightningDataModule)
 
@@ -112,6 +134,32 @@ def test_task_describes_eye_images(overrides: list[str]) -> None:
     assert (config.task.height, config.task.width) == data.size
     assert (config.task.in_channels, config.task.num_classes) == (data.channels, data.num_classes)
     assert list(config.task.class_names) == ["background", "sclera", "iris", "pupil"][: data.num_classes]
+
+
+@pytest.mark.parametrize("overrides", ITEMS_DATA)
+def test_task_describes_items(overrides: list[str]) -> None:
+    config = composed(*overrides)
+    data = build_part(config, "data")
+    assert (config.task.in_channels, config.task.num_classes) == (data.in_channels, data.num_classes)
+    assert tuple(config.task.class_names) == data.class_names
+    size = {"data=fashion_scenes": 48, "data=fashion_mnist": 28}.get(overrides[0], 32)
+    assert (config.task.height, config.task.width) == (size, size)
+
+
+@pytest.mark.parametrize("overrides", ITEMS_DATA)
+def test_data_of_classification_choose_module_net_and_metric(overrides: list[str]) -> None:
+    config = composed(*overrides)
+    if overrides == ["data=fashion_scenes"]:
+        assert (config.module._target_, config.distill.metric) == (composed().module._target_, "val/miou")
+        return
+    module = build_part(config, "module")
+    assert type(module) is ClassificationModule
+    assert config.distill.metric == "val/accuracy"
+    assert module(module.example_input_array).shape == (1, 10)
+
+
+def test_the_net_of_the_user_is_used_with_data_of_classification() -> None:
+    assert composed(*CIFAR, "net=ritnet").net._target_ == "lightning_prune.segmentation.RITnet"
 
 
 @pytest.mark.parametrize("option", options("loss"))
@@ -252,8 +300,10 @@ def test_final_phase(option: str) -> None:
         return
     module = build_part(composed(), "module")
     plan = final(module)
-    assert plan["optimizer"].param_groups[0]["lr"] == module.configure_optimizers().param_groups[0]["lr"]
-    assert plan["lr_scheduler"]["scheduler"].T_max == final.epochs
+    lr = module.configure_optimizers().param_groups[0]["lr"] if option == "cosine" else 0.01
+    assert plan["optimizer"].param_groups[0]["lr"] == lr
+    scheduler = plan["lr_scheduler"]["scheduler"]
+    assert (scheduler.T_max if option == "cosine" else 100) == final.epochs
 
 
 @pytest.mark.parametrize("option", options("distill"))
@@ -298,11 +348,12 @@ def test_stopping(option: str) -> None:
 
 def small_experiment(experiment: str) -> list[str]:
     """Return overrides that make an experiment run here: a folder of data, no worker processes, small images."""
-    full = ["data.root=somewhere", "data.num_workers=0", "task.height=32", "task.width=48"]
+    root = ["data.root=somewhere"]
+    full = [*root, "data.num_workers=0", "task.height=32", "task.width=48"]
     return [
         f"experiment={experiment}",
         "trainer.accelerator=cpu",
-        *(full if experiment.endswith("_full") else []),
+        *(full if experiment.endswith("_full") else root if experiment.startswith("cifar10") else []),
     ]
 
 
@@ -345,8 +396,9 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune=netadapt"], "prune"),
         (["prune=netadapt"], "prune.workers"),
         (["data=brain"], "data"),
-        *((overrides, "data") for overrides in (FOLDER_DATA, *EYE_DATA)),
-        ([], "module"),
+        *((overrides, "data") for overrides in (FOLDER_DATA, *EYE_DATA, *ITEMS_DATA)),
+        (["data=fashion_mnist"], "net"),
+        *(([f"module={option}"], "module") for option in options("module")),
         (["distill=all"], "distill"),
     ],
 )
@@ -366,7 +418,7 @@ def test_the_application_has_the_defaults_of_the_callback() -> None:
 
 def test_values_are_the_defaults_of_the_constructor() -> None:
     """Defaults of configuration and constructor must stay equal."""
-    data = [(overrides, "data") for overrides in ([], FOLDER_DATA, *EYE_DATA)]
+    data = [(overrides, "data") for overrides in ([], FOLDER_DATA, *EYE_DATA, *ITEMS_DATA)]
     for overrides, key in [*data, ([], "prune.limits"), (["prune=slimming"], "prune")]:
         node = OmegaConf.select(composed(*overrides), key)
         for name, default in arguments(get_class(node._target_)).items():

@@ -22,7 +22,7 @@ ORDER = [
         "distillation",
         "reporting",
     ),
-    *("segmentation", "testing", "cli"),
+    *("tasks", "segmentation", "classification", "testing", "cli"),
 ]
 WITHOUT_LIGHTNING = ORDER[: ORDER.index("slimming") + 1]
 FACES = {"lightning_prune", *(f"lightning_prune.{name}" for name in ORDER)}

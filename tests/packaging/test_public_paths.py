@@ -23,6 +23,7 @@ SUBPACKAGES = [
     "slimming",
     "distillation",
     "segmentation",
+    "classification",
     "data",
     "testing",
 ]

@@ -1,0 +1,88 @@
+"""LightningModule for the classification of images: a network, a loss, and the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_prune.data.masks import check_mask
+from lightning_prune.distillation.config import Distillation
+from lightning_prune.tasks.module import ADAM, STAGES, OptimizerFactory, SchedulerFactory, TaskModule
+
+__all__ = ["ClassificationModule"]
+
+
+def _check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
+    """Raise unless the output of a network is ``(n, num_classes)`` logits for ``(n,)`` class numbers."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the net must return a tensor of logits, not {type(logits).__name__}: wrap it")
+    if target.ndim != 1 or logits.shape != (len(target), num_classes):
+        raise ValueError(
+            f"the net returned logits {tuple(logits.shape)} for targets {tuple(target.shape)} and "
+            f"num_classes={num_classes}; expected logits (n, num_classes) and targets (n,)"
+        )
+
+
+class ClassificationModule(TaskModule):
+    """LightningModule that trains ``net`` on batches ``(image (n, c, h, w) float, class number (n,) int64)``.
+
+    Logged once per epoch: ``<stage>/loss`` and ``<stage>/accuracy`` of the stages train, val and test. The accuracy
+    is that of all images of the epoch and of all ranks.
+
+    Only ``self.net`` refers to the network's parameters, so that a callback may replace ``p.data``.
+
+    Args:
+        net: network that maps ``(n, c, h, w)`` to logits ``(n, num_classes)``.
+        num_classes: number of classes, at least 2.
+        loss: ``loss(logits, target)``; None: cross-entropy.
+        optimizer: called with the parameters that require gradients.
+        scheduler: called with the optimizer, stepped once per epoch.
+        monitor: metric for ``ReduceLROnPlateau``. ``val/accuracy`` requires its ``mode="max"``.
+        example_input_shape: shape of ``example_input_array``, with the batch dimension; None: there is none.
+        distillation: options of distillation from a teacher.
+
+    Raises:
+        ValueError: ``num_classes`` is below 2; in training: a class number is out of range, or shapes do not fit.
+        TypeError: in training: the network returns no tensor.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        >>> module = ClassificationModule(net, num_classes=3, example_input_shape=(1, 1, 8, 8))
+        >>> module(module.example_input_array).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        optimizer: OptimizerFactory = ADAM,
+        scheduler: SchedulerFactory | None = None,
+        monitor: str = "val/loss",
+        example_input_shape: Sequence[int] | None = None,
+        distillation: Distillation | None = None,
+    ) -> None:
+        super().__init__(net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.accuracy = nn.ModuleDict({f"{stage}_accuracy": self._metric() for stage in STAGES})
+
+    def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
+        """Return the loss of one batch, and update and log the metrics of the stage."""
+        image, target = batch[0], batch[1]
+        logits = self(image)
+        _check_logits(logits, target, self.num_classes)
+        check_mask(target, self.num_classes, where="target")
+        loss = self.loss(logits, target)
+        accuracy = self.accuracy[f"{stage}_accuracy"]
+        assert isinstance(accuracy, MulticlassAccuracy)
+        accuracy.update(logits.detach(), target)
+        self._log_loss(loss.detach(), stage, len(image))
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=stage != "test")
+        return loss
+
+    def _metric(self) -> MulticlassAccuracy:
+        return MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)

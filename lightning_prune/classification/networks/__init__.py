@@ -1,0 +1,1 @@
+"""Classification networks, implemented from their publications."""

@@ -1,0 +1,1 @@
+"""What the LightningModules of all tasks share."""
