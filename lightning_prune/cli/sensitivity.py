@@ -1,4 +1,4 @@
-"""``lightning-prune sensitivity``: mIoU of a run's network against the share of filters removed, layer by layer."""
+"""``lightning-prune sensitivity``: score of a run's network against the share of filters removed, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from torch import nn
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from lightning_prune.classification.module import ClassificationModule
 from lightning_prune.cli.config import conf_dir, load_config
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
@@ -42,7 +43,7 @@ def sensitivity_run(
     progress: Callable[[int, int, Row], None] | None = None,
     device: str = "cpu",
 ) -> Sensitivity:
-    """Return the sensitivity of a run's network, by the mIoU on its validation set.
+    """Return the sensitivity of a run's network, by the mIoU or accuracy on its validation set.
 
     See :func:`lightning_prune.sensitivity`.
 
@@ -67,10 +68,12 @@ def sensitivity_run(
     images: list[Example] = [
         ((batch[0].to(device),), {}) for batch in islice(data.train_dataloader(), recalibrate)
     ]
-    classes, ignored = config.module.num_classes, config.module.ignore_index
+    classes, ignored = config.module.num_classes, config.module.get("ignore_index")
     example: Example = (torch.zeros(tuple(config.module.example_input_shape), device=device),), {}
 
     def evaluate(model: nn.Module) -> float:
+        if score_label(folder) == "accuracy":
+            return accuracy(model, validation, classes, device)
         return miou(model, validation, classes, ignored, device)
 
     return sensitivity(
@@ -84,6 +87,20 @@ def weight_criterion(option: str) -> CriterionLike:
         config = compose("config", overrides=[f"prune/criterion={option}"])
     criterion: CriterionLike = instantiate(config.prune.criterion, _convert_="all")
     return criterion
+
+
+def score_label(run: Path) -> str:
+    """Return the name of a run's main score."""
+    module = str(load_config(run).module._target_)
+    return "accuracy" if module.endswith(ClassificationModule.__name__) else "mIoU"
+
+
+def accuracy(model: nn.Module, batches: Sequence[Any], classes: int, device: str = "cpu") -> float:
+    """Return the accuracy over a data set of images ``(n, c, h, w)`` and class numbers ``(n,)``."""
+    metric = MulticlassAccuracy(classes, average="micro")
+    for image, target in batches:
+        metric.update(model(image.to(device)).cpu(), target)
+    return float(metric.compute())
 
 
 def miou(
@@ -160,9 +177,10 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"lightning-prune sensitivity: {error}") from error
     folder = options.out or options.run
     (folder / "sensitivity.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-    figure(result).savefig(folder / "sensitivity.png", dpi=130)
+    label = score_label(options.run)
+    figure(result, label).savefig(folder / "sensitivity.png", dpi=130)
     show(table(result))
-    print(f"mIoU {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
+    print(f"{label} {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,7 +61,7 @@ class FashionScenes(SegmentationData):
     A benchmark for segmentation that is large enough to compare methods: any number of independent images, objects
     at any place that hide each other, classes that are easily confused. The ten classes of Fashion-MNIST become five
     (t-shirts, pullovers, coats and shirts are *tops*; sandals, sneakers and boots are *shoes*). Scenes are drawn at
-    the first access, about 8,000 a second on one core, and kept in memory (4.6 kB each at 48 x 48).
+    the first access, about 6,000 a second on one core, and kept in memory (4.6 kB each at 48 x 48).
 
     Scenes depend on the seed alone, not on ``num_workers``; fewer scenes are the first ones of more.
 
