@@ -300,10 +300,8 @@ def test_final_phase(option: str) -> None:
         return
     module = build_part(composed(), "module")
     plan = final(module)
-    lr = module.configure_optimizers().param_groups[0]["lr"] if option == "cosine" else 0.01
-    assert plan["optimizer"].param_groups[0]["lr"] == lr
-    scheduler = plan["lr_scheduler"]["scheduler"]
-    assert (scheduler.T_max if option == "cosine" else 100) == final.epochs
+    assert plan["optimizer"].param_groups[0]["lr"] == module.configure_optimizers().param_groups[0]["lr"]
+    assert plan["lr_scheduler"]["scheduler"].T_max == final.epochs
 
 
 @pytest.mark.parametrize("option", options("distill"))

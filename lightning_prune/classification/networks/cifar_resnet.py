@@ -85,6 +85,7 @@ class CifarResNet(nn.Module):
         ValueError: ``depth`` is not ``6 n + 2``, or the shortcut is unknown.
 
     Example:
+        >>> import torch
         >>> net = CifarResNet(depth=8, in_channels=1, width=4)
         >>> net(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
