@@ -83,10 +83,10 @@ def test_items_are_split_by_their_place_in_the_files_whatever_the_seed(root):
 
 
 def test_fewer_scenes_are_the_first_of_more_and_seeds_differ(root):
-    few, more = (FashionScenes(root, train=n).samples("train") for n in (30, 600))
+    few, more = (FashionScenes(root, train=n, val=0, test=0).samples("train") for n in (30, 600))
     assert torch.equal(few.images, more.images[:30])
     assert torch.equal(few.masks, more.masks[:30])
-    other = FashionScenes(root, train=30, seed=1).samples("train")
+    other = FashionScenes(root, train=30, val=0, test=0, seed=1).samples("train")
     assert (other.images != few.images).float().mean() > 0.9
     assert not torch.equal(more.masks[:256], more.masks[256:512])
 
@@ -251,7 +251,7 @@ def test_wrong_arguments_are_named(root):
     with pytest.raises(ValueError, match=r"val=1\.5"):
         FashionMNIST(root, val=1.5).setup()
     with pytest.raises(ValueError, match=r"no samples for 'val' .*raise val"):
-        FashionScenes(root, train=10, val=0).val_dataloader()
+        FashionScenes(root, train=10, val=0, test=0).val_dataloader()
     with pytest.raises(ValueError, match=r"no items of \['tops', 'trousers'"):
         SceneMaker().make(squares([200] * 4, [9, 9, 8, 8]), 4, (0,))
 
