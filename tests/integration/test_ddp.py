@@ -170,6 +170,17 @@ def test_averages_are_equal_on_all_ranks(results):
     assert_equal(first, {name: tensor for name, tensor in second.items() if "running" not in name})
 
 
+def test_repairs_are_the_same_on_all_ranks_and_after_a_resume(results):
+    (whole, resumed), others = (rank["ends"] for rank in results["repaired"])
+    assert whole["epochs"] == resumed["epochs"] == [1, 2]
+    assert all(after < 0.5 * before for before, after in whole["changes"])
+    assert whole["weights"][-len(resumed["weights"]) :] == resumed["weights"]
+    assert len(resumed["weights"]) == 8
+    for end in (resumed, *others):
+        assert end["changes"] == whole["changes"]
+        assert_equal(end["average"], {n: t for n, t in whole["average"].items() if "running" not in n})
+
+
 @pytest.mark.parametrize("name", ["distilled", "distilled from another"])
 def test_every_rank_has_the_same_teacher_to_the_end(results, name):
     first, second = (rank["teacher"] for rank in results[name])

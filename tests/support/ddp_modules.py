@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ class Save(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step in (6, 11):
             trainer.save_checkpoint(Path(sys.argv[1]) / f"{trainer.global_step}.ckpt")
+
+
+class SaveBeforeCut(L.Callback):
+    """Saves a checkpoint at the end of an epoch, whose cut is still to be made if this callback comes first."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(Path(sys.argv[1]) / f"before cut {trainer.current_epoch}.ckpt")
 
 
 class Manual(Net):
@@ -172,6 +180,7 @@ def fit(
     epochs: int = 4,
     resume: Path | None = None,
     devices: int = 2,
+    first: Sequence[L.Callback] = (),
     **options: Any,
 ) -> Found:
     """Train; return the final state, of which only some parts must be equal on all ranks."""
@@ -185,7 +194,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[pruning, *callbacks, watch],
+        callbacks=[*first, pruning, *callbacks, watch],
         **options,
     )
     trainer.fit(module, data or loader(), ckpt_path=resume)

@@ -31,7 +31,7 @@ from lightning_prune.criteria import ActivationMean, TaylorGate, TaylorWeight
 from lightning_prune.distillation.config import Distillation
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.store import Measurements
-from lightning_prune.pruning import step as cutting
+from lightning_prune.pruning import cut_repair
 from lightning_prune.utils.hashing import network_digest
 from tests.support.ddp_modules import (
     Branching,
@@ -43,6 +43,7 @@ from tests.support.ddp_modules import (
     Noisy,
     Normless,
     Save,
+    SaveBeforeCut,
     Slimmed,
     Spy,
     Vanishing,
@@ -141,6 +142,23 @@ def averaged() -> Found:
     return {**found, "average": averaging._average_model.module.state_dict()}
 
 
+def repaired() -> Found:
+    """Repair cuts of a network and its average; without interruption, and from just before the first cut."""
+    ends = []
+    for resume in (None, "before cut 1.ckpt"):
+        torch.manual_seed(rank_before() + len(ends))
+        pruning, averaging = prune(compensate=True), EMAWeightAveraging(decay=0.9)
+        path = resume and Path(sys.argv[1]) / resume
+        saving = [] if resume else [SaveBeforeCut()]
+        found = fit(Noisy(), pruning, averaging, first=saving, resume=path)
+        changes = [(cut.change_unrepaired, cut.change) for cut in pruning.history]
+        average = averaging._average_model.module.state_dict()
+        ends.append(
+            {**found, "changes": changes, "average": {name: x.clone() for name, x in average.items()}}
+        )
+    return {**ends[0], "ends": ends}
+
+
 def slimmed() -> Found:
     """Train with the penalty in the loss, with the same one from the callback, and with cuts to half of the MACs."""
     written, added = Slimmed(), Slimmed()
@@ -202,20 +220,20 @@ def distilled_from_its_own() -> Found:
 
 def apart() -> Found:
     """Make the proof of the cut fail on the second rank."""
-    own = cutting.prune_
+    own = cut_repair.prune_
 
     def refusing(*args: Any) -> Any:
         if rank() == 1:
             raise SurgeryError("no proof here", np.array([0]))
         return own(*args)
 
-    cutting.prune_ = refusing
+    cut_repair.prune_ = refusing
     try:
         fit(Net(), prune())
     except RuntimeError as error:
         return {"error": str(error)}
     finally:
-        cutting.prune_ = own
+        cut_repair.prune_ = own
     return {"error": ""}
 
 
@@ -260,6 +278,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "unseen": unseen,
     "sizes": sizes,
     "averaged": averaged,
+    "repaired": repaired,
     "slimmed": slimmed,
     "vanished": vanished,
     "vanished and found unused": partial(vanished, find_unused_parameters=True, gradient_as_bucket_view=True),
