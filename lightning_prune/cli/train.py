@@ -86,7 +86,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / CONFIG, resolve=True)
-    config = _with_teacher(config)
+    config = with_teacher(config)
     _prepare(config)
     parts = build(config, prefix)
     if weights is not None:
@@ -150,7 +150,7 @@ def trained_teacher(config: DictConfig) -> Path:
     return folder / NET
 
 
-def _with_teacher(config: DictConfig) -> DictConfig:
+def with_teacher(config: DictConfig) -> DictConfig:
     """Return the configuration with the file of a trained teacher, and without distillation if its weights are 0."""
     distill = config.get("distill")
     config = config.copy()

@@ -26,7 +26,7 @@ from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.callbacks.slimming import SlimmingCallback
 from lightning_prune.classification.module import ClassificationModule
 from lightning_prune.cli.config import conf_dir
-from lightning_prune.cli.train import build
+from lightning_prune.cli.train import build, with_teacher
 from lightning_prune.data import BrainSlices, signed_distances
 from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.latency.table import LatencyTable
@@ -313,6 +313,16 @@ def test_distill(option: str) -> None:
     assert distillation.ignore_index == 255
     assert build_part(composed("distill.alpha=0.5"), "distill").wanted == ["hinton"]
     assert build_part(composed("distill=self", "distill.cwd=3"), "distill").wanted == ["hinton", "cwd"]
+
+
+@pytest.mark.parametrize("option", options("distill"))
+def test_an_option_of_distill_is_in_use_unless_all_weights_are_zero(option: str) -> None:
+    """A loss beside the first three was dropped, as if it had no weight."""
+    config = with_teacher(composed(f"distill={option}", "distill.teacher=before_cut"))
+    assert (config.distill is None) == (option == "none")
+    assert (
+        with_teacher(composed("distill=cwd", "distill.teacher=before_cut", "distill.cwd=0")).distill is None
+    )
 
 
 @pytest.mark.parametrize("option", options("trainer"))

@@ -318,6 +318,29 @@ def test_a_run_that_is_resumed_around_a_cut_by_steps_has_the_same_teacher_and_lo
     assert teachers[0].checksum == teachers[1].checksum == network_digest(teachers[1].net)
 
 
+def test_a_run_resumed_from_the_validation_before_the_first_cut_copies_the_same_network(tmp_path):
+    """The checkpoint still owes the cut, which the resumed run makes before its first batch."""
+
+    def built(seed: int) -> Student:
+        torch.manual_seed(seed)
+        return student(Distillation("before_cut", alpha=1.0, submodule="net"))
+
+    def run(module: Student, folder: Path, resume: Path | None = None) -> None:
+        saving = checkpoints(folder, save_on_train_epoch_end=False)
+        fit = trainer(pruning(optimizer="carry"), saving, enable_checkpointing=True)
+        fit.fit(module, data(), data(), ckpt_path=resume)
+
+    whole, again = built(0), built(1)
+    run(whole, tmp_path)
+    assert not torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["callbacks"]["DistillationCallback"][
+        "started"
+    ]
+    run(again, tmp_path / "late", tmp_path / "epoch=0.ckpt")
+    assert again.totals == whole.totals[2:]
+    teachers = [module.distillation.callback.teacher for module in (whole, again)]
+    assert teachers[0].checksum == teachers[1].checksum
+
+
 def test_a_cut_network_without_its_teacher_is_refused(tmp_path):
     """The run before had no distillation."""
     plain = PlainModule()
