@@ -91,7 +91,7 @@ def weight_criterion(option: str) -> CriterionLike:
 
 def score_label(run: Path) -> str:
     """Return the name of a run's main score."""
-    module = str(load_config(run).module._target_)
+    module = str(load_config(run).module.get("_target_"))
     return "accuracy" if module.endswith(ClassificationModule.__name__) else "mIoU"
 
 
