@@ -23,7 +23,7 @@ from lightning_prune.segmentation.networks import UNet
 __all__ = ["FOLDER", "SIZES", "TASKS", "Score", "Size", "Task", "dense", "make_task", "score"]
 
 FOLDER = Path(__file__).parents[2] / "outputs" / "quality"
-DENSE_RATE, STAGE_RATE = 2e-3, 1e-3
+DENSE_RATE, STAGE_RATES = 2e-3, (1e-3, 2e-3, 4e-3, 4e-3)  # the smaller the network, the higher
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Task:
         data: the samples, on the device.
         classes: number of classes.
         dense_steps: steps of the training of the dense network.
-        stage_steps: steps after each cut.
+        stage_steps: steps after each cut; more where the network is smaller, and a step cheaper.
         batch: size of a batch.
         calibration: number of images for the statistics of criteria and for the repair.
         after_cut: number of images of each set that are scored directly after a cut.
@@ -47,7 +47,7 @@ class Task:
     data: Data
     classes: int
     dense_steps: int
-    stage_steps: int
+    stage_steps: tuple[int, ...]
     batch: int
     calibration: int
     after_cut: int
@@ -94,26 +94,26 @@ class Size:
 
     data: Callable[[], Data]
     dense_steps: int
-    stage_steps: int
+    stage_steps: tuple[int, ...]
     batch: int
 
 
 #: task -> size of the runs. "study" is for two cores, "small" for tests, "larger" for a GPU.
 SIZES: dict[str, dict[str, Size]] = {
     "scenes": {
-        "study": Size(partial(scenes, 6000, 400, 1000), 1000, 100, 16),
-        "small": Size(partial(scenes, 64, 32, 32), 4, 2, 8),
-        "larger": Size(partial(scenes, 60000, 2000, 5000), 8000, 2000, 32),
+        "study": Size(partial(scenes, 6000, 400, 1000), 1000, (60, 100, 200, 200), 16),
+        "small": Size(partial(scenes, 64, 32, 32), 4, (2, 2, 2, 2), 8),
+        "larger": Size(partial(scenes, 60000, 2000, 5000), 8000, (1000, 1500, 3000, 3000), 32),
     },
     "fashion": {
-        "study": Size(partial(fashion, 12000, 2000, 5000, 2), 1000, 100, 64),
-        "small": Size(partial(fashion, 128, 64, 64, 2), 4, 2, 16),
-        "larger": Size(partial(fashion, 50000, 10000, 10000, 1), 12000, 3000, 128),
+        "study": Size(partial(fashion, 12000, 2000, 5000, 2), 1000, (60, 100, 150, 150), 64),
+        "small": Size(partial(fashion, 128, 64, 64, 2), 4, (2, 2, 2, 2), 16),
+        "larger": Size(partial(fashion, 50000, 10000, 10000, 1), 12000, (2000, 3000, 4000, 4000), 128),
     },
     "brain": {
-        "study": Size(partial(brain, 130, 48), 400, 60, 8),
-        "small": Size(partial(brain, 20, 32), 4, 2, 4),
-        "larger": Size(partial(brain, 130, 96), 4000, 1000, 16),
+        "study": Size(partial(brain, 130, 48), 400, (40, 60, 100, 100), 8),
+        "small": Size(partial(brain, 20, 32), 4, (2, 2, 2, 2), 4),
+        "larger": Size(partial(brain, 130, 96), 4000, (800, 1000, 1500, 1500), 16),
     },
 }
 NETWORKS = {"scenes": unet, "fashion": resnet, "brain": brain_unet}

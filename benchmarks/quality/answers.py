@@ -1,0 +1,206 @@
+"""The questions of the study, answered from the numbers; an aim that is missed is said with its figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.quality.plan import CRITERIA, DEFAULT, DISTILLED, OMEGAS, PEERS, STAGES, THIN
+from benchmarks.quality.summary import Interval, Key, Results, interval
+
+__all__ = ["answers"]
+
+BEST = 3  # places that the default should be among
+
+
+def answers(results: Results) -> list[str]:
+    """Return the section of answers (Markdown)."""
+    parts = (
+        ("Is the default among the best?", default_among_best(results)),
+        ("Which criterion do the validation sets choose?", chosen(results)),
+        ("Does any method collapse?", collapses(results)),
+        ("What does repair give?", repair(results)),
+        ("Is it level with the dense network?", level(results)),
+        ("Is it better than a thin network from scratch?", scratch(results)),
+        ("What does omega do?", omega(results)),
+        ("Does distillation win back what is lost?", distillation(results)),
+        ("Beside torch-pruning, slimming and NetAdapt", peers(results)),
+    )
+    lines = ["## Answers"]
+    for question, sentences in parts:
+        found = [f"- {sentence}" for sentence in sentences]
+        if found:
+            lines += ["", f"**{question}**", "", *found]
+    return lines
+
+
+def common(results: Results, task: str, names: Sequence[str]) -> list[str]:
+    """Return those of the repaired methods that have runs of as many seeds as the default."""
+    wanted = set(results.values((task, DEFAULT, True, STAGES[1])))
+    return [name for name in names if wanted and wanted <= set(results.values((task, name, True, STAGES[1])))]
+
+
+def default_among_best(results: Results) -> Iterator[str]:
+    """Say the place of the default on each task, by validation, for all shares together."""
+    for task in results.tasks:
+        names = common(results, task, CRITERIA)
+        ranking = [name for name, _ in results.ranking(task, names, STAGES)]
+        if DEFAULT in ranking and len(ranking) > 1:
+            place = ranking.index(DEFAULT) + 1
+            miss = "" if place <= BEST else f" The aim, among the first {BEST}, is missed."
+            yield (
+                f"{task}: {DEFAULT} has place {place} of {len(ranking)} repaired criteria by the mean on "
+                f"validation over all shares; first is {ranking[0]}.{miss}"
+            )
+
+
+def chosen(results: Results) -> Iterator[str]:
+    """Say which criterion has the best mean place over tasks and shares."""
+    names = [n for n in CRITERIA if all(n in common(results, task, CRITERIA) for task in results.tasks)]
+    places: dict[str, list[int]] = {name: [] for name in names}
+    for task in results.tasks:
+        for share in STAGES:
+            for place, (name, _) in enumerate(results.ranking(task, names, [share]), 1):
+                places[name].append(place)
+    means = sorted((statistics.fmean(p), name) for name, p in places.items() if p)
+    if len(means) > 1:
+        listed = ", ".join(f"{name} {mean:.1f}" for mean, name in means)
+        yield f"Mean place over tasks and shares, repaired, of {len(means)} criteria with all seeds: {listed}."
+
+
+def collapses(results: Results) -> Iterator[str]:
+    """Say how many runs collapsed at each share, with and without repair."""
+    for repaired in (True, False):
+        cells = []
+        for share in STAGES:
+            runs = [
+                lost
+                for task in results.tasks
+                for name in CRITERIA
+                for lost in results.values((task, name, repaired, share), "collapsed").values()
+            ]
+            cells.append(f"{int(sum(runs))} of {len(runs)} at {share:.0%}")
+        yield f"{'With' if repaired else 'Without'} repair, all criteria: {', '.join(cells)}."
+    yield from _worst(results)
+
+
+def _worst(results: Results) -> Iterator[str]:
+    """Name the repaired criteria that collapsed at 50 or 26 %, where none should."""
+    named = [
+        f"{name} ({task}, {share:.0%}, {int(sum(lost))} of {len(lost)})"
+        for task in results.tasks
+        for name in CRITERIA
+        for share in STAGES[:2]
+        if sum(lost := list(results.values((task, name, True, share), "collapsed").values()))
+    ]
+    if named:
+        yield f"Aim missed, repaired and yet collapsed at 50 or 26 %: {', '.join(named)}."
+    else:
+        yield "No repaired criterion collapsed at 50 or 26 %, as intended."
+
+
+def repair(results: Results) -> Iterator[str]:
+    """Say the mean difference of repair, over all criteria, by task and share."""
+    for task in results.tasks:
+        cells = [
+            f"{share:.0%}: {difference} ({wins} of {pairs} pairs up)"
+            for share in STAGES
+            for difference, wins, pairs in [_repair_gain(results, task, share)]
+            if pairs
+        ]
+        if cells:
+            yield f"{task}, mean over criteria, interval over seeds: {'; '.join(cells)}."
+
+
+def _repair_gain(results: Results, task: str, share: float) -> tuple[Interval, int, int]:
+    """Return the gain, its interval over seeds, how many pairs gained, and how many there are."""
+    by_seed: dict[int, list[float]] = {}
+    for name in CRITERIA:
+        with_repair, without = (results.values((task, name, on, share)) for on in (True, False))
+        for seed in with_repair.keys() & without.keys():
+            by_seed.setdefault(seed, []).append(with_repair[seed] - without[seed])
+    pairs = [gain for gains in by_seed.values() for gain in gains]
+    means = [statistics.fmean(gains) for gains in by_seed.values()]
+    return interval(means), sum(gain > 0 for gain in pairs), len(pairs)
+
+
+def level(results: Results) -> Iterator[str]:
+    """Say the difference of the default from the dense network at all shares."""
+    for task in results.tasks:
+        cells = [
+            f"{share:.0%}: {results.from_dense((task, DEFAULT, True, share))}"
+            for share in STAGES
+            if results.values((task, DEFAULT, True, share))
+        ]
+        if cells:
+            at_26, at_10 = (results.from_dense((task, DEFAULT, True, share)) for share in STAGES[1:3])
+            missed = [
+                *(["level at 26 %"] if at_26.verdict == "below" else []),
+                *(["at most 0.02 below at 10 %"] if at_10.mean < -0.02 else []),
+            ]
+            aims = f" Missed: {', '.join(missed)}." if missed else ""
+            yield f"{task}, {DEFAULT}, repaired, against dense: {'; '.join(cells)}.{aims}"
+
+
+def scratch(results: Results) -> Iterator[str]:
+    """Say the difference of the default from the thin network at 26, 10 and 5 %."""
+    for task in results.tasks:
+        differences = {
+            share: results.difference((task, DEFAULT, True, share), (task, THIN, False, share))
+            for share in STAGES[1:]
+        }
+        cells = [f"{share:.0%}: {d}" for share, d in differences.items() if d.count]
+        if cells:
+            missed = [f"{share:.0%}" for share, d in differences.items() if d.count and d.mean <= 0]
+            aims = (
+                f" The thin network is level or better at {', '.join(missed)}: aim missed." if missed else ""
+            )
+            yield f"{task}, {DEFAULT}, repaired, against thin, same MACs and steps: {'; '.join(cells)}.{aims}"
+
+
+def omega(results: Results) -> Iterator[str]:
+    """Say the score over omega at 26 % for both forms, and whether the best lies inside."""
+    for task in results.tasks:
+        for family in ("IPAD", "IPAD energy"):
+            keys = {w: (task, f"{family}, omega {w:g}", True, STAGES[1]) for w in OMEGAS}
+            if all(results.values(key) for key in keys.values()):
+                yield _omega(results, task, family, keys)
+
+
+def _omega(results: Results, task: str, family: str, keys: Mapping[float, Key]) -> str:
+    """Return the sentence on one form of IPAD."""
+    scores = {w: results.median(key) for w, key in keys.items()}
+    best = max(scores, key=lambda w: results.median(keys[w], "val"))
+    below = [f"{w:g}" for w in OMEGAS if scores[w] < results.median((task, "random", True, STAGES[1]))]
+    listed = ", ".join(f"{value:.3f}" for value in scores.values())
+    place = "inside" if 0 < best < 1 else "at an end"
+    weak = f"omega {', '.join(below)} below random" if below else "none below random"
+    return f"{task}, 26 %, repaired, {family}, omega 0 to 1: {listed}; best on validation {place} ({best:g}); {weak}."
+
+
+def distillation(results: Results) -> Iterator[str]:
+    """Say the gain of distillation, as a share of what is lost, with its interval."""
+    for task in results.tasks:
+        for name in DISTILLED:
+            cells = []
+            for share in STAGES[1:3]:
+                gain = results.difference((task, name, True, share), (task, DEFAULT, True, share))
+                loss = -results.from_dense((task, DEFAULT, True, share)).mean
+                if gain.count:
+                    won = f", {gain.mean / loss:.0%} of the loss" if loss > 0 else ""
+                    cells.append(f"{share:.0%}: {gain}{won}")
+            if cells:
+                yield f"{task}, {name.removeprefix(DEFAULT + ', ')}: {'; '.join(cells)}."
+
+
+def peers(results: Results) -> Iterator[str]:
+    """Say the difference of the default, repaired and not, from each other tool."""
+    for task in results.tasks:
+        for name in (*PEERS, "slimming", "NetAdapt"):
+            cells = [
+                f"{share:.0%}: {d}"
+                for share in STAGES
+                if (d := results.difference((task, DEFAULT, True, share), (task, name, False, share))).count
+            ]
+            if cells:
+                yield f"{task}, {DEFAULT}, repaired, less {name}: {'; '.join(cells)}."

@@ -1,0 +1,171 @@
+"""Page and data of ``python -m benchmarks.quality``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.quality.answers import answers
+from benchmarks.quality.figures import draw_omega, draw_shares
+from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, LABELS, SCRATCH, STAGES
+from benchmarks.quality.summary import Results, flat
+
+__all__ = ["write"]
+
+
+def write(runs: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Write page, data and pictures; without runs, from the stored data."""
+    files = ReportFiles("quality", folder)
+    content = files.save_runs([row for run in runs for row in flat(run)])
+    results = Results(content["runs"])
+    files.write_page(page(content, results))
+    draw_shares(results, files.figure.with_suffix(".svg"))
+    draw_omega(results, files.figure.with_name("quality_omega.svg"))
+
+
+def page(content: dict[str, Any], results: Results) -> str:
+    """Return the page (Markdown)."""
+    lines = [
+        "# What a cut leaves, with and without repair",
+        "",
+        f"{content['date']} · {tools(content['versions'])} · {content['machine']}. Made by "
+        "`python -m benchmarks.quality`, which says how each number comes about; the sizes are in its "
+        "`tasks.py`. `--larger --device cuda` runs it with more steps, images and pixels.",
+        "",
+        *PROTOCOL,
+        "",
+        *answers(results),
+        "",
+        "## After training",
+        "",
+        AFTER_TRAINING,
+        "",
+        "![Median score over the share of the MACs](figures/quality.svg)",
+    ]
+    for task in results.tasks:
+        lines += ["", f"### {LABELS[task]}", "", *scores_table(results, task)]
+    lines += ["", "## Directly after the cut", "", AFTER_CUT]
+    for task in results.tasks:
+        lines += ["", f"### {LABELS[task]}, no training", "", *cut_table(results, task)]
+    lines += ["", "## Differences from random and from no repair", "", DIFFERENCES]
+    for task in results.tasks:
+        lines += ["", f"### {LABELS[task]}, differences", "", *difference_table(results, task)]
+    return "\n".join([*lines, ""])
+
+
+PROTOCOL = (
+    "Three tasks: a U-Net (width 12) on [FashionScenes](../guides/data.md), six classes at 48x48; ResNet-20 on "
+    "Fashion-MNIST, pooled to 14x14 so that a run takes seconds; a U-Net with the first stages of ResNet-18 on "
+    "BrainSlices, 48x48. A dense network is trained once per seed. Each method cuts it to 50, 26, 10 and 5 % of its "
+    "MACs, one after the other. After each cut all methods train for the same number of steps with a new AdamW, "
+    "warm-up and a cosine to zero, on the same batches. No layer keeps fewer than 4 channels or an eighth of them, "
+    "in any method. Statistics of batch norms are estimated anew before every score, on the same batches. "
+    "Statistics of criteria and the repair use the same 32 images (scenes, brain) or 256 (Fashion-MNIST). "
+    "A network *from scratch* has the MACs of the stage and is trained for all steps that dense network and stages "
+    "had together: *thin* has the same layers, all thinner by one factor, *shallow* has fewer layers.",
+)
+AFTER_TRAINING = (
+    "Median of the test score over the seeds (mean IoU, or accuracy). `c2` says that two of the runs *collapsed*: a "
+    "class that the dense network finds (IoU above 0.2) has an IoU below 0.05, or half of the accuracy is gone. "
+    "Ordered by the mean on validation."
+)
+AFTER_CUT = (
+    "Median of the test score over the seeds, before any step of training at that stage, on the first 300 (scenes), "
+    "2,000 (Fashion-MNIST) or all images. Unrepaired networks have new statistics of batch norms."
+)
+DIFFERENCES = (
+    "Mean and 95 % interval (Student's t over seeds) of the difference of the test scores of runs with the same "
+    "seed, after training. Against random: both repaired, or both not. Against not: the same method without repair."
+)
+
+
+def tools(versions: dict[str, str]) -> str:
+    """Return the versions that matter."""
+    return ", ".join(f"{name} {versions[name]}" for name in ("torch", "torch-pruning") if name in versions)
+
+
+def name_of(method: str, repair: bool) -> str:
+    """Return the name of a row."""
+    return f"{method}, repaired" if repair else method
+
+
+def ordered(results: Results, task: str) -> list[tuple[str, bool]]:
+    """Return the rows of a task by the mean of the medians on validation at 26, 10 and 5 %, best first."""
+
+    def mean(row: tuple[str, bool]) -> float:
+        medians = [results.median((task, *row, share), "val") for share in STAGES[1:]]
+        return sum(value for value in medians if not math.isnan(value)) / max(
+            1, sum(not math.isnan(value) for value in medians)
+        )
+
+    return sorted(results.methods(task), key=lambda row: (row[0] != DENSE, -mean(row)))
+
+
+def scores_table(results: Results, task: str) -> list[str]:
+    """Return the table of scores after training."""
+    dense = results.dense(task)
+    middle = sorted(dense.values())[len(dense) // 2] if dense else math.nan
+    lines = [
+        f"| dense {middle:.3f} | " + " | ".join(f"{share:.0%}" for share in STAGES) + " | seeds |",
+        "|:--|" + "--:|" * (len(STAGES) + 1),
+    ]
+    for row in ordered(results, task):
+        seeds = max(len(results.values((task, *row, share))) for share in STAGES)
+        cells = (cell(results, task, row, share) for share in STAGES)
+        lines.append(f"| {emphasised(*row)} | {' | '.join(cells)} | {seeds} |")
+    return lines
+
+
+def emphasised(method: str, repair: bool) -> str:
+    """Return the name of a row, that of the default in bold."""
+    name = name_of(method, repair)
+    return f"**{name}**" if method == DEFAULT and repair else name
+
+
+def cell(results: Results, task: str, row: tuple[str, bool], share: float, column: str = "test") -> str:
+    """Return median and collapses of a row at a share."""
+    values = results.values((task, *row, share), column)
+    if not values:
+        return ""
+    lost = 0 if column != "test" else sum(results.values((task, *row, share), "collapsed").values())
+    return f"{results.median((task, *row, share), column):.3f}" + (f" c{int(lost)}" if lost else "")
+
+
+def cut_table(results: Results, task: str) -> list[str]:
+    """Return the table of scores directly after the cut: without and with repair, side by side."""
+    lines = [
+        "| not repaired → repaired | " + " | ".join(f"{share:.0%}" for share in STAGES) + " |",
+        "|:--|" + "--:|" * len(STAGES),
+    ]
+    for name in (name for name, repair in ordered(results, task) if repair and name in CRITERIA):
+        cells = [
+            " → ".join(
+                cell(results, task, (name, repair), share, "cut_test") or "?" for repair in (False, True)
+            )
+            for share in STAGES
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def difference_table(results: Results, task: str) -> list[str]:
+    """Return the table of paired differences."""
+    lines = ["| | against | " + " | ".join(f"{share:.0%}" for share in STAGES) + " |"]
+    lines.append("|:--|:--|" + "--:|" * len(STAGES))
+    for method, repair in ordered(results, task):
+        if method not in CRITERIA and method not in SCRATCH:
+            continue
+        others = [("random", ("random", repair))] * (method != "random" and method not in SCRATCH)
+        others += [("not", (method, False))] * repair
+        others += [("default", (DEFAULT, True))] * (method in SCRATCH)
+        for label, other in others:
+            cells = [
+                str(results.difference((task, method, repair, share), (task, *other, share)))
+                for share in STAGES
+            ]
+            if any(cells):
+                lines.append(f"| {name_of(method, repair)} | {label} | {' | '.join(cells)} |")
+    return lines
