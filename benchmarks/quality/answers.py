@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -66,6 +67,9 @@ def chosen(results: Results) -> Iterator[str]:
     if len(means) > 1:
         listed = ", ".join(f"{name} {mean:.1f}" for mean, name in means)
         yield f"Mean place over tasks and shares, repaired, of {len(means)} criteria with all seeds: {listed}."
+    for name in (name for _, name in means if name != "random"):
+        cells = [f"{share:.0%}: {results.pooled((name, True), ('random', True), share)}" for share in STAGES]
+        yield f"{name} less random, test, both repaired, all tasks and seeds: {'; '.join(cells)}."
 
 
 def collapses(results: Results) -> Iterator[str]:
@@ -100,32 +104,35 @@ def _worst(results: Results) -> Iterator[str]:
 
 
 def repair(results: Results) -> Iterator[str]:
-    """Say the mean difference of repair, over all criteria, by task and share."""
-    for task in results.tasks:
-        cells = [
-            f"{share:.0%}: {difference} ({wins} of {pairs} pairs up)"
-            for share in STAGES
-            for difference, wins, pairs in [_repair_gain(results, task, share)]
-            if pairs
-        ]
+    """Say the mean difference of repair, over all criteria, by share, for all tasks and for each."""
+    for label, tasks in {"All tasks": results.tasks, **{task: [task] for task in results.tasks}}.items():
+        cells, missed = [], []
+        for share in STAGES:
+            difference, wins, pairs = _repair_gain(results, tasks, share)
+            if pairs:
+                cells.append(f"{share:.0%}: {difference} ({wins} of {pairs} pairs up)")
+                missed += [f"{share:.0%}"] * (share <= 0.10 and difference.mean < 0.01)
         if cells:
-            yield f"{task}, mean over criteria, interval over seeds: {'; '.join(cells)}."
+            aim = f" The aim, +0.01, is missed at {', '.join(missed)}." if missed else ""
+            yield f"{label}, mean over criteria, after training: {'; '.join(cells)}.{aim}"
 
 
-def _repair_gain(results: Results, task: str, share: float) -> tuple[Interval, int, int]:
-    """Return the gain, its interval over seeds, how many pairs gained, and how many there are."""
-    by_seed: dict[int, list[float]] = {}
-    for name in CRITERIA:
+def _repair_gain(results: Results, tasks: Sequence[str], share: float) -> tuple[Interval, int, int]:
+    """Return the gain, its interval over pairs of task and seed, how many runs gained, and how many there are."""
+    gains: dict[tuple[str, int], list[float]] = {}
+    for task, name in itertools.product(tasks, CRITERIA):
         with_repair, without = (results.values((task, name, on, share)) for on in (True, False))
         for seed in with_repair.keys() & without.keys():
-            by_seed.setdefault(seed, []).append(with_repair[seed] - without[seed])
-    pairs = [gain for gains in by_seed.values() for gain in gains]
-    means = [statistics.fmean(gains) for gains in by_seed.values()]
+            gains.setdefault((task, seed), []).append(with_repair[seed] - without[seed])
+    pairs = [gain for group in gains.values() for gain in group]
+    means = [statistics.fmean(group) for group in gains.values()]
     return interval(means), sum(gain > 0 for gain in pairs), len(pairs)
 
 
 def level(results: Results) -> Iterator[str]:
     """Say the difference of the default from the dense network at all shares."""
+    cells = [f"{share:.0%}: {results.pooled_from_dense((DEFAULT, True), share)}" for share in STAGES]
+    yield f"All tasks and seeds together: {'; '.join(cells)}."
     for task in results.tasks:
         cells = [
             f"{share:.0%}: {results.from_dense((task, DEFAULT, True, share))}"
@@ -144,6 +151,13 @@ def level(results: Results) -> Iterator[str]:
 
 def scratch(results: Results) -> Iterator[str]:
     """Say the difference of the default from the thin network at 26, 10 and 5 %."""
+    pooled = [
+        f"{share:.0%}: {d}"
+        for share in STAGES[1:]
+        if (d := results.pooled((DEFAULT, True), (THIN, False), share)).count
+    ]
+    if pooled:
+        yield f"All tasks and seeds together: {'; '.join(pooled)}."
     for task in results.tasks:
         differences = {
             share: results.difference((task, DEFAULT, True, share), (task, THIN, False, share))
@@ -180,27 +194,29 @@ def _omega(results: Results, task: str, family: str, keys: Mapping[float, Key]) 
 
 def distillation(results: Results) -> Iterator[str]:
     """Say the gain of distillation, as a share of what is lost, with its interval."""
-    for task in results.tasks:
-        for name in DISTILLED:
-            cells = []
-            for share in STAGES[1:3]:
-                gain = results.difference((task, name, True, share), (task, DEFAULT, True, share))
-                loss = -results.from_dense((task, DEFAULT, True, share)).mean
-                if gain.count:
-                    won = f", {gain.mean / loss:.0%} of the loss" if loss > 0 else ""
-                    cells.append(f"{share:.0%}: {gain}{won}")
-            if cells:
-                yield f"{task}, {name.removeprefix(DEFAULT + ', ')}: {'; '.join(cells)}."
+    for name in DISTILLED:
+        cells, missed = [], []
+        for share in STAGES[1:3]:
+            gain = results.pooled((name, True), (DEFAULT, True), share)
+            loss = -results.pooled_from_dense((DEFAULT, True), share).mean
+            if gain.count:
+                won = f", {gain.mean / loss:.0%} of the loss" if loss > 0 else ""
+                cells.append(f"{share:.0%}: {gain}{won}")
+                missed += [f"{share:.0%}"] * (gain.verdict != "above" or gain.mean < loss / 2)
+        if cells:
+            aim = (
+                f" The aim, half of it, interval above 0, is missed at {', '.join(missed)}." if missed else ""
+            )
+            yield f"{name.removeprefix(DEFAULT + ', ')}, all tasks and seeds: {'; '.join(cells)}.{aim}"
 
 
 def peers(results: Results) -> Iterator[str]:
-    """Say the difference of the default, repaired and not, from each other tool."""
-    for task in results.tasks:
-        for name in (*PEERS, "slimming", "NetAdapt"):
-            cells = [
-                f"{share:.0%}: {d}"
-                for share in STAGES
-                if (d := results.difference((task, DEFAULT, True, share), (task, name, False, share))).count
-            ]
-            if cells:
-                yield f"{task}, {DEFAULT}, repaired, less {name}: {'; '.join(cells)}."
+    """Say the difference of the default, repaired, from each other tool, for all tasks and seeds."""
+    for name in (*PEERS, "slimming", "NetAdapt"):
+        cells = [
+            f"{share:.0%}: {d}"
+            for share in STAGES
+            if (d := results.pooled((DEFAULT, True), (name, False), share)).count
+        ]
+        if cells:
+            yield f"{DEFAULT}, repaired, less {name}: {'; '.join(cells)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from benchmarks.quality.networks import floors_of, macs_of, renewed, thinner
 from benchmarks.quality.plan import DENSE, SCRATCH, STAGES
 from benchmarks.quality.tasks import STAGE_RATES, Task, dense, score
 from benchmarks.quality.training import cross_entropy, fit, recalibrate
+from lightning_prune.serialization.atomic import atomic_write
 
 __all__ = ["NAMES", "run"]
 
@@ -37,7 +39,7 @@ def run(task: Task, method: str, seed: int, repair: bool, folder: Path) -> Row:
     """
     net = dense(task, seed, folder)
     start = time.process_time()
-    before = _scores(net, task)
+    before = _dense_scores(net, task, folder / f"{task.name}-{seed}.json")
     if method in SCRATCH:
         stages = [_from_scratch(net, task, share, seed, SCRATCH[method]) for share in STAGES[1:]]
     elif method == DENSE:
@@ -135,6 +137,15 @@ def _fit(
     order = 1000 * seed + stage + 1
     fit(net, task.data.train, steps, task.batch, STAGE_RATES[max(stage, 0)], order, loss, before_step)
     recalibrate(net, task.data.train, task.batch)
+
+
+def _dense_scores(net: nn.Module, task: Task, path: Path) -> Row:
+    """Return the scores of the dense network, which are kept in a file."""
+    if not path.is_file():
+        scores = _scores(net, task)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(scores))
+    return dict(json.loads(path.read_text()))
 
 
 def _scores(net: nn.Module, task: Task, count: int | None = None) -> Row:

@@ -35,7 +35,8 @@ from lightning_prune.slimming import Penalty, slimmable
 __all__ = ["METHODS", "Cutter", "Method", "Setting"]
 
 RHO = 1e-3  # of the penalty on the scales of norms
-NETADAPT = Rounds(rounds=2, decay=1.0, steps=3, blocks=6)  # of each stage
+NETADAPT = Rounds(rounds=6, decay=1.0, steps=1, blocks=6)  # of each stage
+CANDIDATES = 72  # a stage's steps are divided by this: 36 candidates take half of them
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Slimming(Ours):
 
 
 class NetAdapt(Ours):
-    """NetAdapt in two rounds per stage; the steps of all candidates are taken from those of the stage."""
+    """NetAdapt in six rounds per stage; candidates take about half of the steps of the stage."""
 
     def __init__(self, net: nn.Module, setting: Setting) -> None:
         super().__init__(net, setting, L2())
@@ -132,9 +133,15 @@ class NetAdapt(Ours):
             cross_entropy,
             lambda net: score(net, task, held_out).value,
         )
+        steps = max(1, task.stage_steps[stage] // CANDIDATES)
         rule = policy(self.net, task.example, macs, self.setting.floors)
         result = search(
-            self.net, task.example, rule, training, replace(NETADAPT, seed=seed), report=lambda line: None
+            self.net,
+            task.example,
+            rule,
+            training,
+            replace(NETADAPT, seed=seed, steps=steps),
+            report=lambda line: None,
         )
         return result.steps
 

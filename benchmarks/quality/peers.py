@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.quality.networks import Floors, macs_of
+from benchmarks.quality.networks import Floors
 from benchmarks.quality.tasks import Task
 
 __all__ = ["TorchPruning"]
 
-STEPS = 400  # from the dense network to an empty one
+STEPS = 200  # from the dense network to an empty one
+
+
+def forward_macs(net: nn.Module, example: Tensor) -> int:
+    """Return the multiply-accumulates of one forward, counted like ours but without our trace."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        counts.append(module.get_parameter("weight")[0].numel() * output[0].numel())
+
+    layers = [module for module in net.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        net(example)
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
 
 
 class TorchPruning:
@@ -48,10 +66,8 @@ class TorchPruning:
 
     def cut(self, macs: float, stage: int) -> int:
         """Cut to ``macs``; without any training step."""
-        for parameter in self.net.parameters():
-            parameter.requires_grad_(True)
         self.net.eval()
-        while macs_of(self.net, self.task.example) > macs and self.pruner.current_step < STEPS:
+        while forward_macs(self.net, self.task.example) > macs and self.pruner.current_step < STEPS:
             for group in self.pruner.step(interactive=True):
                 self._prune(group)
         self.pruner.update_regularizer()

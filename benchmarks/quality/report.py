@@ -57,7 +57,7 @@ def page(content: dict[str, Any], results: Results) -> str:
 
 
 PROTOCOL = (
-    "Three tasks: a U-Net (width 12) on [FashionScenes](../guides/data.md), six classes at 48x48; ResNet-20 on "
+    "Three tasks: a U-Net (width 12) on FashionScenes, six classes at 48x48; ResNet-20 on "
     "Fashion-MNIST, pooled to 14x14 so that a run takes seconds; a U-Net with the first stages of ResNet-18 on "
     "BrainSlices, 48x48. A dense network is trained once per seed. Each method cuts it to 50, 26, 10 and 5 % of its "
     "MACs, one after the other. After each cut all methods train for the same number of steps with a new AdamW, "

@@ -11,6 +11,8 @@ from typing import Any
 
 from scipy.stats import t
 
+from benchmarks.quality.plan import LABELS
+
 __all__ = ["Interval", "Key", "Results", "flat", "interval"]
 
 Row = dict[str, Any]
@@ -100,8 +102,9 @@ class Results:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks, in the order of the rows."""
-        return list(dict.fromkeys(task for task, *_ in self._by_key))
+        """The tasks that have runs, in the order of the page."""
+        present = {task for task, *_ in self._by_key}
+        return [task for task in LABELS if task in present]
 
     def methods(self, task: str) -> list[tuple[str, bool]]:
         """Return the methods of a task with their repair."""
@@ -131,6 +134,18 @@ class Results:
         """Return the interval of the differences from the dense network of the same seed."""
         ours, dense = self.values(key), self.dense(key[0])
         return interval([ours[seed] - dense[seed] for seed in ours if seed in dense])
+
+    def pooled(self, row: tuple[str, bool], other: tuple[str, bool], share: float) -> Interval:
+        """Return the interval of the differences over all tasks and seeds together."""
+        pairs = [
+            (self.values((task, *row, share)), self.values((task, *other, share))) for task in self.tasks
+        ]
+        return interval([a[seed] - b[seed] for a, b in pairs for seed in a if seed in b])
+
+    def pooled_from_dense(self, row: tuple[str, bool], share: float) -> Interval:
+        """Return the interval of the differences from the dense networks over all tasks and seeds."""
+        values = [(self.values((task, *row, share)), self.dense(task)) for task in self.tasks]
+        return interval([a[seed] - b[seed] for a, b in values for seed in a if seed in b])
 
     def ranking(self, task: str, names: Sequence[str], shares: Sequence[float]) -> list[tuple[str, float]]:
         """Return repaired methods by their mean on validation over ``shares``, best first.
