@@ -21,11 +21,18 @@ from lightning_prune.criteria.channel_variance import ChannelVariance
 from lightning_prune.criteria.collector import Collector
 from lightning_prune.criteria.consumers import ConsumerInputs
 from lightning_prune.criteria.cost_aware import CostAware, marginal_costs
-from lightning_prune.criteria.energy import OutputEnergy, group_scaled, output_energy, weight_energy
+from lightning_prune.criteria.energy import OutputEnergy, output_energy, weight_energy
 from lightning_prune.criteria.gradients import Gradients, TaylorGate, TaylorWeight
 from lightning_prune.criteria.ipad import IPAD, Deviation, energy_importance, ipad_importance
 from lightning_prune.criteria.propagated import Propagated, propagate
-from lightning_prune.criteria.reduction import Normalise, Reduction, Scope, filter_norms, per_unit
+from lightning_prune.criteria.reduction import (
+    Normalise,
+    Reduction,
+    Scope,
+    filter_norms,
+    per_unit,
+    remaining_shares,
+)
 from lightning_prune.criteria.weights import FPGM, L1, L2, LAMP, Norm, NormScale, Random
 from lightning_prune.criteria.wrappers import Normalised, blind_to
 
@@ -67,11 +74,11 @@ __all__ = [
     "blind_to",
     "energy_importance",
     "filter_norms",
-    "group_scaled",
     "ipad_importance",
     "marginal_costs",
     "output_energy",
     "per_unit",
     "propagate",
+    "remaining_shares",
     "weight_energy",
 ]

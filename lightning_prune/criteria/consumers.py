@@ -19,7 +19,7 @@ from lightning_prune.criteria.base import Values
 from lightning_prune.criteria.channel_variance import ChannelVariance
 from lightning_prune.criteria.collector import channels_second
 from lightning_prune.criteria.layer_metrics import LayerMetrics, layers_by_weight
-from lightning_prune.criteria.reduction import plain, rows
+from lightning_prune.criteria.reduction import plain
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
 
@@ -38,7 +38,8 @@ class Consumer:
         key: qualified name of its weight, dimension of the inputs, and, in an attention, what it reads.
         weight: its weight; of an attention the rows of one projection.
         dim: the dimension of ``weight`` along which its inputs lie.
-        groups: number of groups of inputs that share the indices along ``dim``; 1 if every input has its own index.
+        groups: number of groups; in a transposed layer (``dim`` 0) every input has an index of its own, in others the
+            groups share the indices along ``dim``.
         units: unit of each index along ``dim``.
         modules: the modules that hold the weight.
     """
@@ -50,15 +51,32 @@ class Consumer:
     units: Units
     modules: tuple[nn.Module, ...]
 
-    def energy(self, variances: Values | None = None) -> Values:
-        """Return ``||W[:, i]||^2 * Var(x_i)`` of each index along ``dim``, summed over groups.
+    def shares(self, variances: Values | None = None) -> Values:
+        """Return the share of each index along ``dim`` in the output energy, averaged over filters.
+
+        The energy of filter k is the sum of ``W_ki^2 * Var(x_i)`` over its inputs i and taps. Filters without energy
+        add nothing.
 
         Args:
-            variances: of each input; None: 1 for all.
+            variances: of each input channel; None: equal ones.
         """
-        squares = rows(self.weight, self.dim).double().square()
-        by_group = plain(squares.reshape(len(squares), self.groups, -1).sum(2)).T
-        return (by_group if variances is None else by_group * variances.reshape(self.groups, -1)).sum(0)
+        energy = self._squares()
+        if variances is not None:
+            energy = energy * variances.reshape(*energy.shape[:2], 1)
+        total = energy.sum(1, keepdims=True)
+        shares = (energy / np.where(total > 0, total, 1.0)).sum(2) / (energy.shape[0] * energy.shape[2])
+        return shares.reshape(-1) if self.dim == 0 else shares.sum(0)
+
+    def by_channel(self, values: Values) -> Values:
+        """Return the value of each input channel from values per index along ``dim``, which groups share."""
+        return values if self.dim == 0 else np.tile(values, self.groups)
+
+    def _squares(self) -> Values:
+        """Return squared weights summed over taps, shape (groups, inputs of a group, filters of a group)."""
+        squares = plain(self.weight.detach().double().square().reshape(*self.weight.shape[:2], -1).sum(2))
+        if self.dim == 0:
+            return squares.reshape(self.groups, -1, squares.shape[1])
+        return squares.reshape(self.groups, -1, squares.shape[1]).transpose(0, 2, 1)
 
 
 def find_consumers(graph: ChannelGraph, model: nn.Module) -> list[Consumer]:
@@ -97,10 +115,9 @@ def _inputs(attention: nn.MultiheadAttention) -> list[Tensor | None]:
 def _layer(
     name: str, weight: Tensor, dims: Mapping[int, Units], modules: list[nn.Module]
 ) -> Iterator[Consumer]:
-    transposed = isinstance(modules[0], _ConvTransposeNd)
-    dim = 0 if transposed else 1
+    dim = 0 if isinstance(modules[0], _ConvTransposeNd) else 1
     if dim in dims:
-        groups = 1 if transposed or not isinstance(modules[0], _ConvNd) else modules[0].groups
+        groups = modules[0].groups if isinstance(modules[0], _ConvNd) else 1
         yield Consumer(f"{name}:{dim}", weight, dim, groups, dims[dim], tuple(modules))
 
 

@@ -14,8 +14,17 @@ from lightning_prune.criteria.activation_deviation import ActivationDeviation, F
 from lightning_prune.criteria.base import NO_STATISTICS, Importance, Observer, Statistics
 from lightning_prune.criteria.collector import Collector
 from lightning_prune.criteria.consumers import ConsumerInputs
-from lightning_prune.criteria.energy import group_scaled, output_energy, weight_energy
-from lightning_prune.criteria.reduction import Normalise, PerFilter, Reduction, filter_norms, per_unit
+from lightning_prune.criteria.energy import output_energy, weight_energy
+from lightning_prune.criteria.reduction import (
+    Normalise,
+    PerFilter,
+    Reduction,
+    by_mean,
+    filter_norms,
+    groups,
+    per_unit,
+    remaining_shares,
+)
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.utils.arguments import check_choice
 
@@ -97,20 +106,20 @@ def energy_importance(
     model: nn.Module,
     statistics: Statistics = NO_STATISTICS,
     omega: float = 0.5,
-    beta: float = 1.0,
+    beta: float = 0.5,
 ) -> Importance:
-    """Return ``omega * P_u + (1 - omega) * A_u``, two shares of the consumers' output energy.
+    """Return ``omega * P_u + (1 - omega) * A_u``, two shares of the consumers' output energy, by group.
 
     P is the share that the weights alone predict (:func:`weight_energy`), A the one that is measured
     (:func:`output_energy`). Both are divided by their mean in each group of coupled layers, so that omega is the
-    weight of the one against the other, and multiplied by ``|group| ** (beta - 1)`` (:func:`group_scaled`).
+    weight of the one against the other. Groups are compared by :func:`remaining_shares` of the sum.
 
     Args:
         graph: the units.
         model: the traced module, for its weights.
         statistics: variances of what layers read; not needed with ``omega=1``.
         omega: weight of P against A, in [0, 1].
-        beta: 1 treats narrow and wide groups alike; below 1, more is removed from wide ones.
+        beta: see :func:`remaining_shares`.
 
     Returns:
         Importance per unit, shape (num_units,).
@@ -118,12 +127,12 @@ def energy_importance(
     Raises:
         ValueError: no statistics although omega < 1.
     """
-    total = np.zeros(graph.num_units)
+    labels, importance = groups(graph), np.zeros(graph.num_units)
     if omega > 0:
-        total = total + omega * group_scaled(graph, weight_energy(graph, model), beta)
+        importance = importance + omega * by_mean(weight_energy(graph, model), labels)
     if omega < 1:
-        total = total + (1 - omega) * group_scaled(graph, output_energy(graph, model, statistics), beta)
-    return total
+        importance = importance + (1 - omega) * by_mean(output_energy(graph, model, statistics), labels)
+    return remaining_shares(graph, importance, beta)
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,8 @@ class IPAD:
         grid: cells per side in which mean maps are kept; ``None`` for whole maps.
         normalise: by the mean over ``"layer"``, ``"group"`` or ``"global"``, or ``"none"``.
         terms: ``"deviation"`` (Vitek et al., 2023) or ``"energy"``.
-        beta: with ``terms="energy"``: 1 treats narrow and wide groups of layers alike; below 1, more is removed from
-            wide ones.
+        beta: with ``terms="energy"``: 1 lets wide and narrow layers lose the same share, 0 leaves them the same
+            number of units.
 
     Raises:
         ValueError: an argument is out of range.
@@ -162,13 +171,15 @@ class IPAD:
     grid: int | None = 16
     normalise: Normalise = "none"
     terms: Terms = "deviation"
-    beta: float = 1.0
+    beta: float = 0.5
 
     def __post_init__(self) -> None:
         check_form(self.p, self.deviation)
         check_choice("terms", self.terms, get_args(Terms))
         if not 0 <= self.omega <= 1:
             raise ValueError(f"omega must lie in [0, 1], got {self.omega}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], got {self.beta}")
         if isinstance(self.scale, str) and self.scale != "global":
             raise ValueError(f"scale must be a number or 'global', got {self.scale!r}")
 
@@ -204,4 +215,4 @@ class Deviation(IPAD):
     omega: float = field(default=0.0, init=False)
     scale: float | Literal["global"] = field(default=1.0, init=False)
     terms: Terms = field(default="deviation", init=False)
-    beta: float = field(default=1.0, init=False)
+    beta: float = field(default=0.5, init=False)

@@ -19,7 +19,7 @@ from lightning_prune.utils.arguments import check_choice
 __all__ = ["Importance", "Normalise", "Reduction", "Scope", "per_unit", "reduced"]
 
 Reduction = Literal["mean", "sum", "max"]
-Normalise = Literal["none", "layer", "group", "global"]
+Normalise = Literal["none", "layer", "group", "global", "remaining"]
 Scope = Literal["filters", "bound"]
 #: one value per filter, by the qualified name of the weight
 PerFilter = Mapping[str, Values]
@@ -57,10 +57,54 @@ def by_mean(values: Values, labels: Units | None = None) -> Values:
     return values / np.where(mean == 0, 1.0, mean)[labels]
 
 
+def share_of_larger(values: Values) -> Values:
+    """Divide each value by the sum of those that are not smaller; the largest gets 1. Ties are broken by position.
+
+    The normalisation of LAMP (Lee et al., ICLR 2021).
+
+    Example:
+        >>> share_of_larger(np.array([1.0, 4.0, 3.0]))
+        array([0.125     , 1.        , 0.42857143])
+    """
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    larger = np.cumsum(ascending[::-1])[::-1]
+    scores = np.empty_like(ascending)
+    scores[order] = ascending / np.where(larger == 0, 1.0, larger)
+    return scores
+
+
+def remaining_shares(graph: ChannelGraph, importance: Importance, beta: float = 0.5) -> Importance:
+    """Return what each unit carries of what would remain of its group, times ``|group| ** beta``.
+
+    The share of a unit in the sum over the units of its group of coupled layers that are at least as important
+    (LAMP's normalisation): it rises while a group shrinks, so no group is emptied. Of groups whose units are equally
+    important, all keep the same share of their units with beta 1, and the same number of them with beta 0.
+
+    Args:
+        graph: the units.
+        importance: not negative, shape (num_units,); infinite values stay.
+        beta: in [0, 1].
+
+    Example:
+        >>> layers = {"a": np.array([0, 1, 2, 3]), "b": np.array([4])}
+        >>> graph = ChannelGraph(5, {}, layers, {"a": 0, "b": 0}, {}, {})
+        >>> remaining_shares(graph, np.ones(5), beta=1.0)
+        array([1.        , 1.33333333, 2.        , 4.        , 1.        ])
+    """
+    labels, scores = groups(graph), importance.copy()
+    finite = np.isfinite(importance)
+    for label in np.unique(labels[finite]):
+        units = np.flatnonzero((labels == label) & finite)
+        scores[units] = share_of_larger(importance[units]) * len(units) ** beta
+    return scores
+
+
 def normalised(graph: ChannelGraph, importance: Importance, by: Normalise) -> Importance:
     """Divide the importance of units by the mean over their group, or over the network.
 
-    ``"layer"`` is the mean over the layers that a unit has filters in, each as multiples of its own mean.
+    ``"layer"`` is the mean over the layers that a unit has filters in, each as multiples of its own mean;
+    ``"remaining"`` is :func:`remaining_shares`.
 
     Example:
         >>> layers = {"a": np.array([0, 1]), "b": np.array([2])}
@@ -71,6 +115,8 @@ def normalised(graph: ChannelGraph, importance: Importance, by: Normalise) -> Im
     check_choice("normalise", by, get_args(Normalise))
     if by == "layer":
         return reduced(graph, [(units, importance[units]) for units in graph.layers.values()], "mean", by)
+    if by == "remaining":
+        return remaining_shares(graph, importance)
     if by == "group":
         return by_mean(importance, groups(graph))
     return by_mean(importance) if by == "global" else importance
@@ -89,7 +135,7 @@ def reduced(
         pieces: unit and score of each slice, for each tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"max"``.
         normalise: ``"layer"`` divides each piece by its mean first, ``"group"`` and ``"global"`` units by the mean
-            over their group or the network afterwards.
+            over their group or the network afterwards, ``"remaining"`` takes :func:`remaining_shares`.
 
     Returns:
         Shape (num_units,); infinite (never the least important) for units without a score.

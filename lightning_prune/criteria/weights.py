@@ -19,10 +19,11 @@ from lightning_prune.criteria.reduction import (
     plain,
     reduced,
     rows,
+    share_of_larger,
 )
 from lightning_prune.graph.channel_graph import ChannelGraph
 
-__all__ = ["FPGM", "L1", "L2", "LAMP", "Norm", "NormScale", "Random", "distances", "lamp"]
+__all__ = ["FPGM", "L1", "L2", "LAMP", "Norm", "NormScale", "Random", "distances"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class LAMP(Norm):
 
     def score(self, weight: torch.Tensor, dim: int) -> Values:
         """Return one value per slice along ``dim``."""
-        return lamp(norms(weight, dim, 2) ** 2)
+        return share_of_larger(norms(weight, dim, 2) ** 2)
 
 
 def distances(weight: torch.Tensor, dim: int = 0, p: int = 2) -> Values:
@@ -105,21 +106,6 @@ def distances(weight: torch.Tensor, dim: int = 0, p: int = 2) -> Values:
     # Differences, not the expansion of the square, which cancels for filters that are nearly equal.
     exact = "donot_use_mm_for_euclid_dist"
     return plain(torch.cdist(flat[None], flat[None], p=float(p), compute_mode=exact)[0].sum(1))
-
-
-def lamp(squares: Values) -> Values:
-    """Divide each value by the sum of those that are not smaller; the largest gets 1. Ties are broken by position.
-
-    Example:
-        >>> lamp(np.array([1.0, 4.0, 3.0]))
-        array([0.125     , 1.        , 0.42857143])
-    """
-    order = np.argsort(squares, kind="stable")
-    ascending = squares[order]
-    larger = np.cumsum(ascending[::-1])[::-1]
-    scores = np.empty_like(ascending)
-    scores[order] = ascending / np.where(larger == 0, 1.0, larger)
-    return scores
 
 
 @dataclass(frozen=True)

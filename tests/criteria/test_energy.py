@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune import IPAD, trace
+from lightning_prune import IPAD, ChannelGraph, trace
 from lightning_prune.criteria import (
     ChannelVariance,
     ConsumerInputs,
     Criterion,
     OutputEnergy,
     energy_importance,
-    group_scaled,
     output_energy,
+    remaining_shares,
     weight_energy,
 )
 from lightning_prune.criteria.channel_variance import batch_moments, merged
@@ -51,12 +51,19 @@ def batches(*shape: int, number: int = 2) -> list[Tensor]:
 # --- the formula ---
 
 
-def ablated_energy(layer: nn.Module, x: Tensor, channel: list[int]) -> float:
-    """Return how much the outputs of ``layer`` vary about those with some channels of ``x`` at their mean."""
-    ablated = x.clone()
+def ablated_shares(layer: nn.Module, x: Tensor) -> np.ndarray:
+    """Return each input channel's share of how the outputs of ``layer`` vary if single channels are at their mean.
+
+    Each output channel has shares of its own, of which the mean is returned.
+    """
     dims = [dim for dim in range(x.dim()) if dim != 1]
-    ablated[:, channel] = x.mean(dims, keepdim=True).expand_as(x)[:, channel]
-    return float((layer(x) - layer(ablated)).square().mean(dims).sum())
+    mean, energies = x.mean(dims, keepdim=True).expand_as(x), []
+    for channel in range(x.shape[1]):
+        ablated = x.clone()
+        ablated[:, channel] = mean[:, channel]
+        energies.append((layer(x) - layer(ablated)).square().mean(dims))
+    energy = torch.stack(energies)
+    return (energy / energy.sum(0)).mean(1).numpy()
 
 
 @torch.no_grad()
@@ -72,9 +79,7 @@ def test_output_energy_of_pointwise_consumers_equals_ablation_of_each_channel():
     x = torch.cat(batches(2, 9, 9)).double()
     y = F.relu(net.norm(net.first(x)))
     both = torch.cat([x, y], 1)
-    left = np.array([ablated_energy(net.left, y, [u]) for u in range(5)])
-    right = np.array([ablated_energy(net.right, both, [u]) for u in range(7)])
-    expected = left / left.sum() + (right / right.sum())[2:]
+    expected = ablated_shares(net.left, y) + ablated_shares(net.right, both)[2:]
     graph = trace(net, x)
     units = graph.layers["first.weight"]
     np.testing.assert_allclose(scores(OutputEnergy(), net, *x.split(8))[units], expected, rtol=1e-6)
@@ -85,8 +90,7 @@ def test_flattened_inputs_sum_the_columns_of_a_channel():
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2)).double()
     x = torch.cat(batches(1, 4, 4)).double()
     columns = net[:2](x)
-    energy = np.array([ablated_energy(net[2], columns, [column]) for column in range(12)])
-    expected = (energy / energy.sum()).reshape(3, 4).sum(1)
+    expected = ablated_shares(net[2], columns).reshape(3, 4).sum(1)
     np.testing.assert_allclose(scores(OutputEnergy(), net, x)[trace(net, x).layers["0.weight"]], expected)
 
 
@@ -98,9 +102,7 @@ def test_grouped_and_transposed_consumers_equal_ablation_of_each_unit(groups, tr
     net = nn.Sequential(nn.Conv1d(1, 6, 1), kind(6, 4, 1, groups=groups), nn.Conv1d(4, 1, 1)).double()
     x = torch.cat(batches(1, 5)).double()
     units = trace(net, x).layers["0.weight"]
-    hidden = net[0](x)
-    energy = np.array([ablated_energy(net[1], hidden, [channel]) for channel in range(6)])
-    expected = np.bincount(units, energy / energy.sum())
+    expected = np.bincount(units, ablated_shares(net[1], net[0](x)))
     np.testing.assert_allclose(scores(OutputEnergy(), net, x)[: len(expected)], expected)
 
 
@@ -108,9 +110,8 @@ def test_grouped_and_transposed_consumers_equal_ablation_of_each_unit(groups, tr
 def test_a_depthwise_convolution_hands_the_unit_on_to_what_reads_it():
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)).double()
     x = torch.cat(batches(1, 6, 6)).double()
-    energy = np.array([ablated_energy(net[2], net[:2](x), [channel]) for channel in range(4)])
     units = trace(net, x).layers["0.weight"]
-    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[units], energy / energy.sum())
+    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[units], ablated_shares(net[2], net[:2](x)))
 
 
 @torch.no_grad()
@@ -179,38 +180,47 @@ def test_a_layer_called_twice_through_tied_weights_is_observed_in_every_call():
         assert not len(graph.prunable)
 
 
-def test_weight_energy_uses_scales_of_norms_else_norms_of_filters():
+def shares_of(energy: Tensor) -> Tensor:
+    """Return shares along dimension 1, averaged over filters."""
+    return (energy / energy.sum(1, keepdim=True)).mean(0).detach()
+
+
+def test_weight_energy_predicts_variances_from_scales_of_norms_else_through_the_filters():
     net = nn.Sequential(
         nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1)
     )
     randomise_(net)
     graph = trace(net, torch.zeros(1, 1, 4, 4))
-    first = net[2].weight.square().sum((0, 2, 3)) * net[1].weight.square()
-    second = net[4].weight.square().sum((0, 2, 3)) * net[2].weight.square().sum((1, 2, 3))
-    expected = torch.cat([first / first.sum(), second / second.sum()]).detach()
+    first = net[2].weight.square().flatten(1) * net[1].weight.square()
+    second = net[4].weight.square().flatten(1) * first.sum(1)
+    expected = torch.cat([shares_of(first), shares_of(second)])
     units = np.concatenate([graph.layers["0.weight"], graph.layers["2.weight"]])
     np.testing.assert_allclose(weight_energy(graph, net)[units], expected, rtol=1e-5)
 
 
-def test_both_terms_have_mean_one_in_every_group_so_that_omega_is_their_weight():
+def test_omega_weighs_two_terms_of_mean_one_and_groups_are_compared_by_what_remains():
     net = randomise_(Small()).eval()
     x = torch.cat(batches(3, 8, 8))
-    graph = trace(net, x)
-    labels = groups(graph)
-    for omega in (0.0, 0.3, 1.0):
-        importance = scores(IPAD(omega, terms="energy"), net, x)
-        for label in np.unique(labels[graph.prunable]):
-            assert importance[labels == label].mean() == pytest.approx(1)
+    graph, criterion = trace(net, x), IPAD(0.3, terms="energy", beta=0.75)
+    with ConsumerInputs(graph, net) as inputs, torch.no_grad():
+        net(x)
+    measured, predicted = output_energy(graph, net, inputs.compute()), weight_energy(graph, net)
+    actual, labels = criterion(graph, net, inputs.compute()), groups(graph)
+    for label in np.unique(labels[graph.prunable]):
+        units = np.flatnonzero(labels == label)
+        mixed = (
+            0.3 * predicted[units] / predicted[units].mean() + 0.7 * measured[units] / measured[units].mean()
+        )
+        remaining = np.array([mixed[mixed >= value].sum() for value in mixed])
+        np.testing.assert_allclose(actual[units], mixed / remaining * len(units) ** 0.75, rtol=1e-9)
 
 
-def test_beta_scales_groups_by_their_width():
-    net = randomise_(Small()).eval()
-    graph = trace(net, torch.cat(batches(3, 8, 8)))
-    weights = weight_energy(graph, net)
-    size = np.bincount(groups(graph))[groups(graph)]
-    free = graph.prunable
-    expected = group_scaled(graph, weights, 1.0) * size**-0.5
-    np.testing.assert_allclose(IPAD(1.0, terms="energy", beta=0.5)(graph, net, {})[free], expected[free])
+@pytest.mark.parametrize(("beta", "widths"), [(1.0, {"a": 3, "b": 6}), (0.0, {"a": 4, "b": 4})])
+def test_beta_says_whether_layers_keep_the_same_share_or_the_same_number(beta, widths):
+    graph = ChannelGraph(18, {}, {"a": np.arange(6), "b": np.arange(6, 18)}, {"a": 0, "b": 0}, {}, {})
+    importance = remaining_shares(graph, np.ones(18), beta)
+    kept = importance >= np.sort(importance)[18 - sum(widths.values())]
+    assert {name: int(kept[units].sum()) for name, units in graph.layers.items()} == widths
 
 
 # --- invariances ---
@@ -234,10 +244,12 @@ def test_scores_do_not_change_where_a_norm_or_a_consumer_makes_up_for_a_scale(cr
         for tensor, factor in ((scaled[0].weight, 7.0), (scaled[0].bias, 7.0), (scaled[1].running_mean, 7.0)):
             tensor[1] *= factor
         scaled[1].running_var[1] *= 49.0
-        if getattr(criterion, "omega", 0) == 0:
-            for tensor in (scaled[1].weight, scaled[1].bias):
-                tensor[2] *= 3.0
-            scaled[3].weight[:, 2] /= 3.0
+        for tensor in (scaled[1].weight, scaled[1].bias):
+            tensor[2] *= 3.0
+        scaled[3].weight[:, 2] /= 3.0
+        scaled[3].weight[0] *= 0.2
+        scaled[3].bias[0] *= 0.2
+        scaled[5].weight[:, 0] /= 0.2
     torch.testing.assert_close(net(x), scaled(x))
     np.testing.assert_allclose(scores(criterion, scaled, x), scores(criterion, net, x), rtol=1e-9)
 
@@ -346,11 +358,8 @@ def test_a_layer_given_to_a_function_is_taken_to_read_equal_variances():
     with ConsumerInputs(graph, net) as inputs:
         net(x)
     assert "second.weight:1" not in inputs.compute()
-    weights, energy = (
-        net.second.weight.square().sum(0),
-        net.other.weight.square().sum(0) * F.relu(net.first(x)).var(0),
-    )
-    expected = weights / weights.sum() + energy / energy.sum()
+    energy = net.other.weight.square() * F.relu(net.first(x)).var(0)
+    expected = shares_of(net.second.weight.square()) + shares_of(energy)
     values = output_energy(graph, net, inputs.compute())[graph.layers["first.weight"]]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
