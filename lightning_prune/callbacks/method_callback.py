@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
@@ -17,13 +16,12 @@ from lightning_prune.callbacks.compensation import TrainerCompensation
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
-from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.trainer.batches import first_sample
-from lightning_prune.trainer.checks import check_batches, check_record, check_trained
+from lightning_prune.trainer.checks import check_batches, check_record, check_trained, checked_dense_sizes
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
 from lightning_prune.trainer.weight_averaging import (
@@ -227,7 +225,7 @@ class PruningCallback(PruningCallbackBase):
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = self.policy.trace(target, example)
         if self.record is None:
-            self._dense = _checked_dense_sizes(self.policy, graph, target)
+            self._dense = checked_dense_sizes(self.policy, graph, target)
         shapes = self.record.shapes if self.record else {}
         dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
         session = PruningSession(target, example, graph, dense, is_compiled(pl_module))
@@ -284,19 +282,6 @@ class PruningCallback(PruningCallbackBase):
             self.retraining.start_final_phase(trainer, epoch + 1)
         networks = [session.target, *submodules_in_copies(copies, self.submodule)]
         self.retraining.adapt_trainer_(trainer, networks, epoch, is_repaired)
-
-
-def _checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
-    """Return the sizes of the dense network; warn if limits may stop pruning before its budget is met.
-
-    Raises:
-        ValueError: the policy does not fit the network.
-    """
-    policy.check(graph)
-    prediction = policy.predict(graph, target)
-    if not prediction.reached:
-        rank_zero_warn(f"the limits may stop pruning above the budget: {prediction}")
-    return DenseSizes.of(graph)
 
 
 def _call_hook(trainer: L.Trainer, hook: str) -> None:

@@ -16,8 +16,6 @@ from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 
 __all__ = ["SlimmingCallback"]
 
-RECALIBRATION_BATCHES = 16
-
 
 class SlimmingCallback(PruningCallback):
     """Push the scales of norms towards 0, expensive channels harder, and cut the channels that have reached it.
@@ -53,18 +51,19 @@ class SlimmingCallback(PruningCallback):
         submodule: qualified name of the part to prune, if it is not the whole module.
         compensate: after each cut, and after folding, fit the remaining layers so that the outputs come near to those
             before the cut; see :class:`~lightning_prune.FilterPruningCallback`.
-        recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches.
+        recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches; by
+            default 16 if the cut was not repaired, else 0.
         verbose: print one line per cut.
         policy: ``limits`` (by default none), ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
 
     Attributes:
         changes: for every cut, how much it changed the outputs on a training batch, in eval mode:
-            ``||after - before|| / ||before||``, after folding and before the recalibration.
+            ``||after - before|| / ||before||``, after folding, and before repair and recalibration.
         folded: for every cut, the number of layers into which shifts were folded.
 
     Logged at the end of each epoch: ``prune/penalty`` (with rho), ``prune/rho``, ``prune/masked`` (share of the dense
-    MACs before the cut) and, after a cut, ``prune/change``.
+    MACs before the cut) and, after a cut, ``prune/change``: see :class:`~lightning_prune.FilterPruningCallback`.
 
     Raises:
         ValueError: an argument is out of range; when fitting starts: a name matches no norm, there is no norm to
@@ -95,7 +94,7 @@ class SlimmingCallback(PruningCallback):
         optimizer: OptimizerMode = "carry",
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
-        recalibrate_batches: int = RECALIBRATION_BATCHES,
+        recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
     ) -> None:
@@ -111,9 +110,8 @@ class SlimmingCallback(PruningCallback):
             average_decay=average_decay,
             submodule=submodule,
         )
-        super().__init__(
-            method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose, compensate
-        )
+        retraining = Retraining(optimizer, batches=recalibrate_batches, every_cut=True)
+        super().__init__(method, retraining, submodule, verbose, compensate)
 
     @property
     def within_budget(self) -> bool:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_prune.compensation.calibration import Calibration, output_change
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
@@ -287,8 +288,15 @@ class MeasuredShifts:
         ]
         return folded[0]
 
-    def change(self) -> float:
-        """Return the :func:`relative_change` of the network's outputs by the cut; NaN if there was no batch."""
+    def changes(self) -> tuple[float, float]:
+        """Return by how much the cut has changed the network's outputs; NaN if there was no batch.
+
+        Returns:
+            The :func:`relative_change`; and the squared distance as a share of the variance, as a repair measures it.
+        """
         if not self.example:
-            return math.nan
-        return relative_change(self.before, outputs(self.networks[0], self.example))
+            return math.nan, math.nan
+        after = outputs(self.networks[0], self.example)
+        tensors = [leaf for leaf in tree_leaves(self.example) if isinstance(leaf, Tensor) and leaf.dim()]
+        images = Calibration(self.example, len(tensors[0]), num_fit=0)
+        return relative_change(self.before, after), output_change(self.before, after, images)

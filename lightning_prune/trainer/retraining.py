@@ -97,6 +97,7 @@ class Retraining:
         final_phase: function of the module that configures the training after pruning has ended; None: no change.
         batches: number of batches to estimate batch norms on after a cut; None: 16 if no training follows and the
             cut was not repaired, else 0.
+        every_cut: without ``batches``, estimate them after every cut that was not repaired.
 
     Attributes:
         pending: optimizers are to be built anew before the next batch.
@@ -112,13 +113,14 @@ class Retraining:
         mode: OptimizerMode,
         final_phase: Callable[[L.LightningModule], Any] | None = None,
         batches: int | None = None,
+        every_cut: bool = False,
     ) -> None:
         check_choice("optimizer", mode, get_args(OptimizerMode))
         if final_phase is not None and not callable(final_phase):
             raise ValueError(
                 f"final_phase must be a FinalPhase or a function of the module, got {final_phase!r}"
             )
-        self.mode, self.final_phase, self.batches = mode, final_phase, batches
+        self.mode, self.final_phase, self.batches, self.every_cut = mode, final_phase, batches, every_cut
         self.pending = self.final = False
         self.end: int | None = None
 
@@ -141,7 +143,8 @@ class Retraining:
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
-            number = DEFAULT_BATCHES if is_last_epoch(trainer, epoch) and not is_repaired else 0
+            is_due = (self.every_cut or is_last_epoch(trainer, epoch)) and not is_repaired
+            number = DEFAULT_BATCHES if is_due else 0
         if number:
             recalibrate_norms_(trainer, networks, number)
 

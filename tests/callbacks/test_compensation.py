@@ -164,6 +164,24 @@ def test_a_frozen_layer_is_left_alone_and_named() -> None:
     assert "(1 layers left alone)" in str(callback.history[0])
 
 
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_cut_of_slimming_is_nearer_than_folding_alone_would_leave_it(compensate: bool) -> None:
+    seed()
+    callback = SlimmingCallback(
+        {"macs": 0.5},
+        submodule="net",
+        end_epoch=2,
+        verbose=False,
+        compensate=compensate,
+        recalibrate_batches=0,
+    )
+    before, after = AroundCut(), AroundCut()
+    trainer = fit(Classifier(), before, callback, after)
+    folded, change = callback.changes[0], distance(before.networks[2], after.networks[2])
+    assert (change < 0.3 * folded**2) == compensate
+    assert trainer.callback_metrics["prune/change"] == pytest.approx(change, rel=2)
+
+
 # -- images ----------------------------------------------------------------------------------------------------
 
 

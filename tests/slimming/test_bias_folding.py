@@ -27,7 +27,7 @@ def cut_and_fold(net: nn.Module, example: Tensor, threshold: float = 0.0) -> tup
     prune_(net, graph, remove)
     assert len(remove)
     change_without_folding = relative_change(measured.before, outputs(unfolded_net, ((example,), {})))
-    return measured.fold_(remove), measured.change(), change_without_folding
+    return measured.fold_(remove), measured.changes()[0], change_without_folding
 
 
 def networks() -> dict[str, nn.Module]:

@@ -74,6 +74,7 @@ class Slimming(PruningMethod):
         self._scales: NormScales | None = None
         self._warned = False
         self._shifts: MeasuredShifts | None = None
+        self._last_change = math.nan
 
     def criterion_to_observe(self, trainer: L.Trainer, session: PruningSession) -> None:
         """Observe nothing: the scales are read when an epoch ends."""
@@ -118,8 +119,9 @@ class Slimming(PruningMethod):
                 name: shifts.kept_channels(name, value, removed) for name, value in self._average.items()
             }
             self.folded.append(shifts.fold_(removed))
-            changes = gather_all(shifts.change())
-            self.changes.append(sum(changes) / len(changes))
+            relative, of_variance = zip(*gather_all(shifts.changes()), strict=True)
+            self.changes.append(sum(relative) / len(relative))
+            self._last_change = sum(of_variance) / len(of_variance)
 
     def is_within_budget(self, session: PruningSession) -> bool:
         """Return whether the network meets the budget; without a budget, whether shrinking is over."""
@@ -165,8 +167,8 @@ class Slimming(PruningMethod):
         return {"prune/rho": rho, "prune/penalty": penalty, "prune/masked": masked_share(plan)}
 
     def cut_metrics(self) -> dict[str, float]:
-        """Return the relative change of the outputs by the last cut."""
-        return {"prune/change": self.changes[-1]}
+        """Return the change of the outputs by the last cut, after folding."""
+        return {"prune/change": self._last_change}
 
     def on_train_end(self, trainer: L.Trainer, session: PruningSession) -> None:
         """Warn if the final shrink was not made."""
