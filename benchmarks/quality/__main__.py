@@ -49,10 +49,10 @@ def ordered(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) 
     blocks: tuple[tuple[list[tuple[str, bool]], int], ...] = (
         ([*repaired, *plain[:4], (THIN, False)], 1),
         ([*repaired, *plain[:4]], 2),
-        ([(name, True) for name in DISTILLED], 2),
+        ([*((name, True) for name in DISTILLED), (DENSE, False)], 1),
         (more, 1),
         ([*repaired, *plain[:4]], 3),
-        ([(THIN, False), (DENSE, False)], 2),
+        ([*((name, True) for name in DISTILLED), (THIN, False), (DENSE, False)], 2),
         ([*repaired, *plain[:4], *((name, True) for name in DISTILLED), (THIN, False)], 5),
         (everything, 2),
         (everything, 5),

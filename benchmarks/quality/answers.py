@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.quality.plan import CRITERIA, DEFAULT, DISTILLED, OMEGAS, PEERS, STAGES, THIN
+from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, DISTILLED, OMEGAS, PEERS, STAGES, THIN
 from benchmarks.quality.summary import Interval, Key, Results, interval
 
 __all__ = ["answers"]
@@ -22,6 +22,7 @@ def answers(results: Results) -> list[str]:
         ("Does any method collapse?", collapses(results)),
         ("What does repair give?", repair(results)),
         ("Is it level with the dense network?", level(results)),
+        ("Are the dense networks at a plateau?", plateau(results)),
         ("Is it better than a thin network from scratch?", scratch(results)),
         ("What does omega do?", omega(results)),
         ("Does distillation win back what is lost?", distillation(results)),
@@ -147,6 +148,14 @@ def level(results: Results) -> Iterator[str]:
             ]
             aims = f" Missed: {', '.join(missed)}." if missed else ""
             yield f"{task}, {DEFAULT}, repaired, against dense: {'; '.join(cells)}.{aims}"
+
+
+def plateau(results: Results) -> Iterator[str]:
+    """Say by how much the dense networks change in the steps of all stages, without a cut."""
+    for task in results.tasks:
+        change = results.from_dense((task, DENSE, False, STAGES[-1]))
+        if change.count:
+            yield f"{task}: trained on for the steps of all stages, without a cut, dense changes by {change}."
 
 
 def scratch(results: Results) -> Iterator[str]:
