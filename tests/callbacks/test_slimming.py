@@ -53,7 +53,7 @@ def test_a_unit_stays_while_any_of_its_scales_is_large_in_model_or_average() -> 
     assert not sizes[np.delete(stream, [3, 5])].any()
     decoder = graph.layers["decoder.blocks.0.conv1.0.weight"]
     assert np.isinf(sizes[decoder]).all()
-    plan = SlimmingPolicy({}, limits=Limits(1.0)).plan(graph, sizes, DenseSizes.of(graph))
+    plan = SlimmingPolicy({}, limits=Limits(1.0, min_channels=1)).plan(graph, sizes, DenseSizes.of(graph))
     assert not np.isin(stream[[3, 5]], plan.remove).any()
     assert np.isin(np.delete(stream, [3, 5]), plan.remove).all()
     assert (

@@ -125,7 +125,7 @@ def plan_small_scales(
     graph = trace(net, example)
     scales = slimmable(graph, net, norms=norms)
     sizes = scale_sizes(graph, scales, [{name: net.get_parameter(name) for name in scales}])
-    policy = SlimmingPolicy({}, limits=Limits(1.0), threshold=threshold)
+    policy = SlimmingPolicy({}, limits=Limits(1.0, min_channels=1), threshold=threshold)
     return graph, scales, policy.plan(graph, sizes, DenseSizes.of(graph))
 
 
