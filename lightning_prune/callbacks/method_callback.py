@@ -174,7 +174,7 @@ class PruningCallback(PruningCallbackBase):
             self._prune_if_due(trainer, trainer.global_step)
         if len(self.history) > cuts and (metrics := self.history[-1].metrics):
             for logger in trainer.loggers:  # log_dict would wait for a multiple of log_every_n_steps
-                logger.log_metrics(metrics, step=trainer.global_step)
+                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember that the present network is scored."""

@@ -95,12 +95,14 @@ class CutSummary:
         changes = {"prune/change": self.change, "prune/change_unrepaired": self.change_unrepaired}
         return {name: value for name, value in changes.items() if value is not None}
 
-    def _repair(self) -> str:
+    @property
+    def repair_line(self) -> str:
+        """What the repair has achieved, as the end of a line; empty if there was none."""
         if self.not_repaired:
             return f" · not repaired: {self.not_repaired}"
         if self.change is None:
             return ""
-        alone = f" ({len(self.left_alone)} layers left alone)" if self.left_alone else ""
+        alone = f" (left alone: {len(self.left_alone)})" if self.left_alone else ""
         return f" · repaired {self.change_unrepaired:.2g} → {self.change:.2g}{alone}"
 
     def __str__(self) -> str:
@@ -110,7 +112,7 @@ class CutSummary:
         )
         moment = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
         cut = f"cut {self.filters} filters in {self.layers} layers"
-        return f"{moment}: {cut}{costs}{self._repair()} · {self.seconds:.1f} s"
+        return f"{moment}: {cut}{costs}{self.repair_line} · {self.seconds:.1f} s"
 
 
 def size_metrics(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:

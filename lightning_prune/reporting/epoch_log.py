@@ -111,7 +111,7 @@ def _cuts_of_epoch(trainer: L.Trainer) -> str:
 
 
 def cut_line(cut: CutSummary) -> str:
-    """Return how many filters a cut removed, and the shares of the resources that are left.
+    """Return how many filters a cut removed, the shares of the resources that are left, and what the repair achieved.
 
     Example:
         >>> cut_line(CutSummary(1, 20, 3, {"macs": 100}, {"macs": 90}, {"macs": 0.9}, "amount", 0.1))
@@ -119,4 +119,4 @@ def cut_line(cut: CutSummary) -> str:
     """
     labels = {"macs": "MACs", "params": "parameters"}
     shares = [f"{100 * share:.1f} % of {labels.get(name, name)}" for name, share in cut.share.items()]
-    return f"cut {cut.filters} filters: {', '.join(shares)} left"
+    return f"cut {cut.filters} filters: {', '.join(shares)} left{cut.repair_line}"

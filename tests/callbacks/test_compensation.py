@@ -161,7 +161,7 @@ def test_a_frozen_layer_is_left_alone_and_named() -> None:
     callback = pruning()
     fit(module, callback)
     assert callback.history[0].left_alone == {"9": "frozen"}
-    assert "(1 layers left alone)" in str(callback.history[0])
+    assert "(left alone: 1)" in str(callback.history[0])
 
 
 @pytest.mark.parametrize("compensate", [False, True])

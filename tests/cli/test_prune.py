@@ -66,8 +66,8 @@ def test_a_command_prunes_the_network_of_a_run(dense_run, tmp_path, capsys, meth
     net_of(tmp_path)
 
 
-def test_without_training_the_kept_filters_keep_their_weights(dense_run, tmp_path):
-    prune_run(dense_run, tmp_path, "oneshot", 0, ["prune.budget.macs=0.6"])
+def test_without_training_and_repair_the_kept_filters_keep_their_weights(dense_run, tmp_path):
+    prune_run(dense_run, tmp_path, "oneshot", 0, ["prune.budget.macs=0.6", "prune.compensate=false"])
     dense, cut = net_of(dense_run), net_of(tmp_path)
     expected = PruningRecord.load(tmp_path / "record.json").apply_(dense).state_dict()
     for name, tensor in cut.state_dict().items():
