@@ -21,8 +21,8 @@ DESCRIPTIONS = {
     "netadapt": "Prune the trained network of a run by NetAdapt: in rounds, each of which keeps the best of several "
     "candidates. Then test the network and, with --epochs, continue its training. If the command is killed, the same "
     "command continues with the round that was interrupted.",
-    "oneshot": "Prune the trained network of a run to its budget in one cut, and repair it with training images. Then "
-    "test the network and, with --epochs, continue its training.",
+    "oneshot": "Prune the trained network of a run to its budget in one cut, and repair it with training images. "
+    "Then test the network and, with --epochs, continue its training.",
 }
 EXAMPLE = "example of overrides: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
 FROZEN_EPOCH = {"_target_": "lightning_prune.callbacks.frozen_epoch.FrozenEpoch"}
