@@ -52,6 +52,8 @@ class NetAdaptCallback(PruningCallback):
         recalibrate_batches: after the rounds, estimate the statistics of batch norms on this many training batches;
             by default 16 if no training follows, else 0.
         verbose: print a line per round, and a table at the end; on a terminal, show progress over candidates.
+        compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
+            the round begins with gives on some training images.
         policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
 
@@ -87,6 +89,7 @@ class NetAdaptCallback(PruningCallback):
         folder: str | Path | None = None,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
+        compensate: bool = True,
         **policy: Unpack[PolicyArguments],
     ) -> None:
         if start_epoch < 0:
@@ -106,6 +109,7 @@ class NetAdaptCallback(PruningCallback):
             submodule,
             folder,
             verbose,
+            compensate,
         )
         super().__init__(method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose)
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from lightning_prune.compensation.repair import compensate_
 from lightning_prune.graph.trace import trace
+from lightning_prune.netadapt.repair import RoundRepair
 from lightning_prune.pruning.training import Training, step_
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
@@ -33,6 +35,7 @@ class CandidateContext:
         training: how candidates are trained and evaluated.
         state: of the optimizer that candidates continue with; None: a new optimizer.
         steps: optimizer steps of each candidate.
+        repair: repairs candidates before they are trained; None: they are not repaired.
     """
 
     model: nn.Module
@@ -40,6 +43,7 @@ class CandidateContext:
     training: Training
     state: dict[str, Any] | None
     steps: int
+    repair: RoundRepair | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class CandidateResult:
         weights: its ``state_dict``, on the CPU.
         optimizer: state of its optimizer, on the CPU.
         error: why it failed, otherwise empty.
+        change: of its outputs by the cut, without and with the repair; None if it was not repaired.
     """
 
     index: int
@@ -77,6 +82,7 @@ class CandidateResult:
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    change: tuple[float, float] | None = None
 
 
 def compute_candidate(
@@ -91,19 +97,39 @@ def compute_candidate(
     optimizer = training.optimizer(model)
     if context.state is not None:
         optimizer.load_state_dict(context.state)
+    change = None
     if candidate.remove:
-        graph = trace(model, *context.example[0], **context.example[1])
-        prune_(model, graph, candidate.remove, [optimizer])
-    _move_(model, optimizer, device)
-    if candidate.remove:
-        _train_(model, optimizer, training, context.steps, device)
+        change = _cut_(context, candidate, optimizer, device)
+        keeps_norms = change is not None and not context.steps
+        _train_(model, optimizer, training, context.steps, device, keeps_norms)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return CandidateResult(
                 candidate.index, error="a few steps of training made its weights NaN or infinite"
             )
+    else:
+        _move_(model, optimizer, device)
     metric = _evaluate(model, training)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return CandidateResult(candidate.index, metric, weights, _to_cpu(optimizer.state_dict()))
+    state = _to_cpu(optimizer.state_dict())
+    return CandidateResult(candidate.index, metric, weights, state, change=change)
+
+
+def _cut_(
+    context: CandidateContext, candidate: Candidate, optimizer: Optimizer, device: torch.device
+) -> tuple[float, float] | None:
+    """Prune the network, move it to ``device`` and repair it; return the change of its outputs, without and with.
+
+    None if it was not repaired, or the repair was undone.
+    """
+    model, repair = context.model, context.repair
+    graph = trace(model, *context.example[0], **context.example[1])
+    targets = None if repair is None else repair.targets_of(model, graph, candidate.remove, device)
+    prune_(model, graph, candidate.remove, [optimizer])
+    _move_(model, optimizer, device)
+    if repair is None or targets is None:
+        return None
+    report = compensate_(model, targets, repair.batches)
+    return (report.change_before, report.change_after) if report.accepted else None
 
 
 def rehearse_training(context: CandidateContext, device: torch.device) -> float:
@@ -125,17 +151,24 @@ def _evaluate(model: nn.Module, training: Training) -> float:
 
 
 def _train_(
-    model: nn.Module, optimizer: Optimizer, training: Training, steps: int, device: torch.device
+    model: nn.Module,
+    optimizer: Optimizer,
+    training: Training,
+    steps: int,
+    device: torch.device,
+    keeps_norms: bool,
 ) -> None:
     """Train for a few steps, then estimate batch norms on all batches, since a few steps do not renew them.
 
-    Norms that are in eval mode keep their statistics.
+    Norms that are in eval mode keep their statistics; ``keeps_norms``: all do.
     """
     batches = [on_device(batch, device) for batch in training.batches]
     stream = cycle(batches)
     for _ in range(steps):
         step_(model, optimizer, training, list(islice(stream, training.accumulate)))
     optimizer.zero_grad()
+    if keeps_norms:
+        return
     norms = [norm for norm in tracked_norms(model) if norm.training or not model.training]
     recalibrate_by_(model, (partial(training.loss, model, batch) for batch in batches), norms)
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.compensation.calibration import CompensationError
 from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult
+from lightning_prune.netadapt.repair import RoundRepair, SearchRepair
 from lightning_prune.netadapt.rounds import Rounds
-from lightning_prune.netadapt.workers import Workers, pack_context, run_candidates
+from lightning_prune.netadapt.workers import Workers, num_threads, pack_context, run_candidates
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.plan import Plan
 from lightning_prune.utils.example_inputs import Example, on_device
@@ -36,6 +38,7 @@ class CandidateRanking:
         rounds: the number of steps of each candidate, and how they are compared.
         workers: where candidates are computed.
         resource: that the search reduces.
+        repair: how candidates are repaired after their cut; None: they are not.
     """
 
     model: nn.Module
@@ -44,6 +47,7 @@ class CandidateRanking:
     rounds: Rounds
     workers: Workers
     resource: str
+    repair: SearchRepair | None = None
 
     def batches(self, number: int) -> list[Any]:
         """Return the batches of a round: the next ones of the training data, which is repeated when it ends."""
@@ -87,13 +91,15 @@ class CandidateRanking:
         self, candidates: Sequence[Candidate], batches: Sequence[Any], state: dict[str, Any] | None
     ) -> Iterator[CandidateResult]:
         """Yield the results of candidates that are trained on ``batches`` with an optimizer in this ``state``."""
-        return run_candidates(self._packed_context(batches, state), candidates, self.workers)
+        return run_candidates(
+            self._packed_context(batches, state, self._round_repair()), candidates, self.workers
+        )
 
     def result(
         self, candidate: Candidate, batches: Sequence[Any], state: dict[str, Any] | None
     ) -> CandidateResult:
         """Return the result of a single candidate, computed by the first worker."""
-        context = self._packed_context(batches, state)
+        context = self._packed_context(batches, state, self._round_repair() if candidate.remove else None)
         (result,) = run_candidates(context, [candidate], replace(self.workers, n_jobs=1))
         return result
 
@@ -127,7 +133,21 @@ class CandidateRanking:
         """Return by how much a metric is worse than before."""
         return (before - metric) if self.training.higher_is_better else (metric - before)
 
-    def _packed_context(self, batches: Sequence[Any], state: dict[str, Any] | None) -> Any:
+    def _packed_context(
+        self, batches: Sequence[Any], state: dict[str, Any] | None, repair: RoundRepair | None
+    ) -> Any:
         model, training = copy.deepcopy(self.model).cpu(), replace(self.training, batches=batches)
         example = on_device(self.example, torch.device("cpu"))
-        return pack_context(CandidateContext(model, example, training, state, self.rounds.steps))
+        return pack_context(CandidateContext(model, example, training, state, self.rounds.steps, repair))
+
+    def _round_repair(self) -> RoundRepair | None:
+        """Return the repair of candidates of the present network; None, with a warning, if there are no images."""
+        if self.repair is None:
+            return None
+        model = copy.deepcopy(self.model).to(self.workers.device(0))
+        try:
+            with num_threads(self.workers.threads):  # the same bits in every process
+                return self.repair.of_round(model)
+        except CompensationError as error:
+            warnings.warn(f"candidates are not repaired: {error}", stacklevel=5)
+            return None

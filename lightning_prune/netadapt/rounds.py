@@ -176,6 +176,8 @@ class Round:
         removed: number of units that were removed.
         steps: optimizer steps of all candidates.
         seconds: duration of the round.
+        change: squared distance of the outputs of the candidate that was kept from those before the round, as a share
+            of their variance, without and with its repair, before it was trained; None if it was not repaired.
     """
 
     number: int
@@ -188,14 +190,16 @@ class Round:
     removed: int
     steps: int
     seconds: float
+    change: tuple[float, float] | None = None
 
     def line(self, resource: str, rounds: int) -> str:
         """Return the round as one line of text, out of ``rounds`` rounds."""
         remaining = f"{resource} {si(self.cost[resource])} ({self.share[resource]:.1%} of dense)"
         candidates = f"{len(self.metrics)} candidate{'s' * (len(self.metrics) != 1)}"
+        repaired = f" · repaired, change {self.change[0]:.2g} → {self.change[1]:.2g}" if self.change else ""
         return (
             f"round {self.number}/{max(rounds, self.number)}: {self.block} · metric {self.before:.4f} → "
-            f"{self.after:.4f} · {remaining} · {candidates} · {self.seconds:.1f} s"
+            f"{self.after:.4f} · {remaining}{repaired} · {candidates} · {self.seconds:.1f} s"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult
 from lightning_prune.netadapt.searcher import ONE_WORKER, Searcher
 from lightning_prune.netadapt.workers import Workers
@@ -34,6 +35,7 @@ def search(
     rounds: Rounds = DEFAULT_ROUNDS,
     workers: Workers = ONE_WORKER,
     *,
+    compensate: bool = True,
     optimizer: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     report: Callable[[str], None] = print,
@@ -54,6 +56,10 @@ def search(
         training: how candidates are trained and evaluated.
         rounds: the schedule.
         workers: where candidates are computed; the result does not depend on their number.
+        compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
+            the round begins with gives on some training images, without labels; see
+            :func:`~lightning_prune.compensation.compensate_`. If no images can be taken from the batches, nothing is
+            repaired, with a warning.
         optimizer: state of the optimizer that ``model`` was trained with; candidates continue with it, pruned
             likewise. None: new optimizers.
         folder: where the state is saved after each round. If it holds the state of a search with the same network and
@@ -81,7 +87,8 @@ def search(
         (True, [1, 2])
     """
     inputs = example if _is_example(example) else as_example(example)
-    searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers)
+    repair = SearchRepair.of(training.batches, model.forward) if compensate else None
+    searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers, repair)
     return searcher.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
 
 

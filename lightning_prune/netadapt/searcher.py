@@ -19,6 +19,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.netadapt.alignment import surplus_units
 from lightning_prune.netadapt.candidate import Candidate, CandidateResult
 from lightning_prune.netadapt.ranking import CandidateRanking
+from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import (
     ALIGNED,
     Round,
@@ -59,11 +60,12 @@ class Searcher:
         training: Training,
         rounds: Rounds,
         workers: Workers,
+        repair: SearchRepair | None = None,
     ) -> None:
         self.model, self.example, self.training = model, example, training
         self.rounds, self.resource = rounds, single_resource(policy.budget)
         self.policy = replace(policy, amount=None)
-        self.ranking = CandidateRanking(model, example, training, rounds, workers, self.resource)
+        self.ranking = CandidateRanking(model, example, training, rounds, workers, self.resource, repair)
         graph = self._trace()
         self.dense = DenseSizes.of(graph)
         self.blocks = find_blocks(graph, rounds.blocks, policy.exclude)
@@ -103,7 +105,9 @@ class Searcher:
 
     def key(self, *more: str) -> str:
         """Return a name for this search of this network; ``more`` describes what the settings do not contain."""
-        return json_digest([network_digest(self.model), self._settings(), more])[:12]
+        # States of before there were repairs keep their names.
+        settings = {name: value for name, value in self._settings().items() if value is not None}
+        return json_digest([network_digest(self.model), settings, more])[:12]
 
     def _trace(self) -> ChannelGraph:
         return self.policy.trace(self.model, self.example)
@@ -141,6 +145,7 @@ class Searcher:
                 removed=len(plan),
                 steps=self.rounds.steps * len(plans),
                 seconds=time.perf_counter() - start,
+                change=best.change,
             )
         )
         return True
@@ -263,7 +268,7 @@ class Searcher:
     def _settings(self) -> dict[str, Any]:
         """Return all settings that the result depends on, as plain values."""
         rounds = {k: v for k, v in vars(self.rounds).items() if k not in ("criterion", "blocks")}
-        training = self.training
+        training, repair = self.training, self.ranking.repair
         return {
             "budget": dict(self.policy.budget),
             "limits": stable_repr(self.policy.limits),
@@ -274,6 +279,7 @@ class Searcher:
             "criterion": stable_repr(self.rounds.criterion),
             "blocks": {block.name: list(block.layers) for block in self.blocks},
             "training": [training.higher_is_better, training.accumulate, batch_digest(training.batches)],
+            "compensation": None if repair is None else repair.description(),
         }
 
 

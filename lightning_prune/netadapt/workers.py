@@ -21,6 +21,7 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 
+from lightning_prune.compensation.calibration import CompensationError
 from lightning_prune.netadapt.candidate import (
     Candidate,
     CandidateContext,
@@ -40,6 +41,7 @@ __all__ = [
     "Workers",
     "adam",
     "attempt_candidate",
+    "num_threads",
     "pack_context",
     "rehearse",
     "run_candidates",
@@ -109,11 +111,11 @@ def attempt_candidate(
     context: PackedContext, candidate: Candidate, device: torch.device, threads: int
 ) -> CandidateResult:
     """Compute one candidate; the result says so if its cut is refused or the GPU has too little memory."""
-    with _num_threads(threads), seeded(candidate.seed), warnings.catch_warnings():
+    with num_threads(threads), seeded(candidate.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user's loss gives the same warnings in the training itself
         try:
             return compute_candidate(cloudpickle.loads(context.data), candidate, device)
-        except (SurgeryError, torch.OutOfMemoryError) as error:
+        except (SurgeryError, CompensationError, torch.OutOfMemoryError) as error:
             return CandidateResult(candidate.index, error=f"{type(error).__name__}: {error}")
 
 
@@ -188,7 +190,8 @@ def _process_errors() -> tuple[type[BaseException], ...]:
 
 
 @contextmanager
-def _num_threads(number: int) -> Iterator[None]:
+def num_threads(number: int) -> Iterator[None]:
+    """Run a block with as many threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -22,6 +22,7 @@ from lightning_prune.callbacks.candidate_training import (
 from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES
+from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table, target_share
 from lightning_prune.netadapt.run import check_search
 from lightning_prune.netadapt.searcher import Searcher
@@ -46,7 +47,7 @@ class NetAdapt(PruningMethod):
 
     Args:
         policy: the budget, in one resource, and what may be removed.
-        start_epoch, rounds, workers, held_out, metric, folder, verbose: see
+        start_epoch, rounds, workers, held_out, metric, folder, verbose, compensate: see
             :class:`~lightning_prune.NetAdaptCallback`.
         higher_is_better: whether a higher metric is better.
         submodule: qualified name of the part that is pruned.
@@ -67,11 +68,13 @@ class NetAdapt(PruningMethod):
         submodule: str | None,
         folder: str | Path | None,
         verbose: bool,
+        compensate: bool,
     ) -> None:
         super().__init__(policy, Timing(start=start_epoch), rounds.criterion)
         self.rounds, self.workers, self.held_out = rounds, workers, held_out
         self.metric, self.higher_is_better = metric, higher_is_better
         self.submodule, self.folder, self.verbose = submodule, folder, verbose
+        self.compensate = compensate
         self.rounds_done: list[Round] = []
         self._source: HeldOutSource | None = None
         self._optimizer_state: Any = None  # the last winner's, until the trainer's optimizer takes it over
@@ -204,7 +207,8 @@ class NetAdapt(PruningMethod):
         training = self._training(trainer, batches, held_out)
         optimizer_state = optimizers[0].state_dict() if optimizers else None
         workers = with_default_device(self.workers, trainer)
-        search = Searcher(network, session.example, self.policy, training, self.rounds, workers)
+        repair = SearchRepair.of(batches, network.forward) if self.compensate else None
+        search = Searcher(network, session.example, self.policy, training, self.rounds, workers, repair)
         key = search.key(self.metric, batch_digest(held_out))
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
         return search.run(optimizer_state, folder, lambda line: self._print(trainer, line), self.verbose)
