@@ -17,9 +17,15 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """Peak memory in megabytes beyond the memory before the block; NaN until the block has ended."""
+    """Peak memory of a block.
+
+    Attributes:
+        megabytes: beyond the memory before the block; NaN until the block has ended.
+        before: resident memory before the block, in megabytes.
+    """
 
     megabytes: float = float("nan")
+    before: float = float("nan")
 
 
 def resident(process: int) -> float:
@@ -59,6 +65,7 @@ def peak_memory() -> Iterator[Peak]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     RESET.write_text("5")
     before = _kilobytes("VmRSS")
+    peak.before = before * 1024 / 1e6
     try:
         yield peak
     finally:

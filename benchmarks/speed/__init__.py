@@ -6,4 +6,5 @@ Commands:
     python -m benchmarks.speed.selection    seconds of one selection among 20,000 units; prints
     python -m benchmarks.speed.scaling      time by depth, memory of large networks; docs/results/scaling.md
     python -m benchmarks.speed.overhead     cost of pruning during a training; docs/results/overhead.md
+    python -m benchmarks.speed.training     cost of a whole training that shrinks; docs/results/training_cost.md
 """

@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.netadapt import NetAdapt
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.weights import L2
 from lightning_prune.netadapt.rounds import Round, Rounds
 from lightning_prune.netadapt.workers import Workers
+from lightning_prune.pruning.cut_repair import compensation_settings
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 from lightning_prune.utils.arguments import check_choice
@@ -49,11 +51,11 @@ class NetAdaptCallback(PruningCallback):
         submodule: qualified name of the part to prune, if it is not the whole module.
         folder: where the state is stored after each round, in a folder per search; by default ``netadapt`` in the
             trainer's ``default_root_dir``.
+        compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
+            the round begins with gives on some training images; see :func:`~lightning_prune.netadapt.search`.
         recalibrate_batches: after the rounds, estimate the statistics of batch norms on this many training batches;
             by default 16 if no training follows, else 0.
         verbose: print a line per round, and a table at the end; on a terminal, show progress over candidates.
-        compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
-            the round begins with gives on some training images.
         policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
 
@@ -87,9 +89,9 @@ class NetAdaptCallback(PruningCallback):
         optimizer: OptimizerMode = "carry",
         submodule: str | None = None,
         folder: str | Path | None = None,
+        compensate: bool | CompensationSettings = True,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
-        compensate: bool = True,
         **policy: Unpack[PolicyArguments],
     ) -> None:
         if start_epoch < 0:
@@ -97,6 +99,7 @@ class NetAdaptCallback(PruningCallback):
         if mode is not None:
             check_choice("mode", mode, get_args(Mode))
         _check_held_out(held_out)
+        compensation_settings(compensate)
         rounds = rounds or Rounds(rounds=10, decay=1.0, steps=1, blocks=10)
         method = NetAdapt(
             PruningPolicy.of(budget, **policy),

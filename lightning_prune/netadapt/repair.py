@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,13 @@ from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.compensation.sharing import narrowed_targets
 from lightning_prune.compensation.targets import Targets, collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.pruning.cut_repair import compensation_settings, num_images
 from lightning_prune.surgery.prune import surviving_indices
-from lightning_prune.utils.example_inputs import inputs_of
+from lightning_prune.utils.example_inputs import Example, inputs_of
 from lightning_prune.utils.hashing import batch_digest
 
 __all__ = ["RoundRepair", "SearchRepair"]
 
-#: number of images that candidates are repaired on
-IMAGES = 64
 #: One damping and few positions: a candidate removes little, and there are many of them.
 SETTINGS = CompensationSettings(positions=1024, dampings=(1e-2,), refit=False)
 
@@ -37,19 +36,40 @@ class SearchRepair:
     """
 
     batches: Sequence[Any]
-    settings: CompensationSettings = SETTINGS
+    settings: CompensationSettings
 
     @classmethod
-    def of(cls, batches: Sequence[Any], forward: Callable[..., Any]) -> SearchRepair:
-        """Return a repair on the first training batches, until they have ``IMAGES`` images."""
-        chosen, number = list[Any](), 0
+    def of(
+        cls,
+        compensate: bool | CompensationSettings,
+        model: nn.Module,
+        example: Example,
+        batches: Sequence[Any],
+    ) -> SearchRepair | None:
+        """Return the repair that an argument ``compensate`` stands for; None: candidates are not repaired.
+
+        Args:
+            compensate: True: with ``SETTINGS``.
+            model: the network; the number of images depends on its outputs.
+            example: positional and keyword inputs of its forward.
+            batches: for training; the first of them are used, until they have enough images.
+
+        Raises:
+            ValueError: ``compensate`` is something else.
+        """
+        settings = compensation_settings(compensate)
+        if settings is None:
+            return None
+        settings = SETTINGS if compensate is True else settings
+        number, chosen = num_images(model, example, settings), list[Any]()
         for batch in batches:
-            inputs = inputs_of(batch, forward)
-            tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-            if tensors and number < IMAGES:
+            tensors = [
+                x for x in tree_leaves(inputs_of(batch, model.forward)) if isinstance(x, Tensor) and x.dim()
+            ]
+            if tensors and number > 0:
                 chosen.append(batch)
-                number += len(tensors[0])
-        return cls(chosen)
+                number -= len(tensors[0])
+        return cls(chosen, settings)
 
     def description(self) -> list[Any]:
         """Return all that the repairs depend on, as plain values."""

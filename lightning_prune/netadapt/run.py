@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult
 from lightning_prune.netadapt.searcher import ONE_WORKER, Searcher
@@ -35,7 +36,7 @@ def search(
     rounds: Rounds = DEFAULT_ROUNDS,
     workers: Workers = ONE_WORKER,
     *,
-    compensate: bool = True,
+    compensate: bool | CompensationSettings = True,
     optimizer: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     report: Callable[[str], None] = print,
@@ -59,7 +60,7 @@ def search(
         compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
             the round begins with gives on some training images, without labels; see
             :func:`~lightning_prune.compensation.compensate_`. If no images can be taken from the batches, nothing is
-            repaired, with a warning.
+            repaired, with a warning. ``CompensationSettings`` in place of True say how much is looked at.
         optimizer: state of the optimizer that ``model`` was trained with; candidates continue with it, pruned
             likewise. None: new optimizers.
         folder: where the state is saved after each round. If it holds the state of a search with the same network and
@@ -87,7 +88,7 @@ def search(
         (True, [1, 2])
     """
     inputs = example if _is_example(example) else as_example(example)
-    repair = SearchRepair.of(training.batches, model.forward) if compensate else None
+    repair = SearchRepair.of(compensate, model, inputs, training.batches)
     searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers, repair)
     return searcher.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
 

@@ -105,8 +105,9 @@ class Searcher:
 
     def key(self, *more: str) -> str:
         """Return a name for this search of this network; ``more`` describes what the settings do not contain."""
-        # States of before there were repairs keep their names.
-        settings = {name: value for name, value in self._settings().items() if value is not None}
+        settings = {
+            k: v for k, v in self._settings().items() if v is not None
+        }  # as before there were repairs
         return json_digest([network_digest(self.model), settings, more])[:12]
 
     def _trace(self) -> ChannelGraph:

@@ -215,3 +215,15 @@ def test_common_files_are_found_in_different_data_sets():
     tensors = torch.rand(4, 2)
     with pytest.raises(ValueError, match="holds 2 samples"):
         check_disjoint(DataLoader(TensorDataset(tensors)), DataLoader(TensorDataset(tensors[2:])))
+
+
+def test_candidates_are_repaired_unless_it_is_turned_off(tmp_path):
+    one = Rounds(rounds=1, steps=1)
+    repaired, plain = rounds(tmp_path, rounds=one), rounds(tmp_path, rounds=one, compensate=False)
+    for callback in (repaired, plain):
+        fit(callback)
+    before, after = repaired.rounds_done[0].change
+    assert after < before
+    assert plain.rounds_done[0].change is None
+    with pytest.raises(ValueError, match="compensate must be True, False or CompensationSettings"):
+        rounds(tmp_path, compensate="yes")

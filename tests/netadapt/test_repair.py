@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import trace
-from lightning_prune.compensation import cut_and_compensate_
-from lightning_prune.netadapt.repair import IMAGES, SETTINGS, SearchRepair
+from lightning_prune.compensation import CompensationSettings, cut_and_compensate_
+from lightning_prune.netadapt.repair import SETTINGS, SearchRepair
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.serialization.saving import load_torch_file
@@ -22,6 +22,7 @@ from tests.support.nets import assert_same
 
 MILD = replace(RULES, budget={"macs": 0.7})
 UNTRAINED = Rounds(rounds=1, steps=0)
+EXAMPLE = ((torch.zeros(1, 1, 8, 8),), {})
 
 
 def removed_units(net: nn.Module, kept: dict[str, dict[int, list[int]]]) -> Units:
@@ -38,7 +39,7 @@ def removed_units(net: nn.Module, kept: dict[str, dict[int, list[int]]]) -> Unit
 def test_a_candidate_without_training_is_the_network_after_cut_and_repair():
     net, result = run_search(rounds=UNTRAINED, rules=MILD)
     expected = build().train()
-    images = SearchRepair.of(TRAINING.batches, expected.forward).batches
+    images = SearchRepair.of(True, expected, EXAMPLE, TRAINING.batches).batches
     remove = removed_units(expected, result.record.kept)
     _, report = cut_and_compensate_(
         expected, trace(expected, torch.zeros(1, 1, 8, 8)), remove, images, settings=SETTINGS
@@ -124,6 +125,10 @@ def test_without_images_nothing_is_repaired_and_a_warning_says_why(change: dict[
 
 def test_the_first_training_batches_give_the_images():
     net = build()
-    chosen = SearchRepair.of(TRAINING.batches * 10, net.forward).batches
-    assert len(chosen) == IMAGES // 4
-    assert all(batch is other for batch, other in zip(chosen, TRAINING.batches * 4, strict=False))
+    for settings, number in ((True, 32 // 4), (CompensationSettings(images=9), 3)):  # batches of four
+        chosen = SearchRepair.of(settings, net, EXAMPLE, TRAINING.batches * 10).batches
+        assert len(chosen) == number
+        assert all(batch is other for batch, other in zip(chosen, TRAINING.batches * 2, strict=False))
+    assert SearchRepair.of(False, net, EXAMPLE, TRAINING.batches) is None
+    with pytest.raises(ValueError, match="compensate must be True, False or CompensationSettings, got 3"):
+        run_search(compensate=3)

@@ -21,6 +21,7 @@ from lightning_prune.callbacks.candidate_training import (
 )
 from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.methods.base import PruningMethod
+from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES
 from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table, target_share
@@ -68,7 +69,7 @@ class NetAdapt(PruningMethod):
         submodule: str | None,
         folder: str | Path | None,
         verbose: bool,
-        compensate: bool,
+        compensate: bool | CompensationSettings,
     ) -> None:
         super().__init__(policy, Timing(start=start_epoch), rounds.criterion)
         self.rounds, self.workers, self.held_out = rounds, workers, held_out
@@ -207,7 +208,7 @@ class NetAdapt(PruningMethod):
         training = self._training(trainer, batches, held_out)
         optimizer_state = optimizers[0].state_dict() if optimizers else None
         workers = with_default_device(self.workers, trainer)
-        repair = SearchRepair.of(batches, network.forward) if self.compensate else None
+        repair = SearchRepair.of(self.compensate, network, session.example, batches)
         search = Searcher(network, session.example, self.policy, training, self.rounds, workers, repair)
         key = search.key(self.metric, batch_digest(held_out))
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
