@@ -100,8 +100,9 @@ def compute_candidate(
     change = None
     if candidate.remove:
         change = _cut_(context, candidate, optimizer, device)
-        keeps_norms = change is not None and not context.steps
-        _train_(model, optimizer, training, context.steps, device, keeps_norms)
+        _train_(model, optimizer, training, context.steps, device)
+        if change is None:  # norms of repaired layers fit them, and an estimate from few batches would not
+            _recalibrate_(model, training, device)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return CandidateResult(
                 candidate.index, error="a few steps of training made its weights NaN or infinite"
@@ -151,25 +152,19 @@ def _evaluate(model: nn.Module, training: Training) -> float:
 
 
 def _train_(
-    model: nn.Module,
-    optimizer: Optimizer,
-    training: Training,
-    steps: int,
-    device: torch.device,
-    keeps_norms: bool,
+    model: nn.Module, optimizer: Optimizer, training: Training, steps: int, device: torch.device
 ) -> None:
-    """Train for a few steps, then estimate batch norms on all batches, since a few steps do not renew them.
-
-    Norms that are in eval mode keep their statistics; ``keeps_norms``: all do.
-    """
-    batches = [on_device(batch, device) for batch in training.batches]
-    stream = cycle(batches)
+    """Train for a few steps."""
+    stream = cycle([on_device(batch, device) for batch in training.batches])
     for _ in range(steps):
         step_(model, optimizer, training, list(islice(stream, training.accumulate)))
     optimizer.zero_grad()
-    if keeps_norms:
-        return
+
+
+def _recalibrate_(model: nn.Module, training: Training, device: torch.device) -> None:
+    """Estimate batch norms on all batches, since a few steps do not renew them; those in eval mode stay."""
     norms = [norm for norm in tracked_norms(model) if norm.training or not model.training]
+    batches = (on_device(batch, device) for batch in training.batches)
     recalibrate_by_(model, (partial(training.loss, model, batch) for batch in batches), norms)
 
 
