@@ -22,7 +22,18 @@ from lightning_prune.utils.batch_norm import recalibrate_by_, tracked_norms
 from lightning_prune.utils.example_inputs import Example, on_device
 from lightning_prune.utils.modules import training_modes
 
-__all__ = ["Candidate", "CandidateContext", "CandidateResult", "compute_candidate", "rehearse_training"]
+__all__ = [
+    "CALIBRATION_BATCHES",
+    "Candidate",
+    "CandidateContext",
+    "CandidateResult",
+    "compute_candidate",
+    "rehearse_training",
+]
+
+#: least number of batches in a round, on which batch norms are estimated; a repaired candidate that is trained for fewer
+#: batches keeps its norms
+CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,8 @@ def compute_candidate(
     if candidate.remove:
         change = _cut_(context, candidate, optimizer, device)
         _train_(model, optimizer, training, context.steps, device)
-        if change is None:  # norms of repaired layers fit them, and an estimate from few batches would not
+        # The norms of repaired layers fit them, unless many steps have changed the layers since.
+        if change is None or context.steps * training.accumulate >= CALIBRATION_BATCHES:
             _recalibrate_(model, training, device)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return CandidateResult(

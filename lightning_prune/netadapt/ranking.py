@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from lightning_prune.compensation.calibration import CompensationError
-from lightning_prune.netadapt.candidate import Candidate, CandidateContext, CandidateResult
+from lightning_prune.netadapt.candidate import (
+    CALIBRATION_BATCHES,
+    Candidate,
+    CandidateContext,
+    CandidateResult,
+)
 from lightning_prune.netadapt.repair import RoundRepair, SearchRepair
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers, num_threads, pack_context, run_candidates
@@ -21,10 +26,7 @@ from lightning_prune.pruning.training import Training
 from lightning_prune.selection.plan import Plan
 from lightning_prune.utils.example_inputs import Example, on_device
 
-__all__ = ["CALIBRATION_BATCHES", "CandidateRanking"]
-
-#: least number of batches in a round, on which batch norms are estimated
-CALIBRATION_BATCHES = 4
+__all__ = ["CandidateRanking"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """NetAdapt: rounds in which every block is pruned on its own, and the best candidate is kept.
 
 After Yang et al., ECCV 2018 (arXiv 1804.03230), with these additions: coupled layers and whole blocks are pruned
-together, candidates are repaired before they are trained, the batch norms of those that are not repaired are estimated
-again, and candidates that lost nothing are compared by their metric.
+together, candidates are repaired before they are trained, their batch norms are estimated again (unless they are
+repaired and hardly trained), and candidates that lost nothing are compared by their metric.
 """
 
 from __future__ import annotations

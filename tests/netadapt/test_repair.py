@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_prune import trace
 from lightning_prune.compensation import CompensationSettings, cut_and_compensate_
+from lightning_prune.netadapt import candidate
+from lightning_prune.netadapt.candidate import CALIBRATION_BATCHES
 from lightning_prune.netadapt.repair import SETTINGS, SearchRepair
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers
@@ -132,3 +134,17 @@ def test_the_first_training_batches_give_the_images():
     assert SearchRepair.of(False, net, EXAMPLE, TRAINING.batches) is None
     with pytest.raises(ValueError, match="compensate must be True, False or CompensationSettings, got 3"):
         run_search(compensate=3)
+
+
+@pytest.mark.parametrize(("steps", "estimated"), [(1, False), (CALIBRATION_BATCHES, True)])
+def test_norms_of_repaired_candidates_are_estimated_only_after_some_steps(
+    steps: int, estimated: bool, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+    monkeypatch.setattr(candidate, "recalibrate_by_", lambda *args: calls.append(1))
+    one = Rounds(rounds=1, steps=steps)
+    _, result = run_search(rounds=one, rules=MILD)
+    assert result.rounds[0].change is not None
+    assert bool(calls) == estimated
+    run_search(rounds=one, rules=MILD, compensate=False)
+    assert calls

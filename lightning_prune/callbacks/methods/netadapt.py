@@ -22,7 +22,7 @@ from lightning_prune.callbacks.candidate_training import (
 from lightning_prune.callbacks.held_out_data import HeldOutSource, check_disjoint
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.compensation.calibration import CompensationSettings
-from lightning_prune.netadapt.ranking import CALIBRATION_BATCHES
+from lightning_prune.netadapt.candidate import CALIBRATION_BATCHES
 from lightning_prune.netadapt.repair import SearchRepair
 from lightning_prune.netadapt.rounds import Round, Rounds, SearchResult, rounds_table, target_share
 from lightning_prune.netadapt.run import check_search
