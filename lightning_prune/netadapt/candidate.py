@@ -31,8 +31,8 @@ __all__ = [
     "rehearse_training",
 ]
 
-#: least number of batches in a round, on which batch norms are estimated; a repaired candidate that is trained for fewer
-#: batches keeps its norms
+#: least number of batches in a round, on which batch norms are estimated; a repaired candidate that is trained for
+#: fewer batches keeps its norms
 CALIBRATION_BATCHES = 4
 
 
