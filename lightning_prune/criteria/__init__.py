@@ -24,6 +24,7 @@ from lightning_prune.criteria.cost_aware import CostAware, marginal_costs
 from lightning_prune.criteria.energy import OutputEnergy, output_energy, weight_energy
 from lightning_prune.criteria.gradients import Gradients, TaylorGate, TaylorWeight
 from lightning_prune.criteria.ipad import IPAD, Deviation, energy_importance, ipad_importance
+from lightning_prune.criteria.output_gradients import OutputGradients, OutputTaylor
 from lightning_prune.criteria.propagated import Propagated, propagate
 from lightning_prune.criteria.reduction import (
     Normalise,
@@ -63,6 +64,8 @@ __all__ = [
     "Observer",
     "ObservesNothing",
     "OutputEnergy",
+    "OutputGradients",
+    "OutputTaylor",
     "Propagated",
     "Random",
     "Reduction",

@@ -106,8 +106,8 @@ class OutputEnergy:
     """Output energy; see :func:`output_energy` for the formula. It needs batches, but neither labels nor gradients.
 
     Args:
-        normalise: ``"none"`` for the shares themselves; ``"remaining"``, see
-            :func:`~lightning_prune.criteria.reduction.remaining_shares`, or by the mean over ``"layer"``, ``"group"``
+        normalise: ``"remaining"``, see :func:`~lightning_prune.criteria.reduction.remaining_shares`, ``"none"`` for
+            the shares themselves, or by the mean over ``"layer"``, ``"group"``
             or ``"global"``.
 
     Raises:
@@ -124,7 +124,7 @@ class OutputEnergy:
         4
     """
 
-    normalise: Normalise = "none"
+    normalise: Normalise = "remaining"
 
     def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer:
         """Return an observer of the variances of what layers read."""

@@ -213,17 +213,56 @@ class TaylorGate:
 
     def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer:
         """Return an observer that sums the scores over training steps."""
-        return Gradients(gates(graph, model))
+        return Gradients({name: gate.source() for name, gate in gates(graph, model).items()})
 
     def __call__(
         self, graph: ChannelGraph, model: nn.Module, statistics: Statistics = NO_STATISTICS
     ) -> Importance:
         """Return importance per unit, shape (num_units,)."""
-        units = {name: source.units for name, source in gates(graph, model).items()}
+        units = {name: gate.units for name, gate in gates(graph, model).items()}
         return _importance(graph, units, statistics, self.reduction, self.normalise)
 
 
-def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, GradientSource]:
+@dataclass(frozen=True)
+class Gate:
+    """A gate on the channels that one weight produces or scales.
+
+    Attributes:
+        units: unit of each channel.
+        weight: the scale of a norm, or the weight of a layer.
+        bias: that goes with it, if there is one.
+        dim: dimension of ``weight`` along which the channels lie.
+    """
+
+    units: Units
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    dim: int
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """Weight and bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def gradient(self, gradients: Mapping[int, Tensor]) -> Tensor:
+        """Return ``sum w * dL/dw + b * dL/db`` of each channel, from gradients by identity of the parameter."""
+        if id(self.weight) not in gradients:
+            return torch.zeros(len(self.units), device=self.weight.device)
+        gate = (rows(self.weight, self.dim) * rows(gradients[id(self.weight)], self.dim)).sum(1)
+        if self.bias is None or id(self.bias) not in gradients:
+            return gate
+        return gate + self.bias.detach() * gradients[id(self.bias)]
+
+    def source(self) -> GradientSource:
+        """Return the squared gradients at the gate in the normal training steps."""
+
+        def score() -> Tensor:
+            return self.gradient({id(p): p.grad for p in self.parameters if p.grad is not None}).square()
+
+        return GradientSource(self.units, self.parameters, score)
+
+
+def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, Gate]:
     """Return the gates of all units: after norms, and on the outputs of layers whose units pass no norm."""
     scales = norm_scales(graph, model)
     normed = {int(unit) for units in scales.values() for unit in units}
@@ -232,18 +271,8 @@ def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, GradientSource]:
     return {name: _gate(model, name, dims[name], units) for name, units in {**scales, **bare}.items()}
 
 
-def _gate(model: nn.Module, name: str, dim: int, units: Units) -> GradientSource:
-    """Return the gate on the channels that one weight produces or scales."""
-    weight = model.get_parameter(name)
+def _gate(model: nn.Module, name: str, dim: int, units: Units) -> Gate:
     owner = model.get_submodule(name.rpartition(".")[0])
     bias = getattr(owner, "bias", None)
     bias = bias if isinstance(bias, nn.Parameter) and len(bias) == len(units) else None
-    parameters = (weight,) if bias is None else (weight, bias)
-
-    def score() -> Tensor:
-        gate = (rows(weight, dim) * rows(weight.grad, dim)).sum(1)  # type: ignore[arg-type]
-        if bias is not None and bias.grad is not None:
-            gate = gate + bias * bias.grad
-        return gate.square()
-
-    return GradientSource(units, parameters, score)
+    return Gate(units, model.get_parameter(name), bias, dim)

@@ -26,7 +26,14 @@ from lightning_prune.criteria.reduction import groups
 from lightning_prune.testing import randomise_
 from tests.support.nets import Attention, Net, Small
 
-CRITERIA = (OutputEnergy(), IPAD(0.0, terms="energy"), IPAD(0.5, terms="energy"), IPAD(1.0, terms="energy"))
+SHARES = OutputEnergy(normalise="none")
+CRITERIA = (
+    SHARES,
+    OutputEnergy(),
+    IPAD(0.0, terms="energy"),
+    IPAD(0.5, terms="energy"),
+    IPAD(1.0, terms="energy"),
+)
 
 
 def scores(criterion: Criterion, model: nn.Module, *batches: Tensor) -> np.ndarray:
@@ -82,7 +89,7 @@ def test_output_energy_of_pointwise_consumers_equals_ablation_of_each_channel():
     expected = ablated_shares(net.left, y) + ablated_shares(net.right, both)[2:]
     graph = trace(net, x)
     units = graph.layers["first.weight"]
-    np.testing.assert_allclose(scores(OutputEnergy(), net, *x.split(8))[units], expected, rtol=1e-6)
+    np.testing.assert_allclose(scores(SHARES, net, *x.split(8))[units], expected, rtol=1e-6)
 
 
 @torch.no_grad()
@@ -91,7 +98,7 @@ def test_flattened_inputs_sum_the_columns_of_a_channel():
     x = torch.cat(batches(1, 4, 4)).double()
     columns = net[:2](x)
     expected = ablated_shares(net[2], columns).reshape(3, 4).sum(1)
-    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[trace(net, x).layers["0.weight"]], expected)
+    np.testing.assert_allclose(scores(SHARES, net, x)[trace(net, x).layers["0.weight"]], expected)
 
 
 @torch.no_grad()
@@ -103,7 +110,7 @@ def test_grouped_and_transposed_consumers_equal_ablation_of_each_unit(groups, tr
     x = torch.cat(batches(1, 5)).double()
     units = trace(net, x).layers["0.weight"]
     expected = np.bincount(units, ablated_shares(net[1], net[0](x)))
-    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[: len(expected)], expected)
+    np.testing.assert_allclose(scores(SHARES, net, x)[: len(expected)], expected)
 
 
 @torch.no_grad()
@@ -111,7 +118,7 @@ def test_a_depthwise_convolution_hands_the_unit_on_to_what_reads_it():
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)).double()
     x = torch.cat(batches(1, 6, 6)).double()
     units = trace(net, x).layers["0.weight"]
-    np.testing.assert_allclose(scores(OutputEnergy(), net, x)[units], ablated_shares(net[2], net[:2](x)))
+    np.testing.assert_allclose(scores(SHARES, net, x)[units], ablated_shares(net[2], net[:2](x)))
 
 
 @torch.no_grad()
@@ -377,7 +384,7 @@ def test_activations_that_are_not_finite_are_named():
     net = Small().eval()
     x = torch.full((1, 3, 8, 8), float("nan"))
     with pytest.raises(ValueError, match=r"activations of '\w+' were NaN or infinite"):
-        scores(OutputEnergy(), net, torch.zeros(1, 3, 8, 8), x)
+        scores(SHARES, net, torch.zeros(1, 3, 8, 8), x)
 
 
 def test_unknown_terms_are_refused():
