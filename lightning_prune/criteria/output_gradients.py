@@ -25,8 +25,8 @@ class OutputGradients:
     """Observer of the squared gradients of a network's outputs at the gates of its units, in O(channels) memory.
 
     The inputs of each observed forward run once more in eval mode, without a trace in ``.grad``, running statistics
-    or random numbers. For signs v that are random for each output, ``(d v.f / dz)^2`` is an unbiased estimate of the sum
-    of the squared gradients of all outputs and samples (Hutchinson, 1990), at the price of one backward.
+    or random numbers. For signs v that are random for each output, ``(d v.f / dz)^2`` is an unbiased estimate of the
+    sum of the squared gradients of all outputs and samples (Hutchinson, 1990), at the price of one backward.
 
     Args:
         graph: the graph of ``model``.
@@ -167,7 +167,8 @@ class OutputTaylor:
         projections: random projections of the outputs per batch, one backward each.
         batches: number of batches that are looked at.
         reduction: over the gates of a unit.
-        normalise: ``"remaining"``, see :func:`~lightning_prune.criteria.reduction.remaining_shares`, ``"none"``, or by the mean over ``"layer"``, ``"group"`` or ``"global"``.
+        normalise: ``"remaining"``, see :func:`~lightning_prune.criteria.reduction.remaining_shares`, ``"none"``, or by
+            the mean over ``"layer"``, ``"group"`` or ``"global"``.
         seed: of the projections.
 
     Raises:
