@@ -167,8 +167,8 @@ class OutputTaylor:
         projections: random projections of the outputs per batch, one backward each.
         batches: number of batches that are looked at.
         reduction: over the gates of a unit.
-        normalise: ``"remaining"``, see :func:`~lightning_prune.criteria.reduction.remaining_shares`, ``"none"``, or by
-            the mean over ``"layer"``, ``"group"`` or ``"global"``.
+        normalise: ``"remaining"``, see :func:`~lightning_prune.criteria.reduction.remaining_shares`, ``"none"``, or
+            by the mean over ``"layer"``, ``"group"`` or ``"global"``.
         seed: of the projections.
 
     Raises:
