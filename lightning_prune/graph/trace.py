@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -85,13 +85,13 @@ def analyse(
     """
     finished: list[bool] = []
     notes: list[str] = []
-    error: Exception | None = None
+    errors: dict[str, Exception] = {}
     with unwrapped(tracker.model):
         for training in modes:
             try:
                 recording = record_forward(tracker.model, inputs, kwargs, training)
             except Exception as raised:
-                error = raised
+                errors["train" if training else "eval"] = raised
                 notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
                 continue
             _apply_rules(recording, tracker, count_macs=not finished)
@@ -99,12 +99,22 @@ def analyse(
             if recording.real:
                 notes.append("needs values to run; the branches that the example input takes were followed")
         if not finished:
-            raise TraceError(f"the network raises on its example input: {_describe(error)}") from error
+            raise TraceError(f"the network raises on its example input: {_describe(errors)}") from next(
+                iter(errors.values())
+            )
     return tuple(finished), notes
 
 
-def _describe(error: Exception | None) -> str:
-    where = raised_in(error) if error is not None else ""
+def _describe(errors: Mapping[str, Exception]) -> str:
+    """Return the error of each mode, once if it is the same in all."""
+    texts = {mode: _describe_error(error) for mode, error in errors.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"in {mode} mode {text}" for mode, text in texts.items())
+
+
+def _describe_error(error: Exception) -> str:
+    where = raised_in(error)
     return f"{type(error).__name__}: {error}{f' (in {where!r})' if where else ''}"
 
 

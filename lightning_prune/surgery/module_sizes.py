@@ -34,13 +34,33 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
     """
     kind = next((kind for kind in reversed(SIZE_ATTRIBUTES) if isinstance(module, kind)), None)
     for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
-        tensor = getattr(module, name, None)
-        tensor = getattr(module, "running_mean", None) if tensor is None else tensor  # norms without weight
-        if isinstance(tensor, Tensor):
+        tensor = _stored_tensor(module, name)
+        tensor = _stored_tensor(module, "running_mean") if tensor is None else tensor  # norms without weight
+        if tensor is not None:
             grouped = isinstance(module, nn.modules.conv._ConvNd) and dim == 1
             yield attribute, tensor.shape[dim] * (int(module.groups) if grouped else 1)  # type: ignore[arg-type]
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
-        yield "normalized_shape", tuple(module.weight.shape)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        weight = _stored_tensor(module, "weight")
+        if weight is not None:
+            yield "normalized_shape", tuple(weight.shape)
+
+
+def _stored_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer, or the tensor of its shape that it is computed from.
+
+    Reading the attribute itself may run code: a parametrised weight is computed, and spectral norm in train mode
+    changes its vectors then.
+    """
+    tensors = {**module._parameters, **module._buffers}
+    for stored_name in (name, f"{name}_orig", f"{name}_v"):  # spectral norm and weight norm by hooks
+        if tensors.get(stored_name) is not None:
+            return tensors[stored_name]
+    parametrizations = module._modules.get("parametrizations")
+    if not isinstance(parametrizations, nn.ModuleDict) or name not in parametrizations:
+        return None
+    parts = parametrizations[name]
+    originals = [tensor for tensor in {**parts._parameters, **parts._buffers}.values() if tensor is not None]
+    return max(originals, key=Tensor.numel, default=None)  # weight norm stores magnitudes and directions
 
 
 def update_sizes_(model: nn.Module, names: Iterable[str]) -> dict[str, int | tuple[int, ...]]:

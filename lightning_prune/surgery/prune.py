@@ -125,18 +125,19 @@ def _settings(
     """Return the attributes that determine sizes in the forward, each with its value after the cut."""
     tracker, survives = evidence.tracker, np.append(kept, True)[evidence.unit_of]
 
-    def size_after(ids: Tensor | None, default: int) -> int:
-        return default if ids is None else int(survives[evidence.components[ids.numpy()]].sum())
+    def size_after(default: int, *arrays: Tensor | None) -> int:
+        masks = [survives[evidence.components[ids.numpy()]] for ids in arrays if ids is not None]
+        return int(np.logical_and.reduce(masks).sum()) if masks else default
 
     values: dict[Any, int] = {}
     attributes: dict[Any, Attribute] = {}
     for use in sorted(tracker.size_uses, key=lambda use: len(list(leaves(use.size)))):
         for leaf in leaves(use.size):
             if isinstance(leaf, TensorSize):
-                values[leaf.key] = size_after(tracker.sizes.get(leaf.key), leaf.value)
+                values[leaf.key] = size_after(leaf.value, tracker.sizes.get(leaf.key))
             else:
                 attributes.setdefault(leaf.key, leaf)
-        values = _solve_use(evidence, graph, use, size_after(use.ids, len(use.ids)), values)
+        values = _solve_use(evidence, graph, use, size_after(len(use.ids), use.ids, *use.others), values)
     return [
         (leaf, values[key]) for key, leaf in attributes.items() if key in values and values[key] != leaf.value
     ]
@@ -189,12 +190,15 @@ def _check_values(
         corner = [int(masks[dim].argmax()) if dim in masks else 0 for dim in range(data.dim())]
         new_data = tensors[name].data
         if list(new_data.shape) != shape or not all(
-            torch.equal(
-                _line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(new_data, dim)
-            )
+            _same(_line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(new_data, dim))
             for dim, mask in (masks.items() if new_data.numel() else ())
         ):
             raise ProofError(f"{name!r} was cut at the wrong indices", np.empty(0, np.int64))
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors of the same shape have the same values, where NaN equals NaN."""
+    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:

@@ -31,6 +31,13 @@ aten = torch.ops.aten
 TensorKind = Literal["meta", "fake", "real"]
 _NUMPY_GETTERS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+#: Dropout of whole channels, for which torch makes the noise from sizes alone.
+_CHANNEL_DROPOUTS = {
+    torch.feature_dropout: aten.feature_dropout.default,
+    torch.feature_dropout_: aten.feature_dropout_.default,
+    torch.feature_alpha_dropout: aten.feature_alpha_dropout.default,
+    torch.feature_alpha_dropout_: aten.feature_alpha_dropout_.default,
+}
 _PACKAGE = __name__.split(".")[0]
 _RECORDER = f"{__package__}.recorder"  # this module calls the forward that is recorded
 
@@ -122,6 +129,8 @@ def _composite(
         return aten.einsum.default, contraction
     if func is torch._C._nn.pad and "circular" in args:
         return aten.pad.default, args
+    if func in _CHANNEL_DROPOUTS:
+        return _CHANNEL_DROPOUTS[func], tuple(args)
     sections = kwargs.get("indices_or_sections", kwargs.get("sections", args[1] if len(args) > 1 else None))
     if func in (torch.tensor_split, Tensor.tensor_split) and isinstance(sections, int):
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)

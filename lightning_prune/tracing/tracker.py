@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,11 +35,19 @@ Labels = tuple[tuple[Ids, ...], ...]
 
 @dataclass(frozen=True)
 class SizeUse:
-    """A traced size, passed by the user's code, that must equal the number of ``ids`` that remain."""
+    """A traced size, passed by the user's code, that must equal the number of ``ids`` that remain.
+
+    Attributes:
+        size: the size.
+        ids: along the dimension of that size.
+        where: the operator.
+        others: further ids along the same dimension, an index of which survives if all its ids do.
+    """
 
     size: TracedInt
     ids: Ids
     where: str
+    others: tuple[Ids, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,13 @@ class Tracker:
             self.register_size(size)
         elif size is not None and size >= 0:
             self.pin(ids, f"its size is written as the number {int(size)} in the code")
+
+    def require_size_of_all(self, size: PassedSize, arrays: Sequence[Ids]) -> None:
+        """Note that a size, required of each of several id arrays along one dimension, is that of all together."""
+        for index, use in enumerate(self.size_uses):
+            same_dimension = use.size is size and use.where == self.where
+            if same_dimension and any(torch.equal(use.ids, ids) for ids in arrays):
+                self.size_uses[index] = replace(use, others=tuple(arrays))
 
     def register_size(self, size: PassedSize) -> None:
         """Store in ``sizes`` the ids along each dimension that a traced size was read from."""

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning_prune.tracing.calls import OperatorCall
-from lightning_prune.tracing.traced_int import PassedSize, TensorSize, TracedInt
+from lightning_prune.tracing.ids import Ids
+from lightning_prune.tracing.traced_int import Attribute, PassedSize, TensorSize, TracedInt, leaves
+from lightning_prune.tracing.tracker import Tracker
 
-__all__ = ["OPEN_END", "passed_argument", "passed_bounds", "passed_sizes"]
+__all__ = ["OPEN_END", "labels_from_sizes", "passed_argument", "passed_bounds", "passed_sizes"]
 
 _RESHAPING = ("view", "reshape", "expand", "unflatten", "broadcast_to", "_unsafe_view", "repeat", "tile")
 _FACTORIES = (
@@ -94,3 +96,21 @@ def passed_bounds(call: OperatorCall, start: int, end: int) -> tuple[PassedSize,
 
 def _is_bound(passed: Any, concrete: int, default: int) -> bool:
     return (default if passed is None else passed) == concrete
+
+
+def labels_from_sizes(passed: Sequence[PassedSize], tracker: Tracker) -> list[tuple[Ids, ...]]:
+    """Return labels of dimensions created from sizes.
+
+    A size read from a tensor gives the ids along the dimension that was read; a size computed from attributes gives
+    new ids, which set the attributes.
+    """
+    labels: list[tuple[Ids, ...]] = []
+    for size in passed:
+        tracker.register_size(size)
+        origin = size.expression if isinstance(size, TracedInt) else None
+        ids = tracker.sizes.get(origin.key) if isinstance(origin, TensorSize) else None
+        if isinstance(size, TracedInt) and any(isinstance(leaf, Attribute) for leaf in leaves(size)):
+            ids = tracker.ties.fresh(int(size))
+            tracker.require_size(size, ids)
+        labels.append((ids,) if ids is not None and len(ids) == size else ())
+    return labels

@@ -211,9 +211,9 @@ def attention(call: OperatorCall, tracker: Tracker) -> None:
     The result has the heads of all three and the width of the values.
     """
     query, key, value = call.args[:3]
-    for dim in (-3, -1):
-        tracker.tie(tracker.along(query, dim), tracker.along(key, dim))
-    tracker.tie(tracker.along(query, -3), tracker.along(value, -3))
+    tracker.tie(tracker.along(query, -1), tracker.along(key, -1))
+    for other, name in ((key, "single key head"), (value, "single value head")):
+        _tie_heads(query, other, name, tracker)
     for mask in call.tensors[3:4]:
         if mask.dim() > 2 and mask.shape[-3] > 1:
             tracker.tie(tracker.along(query, -3), tracker.along(mask, -3))
@@ -226,6 +226,21 @@ def attention(call: OperatorCall, tracker: Tracker) -> None:
     pairs = query.shape[-2] * key.shape[-2] * prod(query.shape[:-3])
     _register_attention_macs(call, pairs, query, query, tracker)
     _register_attention_macs(call, pairs, query, value, tracker)
+
+
+def _tie_heads(query: Tensor, other: Tensor, name: str, tracker: Tracker) -> None:
+    """Tie each head of keys or values to the queries' heads that read it: one, or a group of equal size.
+
+    A single head that all queries read restricts none of them.
+    """
+    if query.dim() < 3:
+        return
+    heads, num_heads, num_others = tracker.along(query, -3), query.shape[-3], other.shape[-3]
+    if as_in_dense(name, num_others == 1 < num_heads, tracker):
+        return
+    if heads is not None and num_heads != num_others:
+        heads = tracker.tie_across(heads.view(num_others, -1).t()).contiguous()
+    tracker.tie(heads, tracker.along(other, -3))
 
 
 def _register_attention_macs(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from lightning_prune.tracing.calls import OperatorCall
-from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.arguments import passed_sizes
+from lightning_prune.tracing.rules.arguments import labels_from_sizes, passed_sizes
 from lightning_prune.tracing.rules.decisions import as_in_dense
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.rules.splitting import tie_equal_parts
-from lightning_prune.tracing.traced_int import Attribute, PassedSize, TensorSize, TracedInt, leaves
 from lightning_prune.tracing.tracker import Tracker
 
 aten = torch.ops.aten
@@ -24,12 +20,12 @@ def expand(call: OperatorCall, tracker: Tracker) -> None:
     source, out = call.args[0], call.out
     lead = out.dim() - source.dim()
     passed = passed_sizes(call, list(out.shape))
-    labels = _labels_from_sizes(passed[:lead], tracker)
+    labels = labels_from_sizes(passed[:lead], tracker)
     for dim, arrays in enumerate(tracker.labels(source)):
         expanded = _is_expanded(source.shape[dim], out.shape[lead + dim], tracker)
         if not expanded and arrays:
             tie_equal_parts(arrays[0][None], passed[lead + dim], tracker)
-        labels.append(_labels_from_sizes([passed[lead + dim]], tracker)[0] if expanded else arrays)
+        labels.append(labels_from_sizes([passed[lead + dim]], tracker)[0] if expanded else arrays)
     tracker.label(out, labels)
 
 
@@ -39,31 +35,13 @@ def _is_expanded(before: int, after: int, tracker: Tracker) -> bool:
     return before == 1 and expanded
 
 
-def _labels_from_sizes(passed: Sequence[PassedSize], tracker: Tracker) -> list[tuple[Ids, ...]]:
-    """Return labels of dimensions created from sizes.
-
-    A size read from a tensor gives the ids along the dimension that was read; a size computed from attributes gives
-    new ids, which set the attributes.
-    """
-    labels: list[tuple[Ids, ...]] = []
-    for size in passed:
-        tracker.register_size(size)
-        origin = size.expression if isinstance(size, TracedInt) else None
-        ids = tracker.sizes.get(origin.key) if isinstance(origin, TensorSize) else None
-        if isinstance(size, TracedInt) and any(isinstance(leaf, Attribute) for leaf in leaves(size)):
-            ids = tracker.ties.fresh(int(size))
-            tracker.require_size(size, ids)
-        labels.append((ids,) if ids is not None and len(ids) == size else ())
-    return labels
-
-
 @rule(
     aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty,
     aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full,
 )  # fmt: skip
 def factory(call: OperatorCall, tracker: Tracker) -> None:
     """Label a tensor created from sizes."""
-    tracker.label(call.out, _labels_from_sizes(passed_sizes(call, list(call.out.shape)), tracker))
+    tracker.label(call.out, labels_from_sizes(passed_sizes(call, list(call.out.shape)), tracker))
 
 
 @rule(aten.repeat)
@@ -72,10 +50,10 @@ def repeat(call: OperatorCall, tracker: Tracker) -> None:
     source, repeats = call.args[0], call.args[1]
     lead = len(repeats) - source.dim()
     passed = passed_sizes(call, repeats)
-    labels = _labels_from_sizes(passed[:lead], tracker)
+    labels = labels_from_sizes(passed[:lead], tracker)
     for dim, (copies, arrays) in enumerate(zip(repeats[lead:], tracker.labels(source), strict=True)):
         if _is_expanded(source.shape[dim], copies, tracker):
-            labels += _labels_from_sizes([passed[lead + dim]], tracker)
+            labels += labels_from_sizes([passed[lead + dim]], tracker)
         else:
             labels.append(tuple(ids.repeat(copies) for ids in arrays))
     tracker.label(call.out, labels)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.arguments import passed_sizes
+from lightning_prune.tracing.rules.arguments import labels_from_sizes, passed_sizes
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.traced_int import (
     Attribute,
@@ -84,6 +84,11 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     """Follow ids through a reshape, one group of matching dimensions at a time."""
     source, out = call.args[0], call.out
     passed = passed_sizes(call, list(out.shape))
+    if (
+        not source.numel()
+    ):  # any shape without elements fits, so that the sizes alone say what the dimensions are
+        tracker.label(out, labels_from_sizes(passed, tracker))
+        return
     labels: list[list[Ids]] = [[] for _ in out.shape]
     for inner, outer in _groups(source.shape, out.shape, tracker):
         shape, new_shape = [source.shape[dim] for dim in inner], [out.shape[dim] for dim in outer]
@@ -93,6 +98,9 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
                 factor = choose_factor(grid, [passed[d] for d in outer], tracker)
                 if factor is not None and outer:
                     labels[outer[factor[0]]].append(factor[1])
+    for size, arrays in zip(passed, labels, strict=True):
+        if len(arrays) > 1:
+            tracker.require_size_of_all(size, arrays)
     tracker.label(out, labels)
     tracker.register_reshape(passed, out)
 
@@ -165,7 +173,6 @@ def _new_choice(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) ->
             if not _follows_tensors(passed[dim]):
                 tracker.require_size(passed[dim], ids)
             return Choice(dim)
-    for dim in varying:
         if (other := _foreign_ids(grid, dim, passed, tracker)) is not None:
             tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
             return Choice(dim, foreign=True)
