@@ -14,6 +14,7 @@ from torch import nn
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data, without_prefix
+from lightning_prune.utils.named_sizes import read_size, write_size
 
 __all__ = ["PruningRecord", "RecordError"]
 
@@ -33,7 +34,8 @@ class PruningRecord:
         kept: parameter or buffer -> dimension -> surviving original indices, ascending. Dimensions that lost
             nothing are absent.
         shapes: parameter or buffer in ``kept`` -> its shape in the dense model.
-        attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to.
+        attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to; of an attribute
+            that holds named integers, ``module.attribute[name]``.
         info: further facts for the reader, such as the costs before and after. Nothing depends on them.
 
     Example:
@@ -66,7 +68,7 @@ class PruningRecord:
             set_data(tensors[name], cut(tensors[name], dims))
         for path, value in self.attributes.items():
             owner, attribute = _owner_of(model, path)
-            setattr(owner, attribute, _as_type_of(getattr(owner, attribute), value))
+            write_size(owner, attribute, _as_type_of(read_size(owner, attribute), value))
         freeze_empty_(tensors.values())
         return model
 
@@ -85,7 +87,7 @@ class PruningRecord:
                 _check_indices(name, dim, indices, shape, least=0 if name.startswith(optional) else 1)
         for path, value in self.attributes.items():
             owner, attribute = _owner_of(model, path)
-            current = vars(owner).get(attribute)
+            current = read_size(owner, attribute)
             if not _can_replace(current, value, least=0 if path.startswith(optional) else 1):
                 raise RecordError(
                     f"the record sets {path!r} to {value}, but its value in {type(model).__name__} is {current!r}"

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_prune.surgery.cropping import cropped_shapes
 from lightning_prune.surgery.mask_check import masks_agree
 from lightning_prune.surgery.masks import Mask
+from lightning_prune.surgery.number_check import changed_number, with_numbers_of
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.tracker import Labels, TracedOperator
@@ -93,13 +94,21 @@ class _Survivors:
                 values.index_fill_(dim, removed.nonzero().flatten(), 0)
         return values
 
+    def leaves_one(self, operator: TracedOperator) -> bool:
+        """Whether a dimension of what the operator reads or writes has one element left, or none."""
+        masks = (self.mask(arrays) for labels in operator.labels for arrays in labels)
+        return any(mask is not None and mask.sum() <= 1 for mask in masks)
+
     def affects(self, operator: TracedOperator) -> bool:
         """Whether anything that the operator reads or writes was removed."""
         return any(self.mask(arrays) is not None for labels in operator.labels for arrays in labels)
 
 
 def mismatches(
-    dense: Sequence[TracedOperator], small: Sequence[TracedOperator], alive: NDArray[np.bool_]
+    dense: Sequence[TracedOperator],
+    small: Sequence[TracedOperator],
+    alive: NDArray[np.bool_],
+    numbers_follow_sizes: bool = False,
 ) -> Iterator[tuple[TracedOperator, str]]:
     """Yield each dense operator whose result differs from that of the smaller network, and a description.
 
@@ -107,9 +116,21 @@ def mismatches(
         dense: operators of the dense network, in order.
         small: operators of the smaller network, in order.
         alive: which ids of the dense network survive; mask of shape (number of ids,).
+        numbers_follow_sizes: whether the trace met numbers that follow from numbers of channels; then numbers may
+            differ after the cut.
     """
     survivors = _Survivors(alive)
-    for before, after in _pairs(dense, small):
+    for before, after in _pairs(dense, small, survivors):
+        if after is None:
+            yield (
+                before,
+                "is not what the smaller network runs there: its code depends on a number of channels",
+            )
+            continue
+        if (changed := changed_number(before, after)) is not None:
+            if not numbers_follow_sizes:
+                yield before, changed
+            after = with_numbers_of(before, after)
         if not survivors.affects(before) or not _is_comparable(before.call):
             continue
         mixes = before.mixes_channels
@@ -119,18 +140,21 @@ def mismatches(
 
 
 def _pairs(
-    dense: Sequence[TracedOperator], small: Sequence[TracedOperator]
-) -> Iterator[tuple[TracedOperator, TracedOperator]]:
+    dense: Sequence[TracedOperator], small: Sequence[TracedOperator], survivors: _Survivors
+) -> Iterator[tuple[TracedOperator, TracedOperator | None]]:
     """Pair the operators of both networks, by module and line of code, in order.
 
     Where a dimension is left with one element, torch may run other operators for the same line of the network's
-    code. Such lines cannot be compared and are left out.
+    code. Such lines cannot be compared and are left out. Where other operators run for another reason, there is no
+    partner: the code takes another branch if there are fewer channels.
     """
     dense_places, small_places = _by_place(dense), _by_place(small)
     for place, before in dense_places.items():
         after = small_places.get(place, [])
         if [_kind(operator.call) for operator in before] == [_kind(operator.call) for operator in after]:
             yield from zip(before, after, strict=True)
+        elif not any(survivors.leaves_one(operator) for operator in before):
+            yield before[0], None
 
 
 def _by_place(operators: Sequence[TracedOperator]) -> dict[tuple[str, str], list[TracedOperator]]:

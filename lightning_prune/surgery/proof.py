@@ -200,6 +200,7 @@ def _check_cost(graph: ChannelGraph, small: Tracker, kept: NDArray[np.bool_]) ->
 def _check_numbers(evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]) -> None:
     """Raise if an operator of the smaller network computes something else on random numbers."""
     alive = survives[evidence.components]
-    for operator, problem in mismatches(evidence.tracker.operators, small.operators, alive):
+    dense = evidence.tracker
+    for operator, problem in mismatches(dense.operators, small.operators, alive, dense.has_sized_numbers):
         ids = [ids for labels in operator.labels for arrays in labels for ids in arrays]
         raise ProofError(f"{operator.call} {problem}", _units_of(evidence, *ids))

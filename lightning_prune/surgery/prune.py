@@ -23,6 +23,7 @@ from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
 from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
+from lightning_prune.utils.named_sizes import named_path, read_size
 
 __all__ = ["SurgeryError", "prune_", "surviving_indices"]
 
@@ -76,7 +77,7 @@ def prune_(
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
     shapes = {name: list(data.shape) for name, data in before.items()}
-    with gc_paused(), _rolled_back(snapshot(model, indices, optimizers)):
+    with gc_paused(), _rolled_back(snapshot(model, indices, optimizers), remove):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
             set_attribute(attribute, value)
@@ -207,14 +208,15 @@ def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:
 
 
 @contextlib.contextmanager
-def _rolled_back(restore: Callable[[], None]) -> Iterator[None]:
-    """Call ``restore`` if the block raises."""
+def _rolled_back(restore: Callable[[], None], remove: Units) -> Iterator[None]:
+    """Call ``restore`` if the block raises; an error without units concerns all that were to be removed."""
     try:
         yield
     except BaseException as error:
         restore()
         if isinstance(error, ProofError):
-            raise SurgeryError(f"{error}; the cut was rolled back", error.units) from error
+            units = error.units if len(error.units) else remove
+            raise SurgeryError(f"{error}; the cut was rolled back", units) from error
         raise
 
 
@@ -225,7 +227,8 @@ def _new_attributes(
     names = {id(module): name for name, module in model.named_modules()}
     values: dict[str, Any] = {}
     for attribute, _ in settings:
-        path = f"{names[id(attribute.owner)]}.{attribute.name}".lstrip(".")
-        values[path] = getattr(attribute.owner, attribute.name)
+        item = attribute.item
+        name = named_path(attribute.name, item) if isinstance(item, str) else attribute.name
+        values[f"{names[id(attribute.owner)]}.{name}".lstrip(".")] = read_size(attribute.owner, name)
     values.update(updated_sizes)
     return {path: size if isinstance(size, int) else list(size) for path, size in values.items()}

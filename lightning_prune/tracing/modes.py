@@ -7,6 +7,7 @@ call with the arguments that the user's code passed, traced ints included.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -31,6 +32,7 @@ aten = torch.ops.aten
 TensorKind = Literal["meta", "fake", "real"]
 _NUMPY_GETTERS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _SIZE_GETTERS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+_COUNT_GETTERS = (Tensor.numel, Tensor.nelement, torch.numel)
 #: Dropout of whole channels, for which torch makes the noise from sizes alone.
 _CHANNEL_DROPOUTS = {
     torch.feature_dropout: aten.feature_dropout.default,
@@ -107,6 +109,10 @@ class PythonCallMode(TorchFunctionMode):
             self.numpy_tensors.append(args[0])
         if func in _SIZE_GETTERS:
             return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        if func in _COUNT_GETTERS:
+            return math.prod(_traced_sizes(args[0], args[0].shape), start=1)
+        if func is Tensor.__len__:
+            int(_traced_sizes(args[0], func(*args), 0))  # `len` returns a plain int, as `int` does
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
             if func is F.scaled_dot_product_attention and self.operators.kind == "meta":

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_prune.tracing.calls import Recording, tensors_in
 from lightning_prune.tracing.isolation import restored
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
+from lightning_prune.tracing.size_caches import caches_bypassed
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
 
 __all__ = ["raised_in", "record_forward"]
@@ -51,7 +52,7 @@ class _Forward:
 
     def record(self, kind: TensorKind) -> Recording:
         """Record the forward on tensors of ``kind``, and restore the model except the values of its buffers."""
-        with restored(self.model), _patched_torch():
+        with restored(self.model), _patched_torch(), caches_bypassed(self.model):
             # Networks that cache what they compute in eval mode drop it when the mode changes.
             self.model.train(not self.training)
             self.model.train(self.training)

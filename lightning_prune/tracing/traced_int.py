@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.utils.named_sizes import is_named_sizes, named_path, write_size
+
 __all__ = [
     "Attribute",
     "Leaf",
@@ -42,15 +44,15 @@ PassedSize = int | None
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """An integer attribute of a module, or one item of an attribute that is a tuple or list of integers."""
+    """An integer attribute of a module, or one item of a tuple or list of integers or of named integers."""
 
     owner: nn.Module
     name: str
-    item: int | None
+    item: int | str | None
     value: int
 
     @property
-    def key(self) -> tuple[int, str, int | None]:
+    def key(self) -> tuple[int, str, int | str | None]:
         """Hashable key, equal for two readings of the same attribute."""
         return (id(self.owner), self.name, self.item)
 
@@ -269,12 +271,16 @@ def _traced(owner: nn.Module, name: str, value: Any) -> Any:
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
         items = [TracedInt(item, Attribute(owner, name, i, item)) for i, item in enumerate(value)]
         return type(value)(items)
+    if is_named_sizes(value):
+        return tuple((key, TracedInt(size, Attribute(owner, name, key, size))) for key, size in value)
     return None
 
 
 def set_attribute(attribute: Attribute, value: int) -> None:
     """Set the attribute. Tuples and lists are replaced, not changed, since other objects may share them."""
-    if attribute.item is not None:
+    if isinstance(attribute.item, str):
+        write_size(attribute.owner, named_path(attribute.name, attribute.item), value)
+    elif attribute.item is not None:
         old_items = getattr(attribute.owner, attribute.name)
         items = list(old_items)
         items[attribute.item] = value

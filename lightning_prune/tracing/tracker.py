@@ -108,6 +108,7 @@ class Tracker:
         sources: parameter or buffer name -> dimension -> ids.
         sizes: key of a tensor size -> ids along that dimension.
         buffers: names of the buffers.
+        has_sized_numbers: whether a number of channels is used as a number, and not as a size.
     """
 
     model: nn.Module
@@ -126,6 +127,8 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self.sizes: dict[object, Ids | None] = {}
+        self.has_sized_numbers = False
+        self._constants: set[int] = set()
         self.buffers = {name for name, _ in self.model.named_buffers()}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self._labels: dict[int, Labels] = {}
@@ -264,7 +267,24 @@ class Tracker:
             self.reshapes.append(TracedReshape(tuple(passed), out.shape, self.labels(out), self.where))
 
     def mark_float_use(self, size: TracedInt) -> None:
-        """Mark ids whose number is used as a float: removing some of them changes how the others are scaled."""
+        """Mark ids whose number is used as a number: removing some of them changes what it scales.
+
+        In the field's networks that is the scale of attention and of correlations, and the width of a norm.
+        """
+        num_marked = len(self.ties.statistics)
+        self._mark_float_use(size)
+        self.has_sized_numbers |= len(self.ties.statistics) > num_marked
+
+    def mark_constant(self, tensor: Tensor) -> None:
+        """Note that ``tensor`` has the same value everywhere, which is not zero."""
+        self._constants.add(id(tensor))
+        self._kept_alive.append(tensor)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` was made with the same value everywhere, so that its sum counts channels."""
+        return id(tensor) in self._constants
+
+    def _mark_float_use(self, size: TracedInt) -> None:
         self.register_size(size)
         for leaf in leaves(size):
             if isinstance(leaf, TensorSize):

@@ -54,7 +54,5 @@ def test_trace_error_says_what_each_mode_raised():
     def run(net, x):
         raise ValueError("no targets" if net.training else "three channels expected")
 
-    with pytest.raises(
-        TraceError, match=r"eval mode ValueError: three.*train mode ValueError: no"
-    ):
+    with pytest.raises(TraceError, match=r"eval mode ValueError: three.*train mode ValueError: no"):
         trace(Net(run, a=nn.Conv2d(3, 8, 1)), torch.zeros(1, 1, 4, 4))

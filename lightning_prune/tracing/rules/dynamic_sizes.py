@@ -26,11 +26,13 @@ MISMATCH = "its number sizes a reshape of other channels"
 
 
 def pin_converted_size(size: TracedInt, tracker: Tracker) -> None:
-    """Pin the channels whose number ``int(x.shape[1])`` converts to a plain int, since its uses cannot be traced."""
+    """Pin channels whose number ``int(x.shape[1])`` or ``len(x)`` makes a plain int, which cannot be followed."""
     tracker.register_size(size)
     for leaf in leaves(size):
         if isinstance(leaf, TensorSize):
-            tracker.pin(tracker.sizes[leaf.key], "its number is made plain by int(), and cannot be followed")
+            tracker.pin(
+                tracker.sizes[leaf.key], "its number is made plain by int() or len(), and cannot be followed"
+            )
 
 
 def pin_mismatched_sizes(tracker: Tracker) -> None:

@@ -41,6 +41,8 @@ def _is_expanded(before: int, after: int, tracker: Tracker) -> bool:
 )  # fmt: skip
 def factory(call: OperatorCall, tracker: Tracker) -> None:
     """Label a tensor created from sizes."""
+    if call.op._opname in ("ones", "full", "new_ones", "new_full"):
+        tracker.mark_constant(call.out)
     tracker.label(call.out, labels_from_sizes(passed_sizes(call, list(call.out.shape)), tracker))
 
 

@@ -16,10 +16,17 @@ rule(
     aten.clone, aten.detach, aten.alias, aten._to_copy, aten.lift_fresh, aten.lift_fresh_copy,
     aten.contiguous, aten.native_dropout, aten.dropout, aten.empty_like,
     aten.feature_dropout, aten.feature_dropout_, aten.feature_alpha_dropout, aten.feature_alpha_dropout_,
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like, aten.bernoulli,
+    aten.zeros_like, aten.rand_like, aten.randn_like, aten.bernoulli,
     aten.bernoulli_, aten.zero_, aten.fill_, aten.uniform_, aten.normal_, aten._conj, aten.resolve_conj,
     aten.resolve_neg, aten.tril, aten.triu, aten.lift, aten.detach_, aten.requires_grad_,
 )(same_labels)  # fmt: skip
+
+
+@rule(aten.ones_like, aten.full_like)
+def constant_like(call: OperatorCall, tracker: Tracker) -> None:
+    """Keep the labels; a sum of the result counts channels."""
+    same_labels(call, tracker)
+    tracker.mark_constant(call.out)
 
 
 def _positive_dims(dims: int | Sequence[int], rank: int) -> list[int]:

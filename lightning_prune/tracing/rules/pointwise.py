@@ -11,7 +11,6 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.decisions import as_in_dense
 from lightning_prune.tracing.rules.registry import rule, same_labels
-from lightning_prune.tracing.traced_int import TracedInt
 from lightning_prune.tracing.tracker import Tracker
 
 aten = torch.ops.aten
@@ -26,10 +25,6 @@ aten = torch.ops.aten
 def pointwise(call: OperatorCall, tracker: Tracker) -> None:
     """Tie the operands position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
-    if call.python is not None and call.op._opname.strip("_") in call.python.name:
-        for value in call.python.args:  # a size as an operand, as in `x / x.shape[1]`
-            if isinstance(value, TracedInt):
-                tracker.mark_float_use(value)
     for out in call.outputs:
         tracker.label(out, [_tie_operands(operands, dim - out.dim(), tracker) for dim in range(out.dim())])
     if call.op._schema.is_mutable and operands and call.outputs:  # in place: the first argument is the result
@@ -87,8 +82,8 @@ def _tie_merged(arrays: list[tuple[Ids, ...]], tracker: Tracker) -> tuple[Ids, .
 
 @rule(aten.sum, aten.any, aten.all, aten.count_nonzero)
 def summation(call: OperatorCall, tracker: Tracker) -> None:
-    """Follow reductions whose result stays the same without a channel of zeros."""
-    _reduce(call, tracker, is_statistic=False)
+    """Follow reductions whose result stays the same without a channel of zeros; sums of constants count channels."""
+    _reduce(call, tracker, is_statistic=tracker.is_constant(call.args[0]))
 
 
 @rule(

@@ -14,6 +14,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.rules.numbers import mark_sized_numbers, pass_constants_on
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
 
 __all__ = ["RULES", "Rule", "apply_rule", "rule", "same_labels"]
@@ -104,7 +105,9 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     tracker.call = call
     argument_labels = [tracker.labels(tensor) for tensor in call.tensors]
     num_statistics = len(tracker.ties.statistics)
+    mark_sized_numbers(call, tracker)
     _apply(call, tracker)
+    pass_constants_on(call, tracker)
     result_labels = [tracker.labels(tensor) for tensor in call.outputs]
     mixed = len(tracker.ties.statistics) > num_statistics
     shapes = [tensor.shape for tensor in call.tensors]

@@ -208,12 +208,16 @@ def _rank_size(size: PassedSize) -> int:
     if not isinstance(size, TracedInt):
         return 1 if size is None or size < 0 else 4
     origins = list(leaves(size))
-    is_heads = any(
-        isinstance(leaf, Attribute) and "head" in leaf.name and "dim" not in leaf.name for leaf in origins
-    )
+    is_heads = any(isinstance(leaf, Attribute) and _is_heads(leaf) for leaf in origins)
     if any(isinstance(leaf, TensorSize) for leaf in origins):
         return 2 if is_heads else 1
     return 0 if is_heads and len(origins) == 1 else 3
+
+
+def _is_heads(attribute: Attribute) -> bool:
+    if isinstance(attribute.item, str):  # an axis of an einops layer
+        return attribute.item in ("h", "heads", "nh")
+    return "head" in attribute.name and "dim" not in attribute.name
 
 
 def _can_shrink(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: Tracker) -> bool:

@@ -1,0 +1,63 @@
+"""Compare the numbers that operators receive before and after a cut: some follow from numbers of channels.
+
+A trace follows sizes through the arithmetic of Python integers. Where a network's code takes another way (numpy, a
+cache, a global dictionary), the trace does not see that a number depends on a size. The smaller network shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.rules.numbers import scalars
+from lightning_prune.tracing.tracker import TracedOperator
+
+__all__ = ["changed_number", "with_numbers_of"]
+
+#: Constants of more elements are not compared.
+_MAX_CONSTANT = 4096
+
+
+def changed_number(before: TracedOperator, after: TracedOperator) -> str | None:
+    """Describe a number, or a constant tensor, that the cut has changed; None if there is none."""
+    old, new = dict(scalars(before.call)), dict(scalars(after.call))
+    for key, value in old.items():
+        if key in new and not _equal(value, new[key]):
+            return f"gets the number {new[key]:.6g}, and {value:.6g} in the dense network"
+    for constant, other, labels in zip(before.call.tensors, after.call.tensors, before.labels, strict=False):
+        if not any(labels) and _is_constant(constant) and _is_constant(other) and _differ(constant, other):
+            return "gets a constant that the cut has changed"
+    return None
+
+
+def with_numbers_of(before: TracedOperator, after: TracedOperator) -> TracedOperator:
+    """Return the smaller call with the numbers of the dense one, since both are to be compared for the same ones."""
+    args, kwargs = list(after.call.args), dict(after.call.kwargs)
+    for key, value in scalars(before.call):
+        if isinstance(key, int) and key < len(args):
+            args[key] = value
+        elif isinstance(key, str) and key in kwargs:
+            kwargs[key] = value
+    return replace(after, call=_with_arguments(after.call, tuple(args), kwargs))
+
+
+def _with_arguments(call: OperatorCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OperatorCall:
+    return OperatorCall(call.op, args, kwargs, call.out, call.module, call.python, call.line)
+
+
+def _equal(old: float, new: float) -> bool:
+    return old == new or (old != old and new != new)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Return whether a tensor was made by the code from plain numbers: real values, and no parameter or buffer."""
+    plain = type(tensor) is Tensor and not isinstance(tensor, nn.Parameter)
+    return plain and not tensor.is_meta and tensor.numel() <= _MAX_CONSTANT
+
+
+def _differ(old: Tensor, new: Tensor) -> bool:
+    return old.dtype == new.dtype and not torch.equal(old, new)

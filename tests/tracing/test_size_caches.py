@@ -1,0 +1,128 @@
+"""Sizes do not pass from a trace into caches, nor from caches into a trace (einops, ``functools.lru_cache``)."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from einops import rearrange
+from einops.layers.torch import Rearrange, Reduce
+from torch import nn
+
+from lightning_prune import PruningRecord, prune_, trace
+from lightning_prune.testing import with_zeroed_consumers
+from lightning_prune.tracing.traced_int import TracedInt
+
+
+class Functional(nn.Module):
+    """Attention by the functions of einops."""
+
+    def __init__(self, dim: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.o = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in self.qkv(x).chunk(3, -1))
+        return self.o(rearrange((q @ k.transpose(-2, -1)).softmax(-1) @ v, "b h n d -> b n (h d)"))
+
+
+class Layers(nn.Module):
+    """Attention by the layers of einops, which keep the number of heads."""
+
+    def __init__(self, dim: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.split, self.merge = Rearrange("b n (h d) -> b h n d", h=heads), Rearrange("b h n d -> b n (h d)")
+
+    def forward(self, x):
+        q, k, v = (self.split(t) for t in self.qkv(x).chunk(3, -1))
+        return self.o(self.merge((q @ k.transpose(-2, -1)).softmax(-1) @ v))
+
+
+def _network(block):
+    return nn.Sequential(nn.Linear(5, 16), block(), block(), nn.Linear(16, 3)).eval()
+
+
+@functools.lru_cache
+def _merged(channels, pixels):
+    return channels * pixels
+
+
+class Cached(nn.Module):
+    """A flattening by a cached helper."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, width, 3, padding=1), nn.Linear(width * 4, 2)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.out(y.reshape(len(x), _merged(y.shape[1], y.shape[2] * y.shape[3])))
+
+
+@pytest.mark.parametrize("block", [Functional, Layers])
+def test_same_graph_before_and_after_a_forward_and_in_the_second_trace(block):
+    net, x = _network(block), torch.randn(2, 9, 5)
+    graphs = [trace(net, x)]
+    net(x)
+    graphs += [trace(net, x), trace(copy.deepcopy(net), x)]
+    first = graphs[0]
+    assert (
+        len(first.prunable) == 16 + 2 * 8 + 2 * 16 - 8
+    )  # the width, heads of two blocks, and nothing of the output
+    for graph in graphs[1:]:
+        assert graph.pinned == first.pinned
+        assert {n: u.tolist() for n, u in graph.layers.items()} == {
+            n: u.tolist() for n, u in first.layers.items()
+        }
+
+
+@pytest.mark.parametrize("block", [Functional, Layers])
+def test_heads_are_removed_as_without_einops(block):
+    net, x = _network(block), torch.randn(2, 9, 5)
+    net(x)
+    graph = trace(net, x)
+    units = [graph.layers["1.qkv.weight"][0], graph.layers["2.qkv.weight"][-1]]
+    dense, fresh = with_zeroed_consumers(copy.deepcopy(net), graph, units), copy.deepcopy(net)
+    record = prune_(net, graph, units)
+    torch.testing.assert_close(net(x), dense(x))
+    again = PruningRecord.from_dict(record.to_dict()).apply_(fresh)
+    for copied in (again, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(copied(x), net(x), rtol=0, atol=0)
+
+
+def test_layer_of_einops_shows_its_new_number_of_heads():
+    net = _network(Layers)
+    graph = trace(net, torch.randn(2, 9, 5))
+    record = prune_(net, graph, graph.layers["1.qkv.weight"][:1])
+    assert repr(net[1].split) == "Rearrange('b n (h d) -> b h n d', h=3)"
+    assert record.attributes["1.split._axes_lengths[h]"] == 3
+
+
+def test_layers_of_einops_that_reduce_keep_channels_free():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Rearrange("b c h w -> b (h w) c"), Reduce("b n c -> b c", "mean"))
+    net = nn.Sequential(*net, nn.Linear(8, 2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(net, x)
+    units = graph.layers["0.weight"][2:5]
+    dense = with_zeroed_consumers(copy.deepcopy(net), graph, units)
+    prune_(net, graph, units)
+    torch.testing.assert_close(net(x), dense(x))
+
+
+def test_cached_helper_is_called_without_its_cache_and_keeps_no_traced_size():
+    net, x = Cached(), torch.randn(1, 3, 2, 2)
+    _merged.cache_clear()
+    net(x)
+    cached = _merged
+    graphs = [trace(net, x), trace(Cached(), x)]
+    assert _merged is cached
+    assert [len(graph.prunable) for graph in graphs] == [6, 6]
+    assert type(_merged(6, 4)) is int
+    assert not isinstance(_merged(6, 4), TracedInt)
+    prune_(net, graphs[0], graphs[0].layers["conv.weight"][:2])
+    assert net(x).shape == (1, 2)
+    assert net.out.in_features == 16
