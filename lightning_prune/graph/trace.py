@@ -97,7 +97,7 @@ def analyse(
             _apply_rules(recording, tracker, count_macs=not finished)
             finished.append(training)
             if recording.real:
-                notes.append("needs values to run; the branches that the example input takes were followed")
+                notes.append(recording.reason)
         if not finished:
             raise TraceError(f"the network raises on its example input: {_describe(errors)}") from next(
                 iter(errors.values())

@@ -87,6 +87,7 @@ class Recording:
         real: whether it ran on real values, not on meta or fake tensors.
         size_events: traced sizes that were converted to floats or plain ints.
         numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
+        reason: why it ran on real values; "" if it did not.
     """
 
     calls: list[OperatorCall]
@@ -95,6 +96,7 @@ class Recording:
     real: bool
     size_events: SizeEvents
     numpy_tensors: list[Tensor]
+    reason: str = ""
 
 
 def operator_tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -135,6 +135,10 @@ def _composite(
         return aten.einsum.default, contraction
     if func is torch._C._nn.pad and "circular" in args:
         return aten.pad.default, args
+    if func in (torch.quantile, Tensor.quantile, torch.nanquantile, Tensor.nanquantile):
+        return _quantile(func.__name__, *args, **kwargs)
+    if func is torch._C._nn.pad_sequence and not kwargs:
+        return aten.pad_sequence.default, args
     if func in _CHANNEL_DROPOUTS:
         return _CHANNEL_DROPOUTS[func], tuple(args)
     sections = kwargs.get("indices_or_sections", kwargs.get("sections", args[1] if len(args) > 1 else None))
@@ -142,6 +146,13 @@ def _composite(
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
         return aten.tensor_split.sections, (args[0], int.__int__(sections), int.__int__(dim))
     return None
+
+
+def _quantile(
+    name: str, x: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, **options: Any
+) -> tuple[OpOverload, tuple[Any, ...]] | None:
+    plain = isinstance(q, float) and dim is not None and not options
+    return (getattr(aten, name).scalar, (x, q, dim, keepdim)) if plain else None
 
 
 def _traced_sizes(tensor: Tensor, sizes: Any, *args: Any, **kwargs: Any) -> Any:

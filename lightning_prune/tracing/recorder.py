@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ __all__ = ["raised_in", "record_forward"]
 # values, an operator without a shape function, numpy.
 _VALUE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _VALUE_ERROR_TEXTS = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
+NEEDS_VALUES = "needs values to run; the branches that the example input takes were followed"
+NO_FAKE_KERNEL = (
+    "an operator runs on real tensors only; the branches that the example input takes were followed"
+)
 _NOTE_PREFIX = "raised in module "  # begins the note that is added to an exception of the forward
 _FAKE_TENSOR_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -102,8 +107,8 @@ def record_forward(
 ) -> Recording:
     """Record one forward of ``model`` in eval or train mode, and restore the model's state.
 
-    Where the forward needs values (a branch on a tensor), it is run on a copy of the real inputs, and the branches
-    that they take are recorded.
+    Where the forward needs values (a branch on a tensor), or an operator has no shape function for its arguments, it
+    is run on a copy of the real inputs, and the branches that they take are recorded.
 
     Raises:
         Exception: the forward's own exception, with a note that names the module (see :func:`raised_in`).
@@ -114,9 +119,13 @@ def record_forward(
     try:
         return forward.record("fake")
     except Exception as error:
-        if not _needs_values(error):
-            raise
-    return forward.record_on_values()
+        reason = NEEDS_VALUES if _needs_values(error) else f"{NO_FAKE_KERNEL} ({_first_line(error)})"
+    # Only real tensors show whether an operator refuses its arguments, or only its shape function does.
+    return dataclasses.replace(forward.record_on_values(), reason=reason)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def raised_in(error: BaseException) -> str:

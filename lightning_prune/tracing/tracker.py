@@ -223,6 +223,18 @@ class Tracker:
         else:
             self.ties.tie(left, right, self.where)
 
+    def tie_operand(
+        self, ids: Ids | None, operand: Tensor, dim: int, missing: str = "meets a dimension of fixed size"
+    ) -> None:
+        """Tie ``ids`` to a dimension of ``operand``, unless it was expanded there from one element: then it follows."""
+        dim %= operand.dim()
+        if operand.shape[dim] > 1 and operand.stride(dim) == 0 and not self.labels(operand)[dim]:
+            labels = list(self.labels(operand))
+            labels[dim] = () if ids is None else (ids,)
+            self.label(operand, labels)
+        elif operand.shape[dim] > 1:
+            self.tie(ids, self.along(operand, dim), missing)
+
     def tie_across(self, grid: Tensor) -> Ids:
         """Tie all rows of a (k, n) grid of ids, k ids for each of n channels, and return the first row."""
         for row in grid[1:]:

@@ -8,9 +8,12 @@ from lightning_prune.tracing.rules import (
     normalization,
     permutation,
     pointwise,
+    positions,
+    quantization,
     rearrangement,
     reshape,
     splitting,
+    vision,
 )
 from lightning_prune.tracing.rules.registry import RULES, Rule, apply_rule, rule, same_labels
 
@@ -24,9 +27,12 @@ __all__ = [
     "normalization",
     "permutation",
     "pointwise",
+    "positions",
+    "quantization",
     "rearrangement",
     "reshape",
     "rule",
     "same_labels",
     "splitting",
+    "vision",
 ]

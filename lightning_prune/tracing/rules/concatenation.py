@@ -21,9 +21,18 @@ def copy_(call: OperatorCall, tracker: Tracker) -> None:
     target, source = call.args[0], call.args[1]
     lead = target.dim() - source.dim()
     for dim in range(source.dim()):
-        if source.shape[dim] > 1:
-            tracker.tie(tracker.along(target, lead + dim), tracker.along(source, dim))
+        tracker.tie_operand(tracker.along(target, lead + dim), source, dim)
     tracker.label(call.out, tracker.labels(target))
+
+
+@rule(aten.pad_sequence)
+def pad_sequence(call: OperatorCall, tracker: Tracker) -> None:
+    """Tie sequences of shape (length, *) along all dimensions after the first; batch and length have no ids."""
+    sequences = call.args[0]
+    for sequence in sequences:
+        tracker.pin(tracker.along(sequence, 0), "is padded along its channels")
+    rank = sequences[0].dim()
+    tracker.label(call.out, [(), (), *(_tie_along(sequences, dim, tracker) for dim in range(1, rank))])
 
 
 @rule(aten.cat, aten.concat)

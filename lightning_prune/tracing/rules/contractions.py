@@ -37,7 +37,10 @@ def convolution(call: OperatorCall, tracker: Tracker) -> None:
     batch_labels = [tracker.labels(source)[0]] if batched else []
     position_labels = [() if mixed[dim] else tracker.labels(source)[dim] for dim in spatial]
     tracker.label(call.out, [*batch_labels, (out_ids,) if out_ids is not None else (), *position_labels])
-    _register_macs(call, out_ids, [ids[0] for ids in position_labels if ids], tracker)
+    positions = [
+        ids[0] for ids in (*batch_labels, *position_labels) if ids
+    ]  # channels may be folded into the batch
+    _register_macs(call, out_ids, positions, tracker)
 
 
 def _register_macs(call: OperatorCall, out_ids: Ids | None, positions: list[Ids], tracker: Tracker) -> None:
@@ -46,7 +49,7 @@ def _register_macs(call: OperatorCall, out_ids: Ids | None, positions: list[Ids]
     Args:
         call: a convolution.
         out_ids: ids of the result's channels.
-        positions: ids along the spatial dimensions that carry channels.
+        positions: ids along the batch and spatial dimensions that carry channels.
         tracker: receives the cost.
     """
     source, weight, transposed = call.args[0], call.args[1], call.args[6]

@@ -139,34 +139,3 @@ def embedding(call: OperatorCall, tracker: Tracker) -> None:
     tracker.pin(tracker.along(table, 0), "is looked up by the data")
     tracker.register_filters(tracker.along(table, 1))
     tracker.label(call.out, [*tracker.labels(index), tracker.labels(table)[1]])
-
-
-@rule(aten.index_select, aten.gather, aten.take_along_dim, aten.topk, aten.sort, aten.cumsum, aten.cumprod)
-@rule(aten.scatter, aten.scatter_add, aten.index_add, aten.index_copy)
-def select_or_order(call: OperatorCall, tracker: Tracker) -> None:
-    """Pin the dimension that is selected or ordered by values; keep the labels of the others."""
-    source = call.args[0]
-    dim = (call.arg("dim", -1)) % max(source.dim(), 1)
-    tracker.pin_all([t for t in call.tensors if t is not source], "selects or orders by its values")
-    tracker.pin(tracker.along(source, dim), "is picked or ordered by values")
-    labels = [() if d == dim else ids for d, ids in enumerate(tracker.labels(source))]
-    for out in call.outputs:
-        tracker.label(out, [ids if out.shape[d] == source.shape[d] else () for d, ids in enumerate(labels)])
-
-
-@rule(aten.index)
-def index(call: OperatorCall, tracker: Tracker) -> None:
-    """Pin the dimensions that an index tensor selects from (``x[:, idx]``); keep the labels of the others.
-
-    The dimensions of the index replace the first indexed one if the indexed dimensions are adjacent; otherwise they
-    come first.
-    """
-    source, indices = call.args
-    indexed = [dim for dim, tensor in enumerate(indices) if tensor is not None]
-    for dim in indexed:
-        tracker.pin(tracker.along(source, dim), "is picked by an index tensor")
-    rank = call.out.dim() - (source.dim() - len(indexed))
-    labels = [ids for dim, ids in enumerate(tracker.labels(source)) if dim not in indexed]
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
-    start = indexed[0] if adjacent else 0
-    tracker.label(call.out, [*labels[:start], *[()] * rank, *labels[start:]])

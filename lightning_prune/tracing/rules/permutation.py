@@ -14,11 +14,12 @@ aten = torch.ops.aten
 
 rule(
     aten.clone, aten.detach, aten.alias, aten._to_copy, aten.lift_fresh, aten.lift_fresh_copy,
-    aten.contiguous, aten.native_dropout, aten.dropout, aten.empty_like,
-    aten.feature_dropout, aten.feature_dropout_, aten.feature_alpha_dropout, aten.feature_alpha_dropout_,
-    aten.zeros_like, aten.rand_like, aten.randn_like, aten.bernoulli,
-    aten.bernoulli_, aten.zero_, aten.fill_, aten.uniform_, aten.normal_, aten._conj, aten.resolve_conj,
-    aten.resolve_neg, aten.tril, aten.triu, aten.lift, aten.detach_, aten.requires_grad_,
+    aten.contiguous, aten.native_dropout, aten.dropout, aten.empty_like, aten.feature_dropout,
+    aten.feature_dropout_, aten.feature_alpha_dropout, aten.feature_alpha_dropout_, aten.zeros_like,
+    aten.rand_like, aten.randn_like, aten.bernoulli, aten.bernoulli_, aten.exponential_, aten.geometric_,
+    aten.log_normal_, aten.cauchy_, aten.random_, aten.zero_, aten.fill_, aten.uniform_, aten.normal_,
+    aten._conj, aten.resolve_conj, aten.resolve_neg, aten.tril, aten.triu, aten.lift, aten.detach_,
+    aten.requires_grad_,
 )(same_labels)  # fmt: skip
 
 

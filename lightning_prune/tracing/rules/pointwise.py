@@ -89,6 +89,7 @@ def summation(call: OperatorCall, tracker: Tracker) -> None:
 @rule(
     aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.var, aten.std,
     aten.var_mean, aten.std_mean, aten.logsumexp, aten.median, aten.nanmedian, aten.linalg_vector_norm, aten.norm,
+    aten.aminmax,
 )  # fmt: skip
 def statistic(call: OperatorCall, tracker: Tracker) -> None:
     """Follow reductions whose result changes when a channel of zeros is removed."""
@@ -149,3 +150,10 @@ def prelu(call: OperatorCall, tracker: Tracker) -> None:
         same_labels(call, tracker)
     else:
         pointwise(call, tracker)
+
+
+@rule(aten.bucketize)
+def bucketize(call: OperatorCall, tracker: Tracker) -> None:
+    """Keep the labels; pin the boundaries, with all of which every value is compared."""
+    tracker.pin_all(call.tensors[1:], "holds boundaries of buckets")
+    same_labels(call, tracker)

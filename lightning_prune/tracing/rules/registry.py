@@ -17,10 +17,12 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import mark_sized_numbers, pass_constants_on
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
 
-__all__ = ["RULES", "Rule", "apply_rule", "rule", "same_labels"]
+__all__ = ["RULES", "Rule", "apply_rule", "rule", "rule_by_name", "same_labels"]
 
 Rule = Callable[[OperatorCall, Tracker], None]
 RULES: dict[OpOverload, Rule] = {}
+#: Rules of operators of libraries that may not be imported yet, by name without overload.
+RULES_BY_NAME: dict[str, Rule] = {}
 WITHOUT_RULE = "passes through an operator without a rule"
 
 
@@ -90,6 +92,16 @@ def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
     return register
 
 
+def rule_by_name(*names: str) -> Callable[[Rule], Rule]:
+    """Return a decorator like :func:`rule`, for operators given as ``"library::operator"``."""
+
+    def register(function: Rule) -> Rule:
+        RULES_BY_NAME.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
 def _overloads(operators: tuple[OpOverload | OpOverloadPacket, ...]) -> list[OpOverload]:
     overloads: list[OpOverload] = []
     for operator in operators:
@@ -108,6 +120,11 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     mark_sized_numbers(call, tracker)
     _apply(call, tracker)
     pass_constants_on(call, tracker)
+    # A rule may find out what an operand without labels follows, such as a constant that was expanded.
+    argument_labels = [
+        labels if any(labels) else tracker.labels(tensor)
+        for labels, tensor in zip(argument_labels, call.tensors, strict=True)
+    ]
     result_labels = [tracker.labels(tensor) for tensor in call.outputs]
     mixed = len(tracker.ties.statistics) > num_statistics
     shapes = [tensor.shape for tensor in call.tensors]
@@ -116,7 +133,7 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
 
 
 def _apply(call: OperatorCall, tracker: Tracker) -> None:
-    function = RULES.get(call.op)
+    function = RULES.get(call.op) or RULES_BY_NAME.get(call.op._schema.name)
     if function is None and torch.Tag.pointwise in call.op.tags:
         function = RULES[torch.ops.aten.add.Tensor]
     if function is None:
