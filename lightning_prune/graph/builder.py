@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from lightning_prune.graph.costs import Term
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.utils.example_inputs import Example
 
 __all__ = ["build_graph"]
 
@@ -25,8 +25,8 @@ def build_graph(
     tracker: Tracker,
     modes: tuple[bool, ...],
     notes: list[str],
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    example: Example,
+    others: tuple[Example, ...] = (),
 ) -> ChannelGraph:
     """Build the channel graph of a trace: number the units, and translate ids to units everywhere.
 
@@ -34,8 +34,8 @@ def build_graph(
         tracker: of the finished trace.
         modes: values of ``training`` in which the forward ran.
         notes: for the user.
-        inputs: of the traced forward.
-        kwargs: keyword inputs of the traced forward.
+        example: inputs and keyword inputs of the traced forward.
+        others: of further forwards.
     """
     components = tracker.ties.components()
     unit_of = _number_units(tracker, components)
@@ -57,7 +57,7 @@ def build_graph(
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
         optional=_optional_units(tracker.model, layers),
-        evidence=DenseTrace(inputs, kwargs, tracker, modes, components, unit_of, pinned_components),
+        evidence=DenseTrace(*example, tracker, modes, components, unit_of, pinned_components, others),
     )
 
 

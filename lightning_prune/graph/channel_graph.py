@@ -16,6 +16,7 @@ from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.graph.layer_tree import LayerTree
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.utils.example_inputs import Example
 
 __all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Resource", "Term", "Units"]
 
@@ -43,6 +44,7 @@ class DenseTrace:
         components: the component of tied ids that each id belongs to.
         unit_of: the unit of each component, -1 for components without a unit.
         pinned: mask over components, True for those that must stay.
+        others: further inputs and keyword inputs that were followed.
     """
 
     inputs: tuple[Any, ...]
@@ -52,6 +54,7 @@ class DenseTrace:
     components: Units
     unit_of: Units
     pinned: NDArray[np.bool_]
+    others: tuple[Example, ...] = ()
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,8 @@ from lightning_prune.tracing.rules.registry import apply_rule
 from lightning_prune.tracing.traceable import refusal_reason, unprunable_tensors, unwrapped
 from lightning_prune.tracing.traced_int import Attribute, evaluate, leaves
 from lightning_prune.tracing.tracker import SizeUse, Tracker
+from lightning_prune.tracing.unreached import pin_unreached
+from lightning_prune.utils.example_inputs import Example, as_example
 
 __all__ = ["TraceError", "analyse", "trace"]
 
@@ -29,7 +31,7 @@ class TraceError(RuntimeError):
     """Raised if a network cannot be traced. The network is unchanged."""
 
 
-def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
+def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: Any) -> ChannelGraph:
     """Trace the forward of ``model`` on example inputs, and return which channels depend on which.
 
     The forward runs on fake tensors, which have shapes but no values: once in eval mode and once in train mode
@@ -39,6 +41,9 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         model: any eager network.
         *inputs: example inputs of the forward. Their values do not matter; their shapes do, since MACs are those of
             one forward on these inputs.
+        others: further examples, each a tensor, a tuple or a dictionary of named inputs, for networks that take other
+            branches on other values: layers that no example reaches could read any channels of their size, which
+            are pinned where the code branches on values.
         **kwargs: example keyword inputs.
 
     Raises:
@@ -58,16 +63,22 @@ def trace(model: nn.Module, *inputs: Any, **kwargs: Any) -> ChannelGraph:
         raise TraceError(reason)
     with gc_paused():
         tracker = Tracker(model)
-        modes, notes = analyse(tracker, inputs, kwargs, MODES)
+        further = tuple(as_example(other) for other in others)
+        modes, notes = analyse(tracker, inputs, kwargs, MODES, further)
+        notes += pin_unreached(tracker)
         _tie_by_attributes(tracker)
         pin_mismatched_sizes(tracker)
         for tensor, reason in [*pinned_tensors(model), *unprunable_tensors(model)]:
             tracker.pin_all([tensor], reason)
-        return build_graph(tracker, modes, notes, inputs, kwargs)
+        return build_graph(tracker, modes, notes, (inputs, kwargs), further)
 
 
 def analyse(
-    tracker: Tracker, inputs: tuple[Any, ...], kwargs: dict[str, Any], modes: Iterable[bool]
+    tracker: Tracker,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    modes: Iterable[bool],
+    others: Sequence[Example] = (),
 ) -> tuple[tuple[bool, ...], list[str]]:
     """Record the forward in each mode and apply the rules to its operators. MACs come from the first mode that runs.
 
@@ -76,12 +87,13 @@ def analyse(
         inputs: of the forward.
         kwargs: keyword inputs of the forward.
         modes: values of ``training`` to try.
+        others: further inputs and keyword inputs, followed in the modes in which the first ones run.
 
     Returns:
         The modes that ran, and notes for the user.
 
     Raises:
-        TraceError: the forward raises in all modes.
+        TraceError: the forward raises in all modes, or on one of the other inputs.
     """
     finished: list[bool] = []
     notes: list[str] = []
@@ -94,15 +106,26 @@ def analyse(
                 errors["train" if training else "eval"] = raised
                 notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
                 continue
-            _apply_rules(recording, tracker, count_macs=not finished)
+            recordings = [recording, *_record_others(tracker, others, training)]
+            for number, each in enumerate(recordings):
+                _apply_rules(each, tracker, count_macs=not finished and not number)
             finished.append(training)
-            if recording.real:
-                notes.append(recording.reason)
+            notes += dict.fromkeys(each.reason for each in recordings if each.real)
         if not finished:
             raise TraceError(f"the network raises on its example input: {_describe(errors)}") from next(
                 iter(errors.values())
             )
     return tuple(finished), notes
+
+
+def _record_others(tracker: Tracker, others: Sequence[Example], training: bool) -> Iterator[Recording]:
+    for number, (inputs, kwargs) in enumerate(others, start=1):
+        try:
+            yield record_forward(tracker.model, inputs, kwargs, training)
+        except Exception as error:
+            raise TraceError(
+                f"the network raises on example {number} of others: {_describe_error(error)}"
+            ) from error
 
 
 def _describe(errors: Mapping[str, Exception]) -> str:
@@ -124,6 +147,7 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
         apply_rule(call, tracker)
     tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")
     tracker.pin_all(recording.outputs, "is the network's output")
+    tracker.branches_on_values |= recording.real
     tracker.outputs += [tensor.shape for tensor in recording.outputs]
     for size in recording.size_events.as_floats:
         tracker.mark_float_use(size)

@@ -13,7 +13,14 @@ from torch import nn
 
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data, without_prefix
+from lightning_prune.utils.modules import (
+    cut,
+    drop_caches_,
+    freeze_empty_,
+    named_tensors,
+    set_data,
+    without_prefix,
+)
 from lightning_prune.utils.named_sizes import read_size, write_size
 
 __all__ = ["PruningRecord", "RecordError"]
@@ -70,6 +77,7 @@ class PruningRecord:
             owner, attribute = _owner_of(model, path)
             write_size(owner, attribute, _as_type_of(read_size(owner, attribute), value))
         freeze_empty_(tensors.values())
+        drop_caches_(model)
         return model
 
     def check(self, model: nn.Module) -> None:

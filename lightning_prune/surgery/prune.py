@@ -22,7 +22,7 @@ from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
-from lightning_prune.utils.modules import cut, freeze_empty_, named_tensors, set_data
+from lightning_prune.utils.modules import cut, drop_caches_, freeze_empty_, named_tensors, set_data
 from lightning_prune.utils.named_sizes import named_path, read_size
 
 __all__ = ["SurgeryError", "prune_", "surviving_indices"]
@@ -84,6 +84,7 @@ def prune_(
         updated_sizes = update_sizes_(model, indices)
         _check_values(tensors, before, graph, kept)
         prove(graph, kept, indices)
+        drop_caches_(model)
     freeze_empty_(tensors.values())
     return PruningRecord(indices, shapes, _new_attributes(model, settings, updated_sizes))
 

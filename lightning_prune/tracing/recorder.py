@@ -119,13 +119,14 @@ def record_forward(
     try:
         return forward.record("fake")
     except Exception as error:
-        reason = NEEDS_VALUES if _needs_values(error) else f"{NO_FAKE_KERNEL} ({_first_line(error)})"
+        reason = NEEDS_VALUES if _needs_values(error) else f"{_refusal(error)}; {_FOLLOWED}"
     # Only real tensors show whether an operator refuses its arguments, or only its shape function does.
     return dataclasses.replace(forward.record_on_values(), reason=reason)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+def _refusal(error: Exception) -> str:
+    first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"an operator runs on real tensors only ({first_line})"
 
 
 def raised_in(error: BaseException) -> str:

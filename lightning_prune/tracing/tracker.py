@@ -109,6 +109,7 @@ class Tracker:
         sizes: key of a tensor size -> ids along that dimension.
         buffers: names of the buffers.
         has_sized_numbers: whether a number of channels is used as a number, and not as a size.
+        branches_on_values: whether the forward ran on real values, so that other values may take other branches.
     """
 
     model: nn.Module
@@ -128,6 +129,7 @@ class Tracker:
     def __post_init__(self) -> None:
         self.sizes: dict[object, Ids | None] = {}
         self.has_sized_numbers = False
+        self.branches_on_values = False
         self._constants: set[int] = set()
         self.buffers = {name for name, _ in self.model.named_buffers()}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
@@ -226,7 +228,7 @@ class Tracker:
     def tie_operand(
         self, ids: Ids | None, operand: Tensor, dim: int, missing: str = "meets a dimension of fixed size"
     ) -> None:
-        """Tie ``ids`` to a dimension of ``operand``, unless it was expanded there from one element: then it follows."""
+        """Tie ``ids`` to a dimension of ``operand``; where that was expanded from one element, it follows them."""
         dim %= operand.dim()
         if operand.shape[dim] > 1 and operand.stride(dim) == 0 and not self.labels(operand)[dim]:
             labels = list(self.labels(operand))

@@ -69,3 +69,17 @@ def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> I
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def drop_caches_(model: nn.Module) -> None:
+    """Make modules drop what they computed from their weights in eval mode, as they do when training begins.
+
+    LeViT, EfficientFormer and others keep such values until ``train()``. The modes stay as they are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(not model.training)
+        model.train(not model.training)
+    finally:
+        for module, training in modes:
+            module.training = training
