@@ -38,10 +38,8 @@ __all__ = ["raised_in", "record_forward"]
 # values, an operator without a shape function, numpy.
 _VALUE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _VALUE_ERROR_TEXTS = ("no fake impl registered", "not supported for tensor subclasses", "access data pointer")
-NEEDS_VALUES = "needs values to run; the branches that the example input takes were followed"
-NO_FAKE_KERNEL = (
-    "an operator runs on real tensors only; the branches that the example input takes were followed"
-)
+_FOLLOWED = "the branches that the example input takes were followed"
+NEEDS_VALUES = f"needs values to run; {_FOLLOWED}"
 _NOTE_PREFIX = "raised in module "  # begins the note that is added to an exception of the forward
 _FAKE_TENSOR_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
