@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import DeformConv2d, RoIPool, roi_align
 
 from lightning_prune import prune_, trace
-from lightning_prune.testing import with_zeroed_consumers
+from lightning_prune.testing import with_dead_filters
 
 REVERSED = torch.arange(64).flip(0)
 THREE = torch.tensor([3, 1, 2])
@@ -127,7 +127,7 @@ def test_channels_are_free_and_cut_right(case):
     graph = trace(net, x)
     units = graph.layers["a.weight"][[1, 4, 5]]
     assert set(units.tolist()) <= set(graph.prunable.tolist()), graph.pinned
-    dense = with_zeroed_consumers(copy.deepcopy(net), graph, units)
+    dense = with_dead_filters(copy.deepcopy(net), graph, units)
     prune_(net, graph, units)
     torch.testing.assert_close(net(x), dense(x), rtol=1e-4, atol=1e-4)
 
@@ -162,7 +162,7 @@ def test_groups_of_a_deformable_convolution_keep_the_same_channels():
     net, x = Between(lambda net, x: net.deform(x, net.offset(x)), **parts).eval(), torch.randn(2, 3, 8, 8)
     graph = trace(net, x)
     units = graph.layers["a.weight"][:1]
-    dense = with_zeroed_consumers(copy.deepcopy(net), graph, units)
+    dense = with_dead_filters(copy.deepcopy(net), graph, units)
     prune_(net, graph, units)
     assert (net.a.out_channels, net.deform.weight.shape[1]) == (6, 3)
     torch.testing.assert_close(net(x), dense(x))
