@@ -143,12 +143,14 @@ def _describe_error(error: Exception) -> str:
 
 def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> None:
     costs = list(tracker.costs)
+    tracker.met_values = False
     for call in recording.calls:
         apply_rule(call, tracker)
     tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")
     tracker.pin_all(recording.outputs, "is the network's output")
     tracker.branches_on_values |= recording.real
-    tracker.outputs += [tensor.shape for tensor in recording.outputs]
+    # Sizes that depend on values are not those of the smaller network.
+    tracker.outputs += [] if tracker.met_values else [tensor.shape for tensor in recording.outputs]
     for size in recording.size_events.as_floats:
         tracker.mark_float_use(size)
     for size in recording.size_events.as_ints:

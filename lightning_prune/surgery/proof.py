@@ -59,7 +59,7 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> Non
     _check_ties(graph, evidence, small)
     _check_pins(graph, evidence, small)
     _check_positions(graph, evidence, small, survives)
-    _check_cost(graph, small, kept)
+    _check_cost(graph, evidence, small, kept)
     if (outputs := small.outputs) != (expected := evidence.tracker.outputs):
         raise ProofError(f"the smaller network returns {outputs}, expected {expected}", _no_units())
     _check_numbers(evidence, small, survives)
@@ -187,12 +187,19 @@ def _is_surviving_part(evidence: DenseTrace, dense_ids: Ids, ids: Ids, survives:
     return np.array_equal(dense[survives[dense]], evidence.components[ids.numpy()])
 
 
-def _check_cost(graph: ChannelGraph, small: Tracker, kept: NDArray[np.bool_]) -> None:
+def _check_cost(graph: ChannelGraph, evidence: DenseTrace, small: Tracker, kept: NDArray[np.bool_]) -> None:
     """Raise if the smaller network's MACs are not those predicted."""
     if len(small.costs) != len(graph.terms["macs"]):
         return  # where one element is left, torch multiplies pointwise instead of contracting
-    predicted = graph.cost_models["macs"].total(kept)
-    actual = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in small.costs)
+    terms = graph.terms["macs"]
+    fixed = [at for at, cost in enumerate(evidence.tracker.costs) if not cost.after_values]
+    predicted = (
+        graph.cost_models["macs"].total(kept)
+        if len(fixed) == len(terms)
+        else sum(terms[at].cost([int(kept[factor].sum()) for factor in terms[at].factors]) for at in fixed)
+    )
+    costs = [small.costs[at] for at in fixed]
+    actual = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in costs)
     if actual != predicted:
         raise ProofError(f"the smaller network takes {actual} MACs, predicted were {predicted}", _no_units())
 

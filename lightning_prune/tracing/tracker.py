@@ -62,11 +62,15 @@ class TracedReshape:
 
 @dataclass(frozen=True)
 class ContractionCost:
-    """Multiply-accumulates of one contraction: ``scale`` times the number of remaining ids of each factor."""
+    """Multiply-accumulates of one contraction: ``scale`` times the number of remaining ids of each factor.
+
+    With ``after_values``, the scale may follow from values, such as a number of detections.
+    """
 
     layer: str
     scale: int
     factors: tuple[Ids, ...]
+    after_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,15 @@ class TracedOperator:
         labels: those of its tensor arguments, then those of its results.
         shapes: of the arguments at the time of the call; surgery changes the tensors.
         mixes_channels: whether it takes statistics across channels.
+        after_values: whether an operator before it in the same forward had a result whose size, or Python value,
+            depends on values. In the smaller network sizes, numbers and branches may then differ.
     """
 
     call: OperatorCall
     labels: list[Labels]
     shapes: list[torch.Size]
     mixes_channels: bool
+    after_values: bool = False
 
 
 @dataclass
@@ -109,6 +116,7 @@ class Tracker:
         sizes: key of a tensor size -> ids along that dimension.
         buffers: names of the buffers.
         has_sized_numbers: whether a number of channels is used as a number, and not as a size.
+        met_values: whether sizes or Python numbers depend on values from here on, in the present forward.
         branches_on_values: whether the forward ran on real values, so that other values may take other branches.
     """
 
@@ -129,7 +137,7 @@ class Tracker:
     def __post_init__(self) -> None:
         self.sizes: dict[object, Ids | None] = {}
         self.has_sized_numbers = False
-        self.branches_on_values = False
+        self.branches_on_values = self.met_values = False
         self._constants: set[int] = set()
         self.buffers = {name for name, _ in self.model.named_buffers()}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
@@ -321,7 +329,9 @@ class Tracker:
     def cost(self, layer: str, scale: int, *factors: Ids | None) -> None:
         """Add MACs of a layer: ``scale`` times the size of each factor; sizes without ids belong into ``scale``."""
         self.costs.append(
-            ContractionCost(layer, int(scale), tuple(ids for ids in factors if ids is not None))
+            ContractionCost(
+                layer, int(scale), tuple(ids for ids in factors if ids is not None), self.met_values
+            )
         )
 
     def register_filters(self, ids: Ids | None) -> str:

@@ -39,7 +39,8 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
 
     A tensor is itself the input. Of a sequence it is the first entry, or the first n entries if ``forward`` has n
     arguments without default and all of these are tensors. Of a mapping it is the entries named like arguments
-    of ``forward``, or the first entry if there are none.
+    of ``forward``, or the first entry if there are none. A list of images and a list of their targets (mappings), as
+    detectors take them, stay lists; the targets are passed on if ``forward`` has a second argument.
 
     Example:
         >>> image, mask = torch.zeros(2, 3), torch.ones(2)
@@ -56,10 +57,31 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
         named = {name: batch[name] for name in inspect.signature(forward).parameters if name in batch}
         return ((), named) if named else inputs_of(list(batch.values()), forward)
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch):
+        if _is_detection(batch):
+            takes_targets = len(inspect.signature(forward).parameters) > 1
+            return tuple(list(part) for part in batch[: 1 + takes_targets]), {}
         number = _num_required(forward)
         several = 1 < number <= len(batch) and all(isinstance(x, Tensor) for x in batch[:number])
         return (tuple(batch[:number]), {}) if several else inputs_of(batch[0], forward)
     return None
+
+
+def _is_detection(batch: Sequence[Any]) -> bool:
+    """Whether a batch, or example, consists of a list of images and a list of a mapping for each of them."""
+    if len(batch) < 2 or not all(isinstance(part, (list, tuple)) for part in batch[:2]):
+        return False
+    images, targets = batch[:2]
+    mappings = all(isinstance(target, Mapping) for target in targets)
+    return 0 < len(images) == len(targets) and mappings and _are_images(images)
+
+
+def _are_images(images: Any) -> bool:
+    """Whether this is a list of images, (channels, height, width), which may differ in height and width."""
+    return (
+        isinstance(images, (list, tuple))
+        and bool(images)
+        and all(isinstance(image, Tensor) and image.dim() == 3 and image.shape[0] <= 4 for image in images)
+    )
 
 
 def _num_required(forward: Callable[..., Any]) -> int:
@@ -71,7 +93,11 @@ def _num_required(forward: Callable[..., Any]) -> int:
 
 
 def one_sample(example: Example) -> Example:
-    """Return a copy of the example with only the first sample of every tensor."""
+    """Return a copy of the example with only the first sample of every tensor, or of every list of samples."""
+    args, kwargs = example
+    if args and _are_images(args[0]):
+        first = tuple(part[:1] if isinstance(part, list) else part for part in args)
+        return tree_map_only(Tensor, lambda x: x.detach().clone(), first), kwargs
     return tree_map(lambda x: x[:1].detach().clone() if isinstance(x, Tensor) and x.dim() else x, example)
 
 
@@ -88,8 +114,16 @@ def shapes_of(example: Example) -> list[Any]:
             return {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
         return x if isinstance(x, (int, float, str, type(None))) else str(x)
 
-    args, kwargs = tree_map(plain, example)
-    return [list(args), dict(kwargs)]
+    def target(x: Any) -> Any:  # boxes and the like, which random numbers cannot replace
+        return {**plain(x), "values": x.tolist()} if isinstance(x, Tensor) else plain(x)
+
+    args, kwargs = example
+    if _is_detection(args):
+        return [
+            [*tree_map(plain, list(args[:1])), *tree_map(target, list(args[1:]))],
+            tree_map(plain, dict(kwargs)),
+        ]
+    return [list(tree_map(plain, args)), dict(tree_map(plain, kwargs))]
 
 
 def example_of_shapes(shapes: Sequence[Any]) -> Example:
@@ -101,12 +135,14 @@ def example_of_shapes(shapes: Sequence[Any]) -> Example:
     """
 
     def is_tensor(x: Any) -> bool:
-        return isinstance(x, Mapping) and x.keys() == {"shape", "dtype"}
+        return isinstance(x, Mapping) and x.keys() - {"values"} == {"shape", "dtype"}
 
     def tensor(x: Any) -> Any:
         if not is_tensor(x):
             return x
         dtype, generator = getattr(torch, x["dtype"]), torch.Generator().manual_seed(0)
+        if "values" in x:
+            return torch.tensor(x["values"], dtype=dtype).reshape(x["shape"])
         if dtype.is_floating_point:
             return torch.rand(x["shape"], generator=generator).to(dtype)
         return torch.zeros(x["shape"], dtype=dtype)

@@ -23,6 +23,8 @@ Rule = Callable[[OperatorCall, Tracker], None]
 RULES: dict[OpOverload, Rule] = {}
 #: Rules of operators of libraries that may not be imported yet, by name without overload.
 RULES_BY_NAME: dict[str, Rule] = {}
+#: Operators that lack the tag.
+_VALUE_OPERATORS = ("torchvision::nms", "aten::_local_scalar_dense")
 WITHOUT_RULE = "passes through an operator without a rule"
 
 
@@ -128,8 +130,20 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     result_labels = [tracker.labels(tensor) for tensor in call.outputs]
     mixed = len(tracker.ties.statistics) > num_statistics
     shapes = [tensor.shape for tensor in call.tensors]
-    tracker.operators.append(TracedOperator(call, [*argument_labels, *result_labels], shapes, mixed))
+    labels = [*argument_labels, *result_labels]
+    tracker.operators.append(TracedOperator(call, labels, shapes, mixed, tracker.met_values))
+    tracker.met_values |= depends_on_values(call.op)
     tracker.call = None
+
+
+def depends_on_values(op: OpOverload) -> bool:
+    """Return whether the size of the result, or the Python number that it is, depends on the values of operands."""
+    tags = op.tags
+    return (
+        torch.Tag.dynamic_output_shape in tags
+        or torch.Tag.data_dependent_output in tags
+        or op._schema.name in _VALUE_OPERATORS
+    )
 
 
 def _apply(call: OperatorCall, tracker: Tracker) -> None:
