@@ -143,7 +143,9 @@ def _describe_error(error: Exception) -> str:
 
 def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> None:
     costs = list(tracker.costs)
-    tracker.met_values = False
+    tracker.met_values = bool(
+        recording.numpy_tensors
+    )  # what numpy computes of values cannot be told from constants
     for call in recording.calls:
         apply_rule(call, tracker)
     tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")

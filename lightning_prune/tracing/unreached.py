@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lightning_prune.tracing.tracker import Tracker
@@ -44,7 +45,7 @@ def _unreached_layers(tracker: Tracker) -> dict[str, nn.Module]:
 
 def _address(tensor: Tensor) -> int:
     """Return the address of a tensor's memory; 0 if it has none."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.layout is torch.strided
     return tensor.untyped_storage().data_ptr() if plain else 0
 
 

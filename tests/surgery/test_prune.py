@@ -45,7 +45,7 @@ def raising_when_smaller(model: nn.Module) -> None:
     """Let the model raise if its stem has fewer than eight filters."""
 
     def check(module: nn.Module, args: Any) -> None:
-        if len(module.stem.weight) < 8:
+        if module.stem.weight.shape[0] < 8:
             raise RuntimeError("my stem wants eight filters")
 
     model.register_forward_pre_hook(check)

@@ -82,10 +82,16 @@ def test_branch_on_a_value_follows_the_example_input_and_adds_a_note():
     def run(m: nn.Module, x: Tensor) -> Tensor:
         x = m.norm(m.stem(x))
         x = m.a(x) if x.sum() > 1e9 else m.b(x)
-        return m.head(F.relu(x))
+        return m.head(F.relu(m.mid(F.relu(x))))
 
     net = Net(
-        run, stem=conv(3, 8), norm=nn.BatchNorm2d(8), a=conv(8, 6), b=conv(8, 6), head=conv(6, 2)
+        run,
+        stem=conv(3, 8),
+        norm=nn.BatchNorm2d(8),
+        a=conv(8, 6),
+        b=conv(8, 6),
+        mid=conv(6, 7),
+        head=conv(7, 2),
     ).double()
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     outcome = cut(net, torch.randn(IMAGE).double())
