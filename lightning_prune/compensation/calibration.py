@@ -46,6 +46,8 @@ class CompensationSettings:
         min_positions: see ``max_elements``.
         sums: fit a layer whose output only a sum reads so that the sum, and not the output itself, comes nearer to
             the dense one: a branch then corrects the residual stream too.
+        activations: where an activation behind a layer makes the same of a range of values, as a rectifier does of
+            those below zero, fit the layer to come into that range, and not to one value of it.
         refit: fit once more to all images, once the held-out ones have accepted the repair.
         images: number of training images that a cut within training is repaired with; None: 32 for dense prediction,
             256 for classification. Calls that are given batches use all of them.
@@ -59,6 +61,7 @@ class CompensationSettings:
     refit: bool = True
     sums: bool = True
     images: int | None = None
+    activations: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_prune.compensation.ridge import ridge
+from lightning_prune.compensation.ridge import RidgeSystem
 
-__all__ = ["CallRows", "Fit", "fit", "refit"]
+__all__ = ["CallRows", "Fit", "fit", "refit", "squared"]
 
 # Dampings below the first number overfit few images. They are for linear dependences that are exact, and must leave
 # no more of the residual than the second number.
 _EXACT, _EXACT_GAIN = 1e-4, 0.1
 
-_Means = Mapping[str | None, tuple[Tensor, Tensor]]
+_STEPS = 4  # of fits to outputs with slack, for each damping
+
+_Constants = Mapping[str | None, Tensor]  # (groups, 1, filters of a group)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class CallRows:
         held_x: inputs at the positions that judge the fit.
         held_residual: target minus output there.
         variance: summed squared deviation of the held-out targets from their mean.
+        slack: -1 where a smaller output, hence a larger residual, is as good as none; 1 where a larger output is;
+            else 0. Shape of ``residual``; None: nowhere.
+        held_slack: in the same way.
     """
 
     slot: str | None
@@ -39,12 +44,19 @@ class CallRows:
     held_x: Tensor
     held_residual: Tensor
     variance: float
+    slack: Tensor | None = None
+    held_slack: Tensor | None = None
 
     def joined(self) -> CallRows:
         """Return the rows with those of the held-out images among those for the fit."""
         x = torch.cat((self.x, self.held_x), 1)
         residual = torch.cat((self.residual, self.held_residual), 1)
-        return CallRows(self.slot, x, residual, self.held_x, self.held_residual, self.variance)
+        slack = (
+            None
+            if self.slack is None or self.held_slack is None
+            else torch.cat((self.slack, self.held_slack), 1)
+        )
+        return replace(self, x=x, residual=residual, slack=slack)
 
 
 @dataclass(frozen=True)
@@ -66,65 +78,98 @@ class Fit:
     constants: Mapping[str, Tensor] | None = None
 
 
+def squared(residual: Tensor, slack: Tensor | None) -> float:
+    """Return the sum of squares of a residual where it matters."""
+    return float(_effective(residual, slack).double().square().sum())
+
+
+def _effective(residual: Tensor, slack: Tensor | None) -> Tensor:
+    """Return a residual with zeros where the output is as good as its target."""
+    return residual if slack is None else residual.masked_fill(residual * slack < 0, 0.0)
+
+
 def fit(calls: Sequence[CallRows], dampings: Sequence[float]) -> Fit:
     """Fit with several dampings, and choose the one with the lowest held-out residual."""
-    means = _means(calls)
     variance = max(sum(call.variance for call in calls), 1e-12)
-    before = sum(float(call.held_residual.double().square().sum()) for call in calls)
+    before = sum(squared(call.held_residual, call.held_slack) for call in calls)
     best, chosen = before, None
-    for damping, change in _solutions(calls, means, sorted(dampings, reverse=True)):
-        after = _held_residual(calls, means, change)
+    for damping, change, constants in _solutions(calls, sorted(dampings, reverse=True)):
+        after = sum(squared(_left(call, change, constants, held=True), call.held_slack) for call in calls)
         if after < best * (_EXACT_GAIN if damping < _EXACT else 1):
-            best, chosen = after, (damping, change)
+            best, chosen = after, (damping, change, constants)
     if chosen is None:
         return Fit(before / variance, before / variance, None)
-    damping, change = chosen
-    return Fit(before / variance, best / variance, damping, change, _constants(means, change))
+    damping, change, constants = chosen
+    return Fit(before / variance, best / variance, damping, change, _flat(constants))
 
 
 def refit(calls: Sequence[CallRows], damping: float) -> Fit:
     """Fit to all rows, also to those of the held-out images, with a damping that was chosen before."""
     joined = [call.joined() for call in calls]
-    means = _means(joined)
-    solutions = _solutions(joined, means, [] if math.isinf(damping) else [damping])
-    change = dict(solutions).get(damping)
-    if change is None:
-        return fit(calls, [damping])
-    return Fit(math.nan, math.nan, damping, change, _constants(means, change))
+    for each, change, constants in _solutions(joined, [] if math.isinf(damping) else [damping]):
+        if each == damping:
+            return Fit(math.nan, math.nan, damping, change, _flat(constants))
+    return fit(calls, [damping])
 
 
-def _constants(means: _Means, change: Tensor) -> dict[str, Tensor]:
-    """Return what a change lacks on average, one number per filter for each slot."""
-    return {
-        slot: (residual - x @ change).flatten() for slot, (x, residual) in means.items() if slot is not None
-    }
-
-
-def _means(calls: Sequence[CallRows]) -> _Means:
-    """Return the means of inputs and residuals in each slot; zeros where no slot takes a constant."""
-    means: dict[str | None, tuple[Tensor, Tensor]] = {}
-    for slot in {call.slot: None for call in calls}:
-        x = torch.cat([call.x for call in calls if call.slot == slot], 1).mean(1, keepdim=True)
-        residual = torch.cat([call.residual for call in calls if call.slot == slot], 1).mean(1, keepdim=True)
-        means[slot] = (torch.zeros_like(x), torch.zeros_like(residual)) if slot is None else (x, residual)
-    return means
+def _flat(constants: _Constants) -> dict[str, Tensor]:
+    """Return one number per filter for each slot."""
+    return {slot: constant.flatten() for slot, constant in constants.items() if slot is not None}
 
 
 def _solutions(
-    calls: Sequence[CallRows], means: _Means, dampings: Sequence[float]
-) -> list[tuple[float, Tensor]]:
-    """Return candidates for the change: none but that of constants, and one for each damping."""
-    x = torch.cat([call.x - means[call.slot][0] for call in calls], 1)
-    residual = torch.cat([call.residual - means[call.slot][1] for call in calls], 1)
-    none = x.new_zeros(len(x), x.shape[2], residual.shape[2])
-    return [(math.inf, none), *ridge(x, residual, dampings)]
+    calls: Sequence[CallRows], dampings: Sequence[float]
+) -> Iterator[tuple[float, Tensor, _Constants]]:
+    """Yield candidates for the change and its constants: none but constants, and one for each damping."""
+    means = _means(calls, [call.x for call in calls])
+    x = torch.cat([call.x - means[call.slot] for call in calls], 1)
+    none = x.new_zeros(len(x), x.shape[2], calls[0].residual.shape[2])
+    change = none
+    constants: _Constants = {slot: none.new_zeros(len(x), 1, none.shape[2]) for slot in means}
+    system = RidgeSystem(x)
+    for damping in (math.inf, *dampings):
+        solve = (lambda residual: none) if math.isinf(damping) else system.solver(damping)
+        if solve is not None:
+            change, constants = _fitted(calls, means, solve, change, constants)
+            yield damping, change, constants
 
 
-def _held_residual(calls: Sequence[CallRows], means: _Means, change: Tensor) -> float:
-    """Return the squared residual of the held-out rows after a change."""
-    total = 0.0
-    for call in calls:
-        x, residual = means[call.slot]
-        left = call.held_residual - residual - (call.held_x - x) @ change
-        total += float(left.double().square().sum())
-    return total
+def _fitted(
+    calls: Sequence[CallRows],
+    means: Mapping[str | None, Tensor],
+    solve: Callable[[Tensor], Tensor],
+    change: Tensor,
+    constants: _Constants,
+) -> tuple[Tensor, _Constants]:
+    """Fit, again and again where outputs have slack, starting from a change and its constants.
+
+    Outputs that are as good as their target become targets themselves: each step lowers the sum of squares that
+    counts, which is convex.
+    """
+    for _ in range(_STEPS if any(call.slack is not None for call in calls) else 1):
+        residuals = []
+        for call in calls:
+            left = _left(call, change, constants)
+            residuals.append(call.residual - left + _effective(left, call.slack))
+        mean_residuals = _means(calls, residuals)
+        change = solve(
+            torch.cat([r - mean_residuals[call.slot] for call, r in zip(calls, residuals, strict=True)], 1)
+        )
+        constants = {slot: mean - means[slot] @ change for slot, mean in mean_residuals.items()}
+    return change, constants
+
+
+def _means(calls: Sequence[CallRows], rows: Sequence[Tensor]) -> dict[str | None, Tensor]:
+    """Return the mean of the rows of calls, for each slot; zeros where no slot takes a constant."""
+    means = {}
+    for slot in {call.slot: None for call in calls}:
+        joined = torch.cat([each for call, each in zip(calls, rows, strict=True) if call.slot == slot], 1)
+        mean = joined.mean(1, keepdim=True)
+        means[slot] = torch.zeros_like(mean) if slot is None else mean
+    return means
+
+
+def _left(call: CallRows, change: Tensor, constants: _Constants, held: bool = False) -> Tensor:
+    """Return the residual that a change leaves."""
+    x, residual = (call.held_x, call.held_residual) if held else (call.x, call.residual)
+    return residual - x @ change - constants[call.slot]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.compensation.calls import LayerCall
-from lightning_prune.compensation.fit import CallRows, Fit, fit, refit
-from lightning_prune.compensation.im2col import Positions, columns, output_rows, position_shape
+from lightning_prune.compensation.fit import CallRows, Fit, fit, refit, squared
+from lightning_prune.compensation.im2col import columns, output_rows, position_shape
 from lightning_prune.compensation.layers import Layer
 from lightning_prune.compensation.report import LayerRepair
 from lightning_prune.compensation.sums import Summand, SumWatch
-from lightning_prune.compensation.targets import CallTargets, Targets, compute_dtype
+from lightning_prune.compensation.targets import CallTargets, SampledRows, Targets, compute_dtype
 
 __all__ = ["LayerRepairer"]
 
@@ -111,9 +111,9 @@ class LayerRepairer:
         if target.sums is not None:
             self.sums.expect(output, call)
             return False
-        return self._fit(call, number, (target.fit.rows, target.held.rows))
+        return self._fit(call, number, (target.fit, target.held))
 
-    def _fit(self, call: LayerCall, number: int, wanted: tuple[Tensor, Tensor]) -> bool:
+    def _fit(self, call: LayerCall, number: int, wanted: tuple[SampledRows, SampledRows]) -> bool:
         """Fit a layer so that a call gives the rows that are wanted; return whether it changed."""
         layer, weight, x = call.layer, self._weights[call.layer.key], call.read()
         target = self.targets.calls[layer.name][number]
@@ -129,34 +129,44 @@ class LayerRepairer:
         assert target.sums is not None
         scale = _scale(summand.norm, compute_dtype(layer.weight))
         rows = []
-        for sampled, dense in zip((target.fit, target.held), target.sums, strict=True):
+        for dense in target.sums:
             present, total = (
-                output_rows(layer, x, sampled.positions, dense.dtype) for x in (call.output, output + other)
+                output_rows(layer, x, dense.positions, dense.rows.dtype)
+                for x in (call.output, output + other)
             )
-            rows.append(present + (dense - total) * scale)
+            slack = (
+                None if dense.slack is None else dense.slack * torch.as_tensor(scale).sign().to(torch.int8)
+            )
+            rows.append(SampledRows(dense.positions, present + (dense.rows - total) * scale, slack))
         if self._fit(call, 0, (rows[0], rows[1])):
             again = call.rerun()
             output.copy_(again if summand.norm is None else summand.norm.forward(again))
 
     def _rows(
-        self, layer: Layer, weight: _Weight, target: CallTargets, x: Tensor, wanted: tuple[Tensor, Tensor]
+        self,
+        layer: Layer,
+        weight: _Weight,
+        target: CallTargets,
+        x: Tensor,
+        wanted: tuple[SampledRows, SampledRows],
     ) -> CallRows:
         """Compute what the weight after the cut lacks in this call, for the outputs that are wanted."""
         dtype = compute_dtype(layer.weight)
         slot, bias = self._slot(layer, target.norm), self._bias(layer)
         matrix = layer.matrix(weight.original.to(dtype))
 
-        def seen(positions: Positions, rows: Tensor) -> tuple[Tensor, Tensor]:
-            inputs = columns(layer, x, positions, dtype)
-            rows = rows if bias is None else rows - bias.to(dtype)
-            return inputs, layer.in_groups(rows) - inputs @ matrix
+        def seen(sampled: SampledRows) -> tuple[Tensor, Tensor, Tensor | None]:
+            inputs = columns(layer, x, sampled.positions, dtype)
+            rows = sampled.rows if bias is None else sampled.rows - bias.to(dtype)
+            slack = None if sampled.slack is None else layer.in_groups(sampled.slack)
+            return inputs, layer.in_groups(rows) - inputs @ matrix, slack
 
         held_rows = target.held.rows
         variance = float((held_rows - held_rows.mean(0)).double().square().sum())
         if len(held_rows) == 1:  # no variance within one row
             variance = float(held_rows.double().square().sum())
-        fit_rows, held = seen(target.fit.positions, wanted[0]), seen(target.held.positions, wanted[1])
-        return CallRows(slot, *fit_rows, *held, variance)
+        fit_rows, held = map(seen, wanted)
+        return CallRows(slot, *fit_rows[:2], *held[:2], variance, fit_rows[2], held[2])
 
     def _slot(self, layer: Layer, norm: str | None) -> str | None:
         """Return the name of what takes a constant that is added to the layer's outputs."""
@@ -174,7 +184,7 @@ class LayerRepairer:
     def _repair(self, weight: _Weight) -> bool:
         """Fit a weight to its calls so far, and set it; return whether it changed."""
         calls = list(weight.rows.values())
-        residual = sum(float(call.residual.double().square().sum()) for call in calls)
+        residual = sum(squared(call.residual, call.slack) for call in calls)
         scale = sum(call.variance * call.residual.shape[1] / call.held_residual.shape[1] for call in calls)
         if residual <= _NEGLIGIBLE * scale:
             return self._reset(weight)

@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_prune.utils.batch_norm import tracked_norms
 
-__all__ = ["SumWatch", "Summand"]
+__all__ = ["SUMS", "WITHOUT_EFFECT", "SumWatch", "Summand", "are_alike"]
 
 Payload = TypeVar("Payload")
 
-_SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
-_WITHOUT_EFFECT = frozenset(("dropout", "__get__", "size", "dim", "numel", "is_floating_point"))
+SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
+WITHOUT_EFFECT = frozenset(("dropout", "__get__", "size", "dim", "numel", "is_floating_point"))
 _LAST = 8  # summands that are waited for at the same time
 
 
@@ -77,9 +77,9 @@ class SumWatch(TorchFunctionMode, Generic[Payload]):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch; a sum after ``on_sum``."""
         name = getattr(func, "__name__", "")
-        if name in _SUMS and _are_alike(args) and not kwargs:
+        if name in SUMS and are_alike(args) and not kwargs:
             self._before_sum(*args[:2])
-        elif name not in _WITHOUT_EFFECT:
+        elif name not in WITHOUT_EFFECT:
             for summand in self.expected:
                 summand.is_read |= any(arg is summand.output() for arg in args if isinstance(arg, Tensor))
         return func(*args, **(kwargs or {}))
@@ -95,6 +95,6 @@ class SumWatch(TorchFunctionMode, Generic[Payload]):
                 return
 
 
-def _are_alike(args: Any) -> bool:
+def are_alike(args: Any) -> bool:
     """Whether a function adds two tensors of the same shape."""
     return len(args) == 2 and all(isinstance(x, Tensor) for x in args) and args[0].shape == args[1].shape

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.compensation.activations import ActivationWatch, Interval
 from lightning_prune.compensation.calibration import (
     Calibration,
     CompensationError,
@@ -32,7 +33,7 @@ from lightning_prune.compensation.im2col import (
 )
 from lightning_prune.compensation.layers import Kept, Layer, find_layers, kept_filters, num_kept_inputs
 from lightning_prune.compensation.sums import Summand, SumWatch
-from lightning_prune.utils.batch_norm import tracked_norms
+from lightning_prune.utils.batch_norm import scale_and_shift, tracked_norms
 from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.seeding import derive_seed
 
@@ -43,14 +44,39 @@ _LAST_CALLS = 4  # a norm is looked for behind so many layers, for branches that
 
 @dataclass(frozen=True)
 class SampledRows:
-    """Outputs of a layer at sampled positions; ``rows`` is (positions, filters)."""
+    """Outputs of a layer at sampled positions.
+
+    Attributes:
+        positions: of the rows.
+        rows: (positions, filters).
+        slack: -1 where values below that of ``rows`` are as good as it, since the activation behind the layer makes
+            the same of them; 1 where values above it are; else 0. None: nowhere.
+    """
 
     positions: Positions
     rows: Tensor
+    slack: Tensor | None = None
 
     def first(self, number: int) -> SampledRows:
         """Return the first ``number`` rows."""
-        return SampledRows(tuple(index[:number] for index in self.positions), self.rows[:number].clone())
+        positions = tuple(index[:number] for index in self.positions)
+        slack = None if self.slack is None else self.slack[:number].clone()
+        return SampledRows(positions, self.rows[:number].clone(), slack)
+
+    def clipped(self, lower: Tensor, upper: Tensor, sign: Tensor) -> SampledRows:
+        """Move rows into an interval, and remember where they were outside of it.
+
+        Args:
+            lower: end of the interval that the activation's lower one is for each filter, (filters,).
+            upper: in the same way.
+            sign: -1 where the layer's output is inverted on its way to the activation, 0 where it does not get there.
+        """
+        below = torch.where(sign > 0, self.rows < lower, self.rows > lower) & (sign != 0)
+        above = torch.where(sign > 0, self.rows > upper, self.rows < upper) & (sign != 0)
+        rows = torch.where(below, lower, torch.where(above, upper, self.rows))
+        return SampledRows(
+            self.positions, rows, ((above.to(torch.int8) - below.to(torch.int8)) * sign).to(torch.int8)
+        )
 
 
 @dataclass(frozen=True)
@@ -62,14 +88,14 @@ class CallTargets:
         fit: rows of the images that the layer is fitted to.
         held: rows of the images that judge the fit.
         norm: the batch norm that reads the output, if it reads no other weight's.
-        sums: rows, as in ``fit`` and ``held``, of the sum that alone reads the output, directly or behind a norm.
+        sums: as ``fit`` and ``held``, of the sum that alone reads the output, directly or behind a norm.
     """
 
     shape: torch.Size
     fit: SampledRows
     held: SampledRows
     norm: str | None = None
-    sums: tuple[Tensor, Tensor] | None = None
+    sums: tuple[SampledRows, SampledRows] | None = None
 
 
 @dataclass
@@ -129,6 +155,7 @@ def _collect(targets: Targets, model: nn.Module, kept: Kept, batches: Sequence[A
         undisturbed(model),
         _observed_norms(model, collector),
         collector.sums.watching(model),
+        collector.activations.watching(model),
         observed_calls(model, layers, collector.observe),
     ):
         targets.outputs = outputs_of(model, images)
@@ -149,6 +176,7 @@ class _Collector:
         self.last: deque[tuple[Layer, int, weakref.ref[Tensor]]] = deque(maxlen=_LAST_CALLS)
         self.sources: dict[str, list[tuple[Layer, int] | None]] = {}  # of each norm's calls
         self.sums: SumWatch[_Pending] = SumWatch(self._keep_sum)
+        self.activations: ActivationWatch[tuple[Layer, int]] = ActivationWatch()
 
     def observe(self, call: LayerCall) -> bool:
         """Keep sampled rows of one call."""
@@ -165,7 +193,7 @@ class _Collector:
         calls = self.targets.calls[layer.name]
         filters = kept_filters(layer, self.kept)
         fit, held = (
-            _rows(layer, output + other, rows.positions, filters)
+            SampledRows(rows.positions, _rows(layer, output + other, rows.positions, filters))
             for rows in (calls[call].fit, calls[call].held)
         )
         calls[call] = replace(calls[call], sums=(fit, held))
@@ -190,6 +218,8 @@ class _Collector:
         self.last.append((layer, len(calls), weakref.ref(output)))
         if self.targets.settings.sums:
             self.sums.expect(output, (layer, len(calls), call.watch_inputs()))
+        if self.targets.settings.activations:
+            self.activations.expect(output, (layer, len(calls)))
         calls.append(CallTargets(shape, fit, held))
         return None
 
@@ -220,6 +250,7 @@ class _Collector:
         calls, left_alone = self.targets.calls, self.targets.left_alone
         unusable = {layer.key for layer in layers if layer.name in left_alone}
         self._set_norms()
+        self._set_slack()
         number = Counter(layer.key for layer in layers for _ in calls.get(layer.name, ()))
         for layer in layers:
             if layer.key in unusable:
@@ -239,6 +270,38 @@ class _Collector:
                     assert source is not None
                     calls = self.targets.calls[source[0].name]
                     calls[source[1]] = replace(calls[source[1]], norm=name)
+
+    def _set_slack(self) -> None:
+        """Move targets into the interval in which the activations behind them are not constant."""
+        for chain in self.activations.chains:
+            layer, number = chain.payload
+            if chain.interval is None or chain.is_broken or layer.name not in self.targets.calls:
+                continue
+            calls = self.targets.calls[layer.name]
+            call = calls[number]
+            if chain.in_sum == (call.sums is None):  # the sum corrects another layer
+                continue
+            rows = call.sums or (call.fit, call.held)
+            norm = None if chain.in_sum else chain.norm
+            ends = _ends(chain.interval, norm, rows[0].rows, kept_filters(layer, self.kept))
+            fit, held = (each.clipped(*ends) for each in rows)
+            calls[number] = (
+                replace(call, sums=(fit, held)) if call.sums else replace(call, fit=fit, held=held)
+            )
+
+
+def _ends(
+    interval: Interval, norm: nn.Module | None, rows: Tensor, filters: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an activation's interval before the norm that it reads, and the sign of the norm's scale, per filter."""
+    if norm is None:
+        one = rows.new_ones(rows.shape[1])
+        return interval[0] * one, interval[1] * one, one
+    scale, shift = (each.to(rows.dtype) for each in scale_and_shift(norm))
+    if filters is not None:
+        scale, shift = scale[filters.to(scale.device)], shift[filters.to(scale.device)]
+    lower, upper = ((end - shift) / scale for end in interval)
+    return lower, upper, torch.where(lower.isfinite(), scale.sign(), 0)
 
 
 def _rows(layer: Layer, output: Tensor, positions: Positions, filters: Tensor | None) -> Tensor:

@@ -20,6 +20,23 @@ def tracked_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [norm for norm in norms if norm.running_mean is not None]
 
 
+def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factor and the constant, per channel, that a batch norm applies in eval mode.
+
+    Example:
+        >>> scale, shift = scale_and_shift(nn.BatchNorm1d(2, eps=0))
+        >>> scale.tolist(), shift.tolist()
+        ([1.0, 1.0], [0.0, 0.0])
+    """
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
 def recalibrate_(model: nn.Module, examples: Iterable[Example]) -> int:
     """Estimate the running statistics of batch norms anew, as plain averages over ``examples``.
 

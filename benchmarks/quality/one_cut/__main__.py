@@ -1,0 +1,86 @@
+"""Score networks right after one cut, without training: as cut, with recalibrated norms, and repaired.
+
+    python -m benchmarks.quality.one_cut                 # 18 dense networks, 216 cuts; half an hour of one core
+    python -m benchmarks.quality.one_cut --part 1/2      # half of the cuts; start --part 2/2 as a second process
+    python -m benchmarks.quality.one_cut --report        # only write docs/results/one_cut.md
+
+Six networks (those of ``benchmarks.quality``, a MobileNetV2, a vision transformer, one with group norms) are trained
+once per seed, and cut to 50 and 26 % of the MACs by six criteria. Every layer keeps an eighth of its channels and at
+least four. Criteria, recalibration and repair see the same training images, 512 for classifiers, 32 for U-Nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.studies import Row, finished, jobs, study, study_parser
+from benchmarks.quality.one_cut.cuts import CRITERIA, TEST_IMAGES, measured
+from benchmarks.quality.one_cut.networks import NETWORKS, task_of
+from benchmarks.quality.one_cut.report import write
+from benchmarks.quality.tasks import FOLDER, dense, score
+
+SHARES = (0.5, 0.26)
+Job = tuple[int, str]  # seed, network
+
+
+def execute(
+    job: Job, size: str, networks: Path, shares: Sequence[float], criteria: Sequence[str]
+) -> Iterator[Row]:
+    """Yield one row per criterion and share."""
+    seed, name = job
+    task = task_of(name, size)
+    trained = dense(task, seed, networks).eval()
+    dense_score = score(trained, task, task.data.test.first(TEST_IMAGES)).value
+    for share in shares:
+        for criterion in criteria:
+            cut = measured(task, trained, criterion, share, seed)
+            yield {
+                "seed": seed,
+                "network": name,
+                "share": share,
+                "criterion": criterion,
+                "dense": dense_score,
+                "macs": round(cut.macs, 4),
+                "raw": cut.raw,
+                "recalibrated": cut.recalibrated,
+                "repaired": cut.repaired,
+                "seconds": round(cut.repair.seconds, 2),
+                "forwards": cut.repair.forwards,
+                "megabytes": round(cut.repair.megabytes),
+                "accepted": cut.repair.report.accepted,
+                "images": task.calibration,
+                "left_alone": len(cut.repair.report.left_alone),
+            }
+
+
+def job_of(row: Row) -> Job:
+    return row["seed"], row["network"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study_parser("quality.one_cut", __doc__)
+    parser.set_defaults(seeds=[1, 2, 3], folder=Path("outputs") / "one_cut")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
+    parser.add_argument("--dense", type=Path, default=FOLDER, help="folder of the trained networks")
+    args = parser.parse_args(arguments)
+    if not args.report:
+        torch.set_num_threads(1)
+        run = partial(
+            execute,
+            size="small" if args.small else "study",
+            networks=args.dense,
+            shares=args.shares,
+            criteria=args.criteria,
+        )
+        study(jobs(args.seeds, args.networks, part=args.part), args.folder, args.part, run, job_of)
+    write(finished(args.folder), args.docs)
+
+
+if __name__ == "__main__":
+    main()
