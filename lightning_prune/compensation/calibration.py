@@ -43,7 +43,8 @@ class CompensationSettings:
         dampings: candidates for the damping of the ridge regression, as shares of the mean variance of the inputs.
         max_elements: upper limit of the size of the matrix that a layer is fitted to. Wide layers get fewer
             positions; those with fewer than ``min_positions`` are left alone.
-        min_positions: see ``max_elements``.
+        min_positions: see ``max_elements``. With fewer positions than inputs, the system of the positions is solved,
+            which is as exact and takes the memory of the positions only.
         sums: fit a layer whose output only a sum reads so that the sum, and not the output itself, comes nearer to
             the dense one: a branch then corrects the residual stream too.
         activations: where an activation behind a layer makes the same of a range of values, as a rectifier does of
@@ -57,7 +58,7 @@ class CompensationSettings:
     held_out: float = 0.25
     dampings: Sequence[float] = (1e-6, 1e-3, 1e-2, 1e-1)
     max_elements: int = 2**25
-    min_positions: int = 64
+    min_positions: int = 8
     refit: bool = True
     sums: bool = True
     images: int | None = None

@@ -146,15 +146,20 @@ def _fitted(
     Outputs that are as good as their target become targets themselves: each step lowers the sum of squares that
     counts, which is convex.
     """
-    for _ in range(_STEPS if any(call.slack is not None for call in calls) else 1):
+    has_slack = any(call.slack is not None for call in calls)
+    last = change, constants
+    for step in range(_STEPS if has_slack else 1):
+        momentum = step / (step + 3)  # of Nesterov's, since steps get short
+        ahead = change + momentum * (change - last[0])
+        constants_ahead = {slot: each + momentum * (each - last[1][slot]) for slot, each in constants.items()}
+        last = change, constants
         residuals = []
         for call in calls:
-            left = _left(call, change, constants)
+            left = _left(call, ahead, constants_ahead)
             residuals.append(call.residual - left + _effective(left, call.slack))
         mean_residuals = _means(calls, residuals)
-        change = solve(
-            torch.cat([r - mean_residuals[call.slot] for call, r in zip(calls, residuals, strict=True)], 1)
-        )
+        centred = [each - mean_residuals[call.slot] for call, each in zip(calls, residuals, strict=True)]
+        change = solve(torch.cat(centred, 1))
         constants = {slot: mean - means[slot] @ change for slot, mean in mean_residuals.items()}
     return change, constants
 

@@ -19,7 +19,9 @@ __all__ = ["SUMS", "WITHOUT_EFFECT", "SumWatch", "Summand", "are_alike"]
 Payload = TypeVar("Payload")
 
 SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
-WITHOUT_EFFECT = frozenset(("dropout", "__get__", "size", "dim", "numel", "is_floating_point"))
+WITHOUT_EFFECT = frozenset(
+    ("dropout", "__get__", "size", "dim", "numel", "is_floating_point", "zeros_like", "ones_like")
+)
 _LAST = 8  # summands that are waited for at the same time
 
 

@@ -24,41 +24,38 @@ from benchmarks.quality.one_cut.report import write
 from benchmarks.quality.tasks import FOLDER, dense, score
 
 SHARES = (0.5, 0.26)
-Job = tuple[int, str]  # seed, network
+Job = tuple[int, str, float]  # seed, network, share of the MACs
 
 
-def execute(
-    job: Job, size: str, networks: Path, shares: Sequence[float], criteria: Sequence[str]
-) -> Iterator[Row]:
-    """Yield one row per criterion and share."""
-    seed, name = job
+def execute(job: Job, size: str, networks: Path, criteria: Sequence[str]) -> Iterator[Row]:
+    """Yield one row per criterion."""
+    seed, name, share = job
     task = task_of(name, size)
     trained = dense(task, seed, networks).eval()
     dense_score = score(trained, task, task.data.test.first(TEST_IMAGES)).value
-    for share in shares:
-        for criterion in criteria:
-            cut = measured(task, trained, criterion, share, seed)
-            yield {
-                "seed": seed,
-                "network": name,
-                "share": share,
-                "criterion": criterion,
-                "dense": dense_score,
-                "macs": round(cut.macs, 4),
-                "raw": cut.raw,
-                "recalibrated": cut.recalibrated,
-                "repaired": cut.repaired,
-                "seconds": round(cut.repair.seconds, 2),
-                "forwards": cut.repair.forwards,
-                "megabytes": round(cut.repair.megabytes),
-                "accepted": cut.repair.report.accepted,
-                "images": task.calibration,
-                "left_alone": len(cut.repair.report.left_alone),
-            }
+    for criterion in criteria:
+        cut = measured(task, trained, criterion, share, seed)
+        yield {
+            "seed": seed,
+            "network": name,
+            "share": share,
+            "criterion": criterion,
+            "dense": dense_score,
+            "macs": round(cut.macs, 4),
+            "raw": cut.raw,
+            "recalibrated": cut.recalibrated,
+            "repaired": cut.repaired,
+            "seconds": round(cut.repair.seconds, 2),
+            "forwards": cut.repair.forwards,
+            "megabytes": round(cut.repair.megabytes),
+            "accepted": cut.repair.report.accepted,
+            "images": task.calibration,
+            "left_alone": len(cut.repair.report.left_alone),
+        }
 
 
 def job_of(row: Row) -> Job:
-    return row["seed"], row["network"]
+    return row["seed"], row["network"], row["share"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,14 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.report:
         torch.set_num_threads(1)
-        run = partial(
-            execute,
-            size="small" if args.small else "study",
-            networks=args.dense,
-            shares=args.shares,
-            criteria=args.criteria,
-        )
-        study(jobs(args.seeds, args.networks, part=args.part), args.folder, args.part, run, job_of)
+        size = "small" if args.small else "study"
+        run = partial(execute, size=size, networks=args.dense, criteria=args.criteria)
+        todo = jobs(args.seeds, args.networks, args.shares, part=args.part)
+        study(todo, args.folder, args.part, run, job_of)
     write(finished(args.folder), args.docs)
 
 

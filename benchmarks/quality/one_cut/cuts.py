@@ -31,7 +31,7 @@ from lightning_prune.utils.batch_norm import recalibrate_
 
 __all__ = ["CRITERIA", "Repair", "Scores", "criteria", "measured", "plan_of", "repaired_"]
 
-TEST_IMAGES = 1500  # that each network is scored on
+TEST_IMAGES = 1000  # that each network is scored on
 
 
 def criteria(seed: int) -> dict[str, Criterion]:

@@ -102,7 +102,7 @@ def page(content: dict[str, Any]) -> str:
         "# Right after one cut",
         "",
         "What is left of a trained network after one cut, without training: as it is cut, with the statistics of its "
-        "batch norms estimated anew, and [repaired](../guides/one_shot.md) with `compensate=True`. The repair uses no "
+        "batch norms estimated anew, and [repaired](../guides/one_shot.md) with `compensate=True`, which needs no "
         "labels. Scores are accuracies, and mean IoUs of the U-Nets, on test images.",
         "",
         f"{content['date']} · torch {content['versions']['torch']} · {content['machine']} · "
