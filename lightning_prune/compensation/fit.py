@@ -33,8 +33,8 @@ class CallRows:
         held_x: inputs at the positions that judge the fit.
         held_residual: target minus output there.
         variance: summed squared deviation of the held-out targets from their mean.
-        slack: -1 where a smaller output, hence a larger residual, is as good as none; 1 where a larger output is;
-            else 0. Shape of ``residual``; None: nowhere.
+        slack: what the output may exceed its target by: up to a positive number, or down to a negative one; 0:
+            nothing. Shape of ``residual``; None: nowhere.
         held_slack: in the same way.
     """
 
@@ -85,7 +85,11 @@ def squared(residual: Tensor, slack: Tensor | None) -> float:
 
 def _effective(residual: Tensor, slack: Tensor | None) -> Tensor:
     """Return a residual with zeros where the output is as good as its target."""
-    return residual if slack is None else residual.masked_fill(residual * slack < 0, 0.0)
+    if slack is None:
+        return residual
+    beyond = residual + slack
+    one_sided = torch.where(slack > 0, beyond.clamp(max=0), beyond.clamp(min=0))
+    return torch.where(slack == 0, residual, one_sided)
 
 
 def fit(calls: Sequence[CallRows], dampings: Sequence[float]) -> Fit:
@@ -124,31 +128,24 @@ def _solutions(
     means = _means(calls, [call.x for call in calls])
     x = torch.cat([call.x - means[call.slot] for call in calls], 1)
     none = x.new_zeros(len(x), x.shape[2], calls[0].residual.shape[2])
-    change = none
-    constants: _Constants = {slot: none.new_zeros(len(x), 1, none.shape[2]) for slot in means}
     system = RidgeSystem(x)
     for damping in (math.inf, *dampings):
         solve = (lambda residual: none) if math.isinf(damping) else system.solver(damping)
         if solve is not None:
-            change, constants = _fitted(calls, means, solve, change, constants)
-            yield damping, change, constants
+            yield damping, *_fitted(calls, means, solve)
 
 
 def _fitted(
-    calls: Sequence[CallRows],
-    means: Mapping[str | None, Tensor],
-    solve: Callable[[Tensor], Tensor],
-    change: Tensor,
-    constants: _Constants,
+    calls: Sequence[CallRows], means: Mapping[str | None, Tensor], solve: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, _Constants]:
-    """Fit, again and again where outputs have slack, starting from a change and its constants.
+    """Fit to the targets, and then again and again where outputs have slack.
 
     Outputs that are as good as their target become targets themselves: each step lowers the sum of squares that
     counts, which is convex.
     """
-    has_slack = any(call.slack is not None for call in calls)
+    change, constants = _solved(calls, means, [call.residual for call in calls], solve)
     last = change, constants
-    for step in range(_STEPS if has_slack else 1):
+    for step in range(_STEPS if any(call.slack is not None for call in calls) else 0):
         momentum = step / (step + 3)  # of Nesterov's, since steps get short
         ahead = change + momentum * (change - last[0])
         constants_ahead = {slot: each + momentum * (each - last[1][slot]) for slot, each in constants.items()}
@@ -157,11 +154,21 @@ def _fitted(
         for call in calls:
             left = _left(call, ahead, constants_ahead)
             residuals.append(call.residual - left + _effective(left, call.slack))
-        mean_residuals = _means(calls, residuals)
-        centred = [each - mean_residuals[call.slot] for call, each in zip(calls, residuals, strict=True)]
-        change = solve(torch.cat(centred, 1))
-        constants = {slot: mean - means[slot] @ change for slot, mean in mean_residuals.items()}
+        change, constants = _solved(calls, means, residuals, solve)
     return change, constants
+
+
+def _solved(
+    calls: Sequence[CallRows],
+    means: Mapping[str | None, Tensor],
+    residuals: Sequence[Tensor],
+    solve: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, _Constants]:
+    """Return the change, and its constants, for residuals of the calls."""
+    mean_residuals = _means(calls, residuals)
+    centred = [each - mean_residuals[call.slot] for call, each in zip(calls, residuals, strict=True)]
+    change = solve(torch.cat(centred, 1))
+    return change, {slot: mean - means[slot] @ change for slot, mean in mean_residuals.items()}
 
 
 def _means(calls: Sequence[CallRows], rows: Sequence[Tensor]) -> dict[str | None, Tensor]:

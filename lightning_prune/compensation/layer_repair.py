@@ -134,9 +134,7 @@ class LayerRepairer:
                 output_rows(layer, x, dense.positions, dense.rows.dtype)
                 for x in (call.output, output + other)
             )
-            slack = (
-                None if dense.slack is None else dense.slack * torch.as_tensor(scale).sign().to(torch.int8)
-            )
+            slack = None if dense.slack is None else dense.slack * scale
             rows.append(SampledRows(dense.positions, present + (dense.rows - total) * scale, slack))
         if self._fit(call, 0, (rows[0], rows[1])):
             again = call.rerun()

@@ -49,8 +49,8 @@ class SampledRows:
     Attributes:
         positions: of the rows.
         rows: (positions, filters).
-        slack: -1 where values below that of ``rows`` are as good as it, since the activation behind the layer makes
-            the same of them; 1 where values above it are; else 0. None: nowhere.
+        slack: what may be added to ``rows``: everything up to a positive number, or down to a negative one, since the
+            activation behind the layer makes the same of it; 0: nothing. None: nowhere.
     """
 
     positions: Positions
@@ -63,20 +63,18 @@ class SampledRows:
         slack = None if self.slack is None else self.slack[:number].clone()
         return SampledRows(positions, self.rows[:number].clone(), slack)
 
-    def clipped(self, lower: Tensor, upper: Tensor, sign: Tensor) -> SampledRows:
-        """Move rows into an interval, and remember where they were outside of it.
+    def with_slack(self, lower: Tensor, upper: Tensor, sign: Tensor) -> SampledRows:
+        """Return the rows with the slack that an activation gives them.
 
         Args:
-            lower: end of the interval that the activation's lower one is for each filter, (filters,).
+            lower: for each filter, the layer's output at the lower end of the interval of the activation, (filters,).
             upper: in the same way.
             sign: -1 where the layer's output is inverted on its way to the activation, 0 where it does not get there.
         """
-        below = torch.where(sign > 0, self.rows < lower, self.rows > lower) & (sign != 0)
-        above = torch.where(sign > 0, self.rows > upper, self.rows < upper) & (sign != 0)
-        rows = torch.where(below, lower, torch.where(above, upper, self.rows))
-        return SampledRows(
-            self.positions, rows, ((above.to(torch.int8) - below.to(torch.int8)) * sign).to(torch.int8)
-        )
+        below = (self.rows - lower) * sign < 0
+        above = (self.rows - upper) * sign > 0
+        slack = torch.where(below, lower - self.rows, torch.where(above, upper - self.rows, 0))
+        return SampledRows(self.positions, self.rows, slack)
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ class _Collector:
                     calls[source[1]] = replace(calls[source[1]], norm=name)
 
     def _set_slack(self) -> None:
-        """Move targets into the interval in which the activations behind them are not constant."""
+        """Give targets the slack of the activations behind them."""
         for chain in self.activations.chains:
             layer, number = chain.payload
             if chain.interval is None or chain.is_broken or layer.name not in self.targets.calls:
@@ -284,7 +282,7 @@ class _Collector:
             rows = call.sums or (call.fit, call.held)
             norm = None if chain.in_sum else chain.norm
             ends = _ends(chain.interval, norm, rows[0].rows, kept_filters(layer, self.kept))
-            fit, held = (each.clipped(*ends) for each in rows)
+            fit, held = (each.with_slack(*ends) for each in rows)
             calls[number] = (
                 replace(call, sums=(fit, held)) if call.sums else replace(call, fit=fit, held=held)
             )
