@@ -48,7 +48,8 @@ def _narrowed(call: CallTargets, filters: Tensor | None, device: torch.device | 
         return (dense if filters is None else dense[:, filters.to(dense.device)]).to(device)
 
     def sampled(dense: SampledRows) -> SampledRows:
-        return SampledRows(dense.positions, rows(dense.rows))
+        slack = None if dense.slack is None else rows(dense.slack)
+        return SampledRows(dense.positions, rows(dense.rows), slack)
 
-    sums = None if call.sums is None else (rows(call.sums[0]), rows(call.sums[1]))
+    sums = None if call.sums is None else (sampled(call.sums[0]), sampled(call.sums[1]))
     return replace(call, fit=sampled(call.fit), held=sampled(call.held), sums=sums)
