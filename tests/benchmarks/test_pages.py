@@ -22,6 +22,7 @@ COMMANDS = {
     "criteria": ("benchmarks.criteria.__main__", "--folder"),
     "methods": ("benchmarks.methods.__main__", "--folder"),
     "distillation": ("benchmarks.distillation.__main__", "--folder"),
+    "one_cut": ("benchmarks.quality.one_cut.__main__", "--folder"),
     "latency": ("benchmarks.latency.__main__", None),
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),

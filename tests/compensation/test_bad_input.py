@@ -75,6 +75,14 @@ def test_layers_too_large_are_named():
     assert "head" in report.layers
 
 
+def test_layers_with_more_inputs_than_positions_are_repaired():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
+    report = repaired(model, IMAGES, remove=("0.weight", slice(0, 3)), max_elements=8 * 500)
+    assert not report.left_alone
+    assert report.layers["3"].after < report.layers["3"].before
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions(dtype):
     model = Small().to(dtype)
