@@ -74,7 +74,11 @@ def _layer(weight: str) -> str:
 
 def policy(net: nn.Module, example: Tensor, macs: float, floors: Floors) -> PruningPolicy:
     """Return the policy that cuts the present network to ``macs`` and keeps the floors."""
-    widths = {_layer(name): width for name, width in trace(net, example).widths().items()}
+    widths = {
+        _layer(name): width
+        for name, width in trace(net, example).widths().items()
+        if _layer(name)  # parameters of the whole network, such as class tokens, have no layer
+    }
     # The tiny addition keeps the last channel above the floor removable in spite of rounding.
     shares = {name: max(0, width - floors[name]) / width for name, width in widths.items()}
     overrides: dict[str | type, Any] = {
