@@ -12,7 +12,7 @@ from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning, StatisticsMode
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
-from lightning_prune.criteria.ipad import IPAD
+from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.pruning.schedules import Schedule, timing_of
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
@@ -42,7 +42,7 @@ class FilterPruningCallback(PruningCallback):
         schedule: number of the cut -> share of what has to be removed that is removed after it, instead of an
             ``amount``: :class:`~lightning_prune.Linear`, :class:`~lightning_prune.Cubic` or a function.
         criterion: scores the units: a criterion of :mod:`lightning_prune.criteria` or a plain function; by default
-            IPAD with omega 1.
+            ``IPAD(omega=0.25, terms="energy")``, the best on validation in docs/results/quality.md.
         optimizer: ``"reset"`` builds optimizers and schedulers anew after a cut, as IPAD does; ``"carry"`` cuts their
             state along and continues.
         final_phase: how training continues when pruning is over, because the budget is met or nothing is left to
@@ -103,7 +103,7 @@ class FilterPruningCallback(PruningCallback):
     ) -> None:
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         whole_policy = _with_amount(PruningPolicy.of(budget, **policy), amount, schedule)
-        method = FilterPruning(whole_policy, timing, criterion or IPAD(omega=1.0), statistics)
+        method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
         retraining = Retraining(optimizer, final_phase, recalibrate_batches)
         super().__init__(method, retraining, submodule, verbose, compensate)
 

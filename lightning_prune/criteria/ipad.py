@@ -28,7 +28,7 @@ from lightning_prune.criteria.reduction import (
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.utils.arguments import check_choice
 
-__all__ = ["IPAD", "Deviation", "Terms", "energy_importance", "ipad_importance"]
+__all__ = ["IPAD", "Deviation", "Terms", "default_criterion", "energy_importance", "ipad_importance"]
 
 Terms = Literal["deviation", "energy"]
 
@@ -216,3 +216,8 @@ class Deviation(IPAD):
     scale: float | Literal["global"] = field(default=1.0, init=False)
     terms: Terms = field(default="deviation", init=False)
     beta: float = field(default=0.5, init=False)
+
+
+def default_criterion() -> IPAD:
+    """Return the criterion that is used where none is given: the best on validation in docs/results/quality.md."""
+    return IPAD(omega=0.25, terms="energy")

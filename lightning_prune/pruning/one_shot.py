@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.compensation.repair import cut_and_compensate_
 from lightning_prune.criteria.base import CriterionLike
+from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.statistics_pass import collect_statistics
@@ -43,7 +44,8 @@ def one_shot(
         model: the network.
         example: its input: a tensor, a tuple, or a dictionary of named ones.
         budget: what must remain, or a whole :class:`~lightning_prune.PruningPolicy`.
-        criterion: scores the units; by default L2.
+        criterion: scores the units; by default ``IPAD(omega=0.25, terms="energy")``, which observes ``batches``, and
+            L2 without batches.
         batches: training batches for the statistics of the criterion, and for the repair or the statistics of batch
             norms; without them these stay unchanged.
         loss: ``(network, batch) -> loss``, for criteria that use gradients.
@@ -69,7 +71,8 @@ def one_shot(
         raise ValueError(
             "compensate=True needs batches: some 32 images for dense prediction, 128 or more otherwise"
         )
-    policy, criterion = PruningPolicy.of(budget), criterion or L2()
+    policy = PruningPolicy.of(budget)
+    criterion = criterion or (default_criterion() if batches else L2())
     graph = policy.trace(model, as_example(example))
     policy.check(graph)
     training = Training(batches, loss or _forward, lambda net: 0.0)
