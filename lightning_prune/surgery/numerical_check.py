@@ -12,7 +12,6 @@ disturb it. Dimensions without channels are cropped to make it fast.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.surgery.cropping import cropped_shapes
 from lightning_prune.surgery.mask_check import masks_agree
-from lightning_prune.surgery.masks import Mask
 from lightning_prune.surgery.number_check import changed_number, with_numbers_of
+from lightning_prune.surgery.survivors import Survivors, at_least_float32
 from lightning_prune.tracing.calls import OperatorCall
-from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 
 __all__ = ["mismatches"]
@@ -46,65 +44,6 @@ _UNDEFINED_VALUES = {
 }
 
 
-@dataclass
-class _Survivors:
-    """The ids of the dense network that survive the cut, and what follows for tensors labelled with ids."""
-
-    alive: NDArray[np.bool_]
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    def __post_init__(self) -> None:
-        # By identity, since many operators share the same id arrays; the arrays are stored so that they stay alive.
-        self._masks: dict[int, tuple[Ids, Mask]] = {}
-
-    def mask(self, arrays: Sequence[Ids]) -> Mask:
-        """Return the mask of one dimension; an index survives if its id survives in each of ``arrays``."""
-        masks = [mask for ids in arrays if (mask := self._mask_of_ids(ids)) is not None]
-        return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks) if masks else None
-
-    def _mask_of_ids(self, ids: Ids) -> Mask:
-        if id(ids) not in self._masks:
-            mask = self.alive[ids.numpy()]
-            self._masks[id(ids)] = ids, None if mask.all() else mask
-        return self._masks[id(ids)][1]
-
-    def masks(self, labels: Sequence[Labels]) -> list[list[Mask]]:
-        """Return the masks of several tensors, one per dimension."""
-        return [[self.mask(arrays) for arrays in dims] for dims in labels]
-
-    def kept(self, arrays: Sequence[Ids]) -> Tensor | None:
-        """Return the surviving indices of one dimension, or None if all survive."""
-        mask = self.mask(arrays)
-        return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
-
-    def restrict(self, value: Tensor, labels: Labels) -> Tensor:
-        """Return ``value`` without what was removed."""
-        for dim, arrays in enumerate(labels):
-            if (kept := self.kept(arrays)) is not None:
-                value = value.index_select(dim, kept)
-        return value
-
-    def random_values(self, shape: Sequence[int], dtype: torch.dtype, labels: Labels) -> Tensor:
-        """Return random values, zero where something was removed; only zeros for integers, which may be indices."""
-        if not dtype.is_floating_point:
-            return torch.zeros(list(shape), dtype=dtype)
-        values = torch.rand(list(shape), generator=self.generator, dtype=_at_least_float32(dtype)) + 0.1
-        for dim, arrays in enumerate(labels):
-            if (kept := self.kept(arrays)) is not None:
-                removed = torch.ones(shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
-                values.index_fill_(dim, removed.nonzero().flatten(), 0)
-        return values
-
-    def leaves_one(self, operator: TracedOperator) -> bool:
-        """Whether a dimension of what the operator reads or writes has one element left, or none."""
-        masks = (self.mask(arrays) for labels in operator.labels for arrays in labels)
-        return any(mask is not None and mask.sum() <= 1 for mask in masks)
-
-    def affects(self, operator: TracedOperator) -> bool:
-        """Whether anything that the operator reads or writes was removed."""
-        return any(self.mask(arrays) is not None for labels in operator.labels for arrays in labels)
-
-
 def mismatches(
     dense: Sequence[TracedOperator],
     small: Sequence[TracedOperator],
@@ -120,7 +59,7 @@ def mismatches(
         numbers_follow_sizes: whether the trace met numbers that follow from numbers of channels; then numbers may
             differ after the cut.
     """
-    survivors = _Survivors(alive)
+    survivors = Survivors(alive)
     for before, after in _pairs(dense, small, survivors):
         if before.after_values and (after is None or not _same_sizes(before, after, survivors)):
             continue  # sizes and branches follow from values here, which the cut has changed
@@ -143,7 +82,7 @@ def mismatches(
 
 
 def _pairs(
-    dense: Sequence[TracedOperator], small: Sequence[TracedOperator], survivors: _Survivors
+    dense: Sequence[TracedOperator], small: Sequence[TracedOperator], survivors: Survivors
 ) -> Iterator[tuple[TracedOperator, TracedOperator | None]]:
     """Pair the operators of both networks, by module and line of code, in order.
 
@@ -160,7 +99,7 @@ def _pairs(
             yield before[0], None
 
 
-def _same_sizes(before: TracedOperator, after: TracedOperator, survivors: _Survivors) -> bool:
+def _same_sizes(before: TracedOperator, after: TracedOperator, survivors: Survivors) -> bool:
     """Whether both calls read tensors of the same sizes along all dimensions without channels."""
     return all(
         len(shape) == len(other)
@@ -191,7 +130,7 @@ def _is_comparable(call: OperatorCall) -> bool:
     return bool(call.tensors and call.outputs) and not seeded and not undefined
 
 
-def _check_call(before: TracedOperator, after: TracedOperator, survivors: _Survivors) -> str | None:
+def _check_call(before: TracedOperator, after: TracedOperator, survivors: Survivors) -> str | None:
     """Describe what is wrong with the smaller call; None if it is right."""
     count = len(before.shapes)
     operands, results = before.labels[:count], before.labels[count:]
@@ -203,7 +142,7 @@ def _check_call(before: TracedOperator, after: TracedOperator, survivors: _Survi
     return _check_by_numbers(before, after, survivors)
 
 
-def _check_by_numbers(before: TracedOperator, after: TracedOperator, survivors: _Survivors) -> str | None:
+def _check_by_numbers(before: TracedOperator, after: TracedOperator, survivors: Survivors) -> str | None:
     """Run both calls on the same random numbers, and describe the difference; None if there is none."""
     labels = before.labels[: len(before.shapes)]
     dense_operands = _random_operands(before, cropped_shapes(before, labels), labels, survivors)
@@ -219,13 +158,13 @@ def _random_operands(
     operator: TracedOperator,
     shapes: Sequence[Sequence[int]],
     labels: Sequence[Labels],
-    survivors: _Survivors,
+    survivors: Survivors,
 ) -> list[Tensor]:
     dtypes = [tensor.dtype for tensor in operator.call.tensors]
     return [survivors.random_values(*each) for each in zip(shapes, dtypes, labels, strict=True)]
 
 
-def _check_norm(before: TracedOperator, survivors: _Survivors) -> str | None:
+def _check_norm(before: TracedOperator, survivors: Survivors) -> str | None:
     """Check that a norm over channels with zeros for its removed parameters is zero exactly in removed channels.
 
     Its statistics change with the cut, so its values cannot be compared.
@@ -254,7 +193,7 @@ def _scaled_labels(norm: TracedOperator, labels: Labels) -> Labels:
 
 
 def _check_shape(
-    shape: torch.Size, small_shape: torch.Size, labels: Labels, survivors: _Survivors
+    shape: torch.Size, small_shape: torch.Size, labels: Labels, survivors: Survivors
 ) -> str | None:
     expected = [
         size if (mask := survivors.mask(arrays)) is None else int(mask.sum())
@@ -270,7 +209,7 @@ def _check_results(
     call: OperatorCall,
     operands: list[Tensor],
     labels: Sequence[Labels],
-    survivors: _Survivors,
+    survivors: Survivors,
 ) -> str | None:
     """Run the smaller call, and describe how its results differ from the surviving part of ``expected``."""
     try:
@@ -307,11 +246,7 @@ def _run(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [leaf for leaf in results if isinstance(leaf, Tensor)]
 
 
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def _cpu_argument(leaf: Any) -> Any:
     if isinstance(leaf, torch.dtype):
-        return _at_least_float32(leaf)
+        return at_least_float32(leaf)
     return torch.device("cpu") if isinstance(leaf, torch.device) else leaf

@@ -20,6 +20,7 @@ from torch import nn
 from lightning_prune.utils.named_sizes import is_named_sizes, named_path, write_size
 
 __all__ = [
+    "Arithmetic",
     "Attribute",
     "Leaf",
     "PassedSize",

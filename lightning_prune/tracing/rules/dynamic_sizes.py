@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_prune.tracing.ids import Ids
-from lightning_prune.tracing.rules.reshape import sizes_match
+from lightning_prune.tracing.rules.passed_sizes import sizes_match
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves, solve
 from lightning_prune.tracing.tracker import TracedReshape, Tracker
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,13 @@ from torch import Tensor
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import labels_from_sizes, passed_sizes
+from lightning_prune.tracing.rules.passed_sizes import (
+    divided_ids,
+    foreign_ids,
+    is_among,
+    remaining_sizes,
+    sizes_match,
+)
 from lightning_prune.tracing.rules.registry import rule
 from lightning_prune.tracing.traced_int import (
     Attribute,
@@ -21,14 +27,10 @@ from lightning_prune.tracing.traced_int import (
     TracedInt,
     leaves,
     solve,
-    try_evaluate,
 )
 from lightning_prune.tracing.tracker import Tracker
 
-__all__ = ["choose_factor", "is_among", "matching_dims", "remaining_sizes", "sizes_match"]
-
-#: Returns for each id whether it is removed.
-IsRemoved = Callable[[Ids], Tensor]
+__all__ = ["choose_factor", "matching_dims"]
 
 aten = torch.ops.aten
 UNSPLIT = "is split, and no factor of it can shrink"
@@ -72,11 +74,13 @@ class Choice:
         dim: its number among the new dimensions.
         pinned: no dimension can shrink; the ids are pinned.
         foreign: the ids are tied to those of another tensor, whose size the code passed.
+        divided: they are tied to groups of those of another tensor, of whose size the code passed a part.
     """
 
     dim: int
     pinned: bool = False
     foreign: bool = False
+    divided: bool = False
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten._reshape_copy)
@@ -155,7 +159,8 @@ def _repeat_choice(
         tracker.pin(grid.flatten(), UNSPLIT)
         return dense
     ids = tracker.tie_across(_rows(grid, dense.dim))
-    other = _foreign_ids(grid, dense.dim, passed, tracker) if dense.foreign else None
+    other = foreign_ids(grid, dense.dim, passed, tracker) if dense.foreign else None
+    other = divided_ids(grid, dense.dim, passed, tracker) if dense.divided else other
     if other is not None:
         tracker.tie(ids, other)
     return dense
@@ -173,9 +178,13 @@ def _new_choice(grid: Tensor, passed: Sequence[PassedSize], tracker: Tracker) ->
             if not _follows_tensors(passed[dim]):
                 tracker.require_size(passed[dim], ids)
             return Choice(dim)
-        if (other := _foreign_ids(grid, dim, passed, tracker)) is not None:
+        if (other := foreign_ids(grid, dim, passed, tracker)) is not None:
             tracker.tie(tracker.tie_across(_rows(grid, dim)), other)
             return Choice(dim, foreign=True)
+    for dim in varying:
+        if (groups := divided_ids(grid, dim, passed, tracker)) is not None:
+            tracker.tie(tracker.tie_across(_rows(grid, dim)), groups)
+            return Choice(dim, divided=True)
     tracker.pin(grid.flatten(), UNSPLIT)
     return Choice(varying[0], pinned=True)
 
@@ -232,44 +241,3 @@ def _can_shrink(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: T
     target[dim] = int((~is_removed(_ids_along(grid, dim))).sum())
     values = solve(passed[dim], target[dim], remaining_sizes(passed, is_removed, tracker))
     return values is not None and sizes_match(passed, target, values)
-
-
-def is_among(removed: Ids) -> IsRemoved:
-    """Return a function that returns for each id whether it is one of ``removed``."""
-    return lambda ids: torch.isin(ids, removed)
-
-
-def sizes_match(passed: Sequence[PassedSize], target: Sequence[int], values: dict[Any, int]) -> bool:
-    """Return whether the passed sizes evaluate to ``target``; sizes that torch infers always do.
-
-    Args:
-        passed: sizes as the code passed them.
-        target: the size that each must have.
-        values: key of an attribute or tensor size -> its value after the cut.
-    """
-    pairs = zip(passed, target, strict=True)
-    return all(size is None or size < 0 or try_evaluate(size, values) == expected for size, expected in pairs)
-
-
-def remaining_sizes(passed: Sequence[PassedSize], is_removed: IsRemoved, tracker: Tracker) -> dict[Any, int]:
-    """Return the sizes, after a removal, of all tensors that the passed sizes were computed from."""
-    values: dict[Any, int] = {}
-    for size in passed:
-        tracker.register_size(size)
-        for leaf in leaves(size) if size is not None else ():
-            ids = tracker.sizes.get(leaf.key) if isinstance(leaf, TensorSize) else None
-            if ids is not None:
-                values[leaf.key] = int((~is_removed(ids)).sum())
-    return values
-
-
-def _foreign_ids(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: Tracker) -> Ids | None:
-    """Return the ids of another tensor's dimension if the size passed for ``dim``, and no other, was read from it."""
-    size = passed[dim]
-    if not isinstance(size, TracedInt) or not isinstance(size.expression, TensorSize):
-        return None
-    tracker.register_size(size)
-    ids = tracker.sizes[size.expression.key]
-    target = [n - (d == dim) for d, n in enumerate(grid.shape)]
-    others_match = sizes_match(passed, target, {size.expression.key: target[dim]})
-    return ids if ids is not None and len(ids) == grid.shape[dim] and others_match else None

@@ -13,8 +13,8 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import OPEN_END, passed_argument, passed_bounds
 from lightning_prune.tracing.rules.decisions import as_in_dense
+from lightning_prune.tracing.rules.passed_sizes import is_among, remaining_sizes, sizes_match
 from lightning_prune.tracing.rules.registry import rule
-from lightning_prune.tracing.rules.reshape import is_among, remaining_sizes, sizes_match
 from lightning_prune.tracing.traced_int import PassedSize, TensorSize, TracedInt, leaves
 from lightning_prune.tracing.tracker import Tracker
 
