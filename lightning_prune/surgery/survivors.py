@@ -59,7 +59,7 @@ class Survivors:
         """Return random values, zero where something was removed; zeros only for integers, which may be indices."""
         if not dtype.is_floating_point:
             return torch.zeros(list(shape), dtype=dtype)
-        values = torch.rand(list(shape), generator=self.generator, dtype=_at_least_float32(dtype)) + 0.1
+        values = torch.rand(list(shape), generator=self.generator, dtype=at_least_float32(dtype)) + 0.1
         for dim, arrays in enumerate(labels):
             if (kept := self.kept(arrays)) is not None:
                 removed = torch.ones(shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
