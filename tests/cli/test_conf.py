@@ -279,7 +279,7 @@ def test_criterion(option: str) -> None:
     omega = {"ipad": 1.0, "ipad_weights": 1.0, "ipad_activations": 0.0, "activation_deviation": 0.0}.get(
         option
     )
-    omega = {"ipad_published": 0.5, "ipad_global": 0.5, "ipad_energy": 0.5}.get(option, omega)
+    omega = {"ipad_published": 0.5, "ipad_global": 0.5, "ipad_energy": 0.25}.get(option, omega)
     assert getattr(criterion, "omega", None) == omega
     assert getattr(criterion, "seed", 7) == 7
 

@@ -165,6 +165,21 @@ def _register_product_macs(layer: str, left: Tensor, right: Tensor, tracker: Tra
     tracker.cost(layer, fixed, *factors)
 
 
+@rule(aten._grouped_mm)
+def grouped_product(call: OperatorCall, tracker: Tracker) -> None:
+    """Follow the products of experts: tokens (n, k), in groups, times one matrix per group, (groups, k, m)."""
+    left, right = call.args[:2]
+    if left.dim() != 2 or right.dim() != 3:
+        tracker.pin_all(call.tensors, "meets a grouped product of another form than tokens times experts")
+        return
+    tracker.tie(tracker.along(left, 1), tracker.along(right, 1), FIXED_INPUT)
+    tracker.label(call.out, [tracker.labels(left)[0], tracker.labels(right)[2]])
+    out = tracker.along(right, 2)
+    factors = [tracker.along(left, 0), tracker.along(left, 1), out]
+    fixed = prod(n for n, ids in zip((*left.shape, right.shape[2]), factors, strict=True) if ids is None)
+    tracker.cost(tracker.register_filters(out) or call.module, fixed, *factors)
+
+
 def _tie_addend(addend: Tensor, out: Tensor, tracker: Tracker) -> None:
     for dim in range(1, addend.dim() + 1):
         if addend.shape[-dim] > 1 or addend.shape[-dim] == out.shape[-dim]:
