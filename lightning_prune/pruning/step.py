@@ -22,7 +22,7 @@ from lightning_prune.utils.distributed import broadcast, check_agreement
 
 __all__ = ["Surgery", "cut_"]
 
-ATTEMPTS = 5
+ATTEMPTS = 10
 #: (model, graph, units, optimizers) -> record of what was removed, as :func:`~lightning_prune.prune_`.
 Surgery = Callable[[nn.Module, ChannelGraph, Units, Sequence[Optimizer]], PruningRecord]
 

@@ -6,11 +6,12 @@ cache, a global dictionary), the trace does not see that a number depends on a s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import scalars
@@ -18,18 +19,28 @@ from lightning_prune.tracing.tracker import TracedOperator
 
 __all__ = ["changed_number", "with_numbers_of"]
 
+aten = torch.ops.aten
 #: Constants of more elements are not compared.
 _MAX_CONSTANT = 4096
 
 
-def changed_number(before: TracedOperator, after: TracedOperator) -> str | None:
-    """Describe a number, or a constant tensor, that the cut has changed; None if there is none."""
+def changed_number(
+    before: TracedOperator, after: TracedOperator, computed: Collection[int] = frozenset()
+) -> str | None:
+    """Describe a number, or a constant tensor, that the cut has changed; None if there is none.
+
+    Args:
+        before: the call in the dense network.
+        after: the call in the smaller one.
+        computed: ids of the dense network's tensors that an operator has computed, and that are no constants.
+    """
     old, new = dict(scalars(before.call)), dict(scalars(after.call))
     for key, value in old.items():
         if key in new and not _equal(value, new[key]):
             return f"gets the number {new[key]:.6g}, and {value:.6g} in the dense network"
     for constant, other, labels in zip(before.call.tensors, after.call.tensors, before.labels, strict=False):
-        if not any(labels) and _is_constant(constant) and _is_constant(other) and _differ(constant, other):
+        made_by_code = before.call.op is aten.lift_fresh.default or id(constant) not in computed
+        if made_by_code and not any(labels) and _are_constants(constant, other) and _differ(constant, other):
             return "gets a constant that the cut has changed"
     return None
 
@@ -53,10 +64,9 @@ def _equal(old: float, new: float) -> bool:
     return old == new or (old != old and new != new)
 
 
-def _is_constant(tensor: Tensor) -> bool:
-    """Return whether a tensor was made by the code from plain numbers: real values, and no parameter or buffer."""
-    plain = type(tensor) is Tensor and not isinstance(tensor, nn.Parameter)
-    return plain and not tensor.is_meta and tensor.numel() <= _MAX_CONSTANT
+def _are_constants(*tensors: Tensor) -> bool:
+    """Return whether tensors have values that can be compared, and are no parameters."""
+    return all(type(x) is Tensor and not x.is_meta and x.numel() <= _MAX_CONSTANT for x in tensors)
 
 
 def _differ(old: Tensor, new: Tensor) -> bool:

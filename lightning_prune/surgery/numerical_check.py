@@ -60,6 +60,7 @@ def mismatches(
             differ after the cut.
     """
     survivors = Survivors(alive)
+    computed = {id(tensor) for operator in dense for tensor in operator.call.outputs}
     for before, after in _pairs(dense, small, survivors):
         if before.after_values and (after is None or not _same_sizes(before, after, survivors)):
             continue  # sizes and branches follow from values here, which the cut has changed
@@ -69,7 +70,7 @@ def mismatches(
                 "is not what the smaller network runs there: its code depends on a number of channels",
             )
             continue
-        if (changed := changed_number(before, after)) is not None:
+        if (changed := changed_number(before, after, computed)) is not None:
             if not (numbers_follow_sizes or before.after_values):
                 yield before, changed
             after = with_numbers_of(before, after)

@@ -36,7 +36,9 @@ def restored(model: nn.Module) -> Iterator[None]:
     # Fake tensors do not change buffers, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
     torch_state, python_state = torch.get_rng_state(), random.getstate()
-    random.seed(0)  # networks that drop layers at random drop the same layers in every recording
+    # Networks that choose layers or sizes at random choose the same ones in every recording.
+    random.seed(0)
+    torch.default_generator.manual_seed(0)
     try:
         yield
     finally:
