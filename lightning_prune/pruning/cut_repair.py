@@ -34,6 +34,9 @@ FEWEST_IMAGES, FEWEST_ROWS = 32, 256
 def compensation_settings(compensate: bool | CompensationSettings) -> CompensationSettings | None:
     """Return the settings that an argument ``compensate`` stands for; None: cuts are not repaired.
 
+    ``True`` stands for a repair without the second fit to all images, which doubles the time and gains little where
+    training follows.
+
     Raises:
         ValueError: it is something else.
 
@@ -42,7 +45,7 @@ def compensation_settings(compensate: bool | CompensationSettings) -> Compensati
         (None, 4096)
     """
     if isinstance(compensate, bool):
-        return CompensationSettings() if compensate else None
+        return CompensationSettings(refit=False) if compensate else None
     if not isinstance(compensate, CompensationSettings):
         raise ValueError(f"compensate must be True, False or CompensationSettings, got {compensate!r}")
     return compensate
