@@ -9,21 +9,35 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import CHECKPOINT_KEY
+from lightning_prune.serialization.saving import CHECKPOINT_KEY, names_of_copies
+from lightning_prune.surgery.optimizer_state import CutParameter
 from lightning_prune.trainer.checkpoint_hooks import (
     add_to_checkpoints,
     set_load_hook,
-    shrink_with_averages_,
+    shrink_with_copies_,
 )
 from lightning_prune.trainer.checks import check_alone, check_strategy
+from lightning_prune.trainer.copy_watch import CopyWatch
+from lightning_prune.trainer.followers import (
+    Followers,
+    check_followers,
+    copies_by_name,
+    copies_to_cut,
+    cut_copies_,
+    has_hook,
+    prunable_tensors,
+    resolve_followers,
+    unnamed_copies,
+)
 from lightning_prune.trainer.resume import Resumption
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.training_state import callbacks_of, target_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
 from lightning_prune.utils.distributed import gather_all
 
@@ -37,14 +51,21 @@ class PruningCallbackBase(L.Callback):
         timing: when cuts are due.
         retraining: adapts the trainer after a cut.
         submodule: qualified name of the part that is pruned, if it is not the whole module.
+        followers: names of copies in the module that are cut along, or copy -> original; None: those of the
+            checkpoint that is resumed, if any.
 
     Attributes:
         record: what was removed so far, relative to the dense network; None before the first cut.
         history: a summary of every cut.
+        copies: modules that are cut along -> the module of which each is a copy, by names in the LightningModule.
     """
 
-    def __init__(self, timing: Timing, retraining: Retraining, submodule: str | None) -> None:
+    def __init__(
+        self, timing: Timing, retraining: Retraining, submodule: str | None, followers: Followers = None
+    ) -> None:
         self.timing, self.retraining, self.submodule = timing, retraining, submodule
+        self.followers = check_followers(followers)
+        self.copies: dict[str, str] = {}
         self.record: PruningRecord | None = None
         self.history: list[CutSummary] = []
         self._dense: DenseSizes | None = None
@@ -52,6 +73,7 @@ class PruningCallbackBase(L.Callback):
         self._validated = True  # whether a validation began after the last cut
         self._session: PruningSession | None = None
         self._resumption = Resumption()
+        self._watch: CopyWatch | None = None
         self._session_state: Mapping[str, Any] | None = None  # from a checkpoint, until training starts
 
     def has_current_score(self, trainer: L.Trainer) -> bool:
@@ -68,7 +90,8 @@ class PruningCallbackBase(L.Callback):
         check_alone(
             [callback for callback in callbacks_of(trainer) if isinstance(callback, PruningCallbackBase)]
         )
-        self._resumption, self._session_state = Resumption(), None
+        self._resumption, self._session_state, self._watch = Resumption(), None, None
+        self.copies = self.copies if self.record else {}
         set_load_hook(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -81,7 +104,9 @@ class PruningCallbackBase(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; say what may be wrong if a copy of the network was not cut along."""
+        if self._watch is not None and self.history and isinstance(exception, Exception):
+            self._watch.explain(exception)
         self.teardown(trainer, pl_module, "exception")
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,23 +157,44 @@ class PruningCallbackBase(L.Callback):
 
     def _record_entry(self) -> dict[str, Any]:
         """Return the part of the checkpoint's entry that loading the weights needs."""
-        return {"record": self.record.to_dict() if self.record else None, "submodule": self.submodule}
+        record = self.record.to_dict() if self.record else None
+        return {"record": record, "submodule": self.submodule, "copies": dict(self.copies)}
 
     def _shrink(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Cut the network and its averages to a checkpoint's record, before the weights are loaded."""
+        """Cut the network and its copies to a checkpoint's record, before the weights are loaded."""
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if saved.get("record") is not None:
-            self.record = shrink_with_averages_(trainer, pl_module, saved, checkpoint["state_dict"])
+            self.record = shrink_with_copies_(trainer, pl_module, saved, checkpoint["state_dict"])
+            self.copies = names_of_copies(saved)
             add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
+
+    def _find_copies(self, trainer: L.Trainer, pl_module: L.LightningModule, graph: ChannelGraph) -> None:
+        """Find the copies that are cut along, and watch what resembles the network if nothing was said about it.
+
+        Raises:
+            ValueError: a copy cannot be matched; now, and not at the first cut.
+        """
+        prunable = prunable_tensors(graph, self.submodule)
+        followers = self.followers if self.followers is not None else dict(self.copies)
+        originals = resolve_followers(followers, pl_module, prunable)
+        self.copies = copies_by_name(pl_module, copies_to_cut(trainer, pl_module, originals))
+        if self.followers is None and self.record is None and not has_hook(pl_module, self.submodule):
+            self._watch = CopyWatch(unnamed_copies(pl_module, prunable), pl_module, trainer.optimizers)
+            self._watch.warn_at_start()
 
     def _register_cut(
         self, trainer: L.Trainer, record: PruningRecord, copies: Sequence[AveragedCopy]
-    ) -> None:
-        """Add a cut to the record and to all checkpoints, and cut the network's averages likewise."""
+    ) -> dict[str, CutParameter]:
+        """Add a cut to the record and to all checkpoints, and cut the network's copies likewise.
+
+        Returns:
+            The parameters of copies that were cut, for optimizers that hold them.
+        """
         self.record = record if self.record is None else self.record.then(record)
         self._validated = False
-        add_to_checkpoints(trainer.lightning_module, {CHECKPOINT_KEY: self._record_entry()})
-        for copy in copies:
-            copy.record_for(record, self.submodule).apply_(copy.module)
+        pl_module = trainer.lightning_module
+        self.copies = copies_by_name(pl_module, copies)
+        add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
+        return cut_copies_(copies, target_of(pl_module, self.submodule), record, self.submodule)

@@ -170,8 +170,11 @@ class BestOfLast(Checkpoint):
             raise ValueError(f"no metric {self.value!r} was logged; there are {names or 'none'}")
         weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.state_dict().items()}
         pruning = next(iter(pruning_callbacks(trainer)), None)
-        record, submodule = (pruning.record, pruning.submodule) if pruning else (None, None)
-        self._models.append((float(value), SavedNetwork(weights, record, submodule or "")))
+        if pruning is None:
+            saved = SavedNetwork(weights, None)
+        else:
+            saved = SavedNetwork(weights, pruning.record, pruning.submodule or "", dict(pruning.copies))
+        self._models.append((float(value), saved))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the best model, the latest of equally good ones; warn if there is none."""

@@ -20,13 +20,14 @@ from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.surgery.optimizer_state import cut_state_
 from lightning_prune.trainer.batches import first_sample
 from lightning_prune.trainer.checks import check_batches, check_record, check_trained, checked_dense_sizes
+from lightning_prune.trainer.followers import Followers, call_after_prune, copies_to_cut
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
 from lightning_prune.trainer.weight_averaging import (
     AveragedCopy,
-    averaged_copies,
     check_no_average_inside,
     submodules_in_copies,
 )
@@ -51,10 +52,12 @@ class PruningCallback(PruningCallbackBase):
         verbose: print a line per cut.
         compensate: repair each cut that the method makes through its session; see
             :class:`~lightning_prune.FilterPruningCallback`.
+        followers: copies of the network that are cut along; see :class:`~lightning_prune.FilterPruningCallback`.
 
     Attributes:
         record: what was removed so far, relative to the dense network; None before the first cut.
         history: a summary of every cut.
+        copies: modules that are cut along -> the module of which each is a copy, by names in the LightningModule.
     """
 
     def __init__(
@@ -64,8 +67,9 @@ class PruningCallback(PruningCallbackBase):
         submodule: str | None,
         verbose: bool,
         compensate: bool | CompensationSettings = False,
+        followers: Followers = None,
     ) -> None:
-        super().__init__(method.timing, retraining, submodule)
+        super().__init__(method.timing, retraining, submodule, followers)
         self.method, self.verbose, self.compensation = method, verbose, TrainerCompensation(compensate)
         self._batch_seen = False
         self._final_status = (False, False)  # within budget and finished, when the last fit ended
@@ -161,6 +165,8 @@ class PruningCallback(PruningCallbackBase):
         """Observe the gradients, unscaled and not clipped yet, before the method may change them."""
         if self._session:
             self._session.on_step(optimizer)
+            if self._watch is not None:
+                self._watch.on_step(optimizer)
             self.method.on_before_optimizer_step(trainer, self._session, optimizer)
 
     def on_train_batch_end(
@@ -169,6 +175,8 @@ class PruningCallback(PruningCallbackBase):
         """Stop observing outside of training batches; cut if it is due after this step."""
         if self._session:
             self._session.set_observing(False)
+        if self._watch is not None and self.record is None:
+            self._watch.on_batch_end()
         cuts = len(self.history)
         if self.timing.by_steps:
             self._prune_if_due(trainer, trainer.global_step)
@@ -221,7 +229,6 @@ class PruningCallback(PruningCallbackBase):
         target = target_of(pl_module, self.submodule)
         check_no_average_inside(target)
         check_record(target, self.record)
-        averaged_copies(trainer, pl_module)  # raises now, not at the first cut, if a copy cannot be matched
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
         graph = self.policy.trace(target, example)
         if self.record is None:
@@ -229,6 +236,7 @@ class PruningCallback(PruningCallbackBase):
         shapes = self.record.shapes if self.record else {}
         dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
         session = PruningSession(target, example, graph, dense, is_compiled(pl_module))
+        self._find_copies(trainer, pl_module, graph)
         self._session = session
         self.method.on_session_start(trainer, session, is_dense=self.record is None)
         return session
@@ -243,8 +251,10 @@ class PruningCallback(PruningCallbackBase):
 
     def _prune(self, trainer: L.Trainer, session: PruningSession, now: int) -> None:
         """Make one cut, and adapt training to the smaller network."""
-        start, graph = time.perf_counter(), session.graph
-        copies = averaged_copies(trainer, trainer.lightning_module)
+        start, graph, pl_module = time.perf_counter(), session.graph, trainer.lightning_module
+        if self._watch is not None and self.record is None:
+            self._watch.check()
+        copies = copies_to_cut(trainer, pl_module, self.copies)
         networks = submodules_in_copies(copies, self.submodule)
         optimizers = self.retraining.optimizers_to_cut(trainer)
         _call_hook(trainer, "on_before_cut")
@@ -254,9 +264,12 @@ class PruningCallback(PruningCallbackBase):
         session.surgery = None
         if not record:
             return
-        self._register_cut(trainer, record, copies)
+        cut_parameters = self._register_cut(trainer, record, copies)
         self.method.after_cut_(trainer, session)
+        for optimizer in optimizers:
+            cut_state_(optimizer, cut_parameters)
         report = self.compensation.repair_(repair) if repair else None
+        call_after_prune(pl_module, self.submodule, record)
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
         self._adapt_training_(trainer, session, copies, epoch, report is not None and report.accepted)
         seconds = time.perf_counter() - start

@@ -18,6 +18,7 @@ from lightning_prune.netadapt.rounds import Round, Rounds
 from lightning_prune.netadapt.workers import Workers
 from lightning_prune.pruning.cut_repair import compensation_settings
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
+from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 from lightning_prune.utils.arguments import check_choice
 from lightning_prune.utils.metrics import higher_is_better
@@ -53,6 +54,8 @@ class NetAdaptCallback(PruningCallback):
             trainer's ``default_root_dir``.
         compensate: repair each candidate after its cut, before it is trained: fit its layers to what the network that
             the round begins with gives on some training images; see :func:`~lightning_prune.netadapt.search`.
+        followers: copies of the network that the module keeps itself, which are cut along; see
+            :class:`~lightning_prune.FilterPruningCallback`.
         recalibrate_batches: after the rounds, estimate the statistics of batch norms on this many training batches;
             by default 16 if no training follows, else 0.
         verbose: print a line per round, and a table at the end; on a terminal, show progress over candidates.
@@ -90,6 +93,7 @@ class NetAdaptCallback(PruningCallback):
         submodule: str | None = None,
         folder: str | Path | None = None,
         compensate: bool | CompensationSettings = True,
+        followers: Followers = None,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -114,7 +118,13 @@ class NetAdaptCallback(PruningCallback):
             verbose,
             compensate,
         )
-        super().__init__(method, Retraining(optimizer, batches=recalibrate_batches), submodule, verbose)
+        super().__init__(
+            method,
+            Retraining(optimizer, batches=recalibrate_batches),
+            submodule,
+            verbose,
+            followers=followers,
+        )
 
     @property
     def higher_is_better(self) -> bool:

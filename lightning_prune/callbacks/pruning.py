@@ -15,6 +15,7 @@ from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.pruning.schedules import Schedule, timing_of
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
+from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 
 __all__ = ["FilterPruningCallback"]
@@ -57,6 +58,10 @@ class FilterPruningCallback(PruningCallback):
             say that it did not help. Needs training batches that hold what the forward takes: a tensor, a sequence
             that begins with it, or a mapping with the names of its arguments. ``CompensationSettings`` in place of
             True say how much is looked at. See :func:`~lightning_prune.compensation.cut_and_compensate_`.
+        followers: names of copies of the network in the LightningModule that it keeps itself (mean teacher, momentum
+            encoder, target network), which are cut along; or a mapping copy -> original. None: a warning names
+            modules of equal structure, and one that is updated by hand stops training before the first cut. ``[]``
+            leaves them as they are.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many training
             batches; by default 16 if no training follows and the cut was not repaired, else 0, since the next epoch
             renews them.
@@ -67,6 +72,13 @@ class FilterPruningCallback(PruningCallback):
     Attributes:
         record: what was removed so far, relative to the dense network; None before the first cut.
         history: a summary of every cut.
+        copies: modules that are cut along, averages too -> the module of which each is a copy.
+
+    After each cut ``on_after_prune(record)`` of the LightningModule is called, if it defines it, for everything else
+    that depends on shapes, such as anchors of EWC (:meth:`PruningRecord.cut_tensors
+    <lightning_prune.PruningRecord.cut_tensors>`); and that of the pruned submodule. Names in the record are relative
+    to the module that defines it. It is also called, with all cuts so far, before the weights of a checkpoint are
+    loaded into a dense module.
 
     Logged besides the costs, for each repaired cut: ``prune/change`` and ``prune/change_unrepaired``, the squared
     distance of the outputs from those before the cut as a share of their variance, with and without the repair.
@@ -97,6 +109,7 @@ class FilterPruningCallback(PruningCallback):
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
+        followers: Followers = None,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -105,7 +118,7 @@ class FilterPruningCallback(PruningCallback):
         whole_policy = _with_amount(PruningPolicy.of(budget, **policy), amount, schedule)
         method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
         retraining = Retraining(optimizer, final_phase, recalibrate_batches)
-        super().__init__(method, retraining, submodule, verbose, compensate)
+        super().__init__(method, retraining, submodule, verbose, compensate, followers)
 
 
 def _with_amount(

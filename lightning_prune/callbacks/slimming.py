@@ -12,6 +12,7 @@ from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.slimming.bias_folding import Folded
 from lightning_prune.slimming.policy import SlimmingPolicy
+from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 
 __all__ = ["SlimmingCallback"]
@@ -51,6 +52,8 @@ class SlimmingCallback(PruningCallback):
         submodule: qualified name of the part to prune, if it is not the whole module.
         compensate: after each cut, and after folding, fit the remaining layers so that the outputs come near to those
             before the cut; see :class:`~lightning_prune.FilterPruningCallback`.
+        followers: copies of the network that the module keeps itself, which are cut along; see
+            :class:`~lightning_prune.FilterPruningCallback`.
         recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches; by
             default 16 if the cut was not repaired, else 0.
         verbose: print one line per cut.
@@ -94,6 +97,7 @@ class SlimmingCallback(PruningCallback):
         optimizer: OptimizerMode = "carry",
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
+        followers: Followers = None,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -111,7 +115,7 @@ class SlimmingCallback(PruningCallback):
             submodule=submodule,
         )
         retraining = Retraining(optimizer, batches=recalibrate_batches, every_cut=True)
-        super().__init__(method, retraining, submodule, verbose, compensate)
+        super().__init__(method, retraining, submodule, verbose, compensate, followers)
 
     @property
     def within_budget(self) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.serialization.atomic import atomic_write
@@ -118,6 +118,40 @@ class PruningRecord:
                 kept[name][dim] = [before[i] for i in indices] if before is not None else list(indices)
         attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
         return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info)
+
+    def cut_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Return tensors that belong to parameters of the network, such as anchors of EWC, after this cut.
+
+        Args:
+            tensors: name of a parameter or buffer -> a tensor of its shape before the cut.
+            prefix: what the names in the record begin with and those of ``tensors`` do not, such as ``"net."``.
+
+        Raises:
+            RecordError: a tensor does not have the shape of its parameter.
+
+        Example:
+            >>> import torch
+            >>> record = PruningRecord({"weight": {0: [0, 2]}}, {"weight": [3]})
+            >>> record.cut_tensors({"weight": torch.tensor([1, 2, 3]), "other": torch.tensor([4])})
+            {'weight': tensor([1, 3]), 'other': tensor([4])}
+        """
+        result = dict(tensors)
+        for name, tensor in tensors.items():
+            if dims := self.kept.get(prefix + name):
+                shape = list(tensor.shape)
+                if shape != self.shapes[prefix + name]:
+                    raise RecordError(
+                        f"the tensor {name!r} has shape {shape}, but its parameter {self.shapes[prefix + name]}"
+                    )
+                result[name] = cut(tensor, dims)
+        return result
+
+    def without_tensors_of(self, copy: nn.Module, original: nn.Module) -> PruningRecord:
+        """Return this record of ``copy`` without the tensors that it shares with ``original``."""
+        own = {id(tensor) for tensor in named_tensors(original).values()}
+        tensors = named_tensors(copy)
+        kept = {name: dims for name, dims in self.kept.items() if id(tensors.get(name)) not in own}
+        return replace(self, kept=kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers."""

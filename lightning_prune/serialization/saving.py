@@ -7,8 +7,8 @@ Two formats, neither of which can run code when it is read: files of ``torch.sav
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.record import PruningRecord, RecordError, rerooted
 from lightning_prune.utils.modules import named_tensors, without_prefix
 
 __all__ = [
     "CHECKPOINT_KEY",
+    "Part",
     "SavedNetwork",
     "check_weights",
     "find_submodule",
     "load_pruned",
     "load_torch_file",
+    "names_of_copies",
     "read_network",
     "save_pruned",
     "shrink_",
@@ -37,6 +39,8 @@ __all__ = [
 
 CHECKPOINT_KEY = "lightning_prune"
 SAFETENSORS = ".safetensors"
+#: a dense module and what is removed from it
+Part = tuple[nn.Module, PruningRecord]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,14 @@ class SavedNetwork:
         weights: the ``state_dict()`` of the network.
         record: what was removed from ``submodule``; None if nothing was.
         submodule: qualified name of the module that the record describes; ``""`` for the whole network.
+        copies: modules of the network that were cut along, such as momentum copies -> the module of which each is a
+            copy, by qualified names.
     """
 
     weights: dict[str, Tensor]
     record: PruningRecord | None
     submodule: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weights: Any, pruned: Mapping[str, Any]) -> SavedNetwork:
@@ -66,7 +73,23 @@ class SavedNetwork:
         if not isinstance(submodule, str):
             raise RecordError(f"the submodule must be a name, got {submodule!r}")
         record = None if plain_record is None else PruningRecord.from_dict(plain_record)
-        return cls(dict(weights), record, submodule)
+        return cls(dict(weights), record, submodule, names_of_copies(pruned))
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        """Return all modules of the dense ``model`` that were cut, each with its record; none if nothing was.
+
+        Raises:
+            RecordError: ``model`` does not have such a module.
+        """
+        if self.record is None:
+            return []
+        target = find_submodule(model, self.submodule)
+        copies = (
+            (find_submodule(model, name), rerooted(self.record, self.submodule, original))
+            for name, original in self.copies.items()
+        )
+        own = ((copy, record.without_tensors_of(copy, target)) for copy, record in copies)
+        return [(target, self.record), *own]
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
@@ -95,16 +118,21 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
     saved = read_network(Path(path))
     if saved.submodule and set(model.state_dict()).isdisjoint(saved.weights):
         saved = SavedNetwork(without_prefix(saved.weights, f"{saved.submodule}."), saved.record)
-    target = find_submodule(model, saved.submodule)
-    check_weights(model, target, saved.record, saved.weights)
-    if saved.record:
-        saved.record.apply_(target)
+    find_submodule(model, saved.submodule)
+    parts = saved.parts(model)
+    check_weights(model, parts, saved.weights)
+    for part, record in parts:
+        record.apply_(part)
     model.load_state_dict(saved.weights)
     return model
 
 
 def save_pruned(
-    model: nn.Module, record: PruningRecord | None, path: str | Path, submodule: str | None = None
+    model: nn.Module,
+    record: PruningRecord | None,
+    path: str | Path,
+    submodule: str | None = None,
+    copies: Mapping[str, str] | None = None,
 ) -> None:
     """Write a pruned network to one safetensors file. If writing is interrupted, ``path`` keeps its content.
 
@@ -113,11 +141,14 @@ def save_pruned(
         record: what was removed from the dense network, for example ``callback.record``.
         path: must end in ``.safetensors``.
         submodule: name of the module that ``record`` describes; None if it is the whole ``model``.
+        copies: modules in ``model`` that were cut along, for example ``callback.copies``.
 
     Raises:
         ValueError: ``path`` has another ending, or the state_dict has an entry that is not a tensor.
     """
-    write_safetensors(SavedNetwork(dict(model.state_dict()), record, submodule or ""), Path(path))
+    write_safetensors(
+        SavedNetwork(dict(model.state_dict()), record, submodule or "", dict(copies or {})), Path(path)
+    )
 
 
 def read_network(path: Path) -> SavedNetwork:
@@ -130,7 +161,8 @@ def write_safetensors(saved: SavedNetwork, path: Path) -> None:
     if path.suffix != SAFETENSORS:
         raise ValueError(f"{path} must end in {SAFETENSORS}")
     record = saved.record.to_dict() if saved.record else None
-    metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps({"record": record, "submodule": saved.submodule})}
+    pruned = {"record": record, "submodule": saved.submodule, "copies": dict(saved.copies)}
+    metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps(pruned)}
     weights = _separate_tensors(saved.weights)
     with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata)
@@ -151,31 +183,36 @@ def find_submodule(model: nn.Module, submodule: str) -> nn.Module:
         ) from error
 
 
+def names_of_copies(pruned: Mapping[str, Any]) -> dict[str, str]:
+    """Return copy -> original of a file's pruning entry, or raise RecordError if these are not names."""
+    copies = pruned.get("copies", {})
+    if not isinstance(copies, Mapping) or not all(
+        isinstance(name, str) for each in copies.items() for name in each
+    ):
+        raise RecordError(f"the copies that were cut along must be given by names, got {str(copies)[:80]}")
+    return dict(copies)
+
+
 def check_weights(
-    model: nn.Module,
-    target: nn.Module,
-    record: PruningRecord | None,
-    weights: Mapping[str, Any],
-    strict: bool = True,
+    model: nn.Module, parts: Sequence[Part], weights: Mapping[str, Any], strict: bool = True
 ) -> None:
-    """Raise RecordError unless ``weights`` fit ``model`` after its submodule ``target`` was cut to ``record``.
+    """Raise RecordError unless ``weights`` fit ``model`` after its ``parts`` were cut to their records.
 
     Args:
         model: the dense model; not changed.
-        target: the submodule that the record describes, or ``model`` itself.
-        record: what is to be removed.
+        parts: the modules that are cut, each with its record.
         weights: state_dict of the whole ``model``.
         strict: whether the names must be the same, too.
     """
-    if record:
-        record.check(target)
+    for part, record in parts:
+        record.check(part)
     expected_names, saved_names = set(model.state_dict()), set(weights)
     if strict and expected_names != saved_names:
         names = _first_names(expected_names ^ saved_names)
         raise RecordError(
             f"{type(model).__name__} and the file differ in {names}; build the model as for training"
         )
-    shapes = _pruned_shapes(model, target, record.kept if record else {})
+    shapes = _pruned_shapes(model, parts)
     for name, expected in shapes.items():
         value = weights.get(name)
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -185,12 +222,15 @@ def check_weights(
             )
 
 
-def _pruned_shapes(
-    model: nn.Module, target: nn.Module, kept: Mapping[str, Mapping[int, list[int]]]
-) -> dict[str, list[int]]:
-    """Shape of every parameter and buffer of ``model``, under all of its names, after ``target`` was cut."""
-    # By identity: a tensor that is cut in `target` may have further names in `model`.
-    cuts = {id(tensor): kept.get(name, {}) for name, tensor in named_tensors(target).items()}
+def _pruned_shapes(model: nn.Module, parts: Sequence[Part]) -> dict[str, list[int]]:
+    """Shape of every parameter and buffer of ``model``, under all of its names, after its ``parts`` were cut."""
+    # By identity: a tensor that is cut in a part may have further names in `model`.
+    cuts = {
+        id(tensor): record.kept[name]
+        for part, record in parts
+        for name, tensor in named_tensors(part).items()
+        if name in record.kept
+    }
     tensors = chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     )

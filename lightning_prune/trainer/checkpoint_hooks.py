@@ -9,34 +9,54 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import check_weights, find_submodule, has_shapes_of, shrink_
-from lightning_prune.trainer.weight_averaging import averaged_copies
+from lightning_prune.serialization.saving import (
+    check_weights,
+    find_submodule,
+    has_shapes_of,
+    names_of_copies,
+    shrink_,
+)
+from lightning_prune.trainer.followers import call_after_prune, copies_to_cut, has_hook, own_record
 
 #: Former class name of a callback -> its name today. Lightning stores the state of a callback under its class name.
 OLD_STATE_KEYS = {"Teaching": "DistillationCallback"}
 
 
-def shrink_with_averages_(
+def shrink_with_copies_(
     trainer: L.Trainer, pl_module: L.LightningModule, saved: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> PruningRecord:
-    """Cut the network, and its averaged copies, to the record of a checkpoint, before its weights are loaded.
+    """Cut the network, and all copies that were cut along, to the record of a checkpoint, before its weights load.
+
+    If that changes the network, ``on_after_prune`` of the module is called with the record.
 
     Args:
         trainer: its callbacks may hold averaged copies.
         pl_module: is cut in place.
-        saved: this package's entry of the checkpoint: ``record`` and ``submodule``.
+        saved: this package's entry of the checkpoint: ``record``, ``submodule`` and ``copies``.
         weights: the ``state_dict`` of the checkpoint.
 
     Returns:
         The record of the checkpoint.
+
+    Raises:
+        RecordError: weights and module do not fit.
     """
     record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
-    copies, target = averaged_copies(trainer, pl_module), find_submodule(pl_module, submodule or "")
-    if not has_shapes_of(target, record):
-        check_weights(pl_module, target, record, weights, strict=False)
+    target, names = find_submodule(pl_module, submodule or ""), names_of_copies(saved)
+    for name in names:
+        find_submodule(pl_module, name)
+    copies = copies_to_cut(trainer, pl_module, names)
+    parts = [(copy.module, own_record(copy, target, record, submodule)) for copy in copies]
+    is_dense = not has_shapes_of(target, record)
+    if is_dense and not has_hook(pl_module, submodule):
+        inside = {id(module) for module in pl_module.modules()}
+        inner = [part for part in parts if id(part[0]) in inside]
+        check_weights(pl_module, [(target, record), *inner], weights, strict=False)
     shrink_(target, record)
-    for copy in copies:
-        shrink_(copy.module, copy.record_for(record, submodule))
+    for copy, own in parts:
+        shrink_(copy, own)
+    if is_dense:
+        call_after_prune(pl_module, submodule, record)
     return record
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -19,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune.serialization.record import PruningRecord, rerooted
 from lightning_prune.trainer.lightning_internals import swa_average, swa_last_epoch, swa_scheduler
 from lightning_prune.trainer.training_state import callbacks_of
-from lightning_prune.utils.modules import named_tensors
+from lightning_prune.utils.modules import named_shapes
 
 __all__ = [
     "AveragedCopy",
@@ -147,11 +146,13 @@ def _match(copy: nn.Module, root: nn.Module) -> AveragedCopy | None:
     Names of tensors are compared as well, so that a module and its only child do not both match.
     """
     inside_averages = tuple(f"{name}." for name, _ in _averaged_models(root))
-    shapes = _shapes(copy)
+    shapes = named_shapes(copy)
     names = [
         name
         for name, module in root.named_modules()
-        if type(module) is type(copy) and not name.startswith(inside_averages) and _shapes(module) == shapes
+        if type(module) is type(copy)
+        and not name.startswith(inside_averages)
+        and named_shapes(module) == shapes
     ]
     if len(names) > 1:
         raise ValueError(
@@ -159,7 +160,3 @@ def _match(copy: nn.Module, root: nn.Module) -> AveragedCopy | None:
             "the module that holds them instead"
         )
     return AveragedCopy(copy, names[0]) if names else None
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in named_tensors(module).items()}

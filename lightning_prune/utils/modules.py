@@ -17,6 +17,21 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def named_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of parameters and buffers by qualified name, shared ones once."""
+    return {name: tensor.shape for name, tensor in named_tensors(model).items()}
+
+
+def is_within(name: str, module: str) -> bool:
+    """Return whether ``name`` is that of ``module`` or of something in it; ``""`` is the whole.
+
+    Example:
+        >>> is_within("net.conv", "net"), is_within("network", "net"), is_within("net", "")
+        (True, False, True)
+    """
+    return not module or f"{name}.".startswith(f"{module}.")
+
+
 def without_prefix(entries: Mapping[str, Value], prefix: str) -> dict[str, Value]:
     """Return the entries whose names start with ``prefix``, and remove it from the names.
 
