@@ -135,7 +135,7 @@ class Cuts(L.Callback):
         self.module: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        pl_module.net.on_after_prune = self.keep  # type: ignore[union-attr, assignment]
+        pl_module.net.on_after_prune = self.keep  # type: ignore[union-attr]
         self.epoch = lambda: trainer.current_epoch
 
     def keep(self, record: PruningRecord) -> None:
