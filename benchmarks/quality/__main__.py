@@ -33,7 +33,17 @@ from lightning_prune.serialization.atomic import atomic_write
 
 Job = tuple[str, str, int, bool]  # task, method, seed, repair
 #: further rows, the most telling first
-MORE = (*DISTILLED, *ENERGY, *PEERS, "Taylor", *PUBLISHED, "slimming", "NetAdapt", "uniform L1")
+MORE = (
+    *DISTILLED,
+    *ENERGY,
+    *PEERS,
+    "output Taylor",
+    "Taylor",
+    *PUBLISHED,
+    "slimming",
+    "NetAdapt",
+    "uniform L1",
+)
 
 
 def repairs(method: str) -> tuple[bool, ...]:

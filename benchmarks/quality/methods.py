@@ -24,6 +24,7 @@ from lightning_prune.criteria import (
     Criterion,
     NormScale,
     OutputEnergy,
+    OutputTaylor,
     Random,
     TaylorGate,
 )
@@ -141,6 +142,7 @@ class NetAdapt(Ours):
             rule,
             training,
             replace(NETADAPT, seed=seed, steps=steps),
+            compensate=self.setting.repair,
             report=lambda line: None,
         )
         return result.steps
@@ -210,11 +212,12 @@ METHODS: dict[str, Method] = {
     "uniform L2": ours(lambda seed: Uniform(L2())),
     "LAMP": ours(lambda seed: LAMP()),
     "Taylor": ours(lambda seed: TaylorGate()),
+    "output Taylor": ours(lambda seed: OutputTaylor()),
     "output energy": ours(lambda seed: OutputEnergy()),
     **{f"IPAD, omega {w:g}": ours(published(w)) for w in OMEGAS},
     **{f"IPAD energy, omega {w:g}": ours(energy(w)) for w in OMEGAS},
     "slimming": Method(Slimming),
-    "NetAdapt": Method(NetAdapt, repairs=(False,)),
+    "NetAdapt": Method(NetAdapt),
     "torch-pruning, local": peer(),
     "torch-pruning, global": peer(everywhere=True),
     "torch-pruning, GroupNormPruner": peer(everywhere=True, sparsity=True),

@@ -34,10 +34,12 @@ CRITERIA = (
     "uniform L2",
     "LAMP",
     "Taylor",
+    "output Taylor",
     "output energy",
     *PUBLISHED,
     *ENERGY,
     "slimming",
+    "NetAdapt",
 )
 PEERS = ("torch-pruning, local", "torch-pruning, global", "torch-pruning, GroupNormPruner")
 DISTILLED = tuple(f"{DEFAULT}, {loss}" for loss in ("soft targets", "CWD", "DIST"))

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.common.pages import RESULTS, ReportFiles
 from benchmarks.quality.answers import answers
 from benchmarks.quality.figures import draw_omega, draw_shares
-from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, LABELS, SCRATCH, STAGES
+from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, LABELS, SCRATCH, STAGES, THIN
 from benchmarks.quality.summary import Results, flat
 
 __all__ = ["write"]
@@ -24,6 +24,31 @@ def write(runs: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
     files.write_page(page(content, results))
     draw_shares(results, files.figure.with_suffix(".svg"))
     draw_omega(results, files.figure.with_name("quality_omega.svg"))
+    if folder == RESULTS:
+        write_readme(results)
+
+
+def write_readme(results: Results) -> None:
+    """Write the short table between its marks in the README."""
+    before, begin, rest = README.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if begin and end:
+        README.write_text("\n".join([before + begin, *readme_table(results), end + after]))
+
+
+def readme_table(results: Results) -> list[str]:
+    """Return the table of the README: median scores at 26 and 10 % of the MACs, by task."""
+    shares = STAGES[1:3]
+    heads = [f"{LABELS[task].split(',')[0]}, {share:.0%}" for task in results.tasks for share in shares]
+    dense = (sorted(results.dense(task).values()) for task in results.tasks)
+    levels = [f"{values[len(values) // 2]:.3f}" for values in dense for _ in shares]
+    lines = ["| | " + " | ".join(heads) + " |", "|:--|" + "--:|" * len(heads)]
+    lines.append("| dense | " + " | ".join(levels) + " |")
+    for row in SHORT:
+        cells = [cell(results, task, row, share) for task in results.tasks for share in shares]
+        if any(cells):
+            lines.append(f"| {name_of(*row)} | {' | '.join(cells)} |")
+    return lines
 
 
 def page(content: dict[str, Any], results: Results) -> str:
@@ -56,6 +81,22 @@ def page(content: dict[str, Any], results: Results) -> str:
     return "\n".join([*lines, ""])
 
 
+README = RESULTS.parents[1] / "README.md"
+MARKS = ("<!-- quality -->", "<!-- /quality -->")
+#: rows of the README's table
+SHORT = (
+    (DEFAULT, True),
+    (DEFAULT, False),
+    ("LAMP", True),
+    ("LAMP", False),
+    ("uniform L2", True),
+    ("uniform L2", False),
+    ("random", True),
+    ("random", False),
+    ("torch-pruning, local", False),
+    ("torch-pruning, global", False),
+    (THIN, False),
+)
 PROTOCOL = (
     "Three tasks: a U-Net (width 12) on FashionScenes, six classes at 48x48; ResNet-20 on "
     "Fashion-MNIST, pooled to 14x14 so that a run takes seconds; a U-Net with the first stages of ResNet-18 on "
