@@ -2,7 +2,6 @@
 
     benchmarks.quality       What does each method leave of a network, with and without repair?
     benchmarks.zoo           Which of 418 public networks can be pruned, beside torch-pruning?
-    benchmarks.criteria      Which criterion loses the least accuracy?
     benchmarks.methods       Which way of pruning gives the best network for the same training?
     benchmarks.distillation  Does a teacher recover accuracy that pruning lost?
     benchmarks.latency       How close is the predicted latency to the measured one?

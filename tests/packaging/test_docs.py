@@ -27,7 +27,7 @@ MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PAGES = [str(path.relative_to(ROOT)) for path in MARKDOWN]
 CHECKPOINTS = "docs/guides/checkpoints.md"
 ENGINE = "docs/concepts/engine.md"
-FOR_NEWCOMERS = ["README.md", "docs/guides/command_line.md", "docs/results/criteria.md"]
+FOR_NEWCOMERS = ["README.md", "docs/guides/command_line.md", "docs/results/quality.md"]
 OTHERS = [
     f"docs/guides/{name}.md" for name in ("budgets", "distillation", "netadapt", "sensitivity", "slimming")
 ]
