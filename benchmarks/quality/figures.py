@@ -20,7 +20,7 @@ FAMILIES = {"IPAD": "published terms", "IPAD energy": "terms of one scale"}
 
 
 def draw_shares(results: Results, path: Path) -> None:
-    """Draw the median score over the share of the MACs, a panel for each task; no repair is dashed."""
+    """Draw the median score over the share of the MACs, a panel for each task; no repair is dotted."""
     figure, axes = panels(results)
     for axis, task in zip(axes, results.tasks, strict=False):
         for number, (method, repair) in enumerate(SHOWN):
@@ -33,7 +33,7 @@ def draw_shares(results: Results, path: Path) -> None:
         axis.set_xticks(STAGES, [f"{share:.0%}" for share in STAGES])
         axis.minorticks_off()
         axis.invert_xaxis()
-        axis.set_xlabel("MACs left (grey: dense; dashed: not repaired)")
+        axis.set_xlabel("MACs left (grey: dense; dotted: not repaired)")
     _save(figure, axes, path)
 
 
