@@ -37,7 +37,7 @@ from lightning_prune.trainer.followers import (
 )
 from lightning_prune.trainer.resume import Resumption
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import callbacks_of, target_of
+from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
 from lightning_prune.utils.distributed import gather_all
 
@@ -197,4 +197,4 @@ class PruningCallbackBase(L.Callback):
         pl_module = trainer.lightning_module
         self.copies = copies_by_name(pl_module, copies)
         add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
-        return cut_copies_(copies, target_of(pl_module, self.submodule), record, self.submodule)
+        return cut_copies_(copies, pl_module, record, self.submodule)

@@ -83,12 +83,10 @@ class SavedNetwork:
         """
         if self.record is None:
             return []
-        target = find_submodule(model, self.submodule)
-        copies = (
-            (find_submodule(model, name), rerooted(self.record, self.submodule, original))
-            for name, original in self.copies.items()
-        )
-        own = ((copy, record.without_tensors_of(copy, target)) for copy, record in copies)
+        target, own = find_submodule(model, self.submodule), []
+        for name, original in self.copies.items():
+            copy, record = find_submodule(model, name), rerooted(self.record, self.submodule, original)
+            own.append((copy, record.without_tensors_of(copy, find_submodule(model, original))))
         return [(target, self.record), *own]
 
 

@@ -46,7 +46,7 @@ def shrink_with_copies_(
     for name in names:
         find_submodule(pl_module, name)
     copies = copies_to_cut(trainer, pl_module, names)
-    parts = [(copy.module, own_record(copy, target, record, submodule)) for copy in copies]
+    parts = [(copy.module, own_record(copy, pl_module, record, submodule)) for copy in copies]
     is_dense = not has_shapes_of(target, record)
     if is_dense and not has_hook(pl_module, submodule):
         inside = {id(module) for module in pl_module.modules()}

@@ -173,16 +173,19 @@ def copies_by_name(pl_module: L.LightningModule, copies: Iterable[AveragedCopy])
 
 
 def cut_copies_(
-    copies: Iterable[AveragedCopy], target: nn.Module, record: PruningRecord, submodule: str | None
+    copies: Iterable[AveragedCopy],
+    pl_module: L.LightningModule,
+    record: PruningRecord,
+    submodule: str | None,
 ) -> dict[str, CutParameter]:
-    """Cut copies to ``record`` of ``target``, the LightningModule's ``submodule``, which was cut already.
+    """Cut copies to ``record`` of the LightningModule's ``submodule``, which was cut already.
 
     Returns:
         A name -> the parameter, its shape before, and what survives, for optimizers that hold it.
     """
     cut: dict[str, CutParameter] = {}
     for number, copy in enumerate(copies):
-        own = own_record(copy, target, record, submodule)
+        own = own_record(copy, pl_module, record, submodule)
         tensors = named_tensors(copy.module)
         shapes = {name: tensors[name].shape for name in own.kept}
         own.apply_(copy.module)
@@ -192,10 +195,11 @@ def cut_copies_(
 
 
 def own_record(
-    copy: AveragedCopy, target: nn.Module, record: PruningRecord, submodule: str | None
+    copy: AveragedCopy, pl_module: L.LightningModule, record: PruningRecord, submodule: str | None
 ) -> PruningRecord:
-    """Return the record of the LightningModule's ``submodule`` for a copy, without tensors that both share."""
-    return copy.record_for(record, submodule).without_tensors_of(copy.module, target)
+    """Return the record of a copy for a cut of ``submodule``, without tensors that copy and original share."""
+    original = pl_module.get_submodule(copy.original)
+    return copy.record_for(record, submodule).without_tensors_of(copy.module, original)
 
 
 def has_hook(pl_module: L.LightningModule, submodule: str | None) -> bool:

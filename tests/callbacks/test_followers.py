@@ -267,6 +267,28 @@ def test_a_resumed_mean_teacher_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert_same(load_pruned(small_net(), tmp_path / "epoch=5.ckpt"), whole.net)
 
 
+def test_a_follower_within_the_pruned_module_is_cut_and_resumed(tmp_path: Path) -> None:
+    def run(resume: Path | None = None) -> MeanTeacher:
+        module, keep = made(MeanTeacher), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        callback = pruning(submodule=None, followers=["teacher"])
+        fit(module, callback, keep, enable_checkpointing=True, ckpt_path=resume)
+        assert callback.copies == {"teacher": "net"}
+        return module
+
+    whole = run()
+    assert shapes(whole.teacher) == shapes(whole.net) != shapes(small_net())
+    assert_same(run(tmp_path / "epoch=2.ckpt"), whole)
+    assert_same(load_pruned(MeanTeacher(), tmp_path / "epoch=5.ckpt"), whole)
+
+
+def test_tensors_that_copy_and_original_share_are_cut_once() -> None:
+    module = made(MeanTeacher)
+    module.teacher[0] = module.net[0]
+    fit(module, pruning(followers=["teacher"]))
+    assert module.teacher[0] is module.net[0]
+    assert shapes(module.teacher) == shapes(module.net) != shapes(small_net())
+
+
 def test_an_average_of_the_whole_module_follows_with_its_own_teacher() -> None:
     module, averaging = made(MeanTeacher), EMAWeightAveraging(decay=0.9)
     callback = pruning(followers=["teacher"])
