@@ -28,6 +28,7 @@ def double_channels(weight: Tensor, dim: int = 0) -> None:
         nn.Conv2d(8, 4, 3, padding=1),
         nn.Conv2d(8, 4, 3, bias=False),
         nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1),
+        nn.Sequential(nn.Unflatten(2, (3, 4)), nn.ConvTranspose3d(8, 4, 3, stride=2)),
         nn.Sequential(nn.Flatten(2), nn.Conv1d(8, 4, 3)),
         nn.Sequential(nn.Unflatten(2, (3, 4)), nn.Conv3d(8, 4, 3, padding=1)),
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
