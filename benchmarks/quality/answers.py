@@ -208,7 +208,8 @@ def omega(results: Results) -> Iterator[str]:
     for task in results.tasks:
         for family in ("IPAD", "IPAD energy"):
             keys = {w: (task, f"{family}, omega {w:g}", True, STAGES[1]) for w in OMEGAS}
-            if all(results.values(key) for key in keys.values()):
+            keys = {w: key for w, key in keys.items() if results.values(key)}
+            if len(keys) > 2 and {0.0, 1.0} <= keys.keys():
                 yield _omega(results, task, family, keys)
 
 
@@ -216,7 +217,7 @@ def _omega(results: Results, task: str, family: str, keys: Mapping[float, Key]) 
     """Return the sentence on one form of IPAD."""
     scores = {w: results.median(key) for w, key in keys.items()}
     best = max(scores, key=lambda w: results.median(keys[w], "val"))
-    below = [f"{w:g}" for w in OMEGAS if scores[w] < results.median((task, "random", True, STAGES[1]))]
+    below = [f"{w:g}" for w in scores if scores[w] < results.median((task, "random", True, STAGES[1]))]
     listed = ", ".join(f"{value:.3f}" for value in scores.values())
     place = "inside" if 0 < best < 1 else "at an end"
     weak = f"omega {', '.join(below)} below random" if below else "none below random"
@@ -258,7 +259,7 @@ def peers(results: Results) -> Iterator[str]:
         cells = [
             f"{share:.0%}: {d}"
             for share in STAGES
-            if (d := results.pooled((DEFAULT, True), (name, False), share)).count
+            if (d := results.pooled((DEFAULT, True), (name, False), share)).count > 2
         ]
         if cells:
             yield f"{DEFAULT}, repaired, less {name}: {'; '.join(cells)}."

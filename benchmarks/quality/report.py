@@ -98,8 +98,6 @@ SHORT = (
     ("uniform L2", False),
     ("random", True),
     ("random", False),
-    ("torch-pruning, local", False),
-    ("torch-pruning, global", False),
     (THIN, False),
 )
 PROTOCOL = (
