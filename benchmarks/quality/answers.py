@@ -209,19 +209,29 @@ def omega(results: Results) -> Iterator[str]:
         for family in ("IPAD", "IPAD energy"):
             keys = {w: (task, f"{family}, omega {w:g}", True, STAGES[1]) for w in OMEGAS}
             keys = {w: key for w, key in keys.items() if results.values(key)}
-            if len(keys) > 2 and {0.0, 1.0} <= keys.keys():
+            if (
+                len(keys) > 2
+                and {0.0, 1.0} <= keys.keys()
+                and results.values((task, "random", True, STAGES[1]))
+            ):
                 yield _omega(results, task, family, keys)
 
 
 def _omega(results: Results, task: str, family: str, keys: Mapping[float, Key]) -> str:
     """Return the sentence on one form of IPAD."""
-    scores = {w: results.median(key) for w, key in keys.items()}
-    best = max(scores, key=lambda w: results.median(keys[w], "val"))
-    below = [f"{w:g}" for w in scores if scores[w] < results.median((task, "random", True, STAGES[1]))]
+    random = (task, "random", True, STAGES[1])
+    seeds = sorted(set.intersection(*(set(results.values(key)) for key in (*keys.values(), random))))
+    scores, checks = (
+        {w: statistics.fmean(results.values(key, column)[seed] for seed in seeds) for w, key in keys.items()}
+        for column in ("test", "val")
+    )
+    level = statistics.fmean(results.values(random)[seed] for seed in seeds)
+    best = max(checks, key=lambda w: checks[w])
+    below = [f"{w:g}" for w, value in scores.items() if value < level]
     listed = ", ".join(f"{value:.3f}" for value in scores.values())
     place = "inside" if 0 < best < 1 else "at an end"
     weak = f"omega {', '.join(below)} below random" if below else "none below random"
-    return f"{task}, 26 %, repaired, {family}, omega 0 to 1: {listed}; best on validation {place} ({best:g}); {weak}."
+    return f"{task}, 26 %, repaired, {family}, omega {', '.join(f'{w:g}' for w in scores)} ({len(seeds)} seeds): {listed}; best on validation {place} ({best:g}); {weak}."
 
 
 def distillation(results: Results) -> Iterator[str]:
