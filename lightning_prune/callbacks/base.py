@@ -97,6 +97,7 @@ class PruningCallbackBase(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove all hooks."""
         set_load_hook(pl_module, None)
+        self.retraining.warmup.detach()
         if self._session:
             self._session.stop_observing()
         self._session = None

@@ -22,7 +22,13 @@ from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.surgery.optimizer_state import cut_state_
 from lightning_prune.trainer.batches import first_sample
-from lightning_prune.trainer.checks import check_batches, check_record, check_trained, checked_dense_sizes
+from lightning_prune.trainer.checks import (
+    check_batches,
+    check_recalibration,
+    check_record,
+    check_trained,
+    checked_dense_sizes,
+)
 from lightning_prune.trainer.followers import Followers, call_after_prune, copies_to_cut
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
@@ -118,6 +124,7 @@ class PruningCallback(PruningCallbackBase):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the trainer, and restore the session of a checkpoint."""
         check_batches(trainer)
+        check_recalibration(trainer, self.timing, self.retraining.batches)
         self._resumption.on_train_start(trainer)
         if (state := self._session_state) is not None:
             session = self._session or self._start_session(
@@ -149,7 +156,7 @@ class PruningCallback(PruningCallbackBase):
         if session is None:
             example = first_sample(batch, target_of(pl_module, self.submodule))
             session = self._start_session(trainer, pl_module, example)
-        self.retraining.rebuild_pending_(trainer)
+        self.retraining.on_train_batch_start(trainer)
         if session.observer is None:
             criterion = self.method.criterion_to_observe(trainer, session)
             if criterion is not None:
@@ -294,7 +301,7 @@ class PruningCallback(PruningCallbackBase):
         if self.finished:
             self.retraining.start_final_phase(trainer, epoch + 1)
         networks = [session.target, *submodules_in_copies(copies, self.submodule)]
-        self.retraining.adapt_trainer_(trainer, networks, epoch, is_repaired)
+        self.retraining.adapt_trainer_(trainer, networks, self.timing.by_steps, is_repaired)
 
 
 def _call_hook(trainer: L.Trainer, hook: str) -> None:

@@ -62,9 +62,11 @@ class FilterPruningCallback(PruningCallback):
             encoder, target network), which are cut along; or a mapping copy -> original. None: a warning names
             modules of equal structure, and one that is updated by hand stops training before the first cut. ``[]``
             leaves them as they are.
+        lr_warmup_steps: optimizer steps after each cut in which the learning rates rise linearly to what they would
+            be otherwise, for any optimizer and scheduler.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many training
-            batches; by default 16 if no training follows and the cut was not repaired, else 0, since the next epoch
-            renews them.
+            batches, before anything is scored; None: 0 if the cut was repaired, else 16, or 0 for a cut within an
+            epoch if the training loader has persistent workers, which a second pass would restart.
         verbose: print one line per cut.
         policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
@@ -110,6 +112,7 @@ class FilterPruningCallback(PruningCallback):
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
         followers: Followers = None,
+        lr_warmup_steps: int = 0,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -117,7 +120,7 @@ class FilterPruningCallback(PruningCallback):
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         whole_policy = _with_amount(PruningPolicy.of(budget, **policy), amount, schedule)
         method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
-        retraining = Retraining(optimizer, final_phase, recalibrate_batches)
+        retraining = Retraining(optimizer, final_phase, recalibrate_batches, lr_warmup_steps)
         super().__init__(method, retraining, submodule, verbose, compensate, followers)
 
 

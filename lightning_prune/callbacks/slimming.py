@@ -54,6 +54,8 @@ class SlimmingCallback(PruningCallback):
             before the cut; see :class:`~lightning_prune.FilterPruningCallback`.
         followers: copies of the network that the module keeps itself, which are cut along; see
             :class:`~lightning_prune.FilterPruningCallback`.
+        lr_warmup_steps: optimizer steps after each cut in which the learning rates rise linearly to what they would
+            be otherwise.
         recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches; by
             default 16 if the cut was not repaired, else 0.
         verbose: print one line per cut.
@@ -98,6 +100,7 @@ class SlimmingCallback(PruningCallback):
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
         followers: Followers = None,
+        lr_warmup_steps: int = 0,
         recalibrate_batches: int | None = None,
         verbose: bool = True,
         **policy: Unpack[PolicyArguments],
@@ -114,7 +117,7 @@ class SlimmingCallback(PruningCallback):
             average_decay=average_decay,
             submodule=submodule,
         )
-        retraining = Retraining(optimizer, batches=recalibrate_batches, every_cut=True)
+        retraining = Retraining(optimizer, batches=recalibrate_batches, warmup_steps=lr_warmup_steps)
         super().__init__(method, retraining, submodule, verbose, compensate, followers)
 
     @property

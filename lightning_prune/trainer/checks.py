@@ -68,6 +68,21 @@ def check_batches(trainer: L.Trainer) -> None:
         )
 
 
+def has_persistent_workers(trainer: L.Trainer) -> bool:
+    """Return whether a second pass over the training data would restart the workers of the present one."""
+    loaders = tree_leaves(trainer.train_dataloader)
+    return any(getattr(loader, "persistent_workers", False) for loader in loaders)
+
+
+def check_recalibration(trainer: L.Trainer, timing: Timing, batches: int | None) -> None:
+    """Raise ValueError if the recalibration of batch norms would restart the workers of the present epoch."""
+    if timing.by_steps and batches and has_persistent_workers(trainer):
+        raise ValueError(
+            f"recalibrate_batches={batches} within an epoch would restart its persistent workers; set "
+            "persistent_workers=False of the loader, or recalibrate_batches=0"
+        )
+
+
 def check_timing(trainer: L.Trainer, timing: Timing, in_a_pass: bool) -> None:
     """Check that cuts can be made when they are due; warn if a schedule is not completed before training ends.
 
@@ -79,9 +94,7 @@ def check_timing(trainer: L.Trainer, timing: Timing, in_a_pass: bool) -> None:
     Raises:
         ValueError: a separate pass within an epoch would restart the workers of a training loader.
     """
-    loaders = tree_leaves(trainer.train_dataloader)
-    persistent = any(getattr(loader, "persistent_workers", False) for loader in loaders)
-    if timing.by_steps and in_a_pass and persistent:
+    if timing.by_steps and in_a_pass and has_persistent_workers(trainer):
         raise ValueError(
             "a pass over the training data within an epoch would restart its persistent workers; set "
             'persistent_workers=False of the loader, or gather statistics="epoch"'

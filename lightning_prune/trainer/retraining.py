@@ -11,15 +11,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.trainer.batches import recalibrate_norms_
+from lightning_prune.trainer.checks import has_persistent_workers
 from lightning_prune.trainer.lightning_internals import configured_optimizers
 from lightning_prune.trainer.optimizers import rebuild_optimizers_, rebuild_wrapper_
-from lightning_prune.trainer.training_state import is_last_epoch
+from lightning_prune.trainer.warmup import Warmup
 from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["FinalPhase", "OptimizerMode", "Retraining"]
 
 OptimizerMode = Literal["reset", "carry"]
-DEFAULT_BATCHES = 16  # to estimate batch norms on, if no training follows
+DEFAULT_BATCHES = 16  # to estimate batch norms on
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class Retraining:
     Args:
         mode: ``"reset"`` builds optimizers and schedulers anew after a cut, ``"carry"`` cuts the optimizers' state.
         final_phase: function of the module that configures the training after pruning has ended; None: no change.
-        batches: number of batches to estimate batch norms on after a cut; None: 16 if no training follows and the
-            cut was not repaired, else 0.
-        every_cut: without ``batches``, estimate them after every cut that was not repaired.
+        batches: number of batches to estimate batch norms on after a cut; None: 0 if the cut was repaired, else 16,
+            or 0 where a second pass over the training data would restart the persistent workers of the epoch.
+        warmup_steps: optimizer steps after each cut with a lower learning rate, see :class:`Warmup`.
 
     Attributes:
         pending: optimizers are to be built anew before the next batch.
@@ -113,14 +114,15 @@ class Retraining:
         mode: OptimizerMode,
         final_phase: Callable[[L.LightningModule], Any] | None = None,
         batches: int | None = None,
-        every_cut: bool = False,
+        warmup_steps: int = 0,
     ) -> None:
         check_choice("optimizer", mode, get_args(OptimizerMode))
         if final_phase is not None and not callable(final_phase):
             raise ValueError(
                 f"final_phase must be a FinalPhase or a function of the module, got {final_phase!r}"
             )
-        self.mode, self.final_phase, self.batches, self.every_cut = mode, final_phase, batches, every_cut
+        self.mode, self.final_phase, self.batches = mode, final_phase, batches
+        self.warmup = Warmup(warmup_steps)
         self.pending = self.final = False
         self.end: int | None = None
 
@@ -129,9 +131,9 @@ class Retraining:
         return trainer.optimizers if self.mode == "carry" else ()
 
     def adapt_trainer_(
-        self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int, is_repaired: bool = False
+        self, trainer: L.Trainer, networks: Sequence[nn.Module], within_epoch: bool, is_repaired: bool = False
     ) -> None:
-        """Adapt the trainer after a cut in ``epoch``, and renew the batch norms of ``networks`` if it is due.
+        """Adapt the trainer after a cut, at the end of an epoch or within it, and the batch norms of ``networks``.
 
         After a repair the norms fit the layers in front of them, and are renewed only on request.
         """
@@ -140,11 +142,12 @@ class Retraining:
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
             self.pending = True
+        self.warmup.start()
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
-            is_due = (self.every_cut or is_last_epoch(trainer, epoch)) and not is_repaired
-            number = DEFAULT_BATCHES if is_due else 0
+            is_skipped = is_repaired or (within_epoch and has_persistent_workers(trainer))
+            number = 0 if is_skipped else DEFAULT_BATCHES
         if number:
             recalibrate_norms_(trainer, networks, number)
 
@@ -160,6 +163,11 @@ class Retraining:
         """Have training end where the final phase does."""
         if self.end is not None:
             trainer.fit_loop.max_epochs = self.end
+
+    def on_train_batch_start(self, trainer: L.Trainer) -> None:
+        """Build new optimizers if they are due, and lower the rates of the steps after a cut."""
+        self.rebuild_pending_(trainer)
+        self.warmup.attach(trainer.optimizers)
 
     def rebuild_pending_(self, trainer: L.Trainer) -> None:
         """Build new optimizers and schedulers if they are due, before training continues."""
@@ -196,8 +204,10 @@ class Retraining:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as plain values."""
-        return {"pending": self.pending, "final": self.final, "end": self.end}
+        warmup = self.warmup.state()
+        return {"pending": self.pending, "final": self.final, "end": self.end, "warmup": warmup}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the result of :meth:`state`."""
         self.pending, self.final, self.end = state["pending"], state["final"], state["end"]
+        self.warmup.load(state.get("warmup"))  # old checkpoints have none
