@@ -28,13 +28,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.quality.networks import Uniform
-from benchmarks.quality.tasks import FOLDER, STAGE_RATE, Task, dense, make_task, score
+from benchmarks.quality.tasks import FOLDER, Task, dense, make_task, score
 from lightning_prune import FilterPruningCallback, Linear
 from lightning_prune.criteria import L2
 
 __all__ = ["VARIANTS", "differences", "run"]
 
-CUTS, BUDGET = 3, {"macs": 0.26}
+CUTS, BUDGET, RATE = 3, {"macs": 0.26}, 1e-3
 #: name -> mode of the optimizer, share of the steps between two cuts in which the learning rate rises
 VARIANTS: dict[str, tuple[str, float]] = {
     "reset": ("reset", 0.0),
@@ -86,7 +86,7 @@ def run(task: Task, net: nn.Module, seed: int, mode: Any, warm_up: float) -> flo
         submodule="net",
         verbose=False,
     )
-    module = Module(net, task.example, steps, STAGE_RATE)
+    module = Module(net, task.example, steps, RATE)
     order = torch.Generator().manual_seed(seed)
     samples = TensorDataset(task.data.train.images, task.data.train.targets)
     loader = DataLoader(samples, task.batch, shuffle=True, generator=order, drop_last=True)

@@ -44,8 +44,8 @@ class FilterPruningCallback(PruningCallback):
             ``amount``: :class:`~lightning_prune.Linear`, :class:`~lightning_prune.Cubic` or a function.
         criterion: scores the units: a criterion of :mod:`lightning_prune.criteria` or a plain function; by default
             ``IPAD(omega=0.25, terms="energy")``, the best on validation in docs/results/quality.md.
-        optimizer: ``"reset"`` builds optimizers and schedulers anew after a cut, as IPAD does; ``"carry"`` cuts their
-            state along and continues.
+        optimizer: ``"carry"`` cuts the state of optimizers along and continues, schedulers included; ``"reset"``
+            builds both anew after a cut, as IPAD does.
         final_phase: how training continues when pruning is over, because the budget is met or nothing is left to
             remove: a :class:`~lightning_prune.FinalPhase`, or a function of the module that returns what its
             ``configure_optimizers`` would.
@@ -106,7 +106,7 @@ class FilterPruningCallback(PruningCallback):
         start_step: int | None = None,
         schedule: Callable[[int], float] | None = None,
         criterion: CriterionLike | None = None,
-        optimizer: OptimizerMode = "reset",
+        optimizer: OptimizerMode = "carry",
         final_phase: Callable[[L.LightningModule], Any] | None = None,
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
