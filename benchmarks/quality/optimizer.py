@@ -71,9 +71,9 @@ class Module(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
-def run(task: Task, net: nn.Module, seed: int, mode: Any, warm_up: float) -> float:
+def run(task: Task, net: nn.Module, seed: int, mode: Any, warm_up: float, compensate: bool) -> float:
     """Train and prune a copy of a dense network by one variant; return its score on the test set."""
-    stage = task.stage_steps
+    stage = task.stage_steps[1]
     steps = stage * CUTS + stage // 2  # half a stage before the first cut fills the optimizer's state
     callback = FilterPruningCallback(
         BUDGET,
@@ -83,6 +83,7 @@ def run(task: Task, net: nn.Module, seed: int, mode: Any, warm_up: float) -> flo
         criterion=Uniform(L2()),
         optimizer=mode,
         lr_warmup_steps=round(warm_up * stage),
+        compensate=compensate,
         submodule="net",
         verbose=False,
     )
@@ -137,16 +138,17 @@ def measure(
     size: str,
     seeds: Sequence[int],
     folder: Path,
+    compensate: bool = True,
     report: Callable[[str], None] = print,
 ) -> dict[str, dict[str, list[float]]]:
     """Run every variant on every task and seed; return task -> variant -> scores. Finished runs are read again."""
-    path = folder / f"optimizer-{size}.json"
+    path = folder / f"optimizer-{size}{'' if compensate else '-unrepaired'}.json"
     finished: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     tasks = {name: make_task(name, size) for name in names}
     for seed, (name, task), variant in itertools.product(seeds, tasks.items(), VARIANTS):
         key = f"{name} {seed} {variant}"
         if key not in finished:
-            finished[key] = run(task, dense(task, seed, folder), seed, *VARIANTS[variant])
+            finished[key] = run(task, dense(task, seed, folder), seed, *VARIANTS[variant], compensate)
             path.write_text(json.dumps(finished, indent=1))
             report(f"{key}: {finished[key]:.4f}")
     return {name: {v: [finished[f"{name} {seed} {v}"] for seed in seeds] for v in VARIANTS} for name in names}
@@ -158,12 +160,23 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["brain", "fashion"])
     parser.add_argument("--size", default="study", help="small: a few steps, for tests")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--unrepaired", action="store_true", help="with compensate=False")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)
-    print(table(measure(arguments.tasks, arguments.size, range(1, arguments.seeds + 1), arguments.folder)))
+    print(
+        table(
+            measure(
+                arguments.tasks,
+                arguments.size,
+                range(1, arguments.seeds + 1),
+                arguments.folder,
+                not arguments.unrepaired,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from benchmarks.quality.optimizer import VARIANTS, Module, measure, table
 @pytest.mark.filterwarnings("ignore")
 def test_every_variant_is_measured_once_and_only_missing_runs_are_repeated(tmp_path: Path, monkeypatch):
     lines: list[str] = []
-    scores = measure(["brain"], "small", [1], tmp_path, lines.append)
+    scores = measure(["brain"], "small", [1], tmp_path, False, lines.append)
     assert len(lines) == len(VARIANTS) == 4
     assert set(scores["brain"]) == set(VARIANTS)
-    saved = json.loads((tmp_path / "optimizer-small.json").read_text())
+    saved = json.loads((tmp_path / "optimizer-small-unrepaired.json").read_text())
     del saved["brain 1 carry"]
-    (tmp_path / "optimizer-small.json").write_text(json.dumps(saved))
+    (tmp_path / "optimizer-small-unrepaired.json").write_text(json.dumps(saved))
     monkeypatch.setattr(optimizer, "run", lambda *_: 0.25)
-    again = measure(["brain"], "small", [1], tmp_path, lines.append)
+    again = measure(["brain"], "small", [1], tmp_path, False, lines.append)
     assert len(lines) == 5
     assert again["brain"] == {**scores["brain"], "carry": [0.25]}
 

@@ -298,7 +298,7 @@ def test_final_phase(option: str) -> None:
     if option == "none":
         assert final is None
         return
-    module = build_part(composed(), "module")
+    module = build_part(composed("scheduler=none"), "module")
     plan = final(module)
     assert plan["optimizer"].param_groups[0]["lr"] == module.configure_optimizers().param_groups[0]["lr"]
     assert plan["lr_scheduler"]["scheduler"].T_max == final.epochs
