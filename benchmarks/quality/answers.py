@@ -231,7 +231,11 @@ def _omega(results: Results, task: str, family: str, keys: Mapping[float, Key]) 
     listed = ", ".join(f"{value:.3f}" for value in scores.values())
     place = "inside" if 0 < best < 1 else "at an end"
     weak = f"omega {', '.join(below)} below random" if below else "none below random"
-    return f"{task}, 26 %, repaired, {family}, omega {', '.join(f'{w:g}' for w in scores)} ({len(seeds)} seeds): {listed}; best on validation {place} ({best:g}); {weak}."
+    omegas = ", ".join(f"{w:g}" for w in scores)
+    return (
+        f"{task}, 26 %, repaired, {family}, omega {omegas} (seeds: {len(seeds)}): {listed}; "
+        f"best on validation {place} ({best:g}); {weak}."
+    )
 
 
 def distillation(results: Results) -> Iterator[str]:
