@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.quality.tasks import STAGE_RATE, TASKS, Task, dense, make_task, score
+from benchmarks.quality.tasks import STAGE_RATES, TASKS, Task, dense, make_task, score
 from benchmarks.quality.training import Loss, batches_of, cross_entropy, fit, recalibrate
 from lightning_prune import Limits, PruningPolicy, one_shot
 from lightning_prune.criteria import LAMP
@@ -92,7 +92,7 @@ def run(task: Task, seed: int, budget: float, variant: str, steps: int, folder: 
     start = score(net, task, task.data.test).value
     chosen = VARIANTS[variant]
     loss = cross_entropy if chosen is None else distilled(teacher, *chosen)
-    fit(net, task.data.train, steps, task.batch, STAGE_RATE, seed, loss)
+    fit(net, task.data.train, steps, task.batch, STAGE_RATES[0], seed, loss)
     recalibrate(net, task.data.train, task.batch)
     scores = {"dense": score(teacher, task, task.data.test).value, "cut": start}
     scores["trained"] = score(net, task, task.data.test).value

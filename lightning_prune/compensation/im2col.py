@@ -90,15 +90,31 @@ def columns(layer: Layer, x: Tensor, positions: Positions, dtype: torch.dtype) -
 
 def _taps(module: _ConvNd, x: Tensor, at: Positions) -> list[Tensor]:
     """Return the input of each tap of a convolution's kernel, (positions, channels)."""
-    if any(module._reversed_padding_repeated_twice):
+    if any(padding := _padding(module)):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        x = F.pad(x, padding, mode=mode)
     starts = [place * stride for place, stride in zip(at[1:], module.stride, strict=True)]
     taps = []
     for tap in product(*map(range, module.kernel_size)):
         where = [s + t * d for s, t, d in zip(starts, tap, module.dilation, strict=True)]
         taps.append(x[_index(at[0], where)])
     return taps
+
+
+def _padding(module: _ConvNd) -> list[int]:
+    """Return the padding before and after each dimension, the last one first, that the convolution's forward uses.
+
+    Its attributes may have been changed since it was built, as where strides are replaced by dilation; padding of
+    another mode than zeros is stored when it is built.
+    """
+    if module.padding_mode != "zeros":
+        return list(module._reversed_padding_repeated_twice)
+    if module.padding == "valid":
+        return []
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return [int(side) for side in reversed(module.padding) for _ in "ab"]
 
 
 def _transposed_taps(module: _ConvNd, x: Tensor, at: Positions) -> list[Tensor]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "latency": ("benchmarks.latency.__main__", None),
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),
+    "training_cost": ("benchmarks.speed.training", None),
 }
 
 

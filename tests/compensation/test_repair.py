@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import prune_, trace
+from lightning_prune.compensation import cut_and_compensate_
 from lightning_prune.testing import randomise_
 from tests.support.nets import Net, random_units
 from tests.support.repairs import IMAGES, NETWORKS, TOKENS, encoder, repaired
@@ -112,3 +113,19 @@ def test_parameters_given_to_a_function_are_repaired():
     report = repaired(model, TOKENS, remove=("hidden.weight", slice(0, 6)))
     assert report.layers["head"].changed
     assert report.layers.keys() == {"head"}
+
+
+def test_padding_and_dilation_that_were_changed_after_construction_are_those_of_the_forward():
+    """As smp's DeepLab does: strides of its encoder are replaced by dilation when it is built."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+    )
+    net.eval()[2].dilation = net[2].padding = (4, 4)
+    for tensor in (net[0].weight.data, net[0].bias.data):
+        tensor[1] = tensor[0]  # what is removed can be replaced exactly
+    images = torch.rand(32, 3, 9, 9)
+    dense = net(images)
+    graph = trace(net, images[:1])
+    _, report = cut_and_compensate_(net, graph, graph.layers["0.weight"][1:2], [images])
+    assert report.accepted
+    torch.testing.assert_close(net(images), dense, rtol=1e-3, atol=1e-3)

@@ -16,12 +16,13 @@ from torch import nn
 
 from lightning_prune import prune_, trace
 from lightning_prune.surgery import numerical_check
+from lightning_prune.surgery.survivors import Survivors
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.tracker import TracedOperator
 from tests.support.nets import Small
 from tests.support.random_cuts import random_units
 
-Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], numerical_check._Survivors]
+Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], Survivors]
 
 NETWORKS = {
     "small": lambda: (Small(), 16),
@@ -38,16 +39,16 @@ def pairs_of_random_cut(monkeypatch: pytest.MonkeyPatch, model: nn.Module, size:
     original = numerical_check.mismatches
 
     def record(
-        dense: list[TracedOperator], small: list[TracedOperator], alive: np.ndarray
+        dense: list[TracedOperator], small: list[TracedOperator], alive: np.ndarray, *numbers: bool
     ) -> Iterator[tuple[TracedOperator, str]]:
         calls.append((dense, small, alive))
-        yield from original(dense, small, alive)
+        yield from original(dense, small, alive, *numbers)
 
     monkeypatch.setattr("lightning_prune.surgery.proof.mismatches", record)
     graph = trace(model, torch.zeros(2, 3, size, size))
     prune_(model, graph, random_units(graph, np.random.default_rng(0), 0.4, graph.prunable))
     dense, small, alive = calls[0]
-    return list(numerical_check._pairs(dense, small)), numerical_check._Survivors(alive)
+    return list(numerical_check._pairs(dense, small, Survivors(alive))), Survivors(alive)
 
 
 def with_wrong_label(operator: TracedOperator, generator: np.random.Generator) -> TracedOperator:

@@ -398,7 +398,7 @@ FAULTS = [
         patched(reshape, "_reshaped_ids", _heads_across),
     ),
     Fault("attention: number of heads not followed", attention(True), unused(aten.view, aten._unsafe_view)),
-    Fault("foreign size ignored", FOREIGN, patched(reshape, "_foreign_ids", _not_foreign)),
+    Fault("foreign size ignored", FOREIGN, patched(reshape, "foreign_ids", _not_foreign)),
     Fault("stack not tied", STACKED, untied(aten.stack)),
     Fault("stack not tied, woven", WOVEN, untied(aten.stack)),
     Fault("stack treated as concat", PILED, relabelled(aten.stack, change=_stacked_as_concatenated)),
