@@ -278,7 +278,9 @@ class PruningCallback(PruningCallbackBase):
         report = self.compensation.repair_(repair) if repair else None
         call_after_prune(pl_module, self.submodule, record)
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
-        self._adapt_training_(trainer, session, copies, epoch, report is not None and report.accepted)
+        # Images that the network cannot run on serve no estimate of norms either.
+        keeps_norms = report is not None and repair is not None and (report.accepted or bool(repair.failure))
+        self._adapt_training_(trainer, session, copies, epoch, keeps_norms)
         seconds = time.perf_counter() - start
         summary = CutSummary.between(
             graph, session.graph, session.dense, session.stopped, epoch, seconds, step

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -148,8 +149,17 @@ class Retraining:
         if number is None:
             is_skipped = is_repaired or (within_epoch and has_persistent_workers(trainer))
             number = 0 if is_skipped else DEFAULT_BATCHES
-        if number:
+        if not number:
+            return
+        try:
             recalibrate_norms_(trainer, networks, number)
+        except Exception as error:
+            if self.batches is not None:  # asked for
+                raise
+            rank_zero_warn(
+                f"batch norms were not estimated anew after the cut, as the network cannot run on training batches "
+                f"({type(error).__name__}: {error}); set recalibrate_batches=0, or have batches begin with its input"
+            )
 
     def start_final_phase(self, trainer: L.Trainer, first: int) -> None:
         """Begin the final phase with the next batch, unless it has begun; ``first`` is its first whole epoch."""

@@ -53,6 +53,7 @@ def pruning(**options: Any) -> FilterPruningCallback:
         "submodule": "net",
         "verbose": False,
         "start_epoch": 2,
+        "recalibrate_batches": 0,
     }
     return FilterPruningCallback({"macs": 0.5}, **{**given, **options})
 

@@ -94,6 +94,7 @@ def pruning(**options: Any) -> FilterPruningCallback:
         "optimizer": "carry",
         "submodule": "net",
         "compensate": False,
+        "recalibrate_batches": 0,
         "verbose": False,
         "limits": Limits(1.0),
     }

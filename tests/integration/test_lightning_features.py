@@ -257,7 +257,9 @@ def test_gradient_checkpointing_changes_nothing(reentrant):
         torch.manual_seed(0)
         module = Recomputed()
         module.reentrant = reentrant
-        pruning = Pruning(criterion=IPAD(omega=0.5), optimizer="carry", compensate=False)
+        pruning = Pruning(
+            criterion=IPAD(omega=0.5), optimizer="carry", compensate=False, recalibrate_batches=0
+        )
         trainer(pruning, epochs=8).fit(module, data(shuffle=False))
         return pruning.record.kept, module.losses
 
