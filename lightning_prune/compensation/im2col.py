@@ -114,7 +114,8 @@ def _padding(module: _ConvNd) -> list[int]:
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return [int(side) for side in reversed(module.padding) for _ in "ab"]
+    assert not isinstance(module.padding, str)
+    return [side for side in reversed(module.padding) for _ in "ab"]
 
 
 def _transposed_taps(module: _ConvNd, x: Tensor, at: Positions) -> list[Tensor]:
