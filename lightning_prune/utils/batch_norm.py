@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -70,15 +71,28 @@ def recalibrate_by_(
     first = next(stream, None) if norms else None
     if first is None:
         return 0
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # None makes torch keep a cumulative average
     number = 0
-    with torch.no_grad(), training_modes(model, lambda module: module in norms):
+    with _averaging(norms), torch.no_grad(), training_modes(model, lambda module: module in norms):
         for forward in chain([first], stream):
             forward()
             number += 1
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return number
+
+
+@contextmanager
+def _averaging(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Let norms average over the batches of this block; if it raises, their statistics are those from before."""
+    before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers()}) for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # None makes torch keep a cumulative average
+        yield
+    except BaseException:
+        for norm, (_, buffers) in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+        raise
+    finally:
+        for norm, (momentum, _) in zip(norms, before, strict=True):
+            norm.momentum = momentum
