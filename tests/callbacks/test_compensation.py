@@ -342,6 +342,31 @@ def test_data_that_cannot_be_used_give_one_warning_and_pruning_goes_on(
     assert same(*ends)
 
 
+class NormsAroundCut(L.Callback):
+    """Keeps the state of the first norm before and after the cut."""
+
+    def on_before_cut(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.before = self.state(pl_module)
+
+    def on_after_cut(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.after = self.state(pl_module)
+
+    def state(self, pl_module: Any) -> Any:
+        norm = pl_module.net[1]
+        return norm.momentum, copy.deepcopy(norm.state_dict())
+
+
+def test_norms_stay_as_they_are_if_the_network_cannot_run_on_training_batches() -> None:
+    train, norms = DataLoader(Stacked(), 4), NormsAroundCut()
+    options = {"compensate": False, "exclude": ["0"], "amount": {"macs": 0.2}}
+    with pytest.warns(UserWarning, match=r"not estimated anew .* \(RuntimeError: .*recalibrate_batches=0"):
+        fit(Prepared(), pruning(recalibrate_batches=None, **options), norms, data=(train,))
+    assert norms.after[0] == norms.before[0] == 0.1
+    assert same(norms.after[1], norms.before[1])
+    with pytest.raises(RuntimeError, match="conv2d"):
+        fit(Prepared(), pruning(recalibrate_batches=4, **options), data=(train,))
+
+
 @pytest.mark.parametrize("kind", [FilterPruningCallback, SlimmingCallback])
 def test_another_value_is_refused(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"compensate must be True, False or CompensationSettings, got 0\.5"):
