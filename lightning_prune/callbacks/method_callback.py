@@ -297,13 +297,13 @@ class PruningCallback(PruningCallbackBase):
         session: PruningSession,
         copies: Sequence[AveragedCopy],
         epoch: int,
-        is_repaired: bool,
+        keeps_norms: bool,
     ) -> None:
         """Adapt optimizers, wrapper and norms to the smaller network."""
         if self.finished:
             self.retraining.start_final_phase(trainer, epoch + 1)
         networks = [session.target, *submodules_in_copies(copies, self.submodule)]
-        self.retraining.adapt_trainer_(trainer, networks, self.timing.by_steps, is_repaired)
+        self.retraining.adapt_trainer_(trainer, networks, self.timing.by_steps, keeps_norms)
 
 
 def _call_hook(trainer: L.Trainer, hook: str) -> None:

@@ -132,11 +132,15 @@ class Retraining:
         return trainer.optimizers if self.mode == "carry" else ()
 
     def adapt_trainer_(
-        self, trainer: L.Trainer, networks: Sequence[nn.Module], within_epoch: bool, is_repaired: bool = False
+        self, trainer: L.Trainer, networks: Sequence[nn.Module], within_epoch: bool, keeps_norms: bool = False
     ) -> None:
         """Adapt the trainer after a cut, at the end of an epoch or within it, and the batch norms of ``networks``.
 
-        After a repair the norms fit the layers in front of them, and are renewed only on request.
+        Args:
+            trainer: its optimizers and wrapper are adapted.
+            networks: the network, and its copies.
+            within_epoch: the epoch continues after the cut.
+            keeps_norms: estimate norms anew only on request: those of a repaired network fit already.
         """
         if self.mode == "reset":
             # New optimizers are built before the next batch: Lightning still steps the schedulers of this epoch.
@@ -147,14 +151,17 @@ class Retraining:
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
-            is_skipped = is_repaired or (within_epoch and has_persistent_workers(trainer))
+            is_skipped = keeps_norms or (within_epoch and has_persistent_workers(trainer))
             number = 0 if is_skipped else DEFAULT_BATCHES
-        if not number:
-            return
+        if number:
+            self._recalibrate_norms_(trainer, networks, number)
+
+    def _recalibrate_norms_(self, trainer: L.Trainer, networks: Sequence[nn.Module], number: int) -> None:
+        """Estimate norms anew; where that was not requested and is impossible, warn, and leave them as they are."""
         try:
             recalibrate_norms_(trainer, networks, number)
-        except Exception as error:
-            if self.batches is not None:  # asked for
+        except Exception as error:  # the network's own code may raise anything
+            if self.batches is not None:
                 raise
             rank_zero_warn(
                 f"batch norms were not estimated anew after the cut, as the network cannot run on training batches "
