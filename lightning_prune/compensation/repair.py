@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -67,7 +66,7 @@ def cut_and_compensate_(
         >>> net[0].out_channels, report.change_after < report.change_before
         (4, True)
     """
-    units = np.unique(np.asarray(list(remove), dtype=np.int64))
+    units = list(remove)
     targets = collect_targets(model, surviving_indices(graph, graph.kept(units)), batches, settings)
     record = prune_(model, graph, units, optimizers)
     return record, compensate_(model, targets, batches)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -101,5 +100,4 @@ class RoundRepair:
         self, model: nn.Module, graph: ChannelGraph, remove: Iterable[int], device: torch.device
     ) -> Targets:
         """Return the targets of a candidate, on ``device``; ``model`` is the network before its cut."""
-        units = np.unique(np.asarray(list(remove), dtype=np.int64))
-        return narrowed_targets(self.targets, model, surviving_indices(graph, graph.kept(units)), device)
+        return narrowed_targets(self.targets, model, surviving_indices(graph, graph.kept(remove)), device)

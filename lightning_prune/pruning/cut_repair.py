@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -120,9 +119,8 @@ class CutRepair:
         Raises:
             SurgeryError: the cut was refused; nothing was changed.
         """
-        units = np.unique(np.asarray(list(remove), dtype=np.int64))
-        self.collect(surviving_indices(graph, graph.kept(units)))
-        return prune_(model, graph, units, optimizers)
+        self.collect(surviving_indices(graph, graph.kept(remove)))
+        return prune_(model, graph, remove, optimizers)
 
     def collect(self, kept: Kept) -> None:
         """Collect the targets of all networks for a cut that leaves ``kept``, in place of earlier targets."""
