@@ -31,7 +31,7 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.training import Training
 from lightning_prune.trainer.batches import IndexedBatch
 from lightning_prune.trainer.step_outputs import step_loss
-from lightning_prune.utils.example_inputs import on_device
+from lightning_prune.utils.example_inputs import batched_tensors, on_device
 from lightning_prune.utils.modules import training_modes
 
 __all__ = [
@@ -171,8 +171,7 @@ class ValidationMetric:
 
 def _batch_size(batch: Any) -> int:
     """Return the length of the first tensor, by which Lightning weights logged values."""
-    sizes = (len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim())
-    return next(sizes, 1)
+    return next(map(len, batched_tensors(batch)), 1)
 
 
 def _indices(module: Any, index: int, loader: int | None) -> tuple[int, ...]:

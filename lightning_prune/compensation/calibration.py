@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lightning_prune.compensation.im2col import image_axis
-from lightning_prune.utils.example_inputs import Example, inputs_of, on_device
+from lightning_prune.utils.example_inputs import Example, batched_tensors, inputs_of, on_device
 from lightning_prune.utils.modules import training_modes
 from lightning_prune.utils.seeding import seeded
 
@@ -104,7 +104,7 @@ def calibration(model: nn.Module, batches: Sequence[Any], settings: Compensation
         raise CompensationError("repairing a cut needs a batch of images")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example = on_device(_joined(inputs), device)
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim()]
+    tensors = batched_tensors(example)
     number = len(tensors[0]) if tensors else 0
     if number < 2:
         raise CompensationError(f"repairing a cut needs at least two images, got {number}")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.compensation.sharing import narrowed_targets
@@ -16,7 +15,7 @@ from lightning_prune.compensation.targets import Targets, collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_repair import compensation_settings, num_images
 from lightning_prune.surgery.prune import surviving_indices
-from lightning_prune.utils.example_inputs import Example, inputs_of
+from lightning_prune.utils.example_inputs import Example, batched_tensors, inputs_of
 from lightning_prune.utils.hashing import batch_digest
 
 __all__ = ["RoundRepair", "SearchRepair"]
@@ -62,10 +61,9 @@ class SearchRepair:
         settings = SETTINGS if compensate is True else settings
         number, chosen = num_images(model, example, settings), list[Any]()
         for batch in batches:
-            tensors = [
-                x for x in tree_leaves(inputs_of(batch, model.forward)) if isinstance(x, Tensor) and x.dim()
-            ]
-            if tensors and number > 0:
+            if number <= 0:
+                break
+            if tensors := batched_tensors(inputs_of(batch, model.forward)):
                 chosen.append(batch)
                 number -= len(tensors[0])
         return cls(chosen, settings)

@@ -31,7 +31,7 @@ from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import tracked_norms
 from lightning_prune.utils.distributed import broadcast
-from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.example_inputs import Example, batched_tensors
 from lightning_prune.utils.modules import training_modes
 
 __all__ = ["Folded", "MeasuredShifts", "Shift", "fold_", "outputs", "relative_change", "shifts"]
@@ -297,6 +297,5 @@ class MeasuredShifts:
         if not self.example:
             return math.nan, math.nan
         after = outputs(self.networks[0], self.example)
-        tensors = [leaf for leaf in tree_leaves(self.example) if isinstance(leaf, Tensor) and leaf.dim()]
-        images = Calibration(self.example, len(tensors[0]), num_fit=0)
+        images = Calibration(self.example, len(batched_tensors(self.example)[0]), num_fit=0)
         return relative_change(self.before, after), output_change(self.before, after, images)

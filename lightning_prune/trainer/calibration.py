@@ -12,14 +12,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_prune.compensation.calibration import CompensationError
 from lightning_prune.trainer.batches import transfer_batch
 from lightning_prune.trainer.lightning_internals import second_training_loader, set_sampler_epoch
 from lightning_prune.trainer.resume import generators_of
-from lightning_prune.utils.example_inputs import inputs_of
+from lightning_prune.utils.example_inputs import batched_tensors, inputs_of
 from lightning_prune.utils.seeding import random_state, seeded, set_random_state
 
 __all__ = ["calibration_batches"]
@@ -53,7 +53,7 @@ def _first_batches(batches: Iterable[Any], target: nn.Module, number: int) -> li
     chosen: list[Any] = []
     shapes: list[torch.Size] = []
     for batch in batches:
-        tensors = _inputs(batch, target)
+        tensors = batched_tensors(inputs_of(batch, target.forward))
         shapes = shapes or [tensor.shape[1:] for tensor in tensors]
         if not tensors or shapes != [tensor.shape[1:] for tensor in tensors]:
             continue
@@ -62,12 +62,6 @@ def _first_batches(batches: Iterable[Any], target: nn.Module, number: int) -> li
         if number <= 0:
             break
     return chosen
-
-
-def _inputs(batch: Any, target: nn.Module) -> list[Tensor]:
-    """Return the tensors that the forward of ``target`` takes of a batch."""
-    leaves = tree_leaves(inputs_of(batch, target.forward))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
 
 
 def _first_images(batch: Any, size: int, number: int) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 __all__ = [
     "Example",
     "as_example",
+    "batched_tensors",
     "example_of_shapes",
     "inputs_of",
     "on_device",
@@ -149,6 +150,17 @@ def example_of_shapes(shapes: Sequence[Any]) -> Example:
 
     args, kwargs = tree_map(tensor, list(shapes), is_leaf=is_tensor)
     return tuple(args), kwargs
+
+
+def batched_tensors(inputs: Any) -> list[Tensor]:
+    """Return the tensors in a nested structure that have dimensions, the first of which lists the samples.
+
+    Example:
+        >>> inputs = ((torch.zeros(4, 3), torch.tensor(0.5)), {"mask": torch.ones(4)})
+        >>> [len(tensor) for tensor in batched_tensors(inputs)]
+        [4, 4]
+    """
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
