@@ -88,9 +88,17 @@ def transfer_batch(trainer: L.Trainer, batch: Any, device: torch.device, loader_
     return trainer.strategy.batch_to_device(batch, device, dataloader_idx=loader_index)
 
 
-def train_batches(trainer: L.Trainer, device: torch.device) -> Iterator[Any]:
-    """Yield the batches of one training epoch on ``device``, from one loader or several combined ones."""
-    loader = second_training_loader(trainer)
+def train_batches(
+    trainer: L.Trainer, device: torch.device, loader: CombinedLoader | None = None
+) -> Iterator[Any]:
+    """Yield the batches of one training epoch on ``device``, from one loader or several combined ones.
+
+    Args:
+        trainer: runs the training, and prepares the batches as for a step.
+        device: to put the batches on.
+        loader: to draw from; None: a new one over the training data.
+    """
+    loader = second_training_loader(trainer) if loader is None else loader
     if loader is None:
         return
     for batch, index, _ in loader:

@@ -10,13 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_prune.compensation.calibration import CompensationError
-from lightning_prune.trainer.batches import transfer_batch
+from lightning_prune.trainer.batches import train_batches
 from lightning_prune.trainer.lightning_internals import second_training_loader, set_sampler_epoch
 from lightning_prune.trainer.resume import generators_of
 from lightning_prune.utils.example_inputs import batched_tensors, inputs_of
@@ -45,7 +44,7 @@ def calibration_batches(trainer: L.Trainer, target: nn.Module, number: int, seed
         return []
     device = next(target.parameters()).device
     with _seeded_loaders(trainer, loader.flattened, seed):
-        return _first_batches(islice(_transferred(trainer, loader, device), number), target, number)
+        return _first_batches(islice(train_batches(trainer, device, loader), number), target, number)
 
 
 def _first_batches(batches: Iterable[Any], target: nn.Module, number: int) -> list[Any]:
@@ -69,14 +68,6 @@ def _first_images(batch: Any, size: int, number: int) -> Any:
     return tree_map_only(
         Tensor, lambda x: x[:number].clone() if x.dim() and len(x) == size > number else x, batch
     )
-
-
-def _transferred(trainer: L.Trainer, loader: CombinedLoader, device: torch.device) -> Iterator[Any]:
-    """Yield the batches of a training epoch, prepared for a step."""
-    for batch, index, _ in loader:
-        if index >= trainer.num_training_batches:
-            break
-        yield transfer_batch(trainer, batch, device)
 
 
 @contextmanager
