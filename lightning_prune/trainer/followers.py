@@ -159,9 +159,7 @@ def copies_to_cut(
     copies = {id(copy.module): copy for copy in averages}
     for root in (AveragedCopy(pl_module, ""), *averages):
         for name, original in originals.items():
-            if is_within(name, root.original):
-                inner = name.removeprefix(root.original).removeprefix(".")
-                module = root.module.get_submodule(inner)
+            if (module := root.counterpart(name)) is not None:
                 copies.setdefault(id(module), AveragedCopy(module, original))
     return list(copies.values())
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune.serialization.record import PruningRecord, rerooted
 from lightning_prune.trainer.lightning_internals import swa_average, swa_last_epoch, swa_scheduler
 from lightning_prune.trainer.training_state import callbacks_of
-from lightning_prune.utils.modules import named_shapes
+from lightning_prune.utils.modules import is_within, named_shapes
 
 __all__ = [
     "AveragedCopy",
@@ -26,7 +26,6 @@ __all__ = [
     "averaged_copies",
     "check_no_average_inside",
     "rebind_swa_",
-    "rerooted",
     "submodules_in_copies",
     "swa_has_ended",
 ]
@@ -34,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AveragedCopy:
-    """A copy of a network, or of a part of it, that holds averaged weights.
+    """A copy of a network, or of a part of it: an average, or another copy that is cut along.
 
     Attributes:
         module: the copy.
@@ -47,6 +46,12 @@ class AveragedCopy:
     def record_for(self, record: PruningRecord, submodule: str | None) -> PruningRecord:
         """Return a record of the LightningModule's ``submodule`` as the record of this copy."""
         return rerooted(record, submodule or "", self.original)
+
+    def counterpart(self, name: str) -> nn.Module | None:
+        """Return the module of this copy that stands for ``name`` of the LightningModule; None if that is outside."""
+        if not is_within(name, self.original):
+            return None
+        return self.module.get_submodule(name.removeprefix(self.original).removeprefix("."))
 
 
 def averaged_copies(trainer: L.Trainer, pl_module: L.LightningModule) -> list[AveragedCopy]:
@@ -97,13 +102,7 @@ def rebind_swa_(trainer: L.Trainer, schedulers: list[Any]) -> None:
 
 def submodules_in_copies(copies: Sequence[AveragedCopy], submodule: str | None) -> list[nn.Module]:
     """Return the counterpart of the LightningModule's ``submodule`` in each copy that contains it."""
-    target = submodule or ""
-    containing = [
-        copy for copy in copies if not copy.original or f"{target}.".startswith(f"{copy.original}.")
-    ]
-    return [
-        copy.module.get_submodule(target.removeprefix(copy.original).removeprefix(".")) for copy in containing
-    ]
+    return [part for copy in copies if (part := copy.counterpart(submodule or "")) is not None]
 
 
 def check_no_average_inside(target: nn.Module) -> None:
