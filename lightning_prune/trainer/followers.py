@@ -121,8 +121,8 @@ def _mismatch(name: str, given: Sequence[str], matches: Sequence[str]) -> str:
 def unnamed_copies(pl_module: L.LightningModule, prunable: Collection[str]) -> dict[str, str]:
     """Return copy -> original for modules that are not pruned but have the structure of a part that is.
 
-    Left out are averages, which are cut along anyway, modules whose tensors are all those of the original, single
-    layers, and parts of copies that were found already.
+    Left out are averages, which are cut along anyway, modules that share tensors with the original, single layers,
+    and parts of copies that were found already.
 
     Args:
         pl_module: the LightningModule.
@@ -138,7 +138,7 @@ def unnamed_copies(pl_module: L.LightningModule, prunable: Collection[str]) -> d
         original = originals.get(_structure(module))
         if isinstance(module, AveragedModel) or original is not None:
             closed.append(name)
-        if original is not None and _num_layers(module) > 1 and not _shared_names(module, pruned[original]):
+        if original is not None and _num_layers(module) > 1 and not _share_tensors(module, pruned[original]):
             copies[name] = original
     return copies
 
@@ -225,10 +225,9 @@ def _num_layers(module: nn.Module) -> int:
     return sum(parameter.dim() > 1 for parameter in module.parameters())
 
 
-def _shared_names(copy: nn.Module, original: nn.Module) -> set[str]:
-    """Return the names of the tensors of ``copy`` that are tensors of ``original`` as well."""
-    own = {id(tensor) for tensor in named_tensors(original).values()}
-    return {name for name, tensor in named_tensors(copy).items() if id(tensor) in own}
+def _share_tensors(one: nn.Module, other: nn.Module) -> bool:
+    first, second = ({id(tensor) for tensor in named_tensors(module).values()} for module in (one, other))
+    return not first.isdisjoint(second)
 
 
 def _with_tensors(pl_module: nn.Module, tensors: Collection[str]) -> dict[str, nn.Module]:
