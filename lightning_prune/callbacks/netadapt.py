@@ -57,7 +57,7 @@ class NetAdaptCallback(PruningCallback):
         followers: copies of the network that the module keeps itself, which are cut along; see
             :class:`~lightning_prune.FilterPruningCallback`.
         recalibrate_batches: after the rounds, estimate the statistics of batch norms on this many training batches;
-            by default 16 if no training follows, else 0.
+            by default 16.
         verbose: print a line per round, and a table at the end; on a terminal, show progress over candidates.
         policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
             :class:`~lightning_prune.PruningPolicy`.
