@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
@@ -32,11 +33,7 @@ from lightning_prune.trainer.checks import (
 from lightning_prune.trainer.followers import Followers, call_after_prune, copies_to_cut
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
-from lightning_prune.trainer.weight_averaging import (
-    AveragedCopy,
-    check_no_average_inside,
-    submodules_in_copies,
-)
+from lightning_prune.trainer.weight_averaging import check_no_average_inside, submodules_in_copies
 from lightning_prune.utils.example_inputs import Example, as_example, example_of_shapes
 
 __all__ = ["PruningCallback", "pruning_callbacks"]
@@ -280,7 +277,7 @@ class PruningCallback(PruningCallbackBase):
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
         # Images that the network cannot run on serve no estimate of norms either.
         keeps_norms = report is not None and repair is not None and (report.accepted or bool(repair.failure))
-        self._adapt_training_(trainer, session, copies, epoch, keeps_norms)
+        self._adapt_training_(trainer, [session.target, *networks], epoch, keeps_norms)
         seconds = time.perf_counter() - start
         summary = CutSummary.between(
             graph, session.graph, session.dense, session.stopped, epoch, seconds, step
@@ -292,17 +289,11 @@ class PruningCallback(PruningCallbackBase):
             print_line(trainer, self.method.report(str(summary), session))
 
     def _adapt_training_(
-        self,
-        trainer: L.Trainer,
-        session: PruningSession,
-        copies: Sequence[AveragedCopy],
-        epoch: int,
-        keeps_norms: bool,
+        self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int, keeps_norms: bool
     ) -> None:
-        """Adapt optimizers, wrapper and norms to the smaller network."""
+        """Adapt optimizers and wrapper to the smaller network, and the norms of it and its copies."""
         if self.finished:
             self.retraining.start_final_phase(trainer, epoch + 1)
-        networks = [session.target, *submodules_in_copies(copies, self.submodule)]
         self.retraining.adapt_trainer_(trainer, networks, self.timing.by_steps, keeps_norms)
 
 
