@@ -19,6 +19,8 @@ from lightning_prune.utils.distributed import from_first
 
 __all__ = ["TrainerCompensation"]
 
+NOT_COLLECTED = "the method does not cut through its session"
+
 
 class TrainerCompensation:
     """Repairs the cuts of a training with images of its training data, in its precision.
@@ -69,6 +71,3 @@ class TrainerCompensation:
                 "what the forward takes"
             )
         return reports[0] if reports else CompensationReport(False, repair.failure or NOT_COLLECTED)
-
-
-NOT_COLLECTED = "the method does not cut through its session"

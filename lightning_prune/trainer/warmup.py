@@ -47,9 +47,8 @@ class Warmup:
         if steps < 0:
             raise ValueError(f"the warm-up needs 0 steps or more, got lr_warmup_steps={steps}")
         self.steps = steps
-        self._done: list[int] | None = (
-            None  # steps of each optimizer since the cut; None: no warm-up in progress
-        )
+        # Steps of each optimizer since the cut; None: no warm-up in progress.
+        self._done: list[int] | None = None
         self._attached: list[tuple[Optimizer, list[RemovableHandle]]] = []
         self._rates: dict[int, list[Any]] = {}  # number of an optimizer in its step -> its learning rates
 

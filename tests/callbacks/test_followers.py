@@ -131,16 +131,14 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 class Cuts(L.Callback):
     """Keeps the record of each cut, relative to the network before it."""
 
-    def __init__(self, callback: FilterPruningCallback) -> None:
-        self.callback, self.records = callback, dict[int, PruningRecord]()
-        self.module: Any = None
+    def __init__(self) -> None:
+        self.records: dict[int, PruningRecord] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        pl_module.net.on_after_prune = self.keep  # type: ignore[union-attr]
-        self.epoch = lambda: trainer.current_epoch
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        def keep(record: PruningRecord) -> None:
+            self.records[trainer.current_epoch] = record
 
-    def keep(self, record: PruningRecord) -> None:
-        self.records[self.epoch()] = record
+        pl_module.net.on_after_prune = keep
 
 
 def trained_by_hand(records: dict[int, PruningRecord], epochs: int = 6) -> MeanTeacher:
@@ -166,8 +164,7 @@ def trained_by_hand(records: dict[int, PruningRecord], epochs: int = 6) -> MeanT
 
 
 def test_a_mean_teacher_trains_on_through_three_cuts_as_in_a_run_written_by_hand() -> None:
-    module, callback = made(MeanTeacher), pruning(followers=["teacher"])
-    cuts = Cuts(callback)
+    module, callback, cuts = made(MeanTeacher), pruning(followers=["teacher"]), Cuts()
     fit(module, callback, cuts)
     assert len(callback.history) >= 3
     assert callback.copies == {"teacher": "net"}
