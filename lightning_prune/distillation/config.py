@@ -10,7 +10,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from lightning_prune.distillation.distiller import FEATURE_LOSSES, logits_of
-from lightning_prune.distillation.logit_losses import Kind
+from lightning_prune.distillation.logits import Kind
 from lightning_prune.distillation.teacher import Precision
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.arguments import check_choice

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.distillation.logit_losses import Kind, cwd, dist, hinton, standardised
+from lightning_prune.distillation.logit_losses import cwd, dist, hinton, standardised
+from lightning_prune.distillation.logits import Kind
 from lightning_prune.distillation.losses import attention_map, common_size, flow, mean_square, pool
 from lightning_prune.distillation.taps import Tap
 from lightning_prune.distillation.teacher import Teacher, TeacherError

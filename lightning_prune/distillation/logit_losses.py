@@ -7,89 +7,28 @@ in single precision.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_prune.distillation.logits import (
+    Kind,
+    check_logits,
+    check_meaning,
+    kind_of,
+    mean_where,
+    usual_temperature,
+    valid_labels,
+)
 from lightning_prune.distillation.losses import to_single
 
-__all__ = ["Kind", "cwd", "dist", "hinton", "kind_of", "standardised", "usual_temperature"]
-
-Kind = Literal["auto", "multiclass", "binary", "multilabel"]
+__all__ = ["cwd", "dist", "hinton", "standardised"]
 
 CWD_TEMPERATURE = 4.0  # of the paper, for logits and for features
 DIST_TEMPERATURE = 1.0  # of the paper, for segmentation and for ImageNet
 STANDARDISED_TEMPERATURE = 2.0  # base temperature of the authors' commands
 _LEAST_DEVIATION = 1e-4  # of logits, below which a position has no preference
 _EPSILON = 1e-8  # of the authors of DIST: keeps the correlation of constants finite
-
-
-def usual_temperature(logits: Tensor) -> float:
-    """Return the temperature that :func:`hinton` uses by default: 1 for dense prediction, 4 for classification.
-
-    Dense prediction has logits with positions, ``(n, classes, ...)``. There, a temperature of 4 makes the term, which
-    is scaled by ``T^2``, larger than the task's loss, and its targets nearly uniform.
-
-    Example:
-        >>> usual_temperature(torch.zeros(2, 10)), usual_temperature(torch.zeros(2, 3, 8, 8))
-        (4.0, 1.0)
-    """
-    return 1.0 if logits.dim() > 2 else 4.0
-
-
-def kind_of(logits: Tensor, kind: Kind = "auto") -> Kind:
-    """Return the kind of classification that logits encode; with ``"auto"`` by their channels.
-
-    Args:
-        logits: ``(n, channels, ...)``, or ``(n,)``.
-        kind: ``"auto"``: ``"binary"`` for one channel or none, else ``"multiclass"``.
-
-    Raises:
-        ValueError: the kind is unknown, or ``"multiclass"`` with one channel, whose softmax is always 1.
-
-    Example:
-        >>> kind_of(torch.zeros(2, 1, 8, 8)), kind_of(torch.zeros(2, 3, 8, 8))
-        ('binary', 'multiclass')
-    """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
-    single = logits.dim() < 2 or logits.shape[1] == 1
-    if kind == "multiclass" and single:
-        raise ValueError(
-            f"the logits {tuple(logits.shape)} have one channel, and the softmax of one class is always 1: "
-            "use kind='binary', or 'auto'"
-        )
-    if kind == "auto":
-        return "binary" if single else "multiclass"
-    return kind
-
-
-def check_meaning(name: str, logits: Tensor, kind: Kind = "auto") -> None:
-    """Raise ValueError if a loss has no meaning for logits of this shape and kind.
-
-    Args:
-        name: ``"hinton"``, ``"standardised"``, ``"cwd"`` or ``"dist"``.
-        logits: ``(n, classes, ...)``; only the shape is used.
-        kind: type of classification that the logits encode.
-
-    Example:
-        >>> check_meaning("cwd", torch.zeros(2, 1, 8, 8))
-    """
-    shape = tuple(logits.shape)
-    if name in ("hinton", "dist"):
-        kind_of(logits, kind)
-    if name == "standardised" and (kind in ("binary", "multilabel") or len(shape) < 2 or shape[1] < 3):
-        raise ValueError(
-            f"standardised logits need at least three classes that exclude each other, the logits are {shape}, "
-            f"kind={kind!r}: one or two standardised logits have no information but a sign; use hinton"
-        )
-    if name == "cwd" and len(shape) < 3:
-        raise ValueError(
-            f"cwd compares distributions over positions, and {shape} has none: use hinton, dist or standardised "
-            "for classification"
-        )
 
 
 def hinton(
@@ -110,7 +49,7 @@ def hinton(
         student: logits ``(n, classes, ...)``; ``(n, ...)`` where ``kind`` is ``"binary"``.
         teacher: logits of the same shape.
         temperature: above 0, without unit; higher values give small probabilities more influence. None:
-            :func:`usual_temperature`, 1 for logits with positions, 4 for classification.
+            the usual one, 1 for logits with positions, 4 for classification.
         kind: ``"multiclass"``: one class per pixel, softmax over dimension 1. ``"binary"`` and ``"multilabel"``:
             sigmoid of each logit. ``"auto"``: ``"binary"`` if there is one channel, else ``"multiclass"``.
         target: class numbers ``(n, ...)``, the logits' shape without the classes (``"multilabel"``: the logits'
@@ -131,7 +70,7 @@ def hinton(
         tensor(0.6931)
     """
     temperature = usual_temperature(student) if temperature is None else temperature
-    _check_logits(student, teacher, temperature)
+    check_logits(student, teacher, temperature)
     student, teacher = to_single(student) / temperature, to_single(teacher) / temperature
     exclusive = kind_of(student, kind) == "multiclass"
     if exclusive:
@@ -140,8 +79,8 @@ def hinton(
         divergence = _bernoulli_term(teacher, student) + _bernoulli_term(-teacher, -student)
     if ignore_index is None or target is None:
         return temperature**2 * divergence.mean()
-    valid = _valid(target, ignore_index, student)
-    return temperature**2 * _mean_where(divergence, valid[:, 0] if exclusive else valid)
+    valid = valid_labels(target, ignore_index, student)
+    return temperature**2 * mean_where(divergence, valid[:, 0] if exclusive else valid)
 
 
 def standardised(
@@ -216,15 +155,15 @@ def cwd(
         >>> cwd(torch.zeros(1, 1, 2), torch.tensor([[[50.0, 0.0]]]), temperature=1.0)
         tensor(0.6931)
     """
-    _check_logits(student, teacher, temperature)
+    check_logits(student, teacher, temperature)
     check_meaning("cwd", student)
     ours, theirs = ((to_single(x) / temperature).flatten(2) for x in (student, teacher))
     if ignore_index is None or target is None:
         return temperature**2 * _softmax_divergence(ours, theirs, 2).mean()
-    valid = _valid(target, ignore_index, student).flatten(2)
+    valid = valid_labels(target, ignore_index, student).flatten(2)
     lowest = torch.finfo(ours.dtype).min  # not -inf: two infinities have no difference
     divergence = _softmax_divergence(ours.where(valid, lowest), theirs.where(valid, lowest), 2)
-    return temperature**2 * _mean_where(divergence, valid.any(2))
+    return temperature**2 * mean_where(divergence, valid.any(2))
 
 
 def dist(
@@ -267,13 +206,13 @@ def dist(
         >>> bool(dist(x, x) < 1e-4), bool(dist(x.flip(0), x) > 1)
         (True, True)
     """
-    _check_logits(student, teacher, temperature)
+    check_logits(student, teacher, temperature)
     kind = kind_of(student, kind)
     student, teacher = (_with_channels(x, kind) for x in (student, teacher))
     ours, theirs = (_probability_rows(x, temperature, kind) for x in (student, teacher))
     valid = torch.ones_like(ours, dtype=torch.bool)
     if ignore_index is not None and target is not None:
-        valid = _rows(_valid(target, ignore_index, student))
+        valid = _rows(valid_labels(target, ignore_index, student))
     loss = within * _uncorrelated(ours, theirs, valid, 0)
     if ours.shape[1] > 1:
         loss = loss + between * _uncorrelated(ours, theirs, valid, 1)
@@ -322,46 +261,10 @@ def _uncorrelated(ours: Tensor, theirs: Tensor, valid: Tensor, dim: int) -> Tens
     one, other = (_centred(x, valid, number, dim) for x in (ours, theirs))
     lengths = one.norm(dim=dim) * other.norm(dim=dim)
     rho = (one * other).sum(dim) / (lengths + _EPSILON)
-    return _mean_where(1 - rho, number.squeeze(dim) > 0)
+    return mean_where(1 - rho, number.squeeze(dim) > 0)
 
 
 def _centred(values: Tensor, valid: Tensor, number: Tensor, dim: int) -> Tensor:
     """Return valid values minus their mean along a dimension, and 0 elsewhere."""
     mean = values.where(valid, 0).sum(dim, keepdim=True) / number.clamp(min=1)
     return (values - mean).where(valid, 0)
-
-
-def _valid(target: Tensor, ignore_index: int, logits: Tensor) -> Tensor:
-    """Return where ``target`` is not ignored, in the shape of the logits.
-
-    Args:
-        target: labels of the logits' shape, or without its channels.
-        ignore_index: label that is left out.
-        logits: ``(n, c, ...)``, or ``(n, ...)`` if they are binary.
-
-    Raises:
-        ValueError: the labels have other sizes.
-    """
-    valid = target != ignore_index
-    if valid.numel() == logits.numel():
-        return valid.reshape(logits.shape)
-    if valid.numel() == logits[:, :1].numel():
-        return valid.reshape(len(logits), 1, *logits.shape[2:]).expand(logits.shape)
-    raise ValueError(
-        f"labels {tuple(target.shape)} do not fit logits {tuple(logits.shape)}: they need the same batch and sizes"
-    )
-
-
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values where the mask is true; 0 if it is nowhere."""
-    return values.where(mask, 0).sum() / mask.sum().clamp(min=1)
-
-
-def _check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: they need "
-            "the same classes and sizes"
-        )

@@ -15,7 +15,7 @@ from lightning_prune.distillation.distiller import (
     Projections,
     TapPair,
 )
-from lightning_prune.distillation.logit_losses import check_meaning
+from lightning_prune.distillation.logits import check_meaning
 from lightning_prune.distillation.taps import Tap, TapCandidates, trace_taps
 from lightning_prune.distillation.teacher import (
     Teacher,

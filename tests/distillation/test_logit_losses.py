@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_prune.distillation.logit_losses import cwd, dist, hinton, kind_of, standardised
+from lightning_prune.distillation.logit_losses import cwd, dist, hinton, standardised
+from lightning_prune.distillation.logits import kind_of
 
 SHAPES = [(5, 4), (2, 4, 3), (2, 4, 3, 5), (2, 3, 2, 3, 2)]
 MAPS = SHAPES[1:]
