@@ -58,7 +58,7 @@ class Group:
         return [summary for summary in self.runs.values() if summary.status == "completed"]
 
     def values(self, name: str) -> list[float]:
-        """Return one value of every completed run that has it, by its name in :func:`run_values`."""
+        """Return the value ``name`` of :func:`run_values` for each completed run, without runs that lack it."""
         values = (run_values(summary).get(name) for summary in self.completed)
         return [value for value in values if value is not None and not math.isnan(value)]
 
