@@ -16,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
+from omegaconf import DictConfig
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -28,6 +29,7 @@ from lightning_prune.reporting.run_folder import NET
 from lightning_prune.segmentation.metrics import mean_iou
 from lightning_prune.serialization.saving import load_pruned
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["figure", "main", "sensitivity_run", "table"]
@@ -69,10 +71,11 @@ def sensitivity_run(
         ((batch[0].to(device),), {}) for batch in islice(data.train_dataloader(), recalibrate)
     ]
     classes, ignored = config.module.num_classes, config.module.get("ignore_index")
+    label = score_label(config)
     example: Example = (torch.zeros(tuple(config.module.example_input_shape), device=device),), {}
 
     def evaluate(model: nn.Module) -> float:
-        if score_label(folder) == "accuracy":
+        if label == SCORE_LABELS["accuracy"]:
             return accuracy(model, validation, classes, device)
         return miou(model, validation, classes, ignored, device)
 
@@ -89,10 +92,10 @@ def weight_criterion(option: str) -> CriterionLike:
     return criterion
 
 
-def score_label(run: Path) -> str:
-    """Return the name of a run's main score."""
-    module = str(load_config(run).module.get("_target_"))
-    return "accuracy" if module.endswith(ClassificationModule.__name__) else "mIoU"
+def score_label(config: DictConfig) -> str:
+    """Return the label of the main score of a run with this configuration."""
+    classifies = str(config.module.get("_target_")).endswith(ClassificationModule.__name__)
+    return SCORE_LABELS["accuracy" if classifies else "miou"]
 
 
 def accuracy(model: nn.Module, batches: Sequence[Any], classes: int, device: str = "cpu") -> float:
@@ -177,7 +180,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"lightning-prune sensitivity: {error}") from error
     folder = options.out or options.run
     (folder / "sensitivity.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-    label = score_label(options.run)
+    label = score_label(load_config(options.run))
     figure(result, label).savefig(folder / "sensitivity.png", dpi=130)
     show(table(result))
     print(f"{label} {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
