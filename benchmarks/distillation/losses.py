@@ -14,47 +14,33 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.common import intervals
 from benchmarks.quality.tasks import STAGE_RATES, TASKS, Task, dense, make_task, score
-from benchmarks.quality.training import Loss, batches_of, cross_entropy, fit, recalibrate
+from benchmarks.quality.training import LogitLoss, batches_of, cross_entropy, distilled, fit, recalibrate
 from lightning_prune import Limits, PruningPolicy, one_shot
 from lightning_prune.criteria import LAMP
 from lightning_prune.distillation import cwd, dist, hinton, standardised
 
 Row = dict[str, Any]
-LogitLoss = Callable[[Tensor, Tensor], Tensor]
 
-#: name -> weight and loss of ``(student, teacher)`` logits; None: without a teacher
-VARIANTS: dict[str, tuple[float, LogitLoss] | None] = {
+#: name -> loss of ``(student, teacher)`` logits and its weight; None: without a teacher
+VARIANTS: dict[str, tuple[LogitLoss, float] | None] = {
     "none": None,
-    "hinton, T 4": (1.0, lambda student, teacher: hinton(student, teacher, 4.0)),
-    "hinton, T 1": (1.0, lambda student, teacher: hinton(student, teacher, 1.0)),
-    "cwd, weight 3": (3.0, cwd),
-    "cwd, weight 0.3": (0.3, cwd),
-    "dist": (1.0, dist),
-    "standardised": (1.0, standardised),
+    "hinton, T 4": (lambda student, teacher: hinton(student, teacher, 4.0), 1.0),
+    "hinton, T 1": (lambda student, teacher: hinton(student, teacher, 1.0), 1.0),
+    "cwd, weight 3": (cwd, 3.0),
+    "cwd, weight 0.3": (cwd, 0.3),
+    "dist": (dist, 1.0),
+    "standardised": (standardised, 1.0),
 }
-
-
-def distilled(teacher: nn.Module, weight: float, loss: LogitLoss) -> Loss:
-    """Return the task's loss plus a weighted distillation loss from ``teacher``."""
-    teacher.eval()
-
-    def total(net: nn.Module, batch: Any) -> Tensor:
-        with torch.no_grad():
-            target = teacher(batch[0])
-        logits = net(batch[0])
-        return F.cross_entropy(logits, batch[1]) + weight * loss(logits, target)
-
-    return total
 
 
 def cut(task: Task, net: nn.Module, budget: float) -> None:
@@ -81,7 +67,7 @@ def gradients(task: Task, seed: int, budget: float, folder: Path) -> Row:
     whole = norm(F.cross_entropy(logits, targets))
     terms = {name: chosen for name, chosen in VARIANTS.items() if chosen is not None}
     return {
-        name: round(weight * norm(loss(logits, target)) / whole, 2) for name, (weight, loss) in terms.items()
+        name: round(weight * norm(loss(logits, target)) / whole, 2) for name, (loss, weight) in terms.items()
     }
 
 
@@ -100,15 +86,15 @@ def run(task: Task, seed: int, budget: float, variant: str, steps: int, folder: 
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % interval.
+    """Return mean and half width of the 95 % interval, see :func:`benchmarks.common.intervals.interval`.
 
     Example:
         >>> mean, half = interval([0.0, 1.0, 2.0])
         >>> mean, round(half, 3)
         (1.0, 2.484)
     """
-    deviation = statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * deviation
+    whole = intervals.interval(values)
+    return whole.mean, whole.high - whole.mean
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -6,8 +6,9 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.common.intervals import Interval, interval
 from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, DISTILLED, OMEGAS, PEERS, STAGES, THIN
-from benchmarks.quality.summary import Interval, Key, Results, interval
+from benchmarks.quality.summary import Key, Results
 
 __all__ = ["answers"]
 

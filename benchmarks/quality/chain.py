@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.quality.methods import METHODS, Cutter, Method, Setting, with_teacher
+from benchmarks.quality.methods import METHODS, Cutter, Method, Setting
 from benchmarks.quality.networks import floors_of, macs_of, renewed, thinner
 from benchmarks.quality.plan import DENSE, SCRATCH, STAGES
 from benchmarks.quality.tasks import SCRATCH_RATES, STAGE_RATES, Task, dense, score
-from benchmarks.quality.training import cross_entropy, fit, recalibrate
+from benchmarks.quality.training import cross_entropy, distilled, fit, recalibrate
 from lightning_prune.serialization.atomic import atomic_write
 
 __all__ = ["NAMES", "run"]
@@ -53,7 +53,7 @@ def run(task: Task, method: str, seed: int, repair: bool, folder: Path) -> Row:
 def _chain(net: nn.Module, setting: Setting, method: Method) -> list[Row]:
     """Cut and train, stage by stage."""
     task, dense_macs = setting.task, macs_of(net, setting.task.example)
-    loss = with_teacher(copy.deepcopy(net), method.distil) if method.distil else cross_entropy
+    loss = distilled(copy.deepcopy(net), method.distil) if method.distil else cross_entropy
     cutter = method.make(net, setting)
     if cutter.needs_sparsity:
         _fit(net, task, task.stage_steps[0], setting.seed, -1, before_step=cutter.before_step)
@@ -107,7 +107,7 @@ def _trained_on(net: nn.Module, task: Task, seed: int) -> list[Row]:
 
 def _from_scratch(net: nn.Module, task: Task, share: float, seed: int, depth: int) -> Row:
     """Train a new small network for as many steps as the dense network and the stages up to ``share`` had."""
-    macs, like = share * macs_of(net, task.example), task.build(depth).to(net_device(net))
+    macs, like = share * macs_of(net, task.example), task.build(depth).to(task.example.device)
     floors = floors_of(like, task.example)
     small = macs_of(like, task.example) <= macs
     new = renewed(like, seed) if small else thinner(like, task.example, macs, floors, seed)
@@ -117,11 +117,6 @@ def _from_scratch(net: nn.Module, task: Task, share: float, seed: int, depth: in
     fit(new, task.data.train, steps, task.batch, rates[stage], seed)
     recalibrate(new, task.data.train, task.batch)
     return {**_sizes(new, task, share), "trained": _scores(new, task)}
-
-
-def net_device(net: nn.Module) -> torch.device:
-    """Return the device of a network."""
-    return next(net.parameters()).device
 
 
 def _fit(

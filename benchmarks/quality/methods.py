@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.quality.networks import Floors, Uniform, policy
 from benchmarks.quality.peers import TorchPruning
 from benchmarks.quality.plan import DEFAULT, OMEGAS
 from benchmarks.quality.tasks import Task, score
-from benchmarks.quality.training import Loss, batches_of, cross_entropy
+from benchmarks.quality.training import LogitLoss, batches_of, cross_entropy
 from lightning_prune import one_shot, trace
 from lightning_prune.criteria import (
     IPAD,
@@ -161,7 +159,7 @@ class Method:
 
     make: Callable[[nn.Module, Setting], Cutter]
     repairs: tuple[bool, ...] = (True, False)
-    distil: Callable[[Tensor, Tensor], Tensor] | None = None
+    distil: LogitLoss | None = None
     last: float = 0.05
 
 
@@ -175,20 +173,6 @@ def peer(**options: Any) -> Method:
     return Method(
         lambda net, setting: TorchPruning(net, setting.task, setting.floors, **options), repairs=(False,)
     )
-
-
-def with_teacher(teacher: nn.Module, kind: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """Return the task's loss plus that of distillation from ``teacher``, in equal parts."""
-    teacher.eval()
-
-    def loss(net: nn.Module, batch: Any) -> Tensor:
-        images, targets = batch
-        logits = net(images)
-        with torch.no_grad():
-            teacher_logits = teacher(images)
-        return F.cross_entropy(logits, targets) + kind(logits, teacher_logits)
-
-    return loss
 
 
 def soft_targets(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,14 +6,12 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import t
-
+from benchmarks.common.intervals import Interval, interval
 from benchmarks.quality.plan import LABELS
 
-__all__ = ["Interval", "Key", "Results", "flat", "interval"]
+__all__ = ["Key", "Results", "flat"]
 
 Row = dict[str, Any]
 #: task, method, whether it is repaired, share of the MACs
@@ -50,42 +48,6 @@ def collapsed(task: str, score: Mapping[str, Any], dense: Mapping[str, Any]) -> 
         pairs = zip(score["classes"], dense["classes"], strict=True)
         return any(now < LOST and before > PRESENT for now, before in pairs)
     return bool(score["value"] < dense["value"] / 2)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean of differences and its 95 % interval by Student's t; infinite with fewer than two values."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    @property
-    def verdict(self) -> str:
-        """Return ``"above"`` or ``"below"`` if the interval excludes 0, else ``"open"``."""
-        return "above" if self.low > 0 else "below" if self.high < 0 else "open"
-
-    def __str__(self) -> str:
-        if self.count < 2:
-            return f"{self.mean:+.3f} (one seed)" if self.count else ""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Return mean and interval of values.
-
-    Example:
-        >>> str(interval([0.1, 0.2, 0.3]))
-        '+0.200 [-0.048, +0.448]'
-    """
-    if not values:
-        return Interval(math.nan, -math.inf, math.inf, 0)
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf, 1)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, len(values))
 
 
 class Results:

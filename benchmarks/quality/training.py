@@ -16,10 +16,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks.quality.data import Part
 from lightning_prune.utils.batch_norm import recalibrate_
 
-__all__ = ["Loss", "batches_of", "confusion", "cross_entropy", "factor", "fit", "recalibrate"]
+__all__ = [
+    "LogitLoss",
+    "Loss",
+    "batches_of",
+    "confusion",
+    "cross_entropy",
+    "distilled",
+    "factor",
+    "fit",
+    "recalibrate",
+]
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Any], Tensor]
+LogitLoss = Callable[[Tensor, Tensor], Tensor]  # of the logits of student and teacher
 WARM_UP = 0.1  # share of the steps in which the rate rises
 RECALIBRATION_BATCHES = 8
 EVALUATION_BATCH = 100
@@ -28,6 +39,20 @@ EVALUATION_BATCH = 100
 def cross_entropy(net: nn.Module, batch: Any) -> Tensor:
     """Return the loss of classes or of pixels."""
     return F.cross_entropy(net(batch[0]), batch[1])
+
+
+def distilled(teacher: nn.Module, loss: LogitLoss, weight: float = 1.0) -> Loss:
+    """Return the task's loss plus a weighted distillation loss from ``teacher``."""
+    teacher.eval()
+
+    def total(net: nn.Module, batch: Any) -> Tensor:
+        images, targets = batch
+        with torch.no_grad():
+            teacher_logits = teacher(images)
+        logits = net(images)
+        return F.cross_entropy(logits, targets) + weight * loss(logits, teacher_logits)
+
+    return total
 
 
 def factor(step: int, steps: int) -> float:

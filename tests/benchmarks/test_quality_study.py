@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("torch_pruning")
 
+from benchmarks.common.intervals import interval
 from benchmarks.quality.__main__ import MORE, finished, main, ordered
 from benchmarks.quality.answers import answers
 from benchmarks.quality.chain import NAMES
@@ -18,7 +19,7 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.networks import floors_of, macs_of
 from benchmarks.quality.peers import TorchPruning, forward_macs
 from benchmarks.quality.plan import CORE, DEFAULT, STAGES, THIN
-from benchmarks.quality.summary import Results, collapsed, interval
+from benchmarks.quality.summary import Results, collapsed
 from benchmarks.quality.tasks import TASKS, make_task
 from lightning_prune import trace
 
