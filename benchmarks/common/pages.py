@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from benchmarks.common.machine import machine, versions
 
-__all__ = ["RESULTS", "ReportFiles", "mean_spread"]
+__all__ = ["RESULTS", "ReportFiles", "mean_spread", "page_parser"]
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -95,6 +96,21 @@ class ReportFiles:
         page = self.page.read_text() if self.page.is_file() else f"# {self.name.capitalize()}\n\n"
         before, _, rest = page.partition(begin)
         self.write_page("\n".join([before + begin, text, end]) + (rest.partition(end)[2] or "\n"))
+
+
+def page_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all commands with one page share.
+
+    Args:
+        name: of the command's module below ``benchmarks``.
+        description: of which the first line is shown.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=description.split("\n")[0]
+    )
+    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
+    return parser
 
 
 def mean_spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:

@@ -23,7 +23,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,7 +33,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.common.machine import machine, versions
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from benchmarks.latency.report import page
 from lightning_prune import LatencyTable, Limits, prune_, select, trace
 from lightning_prune.criteria import L2
@@ -190,15 +189,13 @@ def depthwise_times(execution: Any) -> dict[str, float]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.latency", description=__doc__.split("\n")[0])
+    parser = page_parser("latency", __doc__)
     add = parser.add_argument
     add("--executions", nargs="*", default=["eager", "onnx"], choices=["eager", "onnx"])
     add("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     add("--cuts", type=int, default=30, help="random cuts of each network")
     add("--times", type=int, default=15, help="timed runs of each network")
     add("--compiled", type=int, default=5, help="cuts of the network that is compiled; 0: none")
-    add("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    add("--report", action="store_true", help="measure nothing, write the page from its JSON")
     return parser.parse_args(arguments)
 
 

@@ -18,7 +18,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from lightning_prune import IPAD, trace
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -249,13 +248,9 @@ def page(content: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.overhead", description=__doc__.split("\n")[0]
-    )
+    parser = page_parser("speed.overhead", __doc__)
     for name, default in asdict(Setting()).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
     return parser.parse_args(arguments)
 
 

@@ -10,12 +10,10 @@ of their logarithm over the logarithm of the number of layers (1 is linear). And
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from benchmarks.zoo.ours import random_half, warm_up
 from lightning_prune import prune_, trace
 
@@ -147,13 +145,9 @@ def measure(depths: Sequence[int], large: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.scaling", description=__doc__.split("\n")[0]
-    )
+    parser = page_parser("speed.scaling", __doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS), help="numbers of layers")
     parser.add_argument("--large", nargs="*", default=list(LARGE), help="networks of timm")
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
     args = parser.parse_args(arguments)
     files = ReportFiles("scaling", args.docs)
     if not args.report:

@@ -20,9 +20,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,7 +35,7 @@ from torchvision.models import resnet18
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.memory import peak_memory
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from lightning_prune import FilterPruningCallback, Limits
 from lightning_prune.data import BrainSlices
 
@@ -120,13 +120,13 @@ class MemoryOfEpochs(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the measurement."""
-        self.measurement = peak_memory()
-        self.peak = self.measurement.__enter__()
+        self.stack = ExitStack()
+        self.peak = self.stack.enter_context(peak_memory())
         self.start = self.start or self.peak.before
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the measurement."""
-        self.measurement.__exit__(None, None, None)
+        self.stack.close()
         self.peaks.append(self.peak.before + self.peak.megabytes - self.start)
 
 
@@ -256,13 +256,9 @@ def page(content: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.training", description=__doc__.split("\n")[0]
-    )
+    parser = page_parser("speed.training", __doc__)
     for name, default in asdict(Setting()).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
     parser.add_argument(
         "--run", nargs=2, metavar=("NETWORK", "SHARE"), help="train once and print the numbers"
     )
