@@ -231,6 +231,12 @@ def page(content: dict[str, Any]) -> str:
         for share in SHARES
     ]
     steps = setting["epochs"] * setting["batches"]
+    taken = (
+        "One turn; in brackets the ratio to its dense training."
+        if setting["turns"] == 1
+        else f"Medians of {setting['turns']} turns; in brackets the median of the ratios to the dense training of "
+        "the same turn."
+    )
     lines = [
         "# Cost of a whole training",
         "",
@@ -239,8 +245,7 @@ def page(content: dict[str, Any]) -> str:
         "",
         f"Every training has {steps} steps ({setting['epochs']} epochs) with batches of {setting['batch']}. The "
         f"pruned ones reach their MACs in {CUTS} cuts, at the end of the first {CUTS} epochs; each cut is repaired. "
-        "Statistics, cuts, proofs and repairs are part of the time. Medians of "
-        f"{setting['turns']} turns; in brackets the median of the ratios to the dense training of the same turn.",
+        f"Statistics, cuts, proofs and repairs are part of the time. {taken}",
         "",
         "| network | MACs at the end | wall clock | processor time | cuts (wall) | peak memory | in the last epoch |",
         "|:--|--:|--:|--:|--:|--:|--:|",
