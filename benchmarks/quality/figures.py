@@ -27,8 +27,7 @@ def draw_shares(results: Results, path: Path) -> None:
             _line(axis, results, task, method, repair, number)
             if repair:
                 _line(axis, results, task, method, False, number)
-        dense = sorted(results.dense(task).values())
-        axis.axhline(dense[len(dense) // 2], color="0.6", linewidth=0.8)
+        axis.axhline(results.dense_median(task), color="0.6", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_xticks(STAGES, [f"{share:.0%}" for share in STAGES])
         axis.minorticks_off()

@@ -41,8 +41,7 @@ def readme_table(results: Results) -> list[str]:
     """Return the table of the README: median scores at 26 and 10 % of the MACs, by task."""
     shares = STAGES[1:3]
     heads = [f"{LABELS[task].split(':')[0]}, {share:.0%}" for task in results.tasks for share in shares]
-    dense = (sorted(results.dense(task).values()) for task in results.tasks)
-    levels = [f"{values[len(values) // 2]:.3f}" for values in dense for _ in shares]
+    levels = [f"{results.dense_median(task):.3f}" for task in results.tasks for _ in shares]
     lines = ["| | " + " | ".join(heads) + " |", "|:--|" + "--:|" * len(heads)]
     lines.append("| dense | " + " | ".join(levels) + " |")
     for row in SHORT:
@@ -171,10 +170,10 @@ def ordered(results: Results, task: str) -> list[tuple[str, bool]]:
 
 def scores_table(results: Results, task: str) -> list[str]:
     """Return the table of scores after training."""
-    dense = results.dense(task)
-    middle = sorted(dense.values())[len(dense) // 2] if dense else math.nan
     lines = [
-        f"| dense {middle:.3f} | " + " | ".join(f"{share:.0%}" for share in STAGES) + " | seeds |",
+        f"| dense {results.dense_median(task):.3f} | "
+        + " | ".join(f"{share:.0%}" for share in STAGES)
+        + " | seeds |",
         "|:--|" + "--:|" * (len(STAGES) + 1),
     ]
     for row in ordered(results, task):

@@ -87,6 +87,11 @@ class Results:
         keys = [key for key in self._by_key if key[0] == task and key[3] == 1.0]
         return {seed: value for key in keys for seed, value in self.values(key).items()}
 
+    def dense_median(self, task: str) -> float:
+        """Return the median of the test scores of the dense networks; NaN without one."""
+        scores = self.dense(task).values()
+        return statistics.median(scores) if scores else math.nan
+
     def difference(self, key: Key, other: Key, column: str = "test") -> Interval:
         """Return the interval of the differences over the seeds that both have."""
         ours, theirs = self.values(key, column), self.values(other, column)
