@@ -26,15 +26,8 @@ def write(runs: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
     draw_shares(results, files.figure.with_suffix(".svg"))
     draw_omega(results, files.figure.with_name("quality_omega.svg"))
     if folder == RESULTS:
-        write_readme(results)
-
-
-def write_readme(results: Results) -> None:
-    """Write the short table between its marks in the README."""
-    before, begin, rest = README.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if begin and end:
-        README.write_text("\n".join([before + begin, "", *readme_table(results), "", end + after]))
+        readme = ReportFiles("README", RESULTS.parents[1])
+        readme.write_section("quality", "\n".join(["", *readme_table(results), ""]))
 
 
 def readme_table(results: Results) -> list[str]:
@@ -85,8 +78,6 @@ def page(content: dict[str, Any], results: Results) -> str:
     return "\n".join([*lines, ""])
 
 
-README = RESULTS.parents[1] / "README.md"
-MARKS = ("<!-- quality -->", "<!-- /quality -->")
 #: rows of the README's table
 SHORT = (
     (DEFAULT, True),
