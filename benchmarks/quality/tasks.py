@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import fcntl
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from benchmarks.quality.data import Data, Part, brain, fashion, scenes
 from benchmarks.quality.resnet import ResNet
 from benchmarks.quality.training import confusion, fit, recalibrate
 from lightning_prune.segmentation.networks import UNet
+from lightning_prune.serialization.atomic import atomic_write
 
 __all__ = ["FOLDER", "SIZES", "TASKS", "Score", "Size", "Task", "dense", "make_task", "score"]
 
@@ -171,18 +171,16 @@ def score(net: nn.Module, task: Task, part: Part) -> Score:
     return Score(round(float(value), 5), [round(float(x), 4) for x in by_class])
 
 
-def dense(task: Task | str, seed: int, folder: Path = FOLDER, device: str = "cpu") -> nn.Module:
+def dense(task: Task, seed: int, folder: Path = FOLDER) -> nn.Module:
     """Return the trained dense network; it is trained at the first call and kept in ``folder``.
 
     A second process that asks for the same network waits for the first.
 
     Args:
-        task: a task, or the name of one in the size of the study.
+        task: the task; the network is on the device of its data.
         seed: of the weights and of the order of the samples.
         folder: of the kept networks.
-        device: that the network is on, if ``task`` is a name.
     """
-    task = make_task(task, device=device) if isinstance(task, str) else task
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{task.name}-{seed}.pt"
     torch.manual_seed(seed)
@@ -196,8 +194,8 @@ def dense(task: Task | str, seed: int, folder: Path = FOLDER, device: str = "cpu
 
 
 def _train(net: nn.Module, task: Task, seed: int, path: Path) -> None:
-    """Train the dense network and write its weights in one step."""
+    """Train the dense network and write its weights."""
     fit(net, task.data.train, task.dense_steps, task.batch, DENSE_RATE, seed)
     recalibrate(net, task.data.train, task.batch)
-    torch.save(net.state_dict(), path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with atomic_write(path) as temporary:
+        torch.save(net.state_dict(), temporary)
