@@ -1,4 +1,8 @@
-"""The residual networks of CIFAR-10 (He et al., CVPR 2016), for images with one channel too."""
+"""The residual networks of CIFAR-10 (He et al., CVPR 2016), for images with one channel too.
+
+Like ``lightning_prune.classification.CifarResNet``, which draws its weights otherwise: results of the study that are
+stored need these.
+"""
 
 from __future__ import annotations
 
