@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from benchmarks.common.intervals import interval
 from benchmarks.common.pages import RESULTS, ReportFiles, mean_spread
 from benchmarks.common.studies import Row
 
@@ -93,7 +94,23 @@ def section(content: dict[str, Any]) -> str:
         f"{content['date']} · torch {content['versions']['torch']} · one thread · "
         "`python -m benchmarks.distillation`. Mean ± sample standard deviation (number of seeds)."
     )
-    return "\n".join([head, "", *table(content["runs"])])
+    return "\n".join([head, "", *table(content["runs"]), "", *intervals(content["runs"])])
+
+
+def intervals(rows: Sequence[Row]) -> list[str]:
+    """Return the intervals (Markdown) of the differences to no distillation, and which of them exclude 0."""
+    differences = {
+        (budget, variant): interval(difference(rows, budget, variant))
+        for budget in budgets(rows)
+        for variant in NAMES
+        if variant != "none"
+    }
+    lines = ["Difference to none, same seed, with its 95 % interval (Student's t):", ""]
+    for budget in budgets(rows):
+        cells = [f"{NAMES[name]} {d}" for (at, name), d in differences.items() if at == budget and d.count]
+        lines.append(f"- {budget:.0%}: {'; '.join(cells)}.")
+    clear = [f"{NAMES[n]} at {at:.0%}" for (at, n), d in differences.items() if d.verdict != "open"]
+    return [*lines, "", f"Intervals that exclude 0: {', '.join(clear) or 'none'}."]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

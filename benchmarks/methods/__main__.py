@@ -23,13 +23,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from benchmarks.common.studies import Row, finished, jobs, study, study_parser
-from benchmarks.methods.report import write
+from benchmarks.methods.report import DENSE, write
 from lightning_prune.cli.config import conf_dir
 from lightning_prune.cli.train import run
 from lightning_prune.reporting.run_folder import Summary
 
 BUDGETS = (("macs", 0.5), ("macs", 0.26), ("latency", 0.5))  # latency as predicted by the table
-DENSE = "dense"
 GRADUAL = ["experiment=study_pruned"]  # a tenth of the MACs after each epoch from the third on
 SLIMMING = ["experiment=study_slimmed"]  # until the end of the sixteenth epoch
 SECONDS = ["+prune/resources=latency", "prune.resources.latency.threads=1"]

@@ -12,11 +12,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from benchmarks.common.intervals import Interval, interval
 from benchmarks.common.pages import RESULTS, ReportFiles, mean_spread
 from benchmarks.common.studies import Row
 
 COLUMNS = {"test mIoU": "miou", "MACs %": "macs", "params %": "params", "latency %": "latency"}
 NAMES = {"macs": "MACs", "latency": "latency"}
+DENSE = "dense"
 Budget = tuple[str, float]  # resource, share
 
 
@@ -82,7 +84,26 @@ def section(content: dict[str, Any]) -> str:
         f"{content['date']} · torch {content['versions']['torch']} · one thread · `python -m benchmarks.methods`. "
         "Mean ± sample standard deviation over seeds; sizes and latency in per cent of the dense network."
     )
-    return "\n".join([head, "", *table(content["runs"])])
+    return "\n".join([head, "", *table(content["runs"]), "", *intervals(content["runs"])])
+
+
+def intervals(rows: Sequence[Row]) -> list[str]:
+    """Return the intervals (Markdown) of the differences from the dense network."""
+    lines = [
+        "Test mIoU less that of the dense network of the same seed, with its 95 % interval (Student's t):",
+        "",
+    ]
+    for budget in budgets([row for row in rows if row["variant"] != DENSE]):
+        cells = (f"{name} {from_dense(rows, budget, name)}" for name in variants(rows, budget))
+        lines.append(f"- {name_of(budget)}: {'; '.join(cells)}.")
+    return lines
+
+
+def from_dense(rows: Sequence[Row], budget: Budget, variant: str) -> Interval:
+    """Return the interval of the differences from the dense network of the same seed."""
+    dense = {row["seed"]: row["miou"] for row in rows if row["variant"] == DENSE}
+    ours = {row["seed"]: row["miou"] for row in rows if (budget_of(row), row["variant"]) == (budget, variant)}
+    return interval([ours[seed] - dense[seed] for seed in ours if seed in dense])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

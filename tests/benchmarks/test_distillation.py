@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.common.studies import finished, jobs
 from benchmarks.distillation.__main__ import BUDGETS, VARIANTS, configuration
-from benchmarks.distillation.report import difference, recovered, table, write
+from benchmarks.distillation.report import difference, intervals, recovered, table, write
 
 
 def row(seed: int, budget: float, variant: str, miou: float) -> dict:
@@ -56,6 +56,14 @@ def test_the_recovered_share_is_of_seeds_that_have_all_runs():
     lines = table(ROWS)
     assert lines[0] == "Dense: test mIoU 0.890 ± 0.014 (2)."
     assert "| 26% | Hinton | 0.855 ± 0.007 (2) | 0.035 ± 0.021 (2) | 50 % |" in lines
+
+
+def test_a_difference_has_the_interval_of_its_seeds():
+    text = "\n".join(intervals(ROWS))
+    assert "- 26%: Hinton +0.035 [-0.156, +0.226]; FSP -0.020 (one seed)." in text  # 12.706 * 0.015
+    assert text.endswith("Intervals that exclude 0: none.")
+    gains = [row(seed, 0.1, name, value) for name, value in (("none", 0.5), ("fsp", 0.6)) for seed in (0, 1)]
+    assert intervals([*ROWS, *gains])[-1] == "Intervals that exclude 0: FSP at 10%."
 
 
 def test_the_page_around_the_table_stays(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.methods.__main__ import BUDGETS, DENSE, VARIANTS, configuration, job_of
-from benchmarks.methods.report import steps_of, table, write
+from benchmarks.methods.report import intervals, steps_of, table, write
 
 ROW = {
     "seed": 0,
@@ -45,6 +45,13 @@ def test_the_table_shows_budget_steps_and_steps_of_candidates():
         ["| 50% of the MACs", "random", "1", "504"],
         ["| 50% of the latency", "random", "1", "504"],
     ]
+
+
+def test_differences_are_from_the_dense_network_of_the_same_seed():
+    dense = [ROW | {"seed": seed, "variant": DENSE, "budget": 1.0, "miou": 0.8} for seed in (0, 1)]
+    pruned = [ROW | {"seed": 0, "miou": 0.75}, ROW | {"seed": 1, "miou": 0.72}]
+    lines = intervals([*dense, *pruned])
+    assert lines[2:] == ["- 50% of the MACs: random -0.065 [-0.256, +0.126]."]  # 12.706 * 0.015
 
 
 def test_page_picture_and_numbers_are_written(tmp_path):
