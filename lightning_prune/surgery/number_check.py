@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import scalars
 from lightning_prune.tracing.tracker import TracedOperator
+from lightning_prune.utils.modules import same_values
 
 __all__ = ["changed_number", "with_numbers_of"]
 
@@ -70,4 +71,4 @@ def _are_constants(*tensors: Tensor) -> bool:
 
 
 def _differ(old: Tensor, new: Tensor) -> bool:
-    return old.dtype == new.dtype and not torch.equal(old, new)
+    return old.dtype == new.dtype and not same_values(old, new)

@@ -22,7 +22,14 @@ from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
-from lightning_prune.utils.modules import cut, drop_caches_, freeze_empty_, named_tensors, set_data
+from lightning_prune.utils.modules import (
+    cut,
+    drop_caches_,
+    freeze_empty_,
+    named_tensors,
+    same_values,
+    set_data,
+)
 from lightning_prune.utils.named_sizes import named_path, read_size
 
 __all__ = ["SurgeryError", "prune_", "surviving_indices"]
@@ -192,15 +199,12 @@ def _check_values(
         corner = [int(masks[dim].argmax()) if dim in masks else 0 for dim in range(data.dim())]
         new_data = tensors[name].data
         if list(new_data.shape) != shape or not all(
-            _same(_line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(new_data, dim))
+            same_values(
+                _line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(new_data, dim)
+            )
             for dim, mask in (masks.items() if new_data.numel() else ())
         ):
             raise ProofError(f"{name!r} was cut at the wrong indices", np.empty(0, np.int64))
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    """Return whether two tensors of the same shape have the same values, where NaN equals NaN."""
-    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:

@@ -73,6 +73,18 @@ def freeze_empty_(tensors: Iterable[Tensor]) -> None:
             tensor.requires_grad_(False)
 
 
+def same_values(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors have the same shape and values, where NaN equals NaN.
+
+    Example:
+        >>> same_values(torch.tensor([1, torch.nan]), torch.tensor([1, torch.nan]))
+        True
+    """
+    if torch.equal(left, right):
+        return True
+    return left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
 @contextmanager
 def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
     """Put modules for which ``training`` is True in train mode and the others in eval mode; restore at the end."""

@@ -22,6 +22,17 @@ def test_nan_in_a_parameter_or_buffer_does_not_prevent_cuts():
     assert net[0].bias.isnan().tolist() == [False, True, *[False] * 4]
 
 
+def test_nan_in_a_constant_of_the_code_does_not_prevent_cuts():
+    def run(net, x):
+        y = net.a(x)
+        return net.b(torch.where(y > 1e9, torch.tensor(float("nan")), y))
+
+    net = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)).eval()
+    graph = trace(net, torch.zeros(1, 3, 4, 4))
+    prune_(net, graph, graph.layers["a.weight"][:3])
+    assert net.b.in_channels == 5
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_cut_runs_no_power_iteration_of_spectral_norm(training):
     net = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(1, 12, 3)), nn.ReLU(), nn.Conv2d(12, 4, 1))
