@@ -103,10 +103,6 @@ def drop_caches_(model: nn.Module) -> None:
 
     LeViT, EfficientFormer and others keep such values until ``train()``. The modes stay as they are.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with training_modes(model, lambda module: module.training):
         model.train(not model.training)
         model.train(not model.training)
-    finally:
-        for module, training in modes:
-            module.training = training
