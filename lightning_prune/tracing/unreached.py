@@ -17,8 +17,8 @@ def pin_unreached(tracker: Tracker) -> list[str]:
     size of theirs. A network that runs without values takes the same branches for all inputs of these shapes, and
     its unreached layers are left alone.
     """
-    unreached = _unreached_layers(tracker)
-    if not unreached or not tracker.branches_on_values:
+    unreached = _unreached_layers(tracker) if tracker.branches_on_values else {}
+    if not unreached:
         return []
     sizes = {size for module in unreached.values() for size in _sizes(module)}
     names = ", ".join(list(unreached)[:3]) + (", ..." if len(unreached) > 3 else "")
@@ -33,13 +33,13 @@ def pin_unreached(tracker: Tracker) -> list[str]:
 
 def _unreached_layers(tracker: Tracker) -> dict[str, nn.Module]:
     """Return the modules with parameters of their own, none of which an operator reads."""
-    read = {id(tensor) for operator in tracker.operators for tensor in operator.call.tensors}
-    memory = {_address(tensor) for operator in tracker.operators for tensor in operator.call.tensors}
+    tensors = [tensor for operator in tracker.operators for tensor in operator.call.tensors]
+    read, memory = set(map(id, tensors)), set(map(_address, tensors)) - {0}
     return {
         name: module
         for name, module in tracker.model.named_modules()
         if (own := list(module.parameters(recurse=False)))
-        and not any(id(parameter) in read or _address(parameter) in memory - {0} for parameter in own)
+        and not any(id(parameter) in read or _address(parameter) in memory for parameter in own)
     }
 
 
