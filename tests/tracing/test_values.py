@@ -82,6 +82,12 @@ def test_channels_that_a_branch_not_taken_could_read_or_write_are_pinned():
     assert net(-x).shape == net(x).shape
 
 
+def test_layer_that_no_example_reaches_may_call_anything_its_groups():
+    net, x = Branches().eval(), torch.ones(1, 3, 8, 8)
+    net.c.groups = ["first", "second"]
+    assert any("no example reaches c" in note for note in trace(net, x).notes)
+
+
 def test_further_examples_reach_other_branches():
     net, x = Branches().eval(), torch.ones(1, 3, 8, 8)
     graph = trace(net, x, others=[-x])
