@@ -191,13 +191,8 @@ def _check_cost(graph: ChannelGraph, evidence: DenseTrace, small: Tracker, kept:
     """Raise if the smaller network's MACs are not those predicted."""
     if len(small.costs) != len(graph.terms["macs"]):
         return  # where one element is left, torch multiplies pointwise instead of contracting
-    terms = graph.terms["macs"]
     fixed = [at for at, cost in enumerate(evidence.tracker.costs) if not cost.after_values]
-    predicted = (
-        graph.cost_models["macs"].total(kept)
-        if len(fixed) == len(terms)
-        else sum(terms[at].cost([int(kept[factor].sum()) for factor in terms[at].factors]) for at in fixed)
-    )
+    predicted = int(graph.cost_models["macs"].per_term(kept)[fixed].sum())
     costs = [small.costs[at] for at in fixed]
     actual = sum(cost.scale * int(np.prod([len(ids) for ids in cost.factors])) for cost in costs)
     if actual != predicted:
