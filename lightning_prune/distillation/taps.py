@@ -245,7 +245,7 @@ def trace_taps(model: nn.Module, example: Example) -> TapCandidates:
     handles.append(model.register_forward_pre_hook(lambda module, args: outputs.clear()))
     tracker = Tracker(model)
     try:
-        analyse(tracker, example[0], example[1], (False,))
+        analyse(tracker, [example], (False,))
     finally:
         for handle in handles:
             handle.remove()

@@ -22,11 +22,7 @@ UnitsOf = Callable[[Ids], Units]
 
 
 def build_graph(
-    tracker: Tracker,
-    modes: tuple[bool, ...],
-    notes: list[str],
-    example: Example,
-    others: tuple[Example, ...] = (),
+    tracker: Tracker, modes: tuple[bool, ...], notes: list[str], examples: tuple[Example, ...]
 ) -> ChannelGraph:
     """Build the channel graph of a trace: number the units, and translate ids to units everywhere.
 
@@ -34,8 +30,7 @@ def build_graph(
         tracker: of the finished trace.
         modes: values of ``training`` in which the forward ran.
         notes: for the user.
-        example: inputs and keyword inputs of the traced forward.
-        others: of further forwards.
+        examples: inputs of the traced forwards.
     """
     components = tracker.ties.components()
     unit_of = _number_units(tracker, components)
@@ -57,7 +52,7 @@ def build_graph(
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
         optional=_optional_units(tracker.model, layers),
-        evidence=DenseTrace(*example, tracker, modes, components, unit_of, pinned_components, others),
+        evidence=DenseTrace(examples, tracker, modes, components, unit_of, pinned_components),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,24 +37,20 @@ class DenseTrace:
     """The trace of a network before a cut, with which the trace of the smaller network is compared.
 
     Attributes:
-        inputs: example inputs of the forward.
-        kwargs: example keyword inputs of the forward.
+        examples: inputs of the forwards that were followed; MACs are those of the first.
         tracker: the operators, ties, pins and sizes of the trace.
         modes: values of ``training`` in which the forward ran.
         components: the component of tied ids that each id belongs to.
         unit_of: the unit of each component, -1 for components without a unit.
         pinned: mask over components, True for those that must stay.
-        others: further inputs and keyword inputs that were followed.
     """
 
-    inputs: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    examples: tuple[Example, ...]
     tracker: Tracker
     modes: tuple[bool, ...]
     components: Units
     unit_of: Units
     pinned: NDArray[np.bool_]
-    others: tuple[Example, ...] = ()
 
 
 @dataclass

@@ -63,50 +63,45 @@ def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: 
         raise TraceError(reason)
     with gc_paused():
         tracker = Tracker(model)
-        further = tuple(as_example(other) for other in others)
-        modes, notes = analyse(tracker, inputs, kwargs, MODES, further)
+        examples = ((inputs, kwargs), *map(as_example, others))
+        modes, notes = analyse(tracker, examples, MODES)
         notes += pin_unreached(tracker)
         _tie_by_attributes(tracker)
         pin_mismatched_sizes(tracker)
         for tensor, reason in [*pinned_tensors(model), *unprunable_tensors(model)]:
             tracker.pin_all([tensor], reason)
-        return build_graph(tracker, modes, notes, (inputs, kwargs), further)
+        return build_graph(tracker, modes, notes, examples)
 
 
 def analyse(
-    tracker: Tracker,
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    modes: Iterable[bool],
-    others: Sequence[Example] = (),
+    tracker: Tracker, examples: Sequence[Example], modes: Iterable[bool]
 ) -> tuple[tuple[bool, ...], list[str]]:
     """Record the forward in each mode and apply the rules to its operators. MACs come from the first mode that runs.
 
     Args:
         tracker: of the model; receives ties, pins and costs.
-        inputs: of the forward.
-        kwargs: keyword inputs of the forward.
+        examples: inputs of the forward; those after the first are followed in the modes in which the first runs.
         modes: values of ``training`` to try.
-        others: further inputs and keyword inputs, followed in the modes in which the first ones run.
 
     Returns:
         The modes that ran, and notes for the user.
 
     Raises:
-        TraceError: the forward raises in all modes, or on one of the other inputs.
+        TraceError: the forward raises in all modes, or on one of the other examples.
     """
     finished: list[bool] = []
     notes: list[str] = []
     errors: dict[str, Exception] = {}
     with unwrapped(tracker.model):
         for training in modes:
+            mode = "train" if training else "eval"
             try:
-                recording = record_forward(tracker.model, inputs, kwargs, training)
+                recording = record_forward(tracker.model, *examples[0], training)
             except Exception as raised:
-                errors["train" if training else "eval"] = raised
-                notes.append(f"{'train' if training else 'eval'} mode cannot be run: {raised}")
+                errors[mode] = raised
+                notes.append(f"{mode} mode cannot be run: {raised}")
                 continue
-            recordings = [recording, *_record_others(tracker, others, training)]
+            recordings = [recording, *_record_others(tracker, examples[1:], training)]
             for number, each in enumerate(recordings):
                 _apply_rules(each, tracker, count_macs=not finished and not number)
             finished.append(training)
@@ -143,9 +138,8 @@ def _describe_error(error: Exception) -> str:
 
 def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> None:
     costs = list(tracker.costs)
-    tracker.met_values = bool(
-        recording.numpy_tensors
-    )  # what numpy computes of values cannot be told from constants
+    # What numpy computes of values cannot be told from constants.
+    tracker.met_values = bool(recording.numpy_tensors)
     for call in recording.calls:
         apply_rule(call, tracker)
     tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")

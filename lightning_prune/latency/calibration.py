@@ -132,7 +132,7 @@ def calibrate(
     evidence, execution = graph.evidence, EXECUTIONS[settings.execution]
     if not cuts or evidence is None:
         return Correction()
-    args, kwargs = random_inputs((evidence.inputs, evidence.kwargs), settings.device)
+    args, kwargs = random_inputs(evidence.examples[0], settings.device)
     nets = list(_cut_copies(graph, settings.device, cuts, seed, chosen))
     with settings.active():
         calls: list[TimedCall] = [execution.network(net, args, kwargs, settings.threads) for net, _ in nets]
@@ -154,7 +154,7 @@ def _cut_copies(
     """
     evidence = graph.evidence
     assert evidence is not None
-    generator, args, kwargs = np.random.default_rng(seed), evidence.inputs, evidence.kwargs
+    generator, (args, kwargs) = np.random.default_rng(seed), evidence.examples[0]
     for number in range(cuts + (1 if chosen is None else 2)):
         net = copy.deepcopy(evidence.tracker.model).eval()
         net_graph = trace(net, *args, **kwargs)

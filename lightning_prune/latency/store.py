@@ -169,7 +169,7 @@ def load(path: str | Path) -> Measurements:
 def check_fits(measured: Measurements, pieces: Sequence[Piece], graph: ChannelGraph) -> None:
     """Raise LatencyError if the table was made for another network or input shape; warn if it lacks a few pieces."""
     evidence = dense_trace_of(graph)
-    inputs = shapes_of((evidence.inputs, evidence.kwargs))
+    inputs = shapes_of(evidence.examples[0])
     if inputs != measured.inputs:
         raise LatencyError(
             f"the latency table is for inputs {measured.inputs}, but this network was traced on {inputs}; {REBUILD}"

@@ -135,7 +135,7 @@ class LatencyTable:
             device_name(place.device),
             place.threads,
             package_versions(self.execution),
-            shapes_of((evidence.inputs, evidence.kwargs)),
+            shapes_of(evidence.examples[0]),
             curves,
             correction,
             alone,
@@ -178,7 +178,7 @@ class LatencyTable:
             device_name(place.device),
             place.threads,
             package_versions(self.execution),
-            shapes_of((evidence.inputs, evidence.kwargs)),
+            shapes_of(evidence.examples[0]),
             sorted({piece.signature for piece in EXECUTIONS[self.execution].pieces(graph)}),
         ]
         return Path(self.path) / f"{self.execution}-{json_digest(identity)[:12]}.json"

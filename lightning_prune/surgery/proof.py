@@ -77,7 +77,7 @@ def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tra
     }
     tracker = Tracker(dense.model, initial=initial, dense=dense, ties=Ties(count=dense.ties.count))
     try:
-        analyse(tracker, evidence.inputs, evidence.kwargs, evidence.modes, evidence.others)
+        analyse(tracker, evidence.examples, evidence.modes)
     except TraceError as error:
         cause = error.__cause__ or error
         module = raised_in(cause)
