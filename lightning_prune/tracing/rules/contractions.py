@@ -37,22 +37,24 @@ def convolution(call: OperatorCall, tracker: Tracker) -> None:
     batch_labels = [tracker.labels(source)[0]] if batched else []
     position_labels = [() if mixed[dim] else tracker.labels(source)[dim] for dim in spatial]
     tracker.label(call.out, [*batch_labels, (out_ids,) if out_ids is not None else (), *position_labels])
-    positions = [
-        ids[0] for ids in (*batch_labels, *position_labels) if ids
-    ]  # channels may be folded into the batch
-    _register_macs(call, out_ids, positions, tracker)
+    # Channels may be folded into the batch.
+    positions = [ids[0] for ids in (*batch_labels, *position_labels) if ids]
+    register_convolution_macs(call, out_ids, positions, tracker, transposed)
 
 
-def _register_macs(call: OperatorCall, out_ids: Ids | None, positions: list[Ids], tracker: Tracker) -> None:
+def register_convolution_macs(
+    call: OperatorCall, out_ids: Ids | None, positions: list[Ids], tracker: Tracker, transposed: bool = False
+) -> None:
     """Register positions * kernel * channels along both dimensions of the weight.
 
     Args:
-        call: a convolution.
+        call: a convolution of (input, weight, ...).
         out_ids: ids of the result's channels.
         positions: ids along the batch and spatial dimensions that carry channels.
         tracker: receives the cost.
+        transposed: whether the weight has shape (in, out / groups, *kernel), and not (out, in / groups, *kernel).
     """
-    source, weight, transposed = call.args[0], call.args[1], call.args[6]
+    source, weight = call.args[:2]
     first, second = tracker.along(weight, 0), tracker.along(weight, 1)
     fixed = prod(n for n, ids in zip(weight.shape[:2], (first, second), strict=True) if ids is None)
     spatial = (source if transposed else call.out).shape[2 - weight.dim() :]
@@ -74,9 +76,14 @@ def _tie_plain(call: OperatorCall, channel_dim: int, groups: int, tracker: Track
     elif as_in_dense("depthwise", weight.shape[1] == 1, tracker):
         _tie_depthwise(call, ids, out, groups, tracker)
     else:
-        tracker.tie(_tie_groups(ids, groups, tracker), into, FIXED_INPUT)
-        _tie_groups(out, groups, tracker)
+        tie_grouped(ids, weight, groups, tracker)
     return out
+
+
+def tie_grouped(ids: Ids | None, weight: Tensor, groups: int, tracker: Tracker) -> None:
+    """Tie input and weight, of shape (out, in / groups, *kernel), so that every group keeps the same channels."""
+    tracker.tie(_tie_groups(ids, groups, tracker), tracker.along(weight, 1), FIXED_INPUT)
+    _tie_groups(tracker.along(weight, 0), groups, tracker)
 
 
 def _tie_transposed(call: OperatorCall, channel_dim: int, groups: int, tracker: Tracker) -> Ids | None:
