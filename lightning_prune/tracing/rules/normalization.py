@@ -1,4 +1,4 @@
-"""Rules of normalisation, pooling, resampling, and operators that look up or order values along a dimension."""
+"""Rules of normalisation, pooling, resampling and embedding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from torch import Tensor
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import passed_argument
+from lightning_prune.tracing.rules.positions import label_others
 from lightning_prune.tracing.rules.registry import rule, same_labels
 from lightning_prune.tracing.traced_int import TracedInt
 from lightning_prune.tracing.tracker import Tracker
 
 aten = torch.ops.aten
+RESAMPLED = "is pooled or resampled along its channels"
 
 
 @rule(
@@ -112,14 +114,7 @@ for _rank, _names in _SPATIAL_OPERATORS.items():
 
 def _pin_spatial(call: OperatorCall, rank: int, tracker: Tracker) -> None:
     """Pin ids along the last ``rank`` dimensions; keep the labels of the others."""
-    source = call.args[0]
-    labels = list(tracker.labels(source))
-    for dim in range(-rank, 0):
-        for ids in labels[dim]:
-            tracker.pin(ids, "is pooled or resampled along its channels")
-        labels[dim] = ()
-    for out in call.outputs:
-        tracker.label(out, labels)
+    label_others(call, range(-rank, 0), RESAMPLED, tracker)
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)

@@ -14,6 +14,8 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.registry import rule, same_labels
 from lightning_prune.tracing.tracker import Labels, Tracker
 
+__all__ = ["label_others"]
+
 aten = torch.ops.aten
 ORDERED = "is picked or ordered by values"
 INDEX = "selects by its values"
@@ -29,16 +31,16 @@ def order(call: OperatorCall, tracker: Tracker) -> None:
     source = call.args[0]
     tracker.pin_all([tensor for tensor in call.tensors if tensor is not source], INDEX)
     dim = call.arg("dim", -1)
-    _label_others(call, [dim if isinstance(dim, int) else -1], ORDERED, tracker)
+    label_others(call, [dim if isinstance(dim, int) else -1], ORDERED, tracker)
 
 
 @rule(aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)
 def fourier(call: OperatorCall, tracker: Tracker) -> None:
     """Pin the transformed dimensions; keep the labels of the others."""
-    _label_others(call, call.args[1], "is transformed along its channels", tracker)
+    label_others(call, call.args[1], "is transformed along its channels", tracker)
 
 
-def _label_others(call: OperatorCall, dims: Iterable[int], reason: str, tracker: Tracker) -> None:
+def label_others(call: OperatorCall, dims: Iterable[int], reason: str, tracker: Tracker) -> None:
     """Pin the ids along ``dims``; give the results the labels of the other dimensions."""
     source = call.args[0]
     changed = {dim % max(source.dim(), 1) for dim in dims}
@@ -58,7 +60,7 @@ def _without(labels: Labels, dims: set[int], reason: str, tracker: Tracker) -> L
 @rule(aten.index_select)
 def index_select(call: OperatorCall, tracker: Tracker) -> None:
     """Pin the dimension that is selected from; keep the labels of the others."""
-    _label_others(call, [call.args[1]], ORDERED, tracker)
+    label_others(call, [call.args[1]], ORDERED, tracker)
 
 
 @rule(aten.index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.contractions import register_convolution_macs, tie_grouped
+from lightning_prune.tracing.rules.normalization import RESAMPLED
 from lightning_prune.tracing.rules.registry import rule_by_name
 from lightning_prune.tracing.tracker import Tracker
 
@@ -35,7 +36,7 @@ def pool_regions(call: OperatorCall, tracker: Tracker) -> None:
     source, regions = call.args[:2]
     tracker.pin_all([regions], REGIONS)
     for dim in (2, 3):
-        tracker.pin(tracker.along(source, dim), "is pooled or resampled along its channels")
+        tracker.pin(tracker.along(source, dim), RESAMPLED)
     for out in call.outputs:
         tracker.label(out, [(), tracker.labels(source)[1], (), ()])
 
