@@ -178,9 +178,7 @@ class Tracker:
         else:
             self.ties.tie(left, right, self.where)
 
-    def tie_operand(
-        self, ids: Ids | None, operand: Tensor, dim: int, missing: str = "meets a dimension of fixed size"
-    ) -> None:
+    def tie_operand(self, ids: Ids | None, operand: Tensor, dim: int) -> None:
         """Tie ``ids`` to a dimension of ``operand``; where that was expanded from one element, it follows them."""
         dim %= operand.dim()
         if operand.shape[dim] > 1 and operand.stride(dim) == 0 and not self.labels(operand)[dim]:
@@ -188,7 +186,7 @@ class Tracker:
             labels[dim] = () if ids is None else (ids,)
             self.label(operand, labels)
         elif operand.shape[dim] > 1:
-            self.tie(ids, self.along(operand, dim), missing)
+            self.tie(ids, self.along(operand, dim))
 
     def tie_across(self, grid: Tensor) -> Ids:
         """Tie all rows of a (k, n) grid of ids, k ids for each of n channels, and return the first row."""
