@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import scalars
 from lightning_prune.tracing.tracker import TracedOperator
 from lightning_prune.utils.modules import same_values
@@ -54,11 +52,7 @@ def with_numbers_of(before: TracedOperator, after: TracedOperator) -> TracedOper
             args[key] = value
         elif isinstance(key, str) and key in kwargs:
             kwargs[key] = value
-    return replace(after, call=_with_arguments(after.call, tuple(args), kwargs))
-
-
-def _with_arguments(call: OperatorCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OperatorCall:
-    return OperatorCall(call.op, args, kwargs, call.out, call.module, call.python, call.line)
+    return replace(after, call=replace(after.call, args=tuple(args), kwargs=kwargs))
 
 
 def _equal(old: float, new: float) -> bool:
