@@ -22,7 +22,7 @@ INDEX = "selects by its values"
 
 
 @rule(
-    aten.topk, aten.sort, aten.msort, aten.kthvalue, aten.mode, aten.quantile, aten.nanquantile,
+    aten.topk, aten.sort, aten.kthvalue, aten.mode, aten.quantile, aten.nanquantile,
     aten.cumsum, aten.cumprod, aten.cummax, aten.cummin, aten.cumsum_, aten.cumprod_, aten.diff,
     aten._cummax_helper, aten._cummin_helper, aten.argsort, aten.searchsorted,
 )  # fmt: skip
@@ -108,14 +108,8 @@ def gather(call: OperatorCall, tracker: Tracker) -> None:
     tracker.label(call.out, labels)
 
 
-@rule(
-    aten.scatter,
-    aten.scatter_,
-    aten.scatter_add,
-    aten.scatter_add_,
-    aten.scatter_reduce,
-    aten.scatter_reduce_,
-)
+@rule(aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_)
+@rule(aten.scatter_reduce, aten.scatter_reduce_)
 def scatter(call: OperatorCall, tracker: Tracker) -> None:
     """Pin the dimension along which values are written; tie target, index and values along the others."""
     target, dim = call.args[0], call.args[1]
