@@ -69,11 +69,10 @@ def inputs_of(batch: Any, forward: Callable[..., Any]) -> Example | None:
 
 def _is_detection(batch: Sequence[Any]) -> bool:
     """Whether a batch, or example, consists of a list of images and a list of a mapping for each of them."""
-    if len(batch) < 2 or not all(isinstance(part, (list, tuple)) for part in batch[:2]):
+    if len(batch) < 2 or not _are_images(batch[0]) or not isinstance(batch[1], (list, tuple)):
         return False
     images, targets = batch[:2]
-    mappings = all(isinstance(target, Mapping) for target in targets)
-    return 0 < len(images) == len(targets) and mappings and _are_images(images)
+    return len(images) == len(targets) and all(isinstance(target, Mapping) for target in targets)
 
 
 def _are_images(images: Any) -> bool:
@@ -119,12 +118,9 @@ def shapes_of(example: Example) -> list[Any]:
         return {**plain(x), "values": x.tolist()} if isinstance(x, Tensor) else plain(x)
 
     args, kwargs = example
-    if _is_detection(args):
-        return [
-            [*tree_map(plain, list(args[:1])), *tree_map(target, list(args[1:]))],
-            tree_map(plain, dict(kwargs)),
-        ]
-    return [list(tree_map(plain, args)), dict(tree_map(plain, kwargs))]
+    num_inputs = 1 if _is_detection(args) else len(args)
+    inputs, targets = tree_map(plain, list(args[:num_inputs])), tree_map(target, list(args[num_inputs:]))
+    return [[*inputs, *targets], dict(tree_map(plain, kwargs))]
 
 
 def example_of_shapes(shapes: Sequence[Any]) -> Example:
