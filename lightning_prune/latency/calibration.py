@@ -155,9 +155,10 @@ def _cut_copies(
     evidence = graph.evidence
     assert evidence is not None
     generator, (args, kwargs) = np.random.default_rng(seed), evidence.examples[0]
+    others = [inputs or named for inputs, named in evidence.examples[1:]]  # as `trace` was given them
     for number in range(cuts + (1 if chosen is None else 2)):
         net = copy.deepcopy(evidence.tracker.model).eval()
-        net_graph = trace(net, *args, **kwargs)
+        net_graph = trace(net, *args, others=others, **kwargs)
         # Drawn for the dense and the chosen network too, so that the random cuts are the same with and without.
         random = random_units(net_graph, generator, multiple=BLOCK if number % 2 else 1)
         remove = [] if number == 0 else random if number <= cuts else list(chosen or ())
