@@ -16,7 +16,7 @@ from lightning_prune.criteria.gradients import gates
 from lightning_prune.criteria.reduction import Normalise, Reduction, plain, reduced
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.utils.distributed import gather_all
-from lightning_prune.utils.modules import training_modes
+from lightning_prune.utils.modules import training_modes, without_forward_hooks
 
 __all__ = ["OutputGradients", "OutputTaylor"]
 
@@ -25,8 +25,9 @@ class OutputGradients:
     """Observer of the squared gradients of a network's outputs at the gates of its units, in O(channels) memory.
 
     The inputs of each observed forward run once more in eval mode, without a trace in ``.grad``, running statistics
-    or random numbers. For signs v that are random for each output, ``(d v.f / dz)^2`` is an unbiased estimate of the
-    sum of the squared gradients of all outputs and samples (Hutchinson, 1990), at the price of one backward.
+    or random numbers, and without the forward hooks, such as those that record features for distillation. For signs v
+    that are random for each output, ``(d v.f / dz)^2`` is an unbiased estimate of the sum of the squared gradients of
+    all outputs and samples (Hutchinson, 1990), at the price of one backward.
 
     Args:
         graph: the graph of ``model``.
@@ -95,6 +96,7 @@ class OutputGradients:
         with (
             torch.enable_grad(),
             training_modes(self.model, lambda module: False),
+            without_forward_hooks(self.model),
             torch.random.fork_rng(devices),
         ):
             torch.manual_seed(self.seed + self.observed)

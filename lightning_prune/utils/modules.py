@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -96,6 +97,19 @@ def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> I
     finally:
         for module, mode in before:
             module.training = mode
+
+
+@contextmanager
+def without_forward_hooks(model: nn.Module) -> Iterator[None]:
+    """Leave out the forward hooks of a model and its submodules, but not pre-hooks, which may compute weights."""
+    hooks = [(module, module._forward_hooks) for module in model.modules()]
+    for module, _ in hooks:
+        module._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, registered in hooks:
+            module._forward_hooks = registered
 
 
 def drop_caches_(model: nn.Module) -> None:

@@ -82,6 +82,18 @@ def test_observing_leaves_no_traces(mode):
     assert all((values > 0).any() for values in observer.compute().values())
 
 
+def test_hooks_record_the_forward_itself_only():
+    """As for distillation by features, whose backward follows."""
+    net, x, features = perceptron(), torch.randn(4, 2), []
+    with OutputGradientsOf(net, x):
+        net[1].register_forward_hook(lambda module, args, out: features.append(out))
+        output = net(x)
+    assert torch.equal(net[2](*features), output)
+    features[0].sum().backward()
+    net(x)
+    assert len(features) == 2
+
+
 def test_only_the_first_batches_are_observed_and_a_checkpoint_continues_bit_for_bit():
     net, x = perceptron(2), torch.randn(4, 8, 2)
     graph, whole = trace(net, x[0]), OutputGradients(trace(net, x[0]), net, batches=3)
