@@ -34,8 +34,7 @@ TOLERANCE = 1e-3
 #: Operators with the same result; which of them torch runs depends on the strides of the operand.
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
 _NORMS = ("native_layer_norm", "native_group_norm", "native_batch_norm", "rms_norm", "_fused_rms_norm")
-#: Operators whose results are memory without defined values. Those of torchvision take indices as floats, and read
-#: beyond their operands if these are random.
+#: Operators whose results are memory without defined values.
 _UNDEFINED_VALUES = {
     aten.empty_like.default,
     aten.new_empty.default,
@@ -125,8 +124,9 @@ def _kind(call: OperatorCall) -> tuple[Any, int]:
 
 
 def _is_comparable(call: OperatorCall) -> bool:
-    """Whether the call computes its results from its operands, without random numbers."""
+    """Whether the call computes its results from its operands, is defined for all of them, and is not random."""
     seeded = torch.Tag.nondeterministic_seeded in call.op.tags
+    # Operators of torchvision take indices as floats, and read beyond their operands if these are random.
     undefined = call.op in _UNDEFINED_VALUES or call.op._schema.name.startswith("torchvision::")
     return bool(call.tensors and call.outputs) and not seeded and not undefined
 

@@ -1,4 +1,4 @@
-"""What survives a cut, for tensors that are labelled with ids: masks, indices, and random values without the rest."""
+"""The part of a tensor that survives a cut: masks and indices of its dimensions, and random values to compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ __all__ = ["Survivors", "at_least_float32"]
 
 @dataclass
 class Survivors:
-    """The ids of the dense network that survive the cut, and what follows for tensors labelled with ids."""
+    """The ids that survive a cut, and the surviving part of tensors whose dimensions are labelled with ids.
+
+    Attributes:
+        alive: which ids of the dense network survive; mask of shape (number of ids,).
+        generator: of the random values.
+    """
 
     alive: NDArray[np.bool_]
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
@@ -44,7 +49,7 @@ class Survivors:
         return [[self.mask(arrays) for arrays in dims] for dims in labels]
 
     def kept(self, arrays: Sequence[Ids]) -> Tensor | None:
-        """Return the surviving indices of one dimension, or None if all survive."""
+        """Return the surviving indices of one dimension; None if all survive."""
         mask = self.mask(arrays)
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
@@ -56,7 +61,7 @@ class Survivors:
         return value
 
     def random_values(self, shape: Sequence[int], dtype: torch.dtype, labels: Labels) -> Tensor:
-        """Return random values, zero where something was removed; zeros only for integers, which may be indices."""
+        """Return random values, zero where something was removed; all zero for integers, which may be indices."""
         if not dtype.is_floating_point:
             return torch.zeros(list(shape), dtype=dtype)
         values = torch.rand(list(shape), generator=self.generator, dtype=at_least_float32(dtype)) + 0.1
@@ -67,12 +72,12 @@ class Survivors:
         return values
 
     def leaves_one(self, operator: TracedOperator) -> bool:
-        """Whether a dimension of what the operator reads or writes has one element left, or none."""
+        """Return whether a dimension of a tensor that the operator reads or writes has at most one element left."""
         masks = (self.mask(arrays) for labels in operator.labels for arrays in labels)
         return any(mask is not None and mask.sum() <= 1 for mask in masks)
 
     def affects(self, operator: TracedOperator) -> bool:
-        """Whether anything that the operator reads or writes was removed."""
+        """Return whether anything that the operator reads or writes was removed."""
         return any(self.mask(arrays) is not None for labels in operator.labels for arrays in labels)
 
 

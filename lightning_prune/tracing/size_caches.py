@@ -2,7 +2,7 @@
 
 A function under ``functools.lru_cache`` returns for equal arguments what it returned before. A traced int equals the
 plain int of an earlier forward, of another module or of another trace: what such a function returns would then be a
-constant, or a size of somebody else's. For the time of a trace these functions are called without their caches
+constant, or a size of another module. For the time of a trace these functions are called without their caches
 wherever an argument carries traced sizes. (einops reshapes by such functions.)
 """
 

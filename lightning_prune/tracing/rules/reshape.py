@@ -88,9 +88,7 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     """Follow ids through a reshape, one group of matching dimensions at a time."""
     source, out = call.args[0], call.out
     passed = passed_sizes(call, list(out.shape))
-    if (
-        not source.numel()
-    ):  # any shape without elements fits, so that the sizes alone say what the dimensions are
+    if not source.numel():  # any shape without elements fits: only the sizes say what the dimensions are
         tracker.label(out, labels_from_sizes(passed, tracker))
         return
     labels: list[list[Ids]] = [[] for _ in out.shape]
