@@ -1,6 +1,7 @@
 """Which method keeps most of a network, at 50, 26, 10 and 5 % of its MACs, with and without repair?
 
     python -m benchmarks.quality                      # everything; start it once for each core
+    python -m benchmarks.quality --long               # the default, a thin network and distillation, trained longer
     python -m benchmarks.quality --report             # only write docs/results/quality.md and its pictures again
     python -m benchmarks.quality --larger --device cuda --folder outputs/quality-larger
 
@@ -26,7 +27,7 @@ import torch
 from benchmarks.common.studies import study_parser
 from benchmarks.quality.chain import NAMES, run
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.plan import CORE, DENSE, DISTILLED, ENERGY, PEERS, PUBLISHED, THIN
+from benchmarks.quality.plan import CORE, DENSE, DISTILLED, ENERGY, LONG, PEERS, PUBLISHED, THIN
 from benchmarks.quality.report import write
 from benchmarks.quality.tasks import TASKS, Task, make_task
 from lightning_prune.serialization.atomic import atomic_write
@@ -71,6 +72,13 @@ def ordered(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) 
         for seed, (method, repair), task in itertools.product(seeds[:count], block, tasks):
             if method in methods and repair in repairs(method) and runs_on(method, task):
                 yield task, method, seed, repair
+
+
+def longer(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
+    """Yield the runs with longer training."""
+    for seed, method, task in itertools.product(seeds, LONG, tasks):
+        for repair in repairs(method) if method in methods else ():
+            yield task, method, seed, repair
 
 
 def runs_on(method: str, task: str) -> bool:
@@ -126,7 +134,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     command.add_argument("--repair", choices=("with", "without", "both"), default="both")
     command.add_argument("--device", default="cpu")
-    command.add_argument("--larger", action="store_true", help="sizes for a GPU")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--long", action="store_true", help="longer training, few methods")
+    size.add_argument("--larger", action="store_true", help="sizes for a GPU")
     return command
 
 
@@ -136,10 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if not args.report:
-        size = "small" if args.small else "larger" if args.larger else "study"
+        size = "small" if args.small else "larger" if args.larger else "long" if args.long else "study"
         tasks = {name: make_task(name, size, args.device) for name in args.tasks}
         wanted = {"with": (True,), "without": (False,), "both": (True, False)}[args.repair]
-        chosen = [job for job in ordered(args.tasks, args.methods, args.seeds) if job[3] in wanted]
+        runs = longer if args.long else ordered
+        chosen = [job for job in runs(args.tasks, args.methods, args.seeds) if job[3] in wanted]
         failed = [job for job in dict.fromkeys(chosen) if not attempt(job, tasks[job[0]], args.folder)]
         if failed:
             raise SystemExit(f"{len(failed)} runs failed, see above: {failed}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.common.intervals import Interval, interval
 from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, DISTILLED, OMEGAS, PEERS, STAGES, THIN
 from benchmarks.quality.summary import Key, Results
 
-__all__ = ["answers"]
+__all__ = ["answers", "answers_on_training"]
 
 NOTE = (
     "Differences are of test scores of the same seed, with 95 % intervals (Student's t). Where all tasks are taken "
@@ -25,15 +25,32 @@ def answers(results: Results) -> list[str]:
         ("Is the default among the best?", default_among_best(results)),
         ("Which criterion do the validation sets choose?", chosen(results)),
         ("Does any method collapse?", collapses(results)),
-        ("What does repair give?", repair(results)),
-        ("Is it level with the dense network?", level(results)),
+        *_on_training(results),
         ("Are the dense networks at a plateau?", plateau(results)),
-        ("Is it better than a thin network from scratch?", scratch(results)),
         ("What does omega do?", omega(results)),
-        ("Does distillation win back what is lost?", distillation(results)),
         ("Beside torch-pruning, slimming and NetAdapt", peers(results)),
     )
-    lines = ["## Answers", "", NOTE]
+    return ["## Answers", "", NOTE, *_listed(parts)]
+
+
+def answers_on_training(results: Results) -> list[str]:
+    """Return the answers that depend on the length of the training (Markdown)."""
+    return _listed(_on_training(results))[1:]
+
+
+def _on_training(results: Results) -> tuple[tuple[str, Iterator[str]], ...]:
+    """Return the questions that depend on the length of the training, and the sentences of their answers."""
+    return (
+        ("What does repair give?", repair(results)),
+        ("Is it level with the dense network?", level(results)),
+        ("Is it better than a thin network from scratch?", scratch(results)),
+        ("Does distillation win back what is lost?", distillation(results)),
+    )
+
+
+def _listed(parts: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """Return the answers as lists, without questions that have none."""
+    lines = []
     for question, sentences in parts:
         found = [f"- {sentence}" for sentence in sentences]
         if found:

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.quality.methods import METHODS, Cutter, Method, Setting
 from benchmarks.quality.networks import floors_of, macs_of, renewed, thinner
 from benchmarks.quality.plan import DENSE, SCRATCH, STAGES
-from benchmarks.quality.tasks import SCRATCH_RATES, STAGE_RATES, Task, dense, score
+from benchmarks.quality.tasks import STAGE_RATES, Task, dense, score
 from benchmarks.quality.training import cross_entropy, distilled, fit, recalibrate
 from lightning_prune.serialization.atomic import atomic_write
 
@@ -112,9 +112,9 @@ def _from_scratch(net: nn.Module, task: Task, share: float, seed: int, depth: in
     small = macs_of(like, task.example) <= macs
     new = renewed(like, seed) if small else thinner(like, task.example, macs, floors, seed)
     new = new.to(memory_format=torch.channels_last)
-    stage, rates = STAGES.index(share), SCRATCH_RATES.get(task.name, STAGE_RATES)
+    stage = STAGES.index(share)
     steps = task.dense_steps + sum(task.stage_steps[: 1 + stage])
-    fit(new, task.data.train, steps, task.batch, rates[stage], seed)
+    fit(new, task.data.train, steps, task.batch, task.scratch_rates[stage], seed)
     recalibrate(new, task.data.train, task.batch)
     return {**_sizes(new, task, share), "trained": _scores(new, task)}
 

@@ -11,6 +11,7 @@ __all__ = [
     "ENERGY",
     "FLAT",
     "LABELS",
+    "LONG",
     "OMEGAS",
     "PEERS",
     "PUBLISHED",
@@ -44,11 +45,15 @@ CRITERIA = (
 PEERS = ("torch-pruning, local", "torch-pruning, global", "torch-pruning, GroupNormPruner")
 DISTILLED = tuple(f"{DEFAULT}, {loss}" for loss in ("soft targets", "CWD", "DIST"))
 CORE = ("uniform L2", DEFAULT, "random", "LAMP", "output energy", "IPAD, omega 0.5", "IPAD, omega 1")
+#: methods of the study with longer training
+LONG = (DEFAULT, THIN, DISTILLED[-1])
 LABELS = {
     "scenes": "Scenes: U-Net, mean IoU",
     "fashion": "Fashion-MNIST: ResNet-20, accuracy",
     "brain": "Brain slices: U-Net with ResNet encoder, mean IoU",
 }
 LABELS |= {
-    f"{name}-{size}": f"{label} ({size})" for name, label in LABELS.items() for size in ("small", "larger")
+    f"{name}-{size}": f"{label} ({size})"
+    for size in ("long", "small", "larger")
+    for name, label in LABELS.items()
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.pages import RESULTS, ReportFiles
-from benchmarks.quality.answers import answers
+from benchmarks.quality.answers import answers, answers_on_training
 from benchmarks.quality.figures import draw_omega, draw_shares
 from benchmarks.quality.plan import CRITERIA, DEFAULT, DENSE, LABELS, SCRATCH, STAGES, THIN
 from benchmarks.quality.summary import Results, flat
@@ -21,8 +21,9 @@ def write(runs: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Write page, data and pictures; without runs, from the stored data."""
     files = ReportFiles("quality", folder)
     content = files.save_runs([row for run in runs for row in flat(run)])
-    results = Results(content["runs"])
-    files.write_page(page(content, results))
+    everything = Results(content["runs"])
+    results, longer = everything.of_length(False), everything.of_length(True)
+    files.write_page(page(content, results, longer))
     draw_shares(results, files.figure.with_suffix(".svg"))
     draw_omega(results, files.figure.with_name("quality_omega.svg"))
     if folder == RESULTS:
@@ -44,8 +45,14 @@ def readme_table(results: Results) -> list[str]:
     return lines
 
 
-def page(content: dict[str, Any], results: Results) -> str:
-    """Return the page (Markdown)."""
+def page(content: dict[str, Any], results: Results, longer: Results) -> str:
+    """Return the page (Markdown).
+
+    Args:
+        content: date, machine and versions.
+        results: the study.
+        longer: the runs with longer training.
+    """
     lines = [
         "# What a cut leaves, with and without repair",
         "",
@@ -55,7 +62,9 @@ def page(content: dict[str, Any], results: Results) -> str:
         "",
         *PROTOCOL,
         "",
-        *sizes_table(),
+        *sizes_table("study"),
+        "",
+        RATES,
         "",
         *answers(results),
         "",
@@ -69,6 +78,8 @@ def page(content: dict[str, Any], results: Results) -> str:
     ]
     for task in results.tasks:
         lines += ["", f"### {LABELS[task]}", "", *scores_table(results, task)]
+    if longer.tasks:
+        lines += ["", *longer_section(longer)]
     lines += ["", "## Directly after the cut", "", AFTER_CUT]
     for task in results.tasks:
         lines += ["", f"### {LABELS[task]}, no training", "", *cut_table(results, task)]
@@ -113,6 +124,10 @@ AFTER_TRAINING = (
     "class that the dense network finds (IoU above 0.2) has an IoU below 0.05, or half of the accuracy is gone. "
     "Ordered by the mean on validation."
 )
+LONGER = (
+    "`--long`: the same tasks and rates with more steps, for the questions that depend on the length of the "
+    "training. Few methods and seeds."
+)
 AFTER_CUT = (
     "Median of the test score over the seeds, before any step of training at that stage, on the first 300 (scenes), "
     "2,000 (Fashion-MNIST) or all images. Unrepaired networks have new statistics of batch norms."
@@ -123,7 +138,23 @@ DIFFERENCES = (
 )
 
 
-def sizes_table() -> list[str]:
+def longer_section(results: Results) -> list[str]:
+    """Return the section of the runs with longer training."""
+    lines = [
+        "## With longer training",
+        "",
+        LONGER,
+        "",
+        *sizes_table("long"),
+        "",
+        *answers_on_training(results),
+    ]
+    for task in results.tasks:
+        lines += ["", f"### {LABELS[task]}", "", *scores_table(results, task)]
+    return lines
+
+
+def sizes_table(size: str) -> list[str]:
     """Return the table of the sizes of the runs."""
     lines = [
         "| | dense steps | steps per stage | images per step | rates of the stages |",
@@ -131,10 +162,10 @@ def sizes_table() -> list[str]:
     ]
     rates = ", ".join(f"{rate:g}" for rate in STAGE_RATES)
     for task, sizes in SIZES.items():
-        size = sizes["study"]
-        steps = ", ".join(map(str, size.stage_steps))
-        lines.append(f"| {LABELS[task]} | {size.dense_steps} | {steps} | {size.batch} | {rates} |")
-    return [*lines, "", RATES]
+        chosen = sizes[size]
+        steps = ", ".join(map(str, chosen.stage_steps))
+        lines.append(f"| {LABELS[task]} | {chosen.dense_steps} | {steps} | {chosen.batch} | {rates} |")
+    return lines
 
 
 def tools(versions: dict[str, str]) -> str:

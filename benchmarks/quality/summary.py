@@ -59,8 +59,13 @@ class Results:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._by_key: dict[Key, dict[int, Row]] = defaultdict(dict)
-        for row in rows:
+        self._rows = list(rows)
+        for row in self._rows:
             self._by_key[row["task"], row["method"], row["repair"], row["share"]][row["seed"]] = row
+
+    def of_length(self, long: bool) -> Results:
+        """Return the part with longer training, or the rest."""
+        return Results(row for row in self._rows if row["task"].endswith("-long") == long)
 
     @property
     def tasks(self) -> list[str]:

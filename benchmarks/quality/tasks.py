@@ -56,6 +56,11 @@ class Task:
     after_cut: int
 
     @property
+    def scratch_rates(self) -> tuple[float, ...]:
+        """Learning rates of networks from scratch, by stage."""
+        return SCRATCH_RATES.get(self.name.split("-")[0], STAGE_RATES)
+
+    @property
     def segments(self) -> bool:
         """Whether targets are masks."""
         return self.data.train.targets.dim() == 3
@@ -101,20 +106,23 @@ class Size:
     batch: int
 
 
-#: task -> size of the runs. "study" is for two cores, "small" for tests, "larger" for a GPU.
+#: task -> size of the runs. "study" is for two cores, "long" trains longer, "small" is for tests, "larger" for a GPU.
 SIZES: dict[str, dict[str, Size]] = {
     "scenes": {
         "study": Size(partial(scenes, 6000, 400, 1000), 1000, (60, 100, 200, 200), 16),
+        "long": Size(partial(scenes, 6000, 400, 1000), 1500, (300, 500, 800, 800), 16),
         "small": Size(partial(scenes, 64, 32, 32), 4, (2, 2, 2, 2), 8),
         "larger": Size(partial(scenes, 60000, 2000, 5000), 8000, (1000, 1500, 3000, 3000), 32),
     },
     "fashion": {
         "study": Size(partial(fashion, 12000, 2000, 5000, 2), 1000, (60, 100, 150, 150), 64),
+        "long": Size(partial(fashion, 12000, 2000, 5000, 2), 1500, (300, 500, 800, 800), 64),
         "small": Size(partial(fashion, 128, 64, 64, 2), 4, (2, 2, 2, 2), 16),
         "larger": Size(partial(fashion, 50000, 10000, 10000, 1), 12000, (2000, 3000, 4000, 4000), 128),
     },
     "brain": {
         "study": Size(partial(brain, 130, 48), 400, (40, 60, 100, 100), 8),
+        "long": Size(partial(brain, 130, 48), 1000, (200, 300, 500, 500), 8),
         "small": Size(partial(brain, 20, 32), 4, (2, 2, 2, 2), 4),
         "larger": Size(partial(brain, 130, 96), 4000, (800, 1000, 1500, 1500), 16),
     },
@@ -131,7 +139,7 @@ def make_task(name: str, size: str = "study", device: str = "cpu") -> Task:
 
     Args:
         name: one of ``TASKS``.
-        size: ``"study"``, ``"small"`` or ``"larger"``.
+        size: ``"study"``, ``"long"``, ``"small"`` or ``"larger"``.
         device: that holds the data.
     """
     chosen = SIZES[name][size]

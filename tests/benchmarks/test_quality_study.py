@@ -13,12 +13,14 @@ pytest.importorskip("torch_pruning")
 
 from benchmarks.common.intervals import interval
 from benchmarks.quality.__main__ import MORE, finished, main, ordered
+from benchmarks.quality.__main__ import longer as longer_jobs
 from benchmarks.quality.answers import answers
 from benchmarks.quality.chain import NAMES
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.networks import floors_of, macs_of
 from benchmarks.quality.peers import TorchPruning, forward_macs
-from benchmarks.quality.plan import CORE, DEFAULT, STAGES, THIN
+from benchmarks.quality.plan import CORE, DEFAULT, LONG, STAGES, THIN
+from benchmarks.quality.report import page
 from benchmarks.quality.summary import Results, collapsed
 from benchmarks.quality.tasks import TASKS, make_task
 from lightning_prune import trace
@@ -143,3 +145,18 @@ def test_answers_say_nothing_of_missed_aims_that_are_met():
     text = "\n".join(answers(study(default=0.81)))
     assert "has place 1 of 5 repaired criteria" in text
     assert "issed" not in text
+
+
+def test_runs_with_longer_training_are_reported_apart_and_thin_networks_keep_their_rates():
+    longer = [{**row(DEFAULT, True, share, 0.9, 1), "task": "scenes-long"} for share in (1.0, *STAGES)]
+    rows = [row(DEFAULT, True, share, 0.5, 1) for share in (1.0, *STAGES)]
+    text = page(
+        {"date": "today", "versions": {}, "machine": "one"},
+        Results(rows),
+        Results([*rows, *longer]).of_length(True),
+    )
+    main_part, long_part = text.split("## With longer training")
+    assert "0.900" not in main_part
+    assert "| **IPAD energy, omega 0.25, repaired** | 0.900 |" in long_part.split("## Directly after")[0]
+    assert {job[1] for job in longer_jobs(TASKS, NAMES, [1])} == set(LONG)
+    assert make_task("scenes", "small").scratch_rates == (8e-3, 8e-3, 8e-3, 8e-3)
