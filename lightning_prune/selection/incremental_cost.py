@@ -69,12 +69,24 @@ class IncrementalCost:
     def remove(self, units: Iterable[int]) -> None:
         """Remove units."""
         for unit in units:
-            self._shift(unit, -1)
+            self.shift(unit, -1)
 
     def restore(self, units: Iterable[int]) -> None:
         """Put removed units back."""
         for unit in units:
-            self._shift(unit, 1)
+            self.shift(unit, 1)
+
+    def shift(self, unit: int, number: int) -> None:
+        """Add ``number`` units that occur as often as ``unit`` in every factor; a negative number removes them."""
+        for factor, count in self._unit_factors[unit]:
+            self.counts[factor] += number * count
+        for term in self._unit_terms[unit]:
+            value = self._term_value(term)
+            change = value - self._values[term]
+            self._values[term] = value
+            self.total += change
+            for account in self._term_accounts[term]:
+                self.accounts[account] += change
 
     def is_emptied(self, unit: int) -> bool:
         """Return whether a factor in which ``unit`` occurs has no index left although it must keep one."""
@@ -104,17 +116,6 @@ class IncrementalCost:
     def _term_value(self, number: int) -> int:
         term, factors = self._terms[number]
         return term.cost([self.counts[factor] for factor in factors])
-
-    def _shift(self, unit: int, sign: int) -> None:
-        for factor, number in self._unit_factors[unit]:
-            self.counts[factor] += sign * number
-        for term in self._unit_terms[unit]:
-            value = self._term_value(term)
-            change = value - self._values[term]
-            self._values[term] = value
-            self.total += change
-            for account in self._term_accounts[term]:
-                self.accounts[account] += change
 
 
 def merge_terms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -24,6 +25,8 @@ __all__ = ["UnitPool"]
 
 #: a limit in numbers: the quantity, the account that holds its current value, and the smallest value allowed
 Bound = tuple[Quantity, int, int]
+#: a layer or block, why it loses no more filters, and the argument of the limits that forbids it, if one does
+Violation = tuple[str, str, str]
 
 
 class UnitPool:
@@ -89,27 +92,43 @@ class UnitPool:
         if len(waiting) < self._batch_size(unit_class):
             return []
         del self._waiting[unit_class]
-        return waiting if self._take(unit_class, waiting) else []
+        return waiting if self._take(waiting) else []
 
     def put_back(self, units: Iterable[int]) -> None:
         """Put ``units`` that were taken back."""
         for unit in units:
-            self._remaining[self._class[unit]] += 1
-            self._widths.shift(self._layers[self._class[unit]], 1)
-            for cost in self._all_costs:
-                cost.restore([unit])
+            self._shift(unit, 1)
 
     def largest_cut(self, units: Iterable[int]) -> list[int]:
         """Return all of ``units`` that may go of each class while no other is cut; then all are closed."""
         by_class: dict[int, list[int]] = {}
         for unit in units:
             by_class.setdefault(self._class[unit], []).append(unit)
-        cut: list[int] = []
-        for members in by_class.values():
-            class_cut = [unit for member in members for unit in self.offer(member)]
-            self.put_back(class_cut)
-            cut += class_cut
-        return cut
+        return [unit for members in by_class.values() for unit in self._largest_cut_of(members)]
+
+    def _largest_cut_of(self, members: Sequence[int]) -> Sequence[int]:
+        """Return as many units of one class as may go, and close the class if that is not all of them."""
+        unit, unit_class = members[0], self._class[members[0]]
+        sizes = range(self._batch_size(unit_class), len(members) + 1, self._step(unit_class))
+        # If a number of units violates a limit, every larger number does: find the first that does.
+        first = bisect_left(sizes, True, key=lambda size: bool(self._violations_without(unit, size)))
+        if first < len(sizes):
+            self._close(unit, self._violations_without(unit, sizes[first]))
+        return members[: sizes[first - 1]] if first else []
+
+    def _violations_without(self, unit: int, number: int) -> list[Violation]:
+        """Return what forbids to remove ``number`` units of the class of ``unit``, and leave the state as it is."""
+        self._shift(unit, -number)
+        violations = self._violations(unit)
+        self._shift(unit, number)
+        return violations
+
+    def _shift(self, unit: int, number: int) -> None:
+        """Add ``number`` units of the class of ``unit``; a negative number removes them."""
+        self._remaining[self._class[unit]] += number
+        self._widths.shift(self._layers[self._class[unit]], number)
+        for cost in self._all_costs:
+            cost.shift(unit, number)
 
     def _build_costs(self, graph: ChannelGraph) -> dict[str, IncrementalCost]:
         """Return the cost of each resource; that of ``"params"`` has an account for each limited layer and block."""
@@ -164,29 +183,38 @@ class UnitPool:
             if limit.of in self._limited
         }
 
+    def _step(self, unit_class: int) -> int:
+        """Return the number of units of a class of which a multiple must stay, so that its layers keep a multiple."""
+        counts = (count for _, count in self._layers[unit_class])
+        return math.lcm(*(self._multiple // math.gcd(self._multiple, count) for count in counts))
+
     def _batch_size(self, unit_class: int) -> int:
         """Return how many units of a class must go at once, so that its layers keep a multiple."""
-        steps = [self._multiple // math.gcd(self._multiple, count) for _, count in self._layers[unit_class]]
-        step = math.lcm(*steps)
+        step = self._step(unit_class)
         # The first batch brings the width down to a multiple, each later one to the next multiple.
         return self._remaining[unit_class] % step or step
 
-    def _take(self, unit_class: int, units: list[int]) -> bool:
+    def _take(self, units: list[int]) -> bool:
         """Remove units of one class; put them back and close the class if that violates a limit."""
         # Remove first and check afterwards: limits apply to the state that results.
-        for cost in self._all_costs:
-            cost.remove(units)
-        self._remaining[unit_class] -= len(units)
-        self._widths.shift(self._layers[unit_class], -len(units))
-        reasons = self._violations(unit_class, units[0])
-        if reasons:
-            self.put_back(units)
-            self._closed_classes.add(unit_class)
-            self.closed.update(reasons)
-        return not reasons
+        self._shift(units[0], -len(units))
+        violations = self._violations(units[0])
+        if violations:
+            self._shift(units[0], len(units))
+            self._close(units[0], violations)
+        return not violations
 
-    def _violations(self, unit_class: int, unit: int) -> dict[str, str]:
-        """Return what forbids the state after ``unit`` was removed: layer or block -> reason."""
+    def _close(self, unit: int, violations: Iterable[Violation]) -> None:
+        """Let no more units of the class of ``unit`` go, and note why."""
+        self._closed_classes.add(self._class[unit])
+        for name, reason, source in violations:
+            self.closed[name] = reason
+            if source:
+                self.sources.setdefault(source, []).append(name)
+
+    def _violations(self, unit: int) -> list[Violation]:
+        """Return what forbids the present state, from which units of the class of ``unit`` were removed."""
+        unit_class = self._class[unit]
         if any(cost.is_emptied(unit) for cost in self._costs.values()):
             return self._for_all_layers(unit_class, "at least one filter stays")
         if self._multiple > 1 and not self._remaining[unit_class]:
@@ -199,13 +227,14 @@ class UnitPool:
         below = (
             {} if unit_class in self._without_floor else self._widths.below_floor(self._layers[unit_class])
         )
-        sources = [(limit.source, name) for name, limit in violated]
-        for source, name in [*sources, *((floor.source, name) for name, floor in below.items())]:
-            self.sources.setdefault(source, []).append(name)
-        return {**{name: str(limit) for name, limit in violated}, **self._widths.reasons(below)}
+        reasons = self._widths.reasons(below)
+        return [
+            *((name, str(limit), limit.source) for name, limit in violated),
+            *((name, reasons[name], floor.source) for name, floor in below.items()),
+        ]
 
-    def _for_all_layers(self, unit_class: int, reason: str) -> dict[str, str]:
-        return {name: reason for name, _ in self._layers[unit_class]}
+    def _for_all_layers(self, unit_class: int, reason: str) -> list[Violation]:
+        return [(name, reason, "") for name, _ in self._layers[unit_class]]
 
 
 def minimum_kept(dense: int, limit: float) -> int:
