@@ -42,7 +42,8 @@ def mark_sized_numbers(call: OperatorCall, tracker: Tracker) -> None:
     if call.python is None:
         return
     constructs = call.python.name in _CONSTRUCTORS
-    numbers = () if constructs else tuple(value for _, value in scalars(call))
+    # Arguments are searched only if a number may be a size: not for the eps of a norm.
+    numbers = () if constructs else tuple(value for _, value in scalars(call) if value % 1 == 0)
     if not constructs and not numbers:
         return
     for size in tree_leaves((call.python.args, call.python.kwargs)):
