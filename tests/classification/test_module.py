@@ -76,7 +76,7 @@ def test_training_prunes_distils_and_raises_the_accuracy():
     )
     before = sum(p.numel() for p in module.net.parameters())
     pruning = FilterPruningCallback({"macs": 0.5}, start_epoch=3, schedule=OneShot())
-    fit = trainer(max_epochs=12, callbacks=[pruning], log_every_n_steps=1)
+    fit = trainer(max_epochs=8, callbacks=[pruning], log_every_n_steps=1)
     fit.fit(module, loader, loader)
     assert sum(p.numel() for p in module.net.parameters()) < 0.7 * before
-    assert fit.callback_metrics["val/accuracy"] > 0.7  # by chance 0.25
+    assert fit.callback_metrics["val/accuracy"] == 1.0  # since the sixth epoch; 0.75 at the cut
