@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.compensation.im2col import image_axis
+from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.utils.example_inputs import Example, batched_tensors, inputs_of, on_device
 from lightning_prune.utils.modules import training_modes
 from lightning_prune.utils.seeding import seeded
@@ -186,7 +187,7 @@ def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
         raise CompensationError(
             f"the network cannot run on the images for repairing a cut: {error}"
         ) from error
-    return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [output for output in tensors_in(results) if output.is_floating_point()]
 
 
 def output_change(dense: Sequence[Tensor], small: Sequence[Tensor], images: Calibration) -> float:

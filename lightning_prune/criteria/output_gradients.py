@@ -15,6 +15,7 @@ from lightning_prune.criteria.base import NO_STATISTICS, Importance, Observer, S
 from lightning_prune.criteria.gradients import gates
 from lightning_prune.criteria.reduction import Normalise, Reduction, plain, reduced
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.modules import training_modes, without_forward_hooks
 
@@ -100,7 +101,7 @@ class OutputGradients:
             torch.random.fork_rng(devices),
         ):
             torch.manual_seed(self.seed + self.observed)
-            outputs = list(_tensors(self.model.forward(*args, **kwargs)))
+            outputs = [out for out in tensors_in(self.model.forward(*args, **kwargs)) if out.requires_grad]
             for number in range(self.projections if outputs else 0):
                 signs = [torch.randint_like(out, 2) * 2 - 1 for out in outputs]
                 keep = number + 1 < self.projections
@@ -141,19 +142,6 @@ class OutputGradients:
             name: values.to(self.sums[name].device).clone() for name, values in state["sums"].items()
         }
         self.observed = state["observed"]
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """Yield the differentiable tensors in nested outputs."""
-    if isinstance(outputs, Tensor):
-        if outputs.requires_grad:
-            yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, (list, tuple)):
-        for value in outputs:
-            yield from _tensors(value)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lightning_prune.compensation.calibration import Calibration, output_change
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_tree import module_of
+from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import tracked_norms
 from lightning_prune.utils.distributed import broadcast
@@ -170,8 +171,8 @@ def _destination(model: nn.Module, shift: Shift) -> tuple[Tensor, int] | None:
 @torch.no_grad()
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Return the floating-point outputs of ``model`` in eval mode, as float32."""
-    leaves = tree_leaves(_forward_in_eval_mode(model, example))
-    return [leaf.float() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    tensors = tensors_in(_forward_in_eval_mode(model, example))
+    return [tensor.float() for tensor in tensors if tensor.is_floating_point()]
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cached_property
 from typing import Any
 
@@ -111,7 +112,7 @@ def operator_tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in nested tuples, lists, dictionaries and plain objects such as dataclasses.
+    """Return all tensors in nested collections, such as lists and dictionaries, and in objects such as dataclasses.
 
     Example:
         >>> import torch
@@ -120,8 +121,22 @@ def tensors_in(value: Any) -> list[Tensor]:
     """
     tensors: list[Tensor] = []
     for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            tensors.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
-            tensors += tensors_in(dict(vars(leaf)))  # pytree does not look into plain objects
+        tensors += [leaf] if isinstance(leaf, Tensor) else _tensors_of(leaf)
     return tensors
+
+
+def _tensors_of(leaf: Any) -> list[Tensor]:
+    """Return the tensors of an object that pytree takes for a leaf: its items and attributes."""
+    if isinstance(leaf, (type, nn.Module)) or callable(leaf):
+        return []
+    items = leaf.values() if isinstance(leaf, Mapping) else leaf
+    parts = list(items) if isinstance(leaf, (Mapping, Set, list, tuple, deque)) else []
+    parts += getattr(leaf, "__dict__", {}).values()
+    parts += (getattr(leaf, name, None) for kind in type(leaf).__mro__ for name in _slots(kind))
+    # Some dictionaries have their entries as attributes, too.
+    return list({id(tensor): tensor for tensor in tensors_in(parts)}.values())
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -54,14 +54,31 @@ class Outputs:
     features: list[Tensor]
 
 
+class OwnDict(dict[str, Any]):
+    """A dictionary of a class that torch's pytree does not know."""
+
+
+class OwnList(list[Any]):
+    """A list of a class that torch's pytree does not know."""
+
+
+class Slotted:
+    __slots__ = ("logits", "rest")
+
+    def __init__(self, logits: Tensor, rest: Any) -> None:
+        self.logits, self.rest = logits, rest
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
         lambda a, b: {"out": a, "aux": {"deep": b}},
         lambda a, b: (a, [b, None]),
         lambda a, b: Outputs(a, [b]),
+        lambda a, b: OwnDict(out=a, aux=OwnList([b])),
+        lambda a, b: Slotted(a, {"aux": OwnDict(b=b)}),
     ],
-    ids=["dictionary", "tuple_and_list", "dataclass"],
+    ids=["dictionary", "tuple_and_list", "dataclass", "own_collections", "slots"],
 )
 def test_all_nested_outputs_keep_their_channels(wrap):
     def run(m: nn.Module, x: Tensor) -> Any:
