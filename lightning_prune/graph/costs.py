@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["CostModel", "Term"]
+__all__ = ["Column", "CostModel", "Term", "number_columns", "number_equal"]
+
+#: non-zero entries of one column of a matrix, as (row, value), sorted
+Column = tuple[tuple[int, int], ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,11 @@ class CostModel:
         self._function_rows = [row for row, term in enumerate(terms) if term.function is not None]
         self.incidence = _incidence(factors, num_units)
 
+    @cached_property
+    def unit_kinds(self) -> tuple[list[int], list[Column]]:
+        """A number for each unit, equal for units that occur equally often in every factor; the columns by number."""
+        return number_columns(csc_matrix(self.incidence))
+
     def per_term(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the cost of each term when only the units in the mask ``kept`` remain, shape (terms,)."""
         return self.from_counts(self.incidence @ kept.astype(np.float64))
@@ -105,3 +117,36 @@ def _incidence(factors: Sequence[Units], num_units: int) -> csr_matrix:
     rows = np.repeat(np.arange(len(factors)), [len(factor) for factor in factors])
     columns = np.concatenate(factors) if factors else np.empty(0, np.int64)
     return csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(factors), num_units))
+
+
+def number_columns(matrix: csc_matrix) -> tuple[list[int], list[Column]]:
+    """Number the columns of a matrix of integers in the order of their first occurrence, equal columns equally.
+
+    Returns:
+        The number of each column, and for each number the non-zero entries (row, value) of its columns, by row.
+
+    Example:
+        >>> number_columns(csc_matrix([[1, 0, 1], [2, 3, 2]]))
+        ([0, 1, 0], [((0, 1), (1, 2)), ((1, 3),)])
+    """
+    matrix.sort_indices()
+    entries = np.stack([matrix.indices, matrix.data], axis=1).astype(np.int64)
+    # Compare columns by the bytes of their entries: a tuple for each of thousands of columns would take longer.
+    content, starts = entries.tobytes(), (entries.strides[0] * matrix.indptr.astype(np.int64)).tolist()
+    numbers, distinct = number_equal(content[start:end] for start, end in pairwise(starts))
+    columns = [np.frombuffer(column, np.int64).reshape(-1, 2).tolist() for column in distinct]
+    return numbers, [tuple((row, value) for row, value in column) for column in columns]
+
+
+def number_equal(items: Iterable[T]) -> tuple[list[int], list[T]]:
+    """Number items in the order of their first occurrence, equal items equally.
+
+    Returns:
+        The number of each item, and the distinct items in the order of their numbers.
+
+    Example:
+        >>> number_equal("abca")
+        ([0, 1, 2, 0], ['a', 'b', 'c'])
+    """
+    numbers: dict[T, int] = {}
+    return [numbers.setdefault(item, len(numbers)) for item in items], list(numbers)

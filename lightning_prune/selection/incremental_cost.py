@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import CostModel, Term
+from lightning_prune.graph.costs import CostModel, Term, number_columns, number_equal
 
 __all__ = ["IncrementalCost", "unit_classes"]
 
-#: non-zero entries of one column of a matrix, as (row, value), sorted
-Column = tuple[tuple[int, int], ...]
 Numbers = tuple[int, ...]
-T = TypeVar("T")
 
 
 class IncrementalCost:
@@ -64,7 +59,7 @@ class IncrementalCost:
         for value, term_accounts in zip(self._values, self._term_accounts, strict=True):
             for account in term_accounts:
                 self.accounts[account] += value
-        self._index_units(csc_matrix(model.incidence))
+        self._index_units(model)
 
     def remove(self, units: Iterable[int]) -> None:
         """Remove units."""
@@ -98,14 +93,14 @@ class IncrementalCost:
         """Return the accounts whose cost depends on ``unit``."""
         return {account for term in self._unit_terms[unit] for account in self._term_accounts[term]}
 
-    def _index_units(self, incidence: csc_matrix) -> None:
+    def _index_units(self, model: CostModel) -> None:
         """Store the factors and terms of each unit."""
         terms_of_factor: list[list[int]] = [[] for _ in self.counts]
         for term, (_, factors) in enumerate(self._terms):
             for factor in set(factors):
                 terms_of_factor[factor].append(term)
         # Units with equal columns share one tuple. That is faster, too: it stays in the processor's cache.
-        self.kinds, distinct = number_columns(incidence)
+        self.kinds, distinct = model.unit_kinds
         terms = [
             tuple(sorted({term for factor, _ in column for term in terms_of_factor[factor]}))
             for column in distinct
@@ -115,7 +110,13 @@ class IncrementalCost:
 
     def _term_value(self, number: int) -> int:
         term, factors = self._terms[number]
-        return term.cost([self.counts[factor] for factor in factors])
+        counts = self.counts
+        if term.function is not None:
+            return term.cost([counts[factor] for factor in factors])
+        value = term.scale  # written out, because a selection computes hundreds of thousands of products
+        for factor in factors:
+            value *= counts[factor]
+        return value
 
 
 def merge_terms(
@@ -139,39 +140,6 @@ def merge_terms(
     return [(Term("", scale, ()), *key) for key, scale in scales.items()] + others
 
 
-def number_columns(matrix: csc_matrix) -> tuple[list[int], list[Column]]:
-    """Number the columns of a matrix of integers in the order of their first occurrence, equal columns equally.
-
-    Returns:
-        The number of each column, and for each number the non-zero entries (row, value) of its columns, by row.
-
-    Example:
-        >>> number_columns(csc_matrix([[1, 0, 1], [2, 3, 2]]))
-        ([0, 1, 0], [((0, 1), (1, 2)), ((1, 3),)])
-    """
-    matrix.sort_indices()
-    entries = np.stack([matrix.indices, matrix.data], axis=1).astype(np.int64)
-    # Compare columns by the bytes of their entries: a tuple for each of thousands of columns would take longer.
-    content, starts = entries.tobytes(), (entries.strides[0] * matrix.indptr.astype(np.int64)).tolist()
-    numbers, distinct = number_equal(content[start:end] for start, end in pairwise(starts))
-    columns = [np.frombuffer(column, np.int64).reshape(-1, 2).tolist() for column in distinct]
-    return numbers, [tuple((row, value) for row, value in column) for column in columns]
-
-
-def number_equal(items: Iterable[T]) -> tuple[list[int], list[T]]:
-    """Number items in the order of their first occurrence, equal items equally.
-
-    Returns:
-        The number of each item, and the distinct items in the order of their numbers.
-
-    Example:
-        >>> number_equal("abca")
-        ([0, 1, 2, 0], ['a', 'b', 'c'])
-    """
-    numbers: dict[T, int] = {}
-    return [numbers.setdefault(item, len(numbers)) for item in items], list(numbers)
-
-
 def layer_incidence(graph: ChannelGraph) -> csc_matrix:
     """Return how many filters of each layer belong to each unit, shape (layers, units)."""
     sizes = [len(units) for units in graph.layers.values()]
@@ -192,6 +160,8 @@ def unit_classes(graph: ChannelGraph) -> list[int]:
         >>> unit_classes(ChannelGraph(4, {}, {"a.weight": np.arange(3)}, {}, {}, {"params": terms}))
         [0, 1, 0, 2]
     """
-    matrices = [layer_incidence(graph), *(csc_matrix(m.incidence) for m in graph.cost_models.values())]
-    kinds = [number_columns(matrix)[0] for matrix in matrices]
+    kinds = [
+        number_columns(layer_incidence(graph))[0],
+        *(m.unit_kinds[0] for m in graph.cost_models.values()),
+    ]
     return number_equal(zip(*kinds, strict=True))[0]

@@ -8,16 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import CostModel, Term
+from lightning_prune.graph.costs import Column, CostModel, Term, number_columns, number_equal
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.channel_widths import ChannelWidths
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.incremental_cost import (
-    Column,
     IncrementalCost,
     layer_incidence,
-    number_columns,
-    number_equal,
 )
 from lightning_prune.selection.limits import Limits, Quantity, active_limits
 
