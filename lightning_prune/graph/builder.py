@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace, Multiple
 from lightning_prune.graph.costs import Term
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.tracing.ids import Ids, Units
@@ -52,6 +52,7 @@ def build_graph(
         notes=notes,
         types={name: type(module) for name, module in tracker.model.named_modules()},
         optional=_optional_units(tracker.model, layers),
+        multiples=_multiples(tracker, units),
         evidence=DenseTrace(examples, tracker, modes, components, unit_of, pinned_components),
     )
 
@@ -113,6 +114,18 @@ def _statistics_units(tracker: Tracker, units: UnitsOf) -> Units:
     arrays = [units(ids) for ids in tracker.ties.statistics]
     unique = np.unique(np.concatenate([*arrays, np.empty(0, np.int64)]))
     return unique[unique >= 0]
+
+
+def _multiples(tracker: Tracker, units: UnitsOf) -> list[Multiple]:
+    """Return the dimensions whose size must stay a multiple of a number, each of them once."""
+    unique: dict[tuple[bytes, int], Multiple] = {}
+    for each in tracker.multiples:
+        dim_units = units(each.ids)
+        if (dim_units >= 0).any():
+            unique.setdefault(
+                (dim_units.tobytes(), each.multiple), Multiple(dim_units, each.multiple, each.where)
+            )
+    return list(unique.values())
 
 
 def _optional_units(model: nn.Module, layers: dict[str, Units]) -> list[Units]:

@@ -18,7 +18,7 @@ from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Resource", "Term", "Units"]
+__all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Multiple", "Resource", "Term", "Units"]
 
 
 class Resource(Protocol):
@@ -53,6 +53,15 @@ class DenseTrace:
     pinned: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Multiple:
+    """The unit of each index along a dimension that must keep a multiple of ``number`` indices, and what needs it."""
+
+    units: Units
+    number: int
+    where: str
+
+
 @dataclass
 class ChannelGraph:
     """The units of a network, the tensors they are bound to, and their costs. Made by :func:`~lightning_prune.trace`.
@@ -73,6 +82,7 @@ class ChannelGraph:
         types: qualified name of each module -> its class.
         evidence: the trace, with which :func:`~lightning_prune.prune_` proves its cut; None in a graph made by hand.
         optional: for each part of the network that may vanish, the units that are only in that part.
+        multiples: dimensions that must keep a multiple of a number of indices, as grouped products of experts do.
     """
 
     num_units: int
@@ -87,6 +97,7 @@ class ChannelGraph:
     types: dict[str, type] = field(default_factory=dict)
     evidence: DenseTrace | None = None
     optional: list[Units] = field(default_factory=list)
+    multiples: list[Multiple] = field(default_factory=list)
 
     @cached_property
     def prunable(self) -> Units:

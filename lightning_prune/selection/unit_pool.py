@@ -36,7 +36,8 @@ class UnitPool:
         graph: the units and their costs.
         limits: how much of each layer and block may be removed.
         dense: the sizes that limits refer to.
-        multiple: channel counts of layers that are cut stay multiples of this.
+        multiple: channel counts of layers that are cut stay multiples of this. Multiples that operators require
+            (``graph.multiples``) are kept in any case.
 
     Attributes:
         closed: layer or block -> why it loses no more filters.
@@ -59,6 +60,7 @@ class UnitPool:
             zip(filter_kinds, *(cost.kinds for cost in self._costs.values()), strict=True)
         )
         self._remaining = Counter(self._class)
+        self._required = self._required_steps(graph)
         self._layers: dict[int, list[tuple[str, int]]] = {}
         self._bounds: dict[int, list[Bound]] = {}
         self._describe_classes(graph, [filters[kind] for kind in filter_kinds], limits.strict)
@@ -180,16 +182,35 @@ class UnitPool:
             if limit.of in self._limited
         }
 
-    def _step(self, unit_class: int) -> int:
+    def _multiple_step(self, unit_class: int) -> int:
         """Return the number of units of a class of which a multiple must stay, so that its layers keep a multiple."""
         counts = (count for _, count in self._layers[unit_class])
         return math.lcm(*(self._multiple // math.gcd(self._multiple, count) for count in counts))
 
+    def _step(self, unit_class: int) -> int:
+        """Return the distance of the numbers of units of a class that may go."""
+        return math.lcm(self._multiple_step(unit_class), self._required[unit_class])
+
     def _batch_size(self, unit_class: int) -> int:
-        """Return how many units of a class must go at once, so that its layers keep a multiple."""
-        step = self._step(unit_class)
+        """Return how many units of a class must go at once, so that its layers keep a multiple.
+
+        It is more than remain if no number of them would do.
+        """
+        step, required = self._multiple_step(unit_class), self._required[unit_class]
+        remaining = self._remaining[unit_class]
         # The first batch brings the width down to a multiple, each later one to the next multiple.
-        return self._remaining[unit_class] % step or step
+        sizes = range(required, self._step(unit_class) + 1, required)
+        return next((size for size in sizes if (remaining - size) % step == 0), remaining + 1)
+
+    def _required_steps(self, graph: ChannelGraph) -> dict[int, int]:
+        """Return, for each class, of which number a multiple must be removed, so that operators still run."""
+        steps = dict.fromkeys(self._class, 1)
+        for each in graph.multiples:
+            counts = Counter(unit for unit in each.units.tolist() if unit >= 0)
+            for unit_class, count in {self._class[unit]: count for unit, count in counts.items()}.items():
+                step = each.number // math.gcd(each.number, count)
+                steps[unit_class] = math.lcm(steps[unit_class], step)
+        return steps
 
     def _take(self, units: list[int]) -> bool:
         """Remove units of one class; put them back and close the class if that violates a limit."""

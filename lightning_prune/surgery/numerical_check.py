@@ -162,7 +162,15 @@ def _random_operands(
     survivors: Survivors,
 ) -> list[Tensor]:
     dtypes = [tensor.dtype for tensor in operator.call.tensors]
-    return [survivors.random_values(*each) for each in zip(shapes, dtypes, labels, strict=True)]
+    values = [survivors.random_values(*each) for each in zip(shapes, dtypes, labels, strict=True)]
+    if operator.call.op is aten._grouped_mm.default and len(values) > 2:
+        values[2] = _ends_of_groups(len(values[0]), values[2])
+    return values
+
+
+def _ends_of_groups(num_rows: int, ends: Tensor) -> Tensor:
+    """Return ends of groups that have all rows: the operator leaves rows without a group undefined."""
+    return torch.linspace(0, num_rows, len(ends) + 1)[1:].round().to(ends.dtype)
 
 
 def _check_norm(before: TracedOperator, survivors: Survivors) -> str | None:

@@ -105,6 +105,7 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
         reason = graph.pinned.get(int(refused[0]), "no such unit")
         raise SurgeryError(f"unit {refused[0]} must stay: {reason}", refused)
     kept = graph.kept(remove)
+    _check_multiples(graph, kept)
     tensors = named_tensors(model)
     for name, dims in graph.bindings.items():
         if tensors[name].is_meta:
@@ -115,6 +116,16 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
             if not kept[units].any() and not graph.may_empty(units):
                 raise SurgeryError(f"nothing would be left of {name!r}, dimension {dim}", np.unique(units))
     return graph.evidence
+
+
+def _check_multiples(graph: ChannelGraph, kept: NDArray[np.bool_]) -> None:
+    for each in graph.multiples:
+        remaining = int(np.append(kept, True)[each.units].sum())  # indices without a unit (-1) remain
+        if remaining % each.number:
+            raise SurgeryError(
+                f"{remaining} channels would remain at {each.where}, which needs a multiple of {each.number}",
+                np.unique(each.units[each.units >= 0]),
+            )
 
 
 def surviving_indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:

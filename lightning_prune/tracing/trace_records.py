@@ -10,7 +10,7 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.traced_int import PassedSize, TracedInt
 
-__all__ = ["ContractionCost", "Labels", "SizeUse", "TracedOperator", "TracedReshape"]
+__all__ = ["ContractionCost", "Labels", "RequiredMultiple", "SizeUse", "TracedOperator", "TracedReshape"]
 
 #: For each dimension of a tensor, the id arrays along it.
 Labels = tuple[tuple[Ids, ...], ...]
@@ -40,6 +40,15 @@ class TracedReshape:
     passed: tuple[PassedSize, ...]
     shape: torch.Size
     labels: Labels
+    where: str
+
+
+@dataclass(frozen=True)
+class RequiredMultiple:
+    """Ids along a dimension whose size an operator requires to be a multiple of a number."""
+
+    ids: Ids
+    multiple: int
     where: str
 
 

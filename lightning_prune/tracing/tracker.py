@@ -21,6 +21,7 @@ from lightning_prune.tracing.tensor_ids import TensorIds, TensorOrigin
 from lightning_prune.tracing.trace_records import (
     ContractionCost,
     Labels,
+    RequiredMultiple,
     SizeUse,
     TracedOperator,
     TracedReshape,
@@ -50,6 +51,7 @@ class Tracker:
     Attributes:
         size_uses: sizes that must follow the number of channels.
         reshapes: reshapes that are checked when all ties are known.
+        multiples: dimensions whose size must stay a multiple of a number.
         costs: MACs of contractions.
         filters: name of each weight that has filters -> their dimension.
         unsupported: name of each operator without a rule -> modules that call it.
@@ -71,6 +73,7 @@ class Tracker:
     ties: Ties = field(default_factory=Ties)
     size_uses: list[SizeUse] = field(default_factory=list)
     reshapes: list[TracedReshape] = field(default_factory=list)
+    multiples: list[RequiredMultiple] = field(default_factory=list)
     costs: list[ContractionCost] = field(default_factory=list)
     filters: dict[str, int] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
@@ -208,6 +211,11 @@ class Tracker:
             self.register_size(size)
         elif size is not None and size >= 0:
             self.pin(ids, f"its size is written as the number {int(size)} in the code")
+
+    def require_multiple(self, ids: Ids | None, multiple: int) -> None:
+        """Require that the number of ``ids`` that remain is a multiple of a number; do nothing for None."""
+        if ids is not None and multiple > 1:
+            self.multiples.append(RequiredMultiple(ids, multiple, self.where))
 
     def require_size_of_all(self, size: PassedSize, arrays: Sequence[Ids]) -> None:
         """Note that a size, required of each of several id arrays along one dimension, is that of all together."""

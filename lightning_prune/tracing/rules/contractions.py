@@ -180,11 +180,19 @@ def grouped_product(call: OperatorCall, tracker: Tracker) -> None:
         tracker.pin_all(call.tensors, "meets a grouped product of another form than tokens times experts")
         return
     tracker.tie(tracker.along(left, 1), tracker.along(right, 1), FIXED_INPUT)
+    _require_aligned_rows(left, 1, tracker)
+    _require_aligned_rows(right, 2 if right.stride(2) == 1 else 1, tracker)
     tracker.label(call.out, [tracker.labels(left)[0], tracker.labels(right)[2]])
     out = tracker.along(right, 2)
     factors = [tracker.along(left, 0), tracker.along(left, 1), out]
     fixed = prod(n for n, ids in zip((*left.shape, right.shape[2]), factors, strict=True) if ids is None)
     tracker.cost(tracker.register_filters(out) or call.module, fixed, *factors)
+
+
+def _require_aligned_rows(matrix: Tensor, dim: int, tracker: Tracker) -> None:
+    """Require that the rows of a matrix, along ``dim``, begin at multiples of 16 bytes, in 16-bit types as well."""
+    size, aligned = matrix.shape[dim], 16 // matrix.element_size()
+    tracker.require_multiple(tracker.along(matrix, dim), aligned if size % 8 else max(aligned, 8))
 
 
 def _tie_addend(addend: Tensor, out: Tensor, tracker: Tracker) -> None:
