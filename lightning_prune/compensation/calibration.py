@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_prune.compensation.im2col import image_axis
 from lightning_prune.tracing.calls import tensors_in
-from lightning_prune.utils.example_inputs import Example, batched_tensors, inputs_of, on_device
+from lightning_prune.utils.example_inputs import (
+    Example,
+    batched_tensors,
+    inputs_of,
+    is_image_list,
+    joined_image_lists,
+    num_samples,
+    on_device,
+)
 from lightning_prune.utils.modules import training_modes
 from lightning_prune.utils.seeding import seeded
 
@@ -106,7 +114,7 @@ def calibration(model: nn.Module, batches: Sequence[Any], settings: Compensation
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example = on_device(_joined(inputs), device)
     tensors = batched_tensors(example)
-    number = len(tensors[0]) if tensors else 0
+    number = num_samples(example)
     if number < 2:
         raise CompensationError(f"repairing a cut needs at least two images, got {number}")
     if not all(tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()):
@@ -116,7 +124,12 @@ def calibration(model: nn.Module, batches: Sequence[Any], settings: Compensation
 
 
 def _joined(examples: Sequence[Example]) -> Example:
-    """Concatenate the tensors of several examples along their first dimension."""
+    """Concatenate the tensors of several examples along their first dimension, or their lists of images."""
+    if is_image_list(examples[0]):
+        try:
+            return joined_image_lists(examples)
+        except ValueError as error:
+            raise CompensationError(f"the batches for repairing a cut differ: {error}") from error
     flat = [tree_flatten(example) for example in examples]
     leaves = [
         torch.cat(values) if isinstance(values[0], Tensor) and values[0].dim() else values[0]

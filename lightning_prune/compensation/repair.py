@@ -18,6 +18,7 @@ from lightning_prune.compensation.calibration import (
     undisturbed,
 )
 from lightning_prune.compensation.calls import observed_calls
+from lightning_prune.compensation.judges import judged_change
 from lightning_prune.compensation.layer_repair import LayerRepairer
 from lightning_prune.compensation.layers import Layer, find_layers
 from lightning_prune.compensation.report import CompensationReport
@@ -166,6 +167,12 @@ def _run(
 
 
 def _change(model: nn.Module, targets: Targets, images: Calibration) -> float:
-    """Return the distance of the outputs from the dense ones; NaN if they cannot be compared."""
+    """Return the distance of the outputs from the dense ones; NaN if they cannot be compared.
+
+    If the size of an output depends on values, as the boxes of a detector do, the last layers before that are
+    compared in place of the outputs.
+    """
+    if targets.judges:
+        return judged_change(model, targets, images)
     with undisturbed(model):
         return output_change(targets.outputs, outputs_of(model, images), images)

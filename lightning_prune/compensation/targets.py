@@ -33,6 +33,7 @@ from lightning_prune.compensation.im2col import (
 )
 from lightning_prune.compensation.layers import Kept, Layer, find_layers, kept_filters, num_kept_inputs
 from lightning_prune.compensation.sums import Summand, SumWatch
+from lightning_prune.compensation.value_watch import CallKey, ValueWatch
 from lightning_prune.utils.batch_norm import scale_and_shift, tracked_norms
 from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.seeding import derive_seed
@@ -104,8 +105,9 @@ class Targets:
         settings: with which it was called.
         num_images: number of images.
         calls: layer -> one entry for each of its calls.
-        outputs: of the dense network.
+        outputs: of the dense network, without those whose size depends on values.
         left_alone: layer -> why it is not repaired.
+        judges: calls of layers that judge the repair in place of the outputs, where sizes of these depend on values.
     """
 
     settings: CompensationSettings
@@ -113,6 +115,7 @@ class Targets:
     calls: dict[str, list[CallTargets]] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     left_alone: dict[str, str] = field(default_factory=dict)
+    judges: list[CallKey] = field(default_factory=list)
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -151,15 +154,16 @@ def _collect(targets: Targets, model: nn.Module, kept: Kept, batches: Sequence[A
     collector = _Collector(targets, kept, images)
     with (
         undisturbed(model),
+        collector.values,
         _observed_norms(model, collector),
         collector.sums.watching(model),
         collector.activations.watching(model),
         observed_calls(model, layers, collector.observe),
     ):
-        targets.outputs = outputs_of(model, images)
-    if not all(output.isfinite().all() for output in targets.outputs):
+        outputs = outputs_of(model, images)
+    if not all(output.isfinite().all() for output in outputs):
         raise CompensationError("the network's outputs on the images for repairing a cut are not finite")
-    collector.finish(layers)
+    collector.finish(layers, outputs)
 
 
 #: Layer, number of its call, and whether the inputs of the call are unchanged.
@@ -175,6 +179,7 @@ class _Collector:
         self.sources: dict[str, list[tuple[Layer, int] | None]] = {}  # of each norm's calls
         self.sums: SumWatch[_Pending] = SumWatch(self._keep_sum)
         self.activations: ActivationWatch[tuple[Layer, int]] = ActivationWatch()
+        self.values = ValueWatch()
 
     def observe(self, call: LayerCall) -> bool:
         """Keep sampled rows of one call."""
@@ -199,6 +204,8 @@ class _Collector:
     def _keep(self, call: LayerCall) -> str | None:
         """Keep rows of a call, or say why that is impossible."""
         layer, output = call.layer, call.output
+        if self.values.has_value_size(output):
+            return "the number of its inputs depends on values"
         shape = position_shape(layer, output)
         axis = image_axis(shape, self.images.num_images) if shape else None
         if shape is None or axis is None:
@@ -218,6 +225,7 @@ class _Collector:
             self.sums.expect(output, (layer, len(calls), call.watch_inputs()))
         if self.targets.settings.activations:
             self.activations.expect(output, (layer, len(calls)))
+        self.values.on_layer(output, (layer.name, len(calls)))
         calls.append(CallTargets(shape, fit, held))
         return None
 
@@ -243,8 +251,9 @@ class _Collector:
         sources = [(layer, call) for layer, call, output in self.last if args and output() is args[0]]
         self.sources.setdefault(name, []).append(sources[-1] if sources else None)
 
-    def finish(self, layers: Sequence[Layer]) -> None:
+    def finish(self, layers: Sequence[Layer], outputs: Sequence[Tensor]) -> None:
         """Drop what cannot be used, set the norms, and share the positions among the calls of a weight."""
+        self.targets.outputs = [output for output in outputs if not self.values.has_value_size(output)]
         calls, left_alone = self.targets.calls, self.targets.left_alone
         unusable = {layer.key for layer in layers if layer.name in left_alone}
         self._set_norms()
@@ -258,6 +267,8 @@ class _Collector:
                 left_alone[layer.name] = "it did not run"
             elif number[layer.key] > 1:
                 calls[layer.name] = _shared(calls[layer.name], number[layer.key])
+        if len(self.targets.outputs) < len(outputs):
+            self.targets.judges = [key for key in self.values.last_comparable if key[0] in calls]
 
     def _set_norms(self) -> None:
         """Name the norm behind each call, if all that it ever reads is this weight's."""

@@ -15,7 +15,7 @@ from lightning_prune.compensation.targets import Targets, collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_repair import compensation_settings, num_images
 from lightning_prune.surgery.prune import surviving_indices
-from lightning_prune.utils.example_inputs import Example, batched_tensors, inputs_of
+from lightning_prune.utils.example_inputs import Example, inputs_of, num_samples
 from lightning_prune.utils.hashing import batch_digest
 
 __all__ = ["RoundRepair", "SearchRepair"]
@@ -61,11 +61,10 @@ class SearchRepair:
         settings = SETTINGS if compensate is True else settings
         number, chosen = num_images(model, example, settings), list[Any]()
         for batch in batches:
-            if number <= 0:
-                break
-            if tensors := batched_tensors(inputs_of(batch, model.forward)):
+            size = num_samples(inputs_of(batch, model.forward))
+            if size and number > 0:
                 chosen.append(batch)
-                number -= len(tensors[0])
+                number -= size
         return cls(chosen, settings)
 
     def description(self) -> list[Any]:

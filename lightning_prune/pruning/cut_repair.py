@@ -23,7 +23,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import prune_, surviving_indices
 from lightning_prune.tracing.ids import Units
-from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.example_inputs import Example, is_image_list
 
 __all__ = ["CutRepair", "compensation_settings", "num_images"]
 
@@ -54,7 +54,7 @@ def num_images(model: nn.Module, example: Example, settings: CompensationSetting
     """Return the number of images for the repair of ``model``: that of the settings, else by its outputs.
 
     The last layer is fitted to as many rows as the images have output positions: 32 images are enough for dense
-    prediction, 256 are taken for classification.
+    prediction and detection, 256 are taken for classification.
 
     Raises:
         CompensationError: the model cannot run on ``example``.
@@ -69,6 +69,8 @@ def num_images(model: nn.Module, example: Example, settings: CompensationSetting
     """
     if settings.images is not None:
         return settings.images
+    if is_image_list(example):  # the number of boxes says nothing about the positions of the layers
+        return FEWEST_IMAGES
     positions = [math.prod(output.shape[2:]) for output in outputs_of_example(model, example)]
     return max(FEWEST_IMAGES, math.ceil(FEWEST_ROWS / max(1, min(positions, default=1))))
 

@@ -10,15 +10,21 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_prune.compensation.calibration import CompensationError
 from lightning_prune.trainer.batches import train_batches
 from lightning_prune.trainer.lightning_internals import second_training_loader, set_sampler_epoch
 from lightning_prune.trainer.resume import generators_of
-from lightning_prune.utils.example_inputs import batched_tensors, inputs_of
+from lightning_prune.utils.example_inputs import (
+    Example,
+    batched_tensors,
+    first_images,
+    inputs_of,
+    is_image_list,
+    num_samples,
+)
 from lightning_prune.utils.seeding import random_state, seeded, set_random_state
 
 __all__ = ["calibration_batches"]
@@ -52,22 +58,23 @@ def _first_batches(batches: Iterable[Any], target: nn.Module, number: int) -> li
     chosen: list[Any] = []
     shapes: list[torch.Size] = []
     for batch in batches:
-        tensors = batched_tensors(inputs_of(batch, target.forward))
-        shapes = shapes or [tensor.shape[1:] for tensor in tensors]
-        if not tensors or shapes != [tensor.shape[1:] for tensor in tensors]:
+        example = inputs_of(batch, target.forward)
+        size, batch_shapes = num_samples(example), _shapes(example)
+        shapes = shapes or batch_shapes
+        if not size or shapes != batch_shapes:
             continue
-        chosen.append(_first_images(batch, len(tensors[0]), number))
-        number -= len(tensors[0])
+        chosen.append(first_images(batch, size, number))
+        number -= size
         if number <= 0:
             break
     return chosen
 
 
-def _first_images(batch: Any, size: int, number: int) -> Any:
-    """Return a batch of ``size`` images with only the first ``number`` of them."""
-    return tree_map_only(
-        Tensor, lambda x: x[:number].clone() if x.dim() and len(x) == size > number else x, batch
-    )
+def _shapes(example: Example | None) -> list[torch.Size]:
+    """Return the shape of one image of each tensor; none for lists of images, which may differ in size."""
+    if example is None or is_image_list(example):
+        return []
+    return [tensor.shape[1:] for tensor in batched_tensors(example)]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ __all__ = [
     "as_example",
     "batched_tensors",
     "example_of_shapes",
+    "first_images",
     "inputs_of",
+    "is_image_list",
+    "joined_image_lists",
+    "num_samples",
     "on_device",
     "one_sample",
     "shapes_of",
@@ -82,6 +87,48 @@ def _are_images(images: Any) -> bool:
         and bool(images)
         and all(isinstance(image, Tensor) and image.dim() == 3 and image.shape[0] <= 4 for image in images)
     )
+
+
+def is_image_list(example: Example) -> bool:
+    """Return whether the first input is a list of images, as detectors take them, and not a tensor."""
+    return bool(example[0]) and _are_images(example[0][0])
+
+
+def num_samples(example: Example | None) -> int:
+    """Return the number of images of an example: the length of a list, or of the first tensor; 0 without any.
+
+    Example:
+        >>> image = torch.zeros(3, 8, 8)
+        >>> num_samples((([image, image], [{}, {}]), {})), num_samples(((torch.zeros(5, 3),), {})), num_samples(None)
+        (2, 5, 0)
+    """
+    if example is None:
+        return 0
+    if is_image_list(example):
+        return len(example[0][0])
+    return next((len(x) for x in batched_tensors(example)), 0)
+
+
+def first_images(batch: Any, size: int, number: int) -> Any:
+    """Return a copy of a batch of ``size`` images with only the first ``number`` of them."""
+    if isinstance(batch, (list, tuple)) and _is_detection(batch):
+        lists = [list(part[:number]) if isinstance(part, (list, tuple)) else part for part in batch]
+        return tree_map_only(Tensor, Tensor.clone, tuple(lists))
+    return tree_map_only(
+        Tensor, lambda x: x[:number].clone() if x.dim() and len(x) == size > number else x, batch
+    )
+
+
+def joined_image_lists(examples: Sequence[Example]) -> Example:
+    """Return one example of all images, and targets, of several examples that are lists of them.
+
+    Raises:
+        ValueError: an example has no list of images, or fewer lists than another.
+    """
+    if not all(map(is_image_list, examples)):
+        raise ValueError("some are lists of images, others are not")
+    lists = zip(*(args for args, _ in examples), strict=True)
+    return tuple(list(chain(*parts)) for parts in lists), examples[0][1]
 
 
 def _num_required(forward: Callable[..., Any]) -> int:

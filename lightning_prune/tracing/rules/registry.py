@@ -16,6 +16,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import mark_sized_numbers, pass_constants_on
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
+from lightning_prune.tracing.value_sizes import is_read_as_number, size_depends_on_values
 
 __all__ = ["RULES", "Rule", "apply_rule", "rule", "rule_by_name", "same_labels"]
 
@@ -23,8 +24,6 @@ Rule = Callable[[OperatorCall, Tracker], None]
 RULES: dict[OpOverload, Rule] = {}
 #: Rules of operators of libraries that may not be imported yet, by name without overload.
 RULES_BY_NAME: dict[str, Rule] = {}
-#: Operators that lack the tag.
-_VALUE_OPERATORS = ("torchvision::nms", "aten::_local_scalar_dense")
 WITHOUT_RULE = "passes through an operator without a rule"
 
 
@@ -132,18 +131,13 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     shapes = [tensor.shape for tensor in call.tensors]
     labels = [*argument_labels, *result_labels]
     tracker.operators.append(TracedOperator(call, labels, shapes, mixed, tracker.met_values))
-    tracker.met_values |= depends_on_values(call.op)
+    tracker.met_values |= depends_on_values(call)
     tracker.call = None
 
 
-def depends_on_values(op: OpOverload) -> bool:
+def depends_on_values(call: OperatorCall) -> bool:
     """Return whether the size of the result, or the Python number that it is, depends on the values of operands."""
-    tags = op.tags
-    return (
-        torch.Tag.dynamic_output_shape in tags
-        or torch.Tag.data_dependent_output in tags
-        or op._schema.name in _VALUE_OPERATORS
-    )
+    return is_read_as_number(call.op) or size_depends_on_values(call.op, call.args, call.kwargs)
 
 
 def _apply(call: OperatorCall, tracker: Tracker) -> None:
