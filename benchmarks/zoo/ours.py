@@ -25,7 +25,23 @@ from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.select import select
 from lightning_prune.testing import error, randomise_, with_dead_filters, with_zeroed_consumers
 
-__all__ = ["TOLERANCE", "Seconds", "awake_", "lowest", "measure", "random_half", "verdict", "warm_up"]
+__all__ = [
+    "HALF",
+    "NO_LIMITS",
+    "TOLERANCE",
+    "VISIBLE",
+    "Seconds",
+    "Units",
+    "awake_",
+    "describe_failure",
+    "lowest",
+    "measure",
+    "random_half",
+    "units_of",
+    "verdict",
+    "warm_up",
+    "with_one_left",
+]
 
 Units = NDArray[np.int64]
 ATTEMPTS = 6  # the first and five more
@@ -71,7 +87,7 @@ def measure(network: Network) -> dict[str, Any]:
         graph, remove = run_engine(model, example, row)
         row |= compare_with_oracles(dense, model, graph, remove, torch.randn(2, *example.shape[1:]))
     except Exception as failure:
-        return {**row, **_failure(failure)}
+        return {**row, **describe_failure(failure)}
     return {**row, "status": "proven"}
 
 
@@ -104,7 +120,7 @@ def run_engine(model: nn.Module, example: Tensor, row: dict[str, Any]) -> tuple[
     with peak_memory() as peak, _proof_timed(seconds):
         with seconds.of("trace"):
             graph = trace(model, example)
-        row |= {**_units(graph), **_costs(graph, model, seconds)}
+        row |= {**units_of(graph), **_costs(graph, model, seconds)}
         try:
             remove = cut_with_retries(model, graph, refusals, seconds)
         finally:
@@ -124,7 +140,8 @@ def _costs(graph: ChannelGraph, model: nn.Module, seconds: Seconds) -> dict[str,
     return {"share": plan.costs["macs"].after / macs, "lowest": graph.cost("macs", lowest(graph)) / macs}
 
 
-def _units(graph: ChannelGraph) -> dict[str, Any]:
+def units_of(graph: ChannelGraph) -> dict[str, Any]:
+    """Return numbers of units, and why some are pinned, as a part of a row."""
     filters = np.unique(np.concatenate(list(graph.layers.values()) or [np.empty(0, np.int64)]))
     free = graph.prunable[~np.isin(graph.prunable, graph.statistics_units)]
     reasons: dict[str, int] = {}
@@ -261,7 +278,8 @@ def _errors(
     }
 
 
-def _failure(failure: Exception) -> dict[str, Any]:
+def describe_failure(failure: Exception) -> dict[str, Any]:
+    """Return the status, the reason and the place of a failure as a part of a row."""
     refused = isinstance(failure, SurgeryError | surgery.ProofError) or type(failure).__name__ == "TraceError"
     reason = str(failure) if refused else f"{type(failure).__name__}: {failure}"
     return {

@@ -8,14 +8,16 @@ import resource
 import threading
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.common.memory import cpu_seconds, private_megabytes, resident
 
-__all__ = ["TOOLS", "Limit", "context", "run"]
+__all__ = ["STRANGERS", "TOOLS", "Limit", "context", "run"]
 
 TOOLS = ("ours", "torch-pruning")
+STRANGERS = "strangers"  # ours on the networks of the second zoo
 PRELOAD = [
     "benchmarks.zoo.ours",
     "benchmarks.zoo.peer",
@@ -36,10 +38,10 @@ class Limit:
         self.seconds, self.megabytes = seconds, megabytes
 
 
-def context() -> Any:
+def context(preload: Sequence[str] = PRELOAD) -> Any:
     """Return a context whose processes fork from a server that has imported everything and has run no model."""
     forkserver = mp.get_context("forkserver")
-    forkserver.set_forkserver_preload(PRELOAD)
+    forkserver.set_forkserver_preload(list(preload))
     return forkserver
 
 
@@ -79,18 +81,27 @@ def _work(tool: str, name: str, pipe: Connection, limit: Limit, parent: int) -> 
     # Late imports: only the server and its children need these modules, which take seconds to load.
     import torch
 
-    from benchmarks.zoo import ours, peer
-    from benchmarks.zoo.networks import catalogue
-
     torch.set_num_threads(1)
     _silence()
     _enforce(limit, parent)
-    measure = ours.measure if tool == TOOLS[0] else peer.measure
+    measure, networks = _measured_by(tool)
     try:
-        result = measure({network.name: network for network in catalogue()}[name])
+        result = measure({network.name: network for network in networks}[name])
     except Exception as error:  # the network cannot even be built or run
         result = {"status": "unusable", "reason": f"{type(error).__name__}: {error}"[:300]}
     pipe.send(result)
+
+
+def _measured_by(tool: str) -> tuple[Callable[[Any], dict[str, Any]], Sequence[Any]]:
+    """Return the function that measures a network with a tool, and the networks that it is for."""
+    if tool == STRANGERS:
+        from benchmarks.zoo.strangers import catalogue as more
+        from benchmarks.zoo.strangers import cut
+
+        return cut.measure, more.catalogue()
+    from benchmarks.zoo import networks, ours, peer
+
+    return ours.measure if tool == TOOLS[0] else peer.measure, networks.catalogue()
 
 
 def _enforce(limit: Limit, parent: int) -> None:

@@ -1,0 +1,1 @@
+"""The networks of the second zoo, one module per field; see :mod:`benchmarks.zoo.more`."""

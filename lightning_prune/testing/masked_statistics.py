@@ -1,0 +1,193 @@
+"""The oracle of norms across channels: the dense network, whose statistics leave the removed channels out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_prune.graph.channel_graph import ChannelGraph
+
+__all__ = ["with_masked_statistics"]
+
+aten = torch.ops.aten
+Result = Tensor | tuple[Tensor, ...]
+
+
+def with_masked_statistics(model: nn.Module, graph: ChannelGraph, remove: Iterable[int]) -> nn.Module:
+    """Return the dense network with zeros for the removed units, whose statistics across channels leave these out.
+
+    All parameters and buffers of the removed units are zero, of filters as well as of the weights that read them.
+    Whatever takes statistics over a dimension in which whole channels are zero (layer, group and RMS norm, mean,
+    variance, maximum, softmax) takes them over the other channels only. So this oracle holds for
+    ``graph.statistics_units`` too, if removed channels are zero where statistics are taken (no activation with
+    f(0) != 0 comes before), and if no kept channel is zero everywhere.
+
+    Args:
+        model: the dense network, before :func:`~lightning_prune.prune_`, or a copy of it.
+        graph: of the dense network.
+        remove: numbers of the units to remove.
+
+    Returns:
+        A network to be called as the dense one, without gradients.
+
+    Example:
+        >>> import lightning_prune as lp
+        >>> from lightning_prune.testing import error
+        >>> dense = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2)).double()
+        >>> pruned, x = copy.deepcopy(dense), torch.randn(4, 3).double()
+        >>> graph = lp.trace(pruned, x)
+        >>> record = lp.prune_(pruned, graph, remove=[0, 5])
+        >>> error(with_masked_statistics(dense, graph, [0, 5]), pruned, x) < 1e-12
+        True
+    """
+    twin = copy.deepcopy(model)
+    tensors, kept = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}, graph.kept(remove)
+    for name, dims in graph.bindings.items():
+        for dim, units in dims.items() if name in tensors and tensors[name].is_floating_point() else ():
+            tensors[name].data.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[units])), 0)
+    return _MaskedStatistics(twin)
+
+
+class _MaskedStatistics(nn.Module):
+    """Run a network in eval mode, with statistics over those channels that are not zero."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the outputs of the network."""
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # has its layer norms inside one operator
+        try:
+            with torch.no_grad(), _StatisticsMode():
+                return self.network(*inputs, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class _StatisticsMode(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        rule = RULES.get(func)
+        return rule(func, *args, **(kwargs or {})) if rule else func(*args, **(kwargs or {}))
+
+
+def _present(x: Tensor, dims: Iterable[int]) -> Tensor:
+    """Return a mask that broadcasts to ``x``: False where ``x`` is zero along all other dimensions than one of these.
+
+    All True if nothing else is left, or if ``x`` is zero in one dimension only.
+    """
+    mask = torch.ones((1,) * x.dim(), dtype=torch.bool)
+    for dim in dims:
+        others = [d for d in range(x.dim()) if d != dim % x.dim()]
+        nonzero = (x != 0).any(dim=others, keepdim=True) if others else x != 0
+        mask = mask & (nonzero if nonzero.any() else torch.ones_like(nonzero))
+    return mask
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    chosen = (
+        list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    )
+    return [d % max(x.dim(), 1) for d in chosen]
+
+
+def _moments(x: Tensor, dims: list[int], mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance over ``dims`` of the elements in the mask, with these dimensions."""
+    mask = mask.expand(x.shape).to(x.dtype)
+    number = mask.sum(dims, keepdim=True).clamp_min(1)
+    mean = (x * mask).sum(dims, keepdim=True) / number
+    return mean, ((x - mean) ** 2 * mask).sum(dims, keepdim=True) / number
+
+
+def _normalised(x: Tensor, dims: list[int], mask: Tensor, eps: float) -> Tensor:
+    mean, variance = _moments(x, dims, mask)
+    return (x - mean) * (variance + eps).rsqrt() * mask
+
+
+def _layer_norm(
+    func: Any, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Result:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mask = _present(x, dims) if weight is None else weight != 0
+    out = _normalised(x, dims, mask, eps)
+    out = out if weight is None else out * weight
+    return (out if bias is None else out + bias), x.new_zeros(1), x.new_zeros(1)
+
+
+def _group_norm(
+    func: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    c: int,
+    size: int,
+    groups: int,
+    eps: float,
+) -> Result:
+    mask = _present(x, [1]) if weight is None else (weight != 0).view(1, c, *[1] * (x.dim() - 2))
+    parts, shape = x.reshape(n, groups, -1), (1, c, *[1] * (x.dim() - 2))
+    out = _normalised(parts, [2], mask.expand(x.shape).reshape(n, groups, -1), eps).reshape(x.shape)
+    out = out if weight is None else out * weight.view(shape)
+    return (out if bias is None else out + bias.view(shape)), x.new_zeros(1), x.new_zeros(1)
+
+
+def _rms_norm(func: Any, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Result:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mask = _present(x, dims) if weight is None else weight != 0
+    square = _moments(x * mask, dims, mask)
+    scale = (square[1] + square[0] ** 2 + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    return x * scale * (1 if weight is None else weight), scale
+
+
+def _mean(func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    mean = _moments(x, dims, _present(x, dims))[0]
+    return mean if keepdim else _squeezed(mean, dims)
+
+
+def _squeezed(x: Tensor, dims: list[int]) -> Tensor:
+    return x.reshape([size for d, size in enumerate(x.shape) if d not in dims])
+
+
+def _variance(func: Any, x: Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Result:
+    dims = _dims(x, dim)
+    mask = _present(x, dims)
+    mean, variance = _moments(x, dims, mask)
+    number = mask.expand(x.shape).sum(dims, keepdim=True)
+    variance = variance * number / (number - (1 if correction is None else correction))
+    mean, variance = (t if keepdim else _squeezed(t, dims) for t in (mean, variance))
+    name = func._opname
+    return (variance if name == "var" else variance.sqrt()) if "mean" not in name else (variance, mean)
+
+
+def _without_zeros(func: Any, x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a maximum or softmax with minus infinity in place of the channels that are zero."""
+    mask = _present(x, _dims(x, dim))
+    return func(x if bool(mask.all()) else x.masked_fill(~mask, -torch.inf), dim, *args, **kwargs)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten._fused_rms_norm.default: _rms_norm,
+    aten.mean.dim: _mean,
+    aten.mean.default: _mean,
+    aten.var.correction: _variance,
+    aten.std.correction: _variance,
+    aten.var_mean.correction: _variance,
+    aten._softmax.default: _without_zeros,
+    aten._log_softmax.default: _without_zeros,
+    aten.amax.default: _without_zeros,
+    aten.max.dim: _without_zeros,
+}
