@@ -20,7 +20,8 @@ SIZE_ATTRIBUTES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.GroupNorm: {"num_channels": ("weight", 0)},
     nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
     nn.MultiheadAttention: dict.fromkeys(("embed_dim", "kdim", "vdim"), ("in_proj_weight", 1)),
-    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
 }
 
@@ -34,6 +35,8 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
     """
     kind = next((kind for kind in reversed(SIZE_ATTRIBUTES) if isinstance(module, kind)), None)
     for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
+        if attribute == "hidden_size" and getattr(module, "proj_size", 0):
+            continue  # the width of the projection stands there; that of the states never changes
         tensor = _stored_tensor(module, name)
         tensor = _stored_tensor(module, "running_mean") if tensor is None else tensor  # norms without weight
         if tensor is not None:

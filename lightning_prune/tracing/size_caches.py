@@ -3,7 +3,8 @@
 A function under ``functools.lru_cache`` returns for equal arguments what it returned before. A traced int equals the
 plain int of an earlier forward, of another module or of another trace: what such a function returns would then be a
 constant, or a size of another module. For the time of a trace these functions are called without their caches
-wherever an argument carries traced sizes. (einops reshapes by such functions.)
+wherever an argument carries traced sizes. (einops reshapes by such functions.) The same holds for those that return
+tensors, which have no values in a trace, and would not be made a second time in the trace of the smaller network.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from dataclasses import dataclass
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,54 +27,100 @@ __all__ = ["caches_bypassed"]
 _CachedFunction = type(functools.lru_cache(lambda: None))
 #: Libraries whose caches never see sizes of a network; scanning them would take longer than a trace.
 _SCANNED_NEVER = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "lightning", "pytest", "_pytest"}
+_METHODS = (staticmethod, classmethod)
 #: name of a Python module -> number of its attributes when it was scanned, and what was found
-_SCANNED: dict[str, tuple[int, list[tuple[Any, str, Any]]]] = {}
+_SCANNED: dict[str, tuple[int, list[_Place]]] = {}
 
 
-@contextlib.contextmanager
-def caches_bypassed(model: nn.Module) -> Iterator[None]:
-    """Call cached functions without their caches, within the block, if their arguments carry traced sizes."""
-    owners = [*_cached_in_libraries(), *_cached_in_attributes(model)]
-    for owner, name, function in owners:
-        _set(owner, name, _bypass(function))
-    try:
-        yield
-    finally:
-        for owner, name, function in owners:
-            _set(owner, name, function)
+@dataclass(frozen=True)
+class _Place:
+    """Where a cached function is kept: an attribute of a module or class, or a variable that a decorator closed over.
+
+    Attributes:
+        owner: a module, class, or cell of a closure.
+        name: of the attribute; "" in a cell.
+        value: what is kept there: the function, or a static or class method of it.
+        function: the cached function.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+    function: Any
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the function is still there; a name may have been bound anew since it was found."""
+        return _read(self.owner, self.name) is self.value
+
+    def put(self, function: Any) -> None:
+        """Keep another function there, as the same kind of method."""
+        wrap = type(self.value) if isinstance(self.value, _METHODS) else None
+        _write(self.owner, self.name, function if wrap is None else wrap(function))
+
+    def restore(self) -> None:
+        """Keep again what was there."""
+        _write(self.owner, self.name, self.value)
 
 
-def _set(owner: Any, name: str, value: Any) -> None:
-    if isinstance(owner, type):
+def _read(owner: Any, name: str) -> Any:
+    if isinstance(owner, CellType):
+        try:
+            return owner.cell_contents
+        except ValueError:  # an empty cell
+            return None
+    return vars(owner).get(name)
+
+
+def _write(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, CellType):
+        owner.cell_contents = value
+    elif isinstance(owner, type):
         setattr(owner, name, value)
     else:
         vars(owner)[name] = value
 
 
+@contextlib.contextmanager
+def caches_bypassed(model: nn.Module) -> Iterator[None]:
+    """Call cached functions without their caches, within the block, if sizes or tensors go in or come out."""
+    places = [*_cached_in_libraries(), *_cached_in_attributes(model)]
+    for place in places:
+        place.put(_bypass(place.function))
+    try:
+        yield
+    finally:
+        for place in places:
+            place.restore()
+
+
 def _bypass(function: Any) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        carries_sizes = any(
-            isinstance(leaf, (TracedInt, Tensor, nn.Module)) for leaf in tree_leaves((args, kwargs))
-        )
-        return (function.__wrapped__ if carries_sizes else function)(*args, **kwargs)
+        if any(isinstance(leaf, (TracedInt, Tensor, nn.Module)) for leaf in tree_leaves((args, kwargs))):
+            return function.__wrapped__(*args, **kwargs)
+        misses = function.cache_info().misses
+        result = function(*args, **kwargs)
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            return result
+        if function.cache_info().misses == misses:  # of an earlier forward: each trace shows how it is made
+            return function.__wrapped__(*args, **kwargs)
+        function.cache_clear()  # tensors of a trace have no values
+        return result
 
     for name in ("cache_info", "cache_clear", "cache_parameters"):
         setattr(call, name, getattr(function, name))
     return call
 
 
-def _cached_in_attributes(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    return [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, _CachedFunction)
-    ]
+def _cached_in_attributes(model: nn.Module) -> Iterator[_Place]:
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            yield from _cached_at(module, name, value)
 
 
-def _cached_in_libraries() -> Iterator[tuple[Any, str, Any]]:
-    """Yield namespace, name and function of every cached function of the loaded modules, and of their classes."""
+def _cached_in_libraries() -> Iterator[_Place]:
+    """Yield the place of every cached function of the loaded modules, and of their classes."""
     for name, module in list(sys.modules.items()):
         if not isinstance(module, ModuleType) or name.partition(".")[0] in _SCANNED_NEVER:
             continue
@@ -80,15 +128,25 @@ def _cached_in_libraries() -> Iterator[tuple[Any, str, Any]]:
         if count != len(vars(module)):
             found = list(_cached_in(module, name))
             _SCANNED[name] = len(vars(module)), found
-        # A name may have been bound anew since then.
-        yield from (entry for entry in found if vars(entry[0]).get(entry[1]) is entry[2])
+        yield from (place for place in found if place.is_current)
 
 
-def _cached_in(module: ModuleType, name: str) -> Iterator[tuple[Any, str, Any]]:
+def _cached_in(module: ModuleType, name: str) -> Iterator[_Place]:
     for attribute, value in list(vars(module).items()):
-        if isinstance(value, _CachedFunction):
-            yield module, attribute, value
-        elif isinstance(value, type) and value.__module__ == name:
+        if isinstance(value, type) and value.__module__ == name:
             for method, function in list(vars(value).items()):
-                if isinstance(function, _CachedFunction):
-                    yield value, method, function
+                yield from _cached_at(value, method, function)
+        else:
+            yield from _cached_at(module, attribute, value)
+
+
+def _cached_at(owner: Any, name: str, value: Any) -> Iterator[_Place]:
+    """Yield the cached function that an attribute is, or that its decorator calls."""
+    function = value.__func__ if isinstance(value, _METHODS) else value
+    if isinstance(function, _CachedFunction):
+        yield _Place(owner, name, value, function)
+    elif isinstance(function, FunctionType):
+        for cell in function.__closure__ or ():
+            content = _read(cell, "")
+            if isinstance(content, _CachedFunction):
+                yield _Place(cell, "", content, content)

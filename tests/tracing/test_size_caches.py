@@ -126,3 +126,58 @@ def test_cached_helper_is_called_without_its_cache_and_keeps_no_traced_size():
     prune_(net, graphs[0], graphs[0].layers["conv.weight"][:2])
     assert net(x).shape == (1, 2)
     assert net.out.in_features == 16
+
+
+def _cached_by_a_decorator(function):
+    """Cache a function inside of another one, as Transformers does."""
+    cached = functools.lru_cache(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        return cached(*args)
+
+    return call
+
+
+class Biased(nn.Module):
+    """Add a table's entries at positions that a cached function computes from plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table, self.out = nn.Linear(3, 8), nn.Parameter(torch.randn(5, 8)), nn.Linear(8, 2)
+
+    @staticmethod
+    @_cached_by_a_decorator
+    def inside(n):
+        return torch.arange(n).flip(0)
+
+    @staticmethod
+    @functools.lru_cache
+    def static(n):
+        return torch.arange(n).flip(0)
+
+    @classmethod
+    @functools.lru_cache
+    def of_class(cls, n):
+        return torch.arange(n).flip(0)
+
+    def forward(self, x):
+        return self.out(
+            self.first(x) + sum(self.table[f(5)] for f in (self.inside, self.static, self.of_class))
+        )
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "after a forward"])
+def test_tensors_of_a_trace_do_not_stay_in_caches_and_are_made_in_every_trace(before):
+    for function in (Biased.inside.__closure__[0].cell_contents, Biased.static, Biased.of_class):
+        function.cache_clear()
+    net, x = Biased(), torch.randn(1, 5, 3)
+    if before:
+        net(x)
+    graph = trace(net, x)
+    units = graph.layers["first.weight"][[1, 4]]
+    dense = with_zeroed_consumers(copy.deepcopy(net), graph, units)
+    prune_(net, graph, units)
+    assert net.first.out_features == 6
+    torch.testing.assert_close(net(x), dense(x))
+    assert Biased.static.cache_info().hits + Biased.static.cache_info().misses > 0  # the cache is back

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.arguments import labels_from_sizes, passed_sizes
+from lightning_prune.tracing.rules.decisions import as_in_dense
 from lightning_prune.tracing.rules.passed_sizes import (
     divided_ids,
     foreign_ids,
@@ -33,6 +34,8 @@ from lightning_prune.tracing.tracker import Tracker
 __all__ = ["choose_factor", "matching_dims"]
 
 aten = torch.ops.aten
+#: Parts of names that stand for the width of a head, not for the number of heads: attention_head_size, d_head.
+_WIDTH_OF_A_HEAD = ("dim", "size", "width", "channel", "feature", "per_head", "d_head")
 UNSPLIT = "is split, and no factor of it can shrink"
 
 
@@ -95,7 +98,11 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     for inner, outer in _groups(source.shape, out.shape, tracker):
         shape, new_shape = [source.shape[dim] for dim in inner], [out.shape[dim] for dim in outer]
         for dim in inner:
+            single = _is_single_beside_others(source, dim, inner, new_shape, tracker)
             for ids in tracker.labels(source)[dim]:
+                if single:
+                    tracker.pin(ids, "is the only one along a dimension that is merged with another")
+                    continue
                 grid = _reshaped_ids(ids, dim - inner.start, shape, new_shape)
                 factor = choose_factor(grid, [passed[d] for d in outer], tracker)
                 if factor is not None and outer:
@@ -105,6 +112,18 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
             tracker.require_size_of_all(size, arrays)
     tracker.label(out, labels)
     tracker.register_reshape(passed, out)
+
+
+def _is_single_beside_others(
+    source: Tensor, dim: int, inner: range, new_shape: list[int], tracker: Tracker
+) -> bool:
+    """Return whether one index is merged into a dimension of other channels, in which it tells none from another.
+
+    Its id, repeated along them, would tie all of them: the (1, 1, width) of a class token, flattened.
+    """
+    beside = any(source.shape[other] > 1 and tracker.labels(source)[other] for other in inner if other != dim)
+    single = source.shape[dim] == 1 and beside and 1 not in new_shape
+    return bool(tracker.labels(source)[dim]) and as_in_dense("single", single, tracker)
 
 
 def _groups(before: Sequence[int], after: Sequence[int], tracker: Tracker) -> list[tuple[range, range]]:
@@ -224,7 +243,8 @@ def _rank_size(size: PassedSize) -> int:
 def _is_heads(attribute: Attribute) -> bool:
     if isinstance(attribute.item, str):  # an axis of an einops layer
         return attribute.item in ("h", "heads", "nh")
-    return "head" in attribute.name and "dim" not in attribute.name
+    name = attribute.name.lower()
+    return "head" in name and not any(word in name for word in _WIDTH_OF_A_HEAD)
 
 
 def _can_shrink(grid: Tensor, dim: int, passed: Sequence[PassedSize], tracker: Tracker) -> bool:

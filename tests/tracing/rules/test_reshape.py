@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune import prune_, trace
+from lightning_prune.testing import with_zeroed_consumers
 from tests.support.nets import Net
 from tests.support.rule_cases import Case, check_cut, check_same_channels, check_units, conv, images
 
@@ -83,3 +87,60 @@ SAME_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", SAME_CHANNELS)
 def test_operator_that_keeps_channels_frees_all_units(name):
     check_same_channels(SAME_CHANNELS[name])
+
+
+class ClassToken(nn.Module):
+    """A token of shape (1, 1, width) that is flattened before it is added, as einops' repeat does."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.embed, self.token, self.out = (
+            nn.Linear(3, 8),
+            nn.Parameter(torch.randn(1, 1, 8)),
+            nn.Linear(8, 2),
+        )
+        self.sizes = sizes
+
+    def forward(self, x):
+        token = self.token.reshape(self.sizes).unsqueeze(0).expand(len(x), -1).unsqueeze(1)
+        return self.out(torch.cat([token, self.embed(x)], dim=1))
+
+
+@pytest.mark.parametrize("sizes", [(-1,), (8,)], ids=["free", "attribute"])
+def test_flattened_token_leaves_its_channels_apart(sizes):
+    dense, x = ClassToken(sizes), torch.randn(2, 5, 3)
+    graph = trace(dense, x)
+    units = graph.layers["embed.weight"]
+    assert len(set(units.tolist())) == 8
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    prune_(pruned, graph, units[[0, 3]])
+    torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, units[[0, 3]])(x))
+
+
+class HeadSize(nn.Module):
+    """Attention that passes the width of a head, and leaves the number of heads free, as ViLT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_head_size, self.all_head_size = 4, 12
+        self.query, self.key, self.value, self.out = (nn.Linear(n, m) for n, m in ((5, 12),) * 3 + ((12, 2),))
+
+    def forward(self, x):
+        shape = (*x.shape[:-1], -1, self.attention_head_size)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2) / self.attention_head_size**0.5
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2)
+        return self.out(mixed.reshape(*mixed.shape[:2], self.all_head_size))
+
+
+def test_heads_are_removed_and_not_their_width():
+    dense, x = HeadSize(), torch.randn(2, 5, 5)
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    heads = graph.layers["value.weight"].reshape(3, 4)
+    assert [len(set(head.tolist())) for head in heads] == [1, 1, 1]
+    assert not len(graph.statistics_units)
+    prune_(pruned, graph, heads[1, :1])
+    assert (pruned.attention_head_size, pruned.all_head_size) == (4, 8)
+    torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, heads[1, :1])(x))

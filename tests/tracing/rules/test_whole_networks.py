@@ -206,6 +206,27 @@ def test_hidden_units_of_a_recurrent_layer_are_removed_from_all_gates(kind, dtyp
     assert outcome.model.cell.weight_hh_l0.shape == (hidden * (4 if kind is nn.LSTM else 3), hidden)
 
 
+class GivenState(nn.Module):
+    """A recurrent layer whose first state the network makes itself, as WaveRNN does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.embed, self.cell, self.head = nn.Linear(7, 8), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(1, len(x), self.width, dtype=x.dtype)
+        return self.head(self.cell(F.relu(self.embed(x)), state)[0])
+
+
+def test_recurrent_layer_takes_a_state_of_its_new_width():
+    outcome = cut(GivenState().double(), torch.randn(TOKENS).double())
+    assert len(outcome.graph.prunable) == 8 + 6
+    assert outcome.dead < 1e-12
+    cell = outcome.model.cell
+    assert cell.hidden_size == outcome.model.width == outcome.model.head.in_features < 6
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_lstm_projection_shrinks_and_its_state_stays(share):
     net = Net(
