@@ -35,7 +35,7 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
     """
     kind = next((kind for kind in reversed(SIZE_ATTRIBUTES) if isinstance(module, kind)), None)
     for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
-        if attribute == "hidden_size" and getattr(module, "proj_size", 0):
+        if attribute == "hidden_size" and isinstance(module, nn.LSTM) and module.proj_size:
             continue  # the width of the projection stands there; that of the states never changes
         tensor = _stored_tensor(module, name)
         tensor = _stored_tensor(module, "running_mean") if tensor is None else tensor  # norms without weight

@@ -23,7 +23,7 @@ from lightning_prune.tracing.recorder import raised_in
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.modules import cut
 
-__all__ = ["ProofError", "prove"]
+__all__ = ["ProofError", "concerned_units", "prove"]
 
 #: Parameter or buffer -> dimension -> surviving indices.
 Indices = Mapping[str, Mapping[int, list[int]]]
@@ -34,11 +34,12 @@ class ProofError(RuntimeError):
 
     Attributes:
         units: the units that the operator at fault reads, as far as it is known.
+        module: name of the module in which it runs; "" if it is not known, or the network itself.
     """
 
-    def __init__(self, message: str, units: Units) -> None:
+    def __init__(self, message: str, units: Units, module: str = "") -> None:
         super().__init__(message)
-        self.units = units
+        self.units, self.module = units, module
 
 
 def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> None:
@@ -82,11 +83,13 @@ def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tra
         cause = error.__cause__ or error
         module = raised_in(cause)
         raise ProofError(
-            f"the smaller network raises in {module!r}: {cause}", _units_within(graph, module)
+            f"the smaller network raises in {module!r}: {cause}", _units_within(graph, module), module
         ) from error
     except Exception as error:  # a rule may raise anything if the shapes of the smaller network do not match
         raise ProofError(
-            f"the smaller network cannot be traced: {error}", _units_at(graph, tracker.where)
+            f"the smaller network cannot be traced: {error}",
+            _units_at(graph, tracker.where),
+            _module_of(tracker.where),
         ) from error
     return tracker
 
@@ -122,7 +125,28 @@ def _units_of(evidence: DenseTrace, *ids: Ids) -> Units:
 
 
 def _fail(graph: ChannelGraph, problem: str, where: str) -> None:
-    raise ProofError(f"{problem} at {where or 'the output'}", _units_at(graph, where))
+    raise ProofError(f"{problem} at {where or 'the output'}", _units_at(graph, where), _module_of(where))
+
+
+def _module_of(where: str) -> str:
+    """Return the module that the description of an operator names."""
+    return where.partition(" in ")[2].partition(",")[0]
+
+
+def concerned_units(graph: ChannelGraph, error: ProofError, remove: Units) -> Units:
+    """Return the units that the error names, or if none of them was removed, those that were, the nearest ones first.
+
+    Whoever pins the result and selects again makes another cut.
+    """
+    if np.isin(error.units, remove).any():
+        return error.units
+    module = error.module
+    while module:
+        removed = np.intersect1d(_units_within(graph, module), remove)
+        if len(removed):
+            return removed
+        module = module.rpartition(".")[0]
+    return remove
 
 
 def _check_ties(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> None:

@@ -16,7 +16,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.module_sizes import update_sizes_
 from lightning_prune.surgery.optimizer_state import CutParameter, cut_state_
-from lightning_prune.surgery.proof import ProofError, prove
+from lightning_prune.surgery.proof import ProofError, concerned_units, prove
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import gc_paused
@@ -84,7 +84,7 @@ def prune_(
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
     shapes = {name: list(data.shape) for name, data in before.items()}
-    with gc_paused(), _rolled_back(snapshot(model, indices, optimizers), remove):
+    with gc_paused(), _rolled_back(snapshot(model, indices, optimizers), graph, remove):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
             set_attribute(attribute, value)
@@ -224,14 +224,14 @@ def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:
 
 
 @contextlib.contextmanager
-def _rolled_back(restore: Callable[[], None], remove: Units) -> Iterator[None]:
-    """Call ``restore`` if the block raises; an error without units concerns all that were to be removed."""
+def _rolled_back(restore: Callable[[], None], graph: ChannelGraph, remove: Units) -> Iterator[None]:
+    """Call ``restore`` if the block raises; an error always names units that were to be removed."""
     try:
         yield
     except BaseException as error:
         restore()
         if isinstance(error, ProofError):
-            units = error.units if len(error.units) else remove
+            units = concerned_units(graph, error, remove)
             raise SurgeryError(f"{error}; the cut was rolled back", units) from error
         raise
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import SurgeryError, prune_, trace
+from lightning_prune.surgery.proof import ProofError, concerned_units
 from lightning_prune.testing import error, randomise_, with_dead_filters
 from lightning_prune.tracing.rules.registry import RULES
 from tests.support.nets import Attention, Net, Small, assert_same, random_units, state
@@ -332,3 +333,21 @@ def test_one_unit_at_a_time_is_the_same_as_all_at_once(seed):
             if now.filter_dims[layer] in dims:
                 kept[layer] = [kept[layer][i] for i in dims[now.filter_dims[layer]]]
     assert_same(dict(one_by_one.state_dict()), dict(at_once.state_dict()))
+
+
+def test_an_error_that_names_kept_units_concerns_the_nearest_removed_ones():
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1)), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    graph = trace(net, torch.zeros(1, 3, 5, 5))
+    first, last = graph.layers["0.0.weight"], graph.layers["2.weight"]
+    refusal = ProofError("made up", last[:1], "0.2")
+    assert concerned_units(graph, refusal, last[:2]).tolist() == last[:1].tolist()  # as it says
+    assert (
+        concerned_units(graph, refusal, np.r_[first[:2], last[1:]]).tolist() == first[:2].tolist()
+    )  # read there
+    refusal.module = "2"
+    assert concerned_units(graph, refusal, first[:2]).tolist() == first[:2].tolist()  # nothing nearer
+    refusal.module = ""
+    assert concerned_units(graph, refusal, first[:2]).tolist() == first[:2].tolist()

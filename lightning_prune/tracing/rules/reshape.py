@@ -91,12 +91,13 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     """Follow ids through a reshape, one group of matching dimensions at a time."""
     source, out = call.args[0], call.out
     passed = passed_sizes(call, list(out.shape))
-    if not source.numel():  # any shape without elements fits: only the sizes say what the dimensions are
+    before, after = _with_one_for_none(source, tracker), [size or 1 for size in out.shape]
+    if prod(before) != prod(after):  # any shape without elements fits: only the sizes say what the dimensions are
         tracker.label(out, labels_from_sizes(passed, tracker))
         return
     labels: list[list[Ids]] = [[] for _ in out.shape]
-    for inner, outer in _groups(source.shape, out.shape, tracker):
-        shape, new_shape = [source.shape[dim] for dim in inner], [out.shape[dim] for dim in outer]
+    for inner, outer in _groups(before, after, tracker):
+        shape, new_shape = [before[dim] for dim in inner], [after[dim] for dim in outer]
         for dim in inner:
             single = _is_single_beside_others(source, dim, inner, new_shape, tracker)
             for ids in tracker.labels(source)[dim]:
@@ -112,6 +113,16 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
             tracker.require_size_of_all(size, arrays)
     tracker.label(out, labels)
     tracker.register_reshape(passed, out)
+
+
+def _with_one_for_none(source: Tensor, tracker: Tracker) -> list[int]:
+    """Return the sizes of a tensor, with 1 in place of 0 where values left nothing, such as no boxes.
+
+    Where all channels were removed, the dimension stays 0.
+    """
+    return [
+        size or int(not labels) for size, labels in zip(source.shape, tracker.labels(source), strict=True)
+    ]
 
 
 def _is_single_beside_others(

@@ -144,3 +144,28 @@ def test_heads_are_removed_and_not_their_width():
     prune_(pruned, graph, heads[1, :1])
     assert (pruned.attention_head_size, pruned.all_head_size) == (4, 8)
     torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, heads[1, :1])(x))
+
+
+class Chosen(nn.Module):
+    """Flatten the maps that values choose, as a detector does; the example may choose none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Linear(32, 2)
+
+    def forward(self, x):
+        chosen = torch.where(x.amax((1, 2, 3)) > 10)[0]
+        return self.out(self.conv(x)[chosen].flatten(1))
+
+
+@pytest.mark.parametrize(
+    "example", [torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 20.0)], ids=["none", "all"]
+)
+def test_channels_are_followed_where_values_chose_nothing(example):
+    dense, x = Chosen(), torch.rand(2, 3, 4, 4) + 10
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, example)
+    units = graph.layers["conv.weight"][[1, 6]]
+    assert graph.bindings["out.weight"][1].tolist() == graph.layers["conv.weight"].repeat(4).tolist()
+    prune_(pruned, graph, units)
+    torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, units)(x))
