@@ -38,7 +38,7 @@ from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.selection.prunable import removable_units
+from lightning_prune.selection.prunable import removable_units, restrict_to
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
@@ -290,15 +290,3 @@ def _with_bar(
     """Yield the results; with ``bar``, show a progress bar on a terminal, which disappears after the round."""
     disable = None if bar else True  # None: tqdm shows it on a terminal only
     yield from tqdm(results, f"round {number}", candidates, leave=False, disable=disable, unit="candidate")
-
-
-def restrict_to(importance: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the importance of ``units``, and infinity for all others, so that these stay.
-
-    Example:
-        >>> restrict_to(np.array([1.0, 2.0, 3.0]), np.array([1]))
-        array([inf,  2., inf])
-    """
-    restricted = np.full_like(importance, np.inf)
-    restricted[units] = importance[units]
-    return restricted

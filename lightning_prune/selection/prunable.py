@@ -1,4 +1,4 @@
-"""Which units may be removed at all."""
+"""The units that may be removed, and the restriction of importance to some of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def removable_units(graph: ChannelGraph, exclude: Sequence[str] = ()) -> NDArray
     if not len(units):
         raise ValueError(f"nothing to prune: exclude={list(exclude)} covers every layer; exclude fewer")
     return units
+
+
+def restrict_to(importance: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the importance of ``units``, and infinity for all others, so that these stay.
+
+    Example:
+        >>> restrict_to(np.array([1.0, 2.0, 3.0]), np.array([1]))
+        array([inf,  2., inf])
+    """
+    restricted = np.full_like(importance, np.inf)
+    restricted[units] = importance[units]
+    return restricted
 
 
 def _why_nothing_is_prunable(graph: ChannelGraph) -> str:
