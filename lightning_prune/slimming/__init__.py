@@ -3,7 +3,8 @@
 Method: Liu et al., ICCV 2017, with the cost-weighted penalty of AtomNAS (Mei et al., ICLR 2020).
 """
 
-from lightning_prune.slimming.bias_folding import fold_, shifts
+from lightning_prune.slimming.bias_folding import fold_
+from lightning_prune.slimming.contributions import shifts
 from lightning_prune.slimming.penalty import Penalty, channel_costs, slimmable
 from lightning_prune.slimming.policy import SlimmingPolicy
 
