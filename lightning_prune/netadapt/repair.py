@@ -83,7 +83,7 @@ class SearchRepair:
 
 @dataclass(frozen=True)
 class RoundRepair:
-    """What all candidates of a round are repaired with.
+    """Images and targets for the repair of all candidates of a round.
 
     Attributes:
         batches: images, on the CPU; labels are ignored.

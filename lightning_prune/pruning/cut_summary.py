@@ -97,7 +97,7 @@ class CutSummary:
 
     @property
     def repair_line(self) -> str:
-        """What the repair has achieved, as the end of a line; empty if there was none."""
+        """Result of the repair as the end of a line; empty if there was none."""
         if self.not_repaired:
             return f" · not repaired: {self.not_repaired}"
         if self.change is None:

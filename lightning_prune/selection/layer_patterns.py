@@ -1,4 +1,4 @@
-"""Which layers, blocks and types a name or glob matches."""
+"""Match names and globs with layers, blocks and types of modules."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the LightningModules of all tasks share."""
+"""Base class and helpers of the LightningModules of all tasks."""

@@ -1,4 +1,4 @@
-"""What a trace stores: uses of sizes, reshapes, costs, and the operators with the labels of their tensors."""
+"""Records of a trace: uses of sizes, reshapes, costs, and the operators with the labels of their tensors."""
 
 from __future__ import annotations
 

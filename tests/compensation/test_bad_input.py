@@ -1,4 +1,4 @@
-"""What cannot be repaired is named, and bad input changes nothing."""
+"""Layers that cannot be repaired are named, and bad input changes nothing."""
 
 from __future__ import annotations
 

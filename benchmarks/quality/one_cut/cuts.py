@@ -51,7 +51,7 @@ CRITERIA = tuple(criteria(0))
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair did, and its price without the cut itself.
+    """Report of a repair, and its price without that of the cut.
 
     Attributes:
         report: of the repair.
