@@ -61,6 +61,11 @@ class PruningCallback(PruningCallbackBase):
         record: what was removed so far, relative to the dense network; None before the first cut.
         history: a summary of every cut.
         copies: modules that are cut along -> the module of which each is a copy, by names in the LightningModule.
+
+    Example:
+        >>> from lightning_prune import FilterPruningCallback
+        >>> isinstance(FilterPruningCallback({"macs": 0.5}), PruningCallback)
+        True
     """
 
     def __init__(

@@ -191,7 +191,12 @@ def summarise(folders: Iterable[str | Path], out: Path, command: str = "") -> li
 
 
 class SweepTable(Callback):
-    """Hydra callback that makes the table after the last run of a sweep; the command fails if a run has failed."""
+    """Hydra callback that makes the table after the last run of a sweep; the command fails if a run has failed.
+
+    Example:
+        >>> isinstance(SweepTable(), Callback)  # conf/config.yaml: hydra.callbacks.table._target_
+        True
+    """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""

@@ -61,6 +61,10 @@ class CompensationSettings:
         refit: fit once more to all images, once the held-out ones have accepted the repair.
         images: number of training images that a cut within training is repaired with; None: 32 for dense prediction,
             256 for classification. Calls that are given batches use all of them.
+
+    Example:
+        >>> CompensationSettings(positions=1024).num_positions(width=16)
+        1024
     """
 
     positions: int = 4096

@@ -90,6 +90,20 @@ def compensate_(model: nn.Module, targets: Targets, batches: Sequence[Any]) -> C
 
     Raises:
         CompensationError: the batches cannot be used; nothing was changed.
+
+    Example:
+        >>> import torch
+        >>> import copy
+        >>> from lightning_prune import trace
+        >>> from lightning_prune.compensation import collect_targets
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> images = torch.rand(8, 3, 16, 16)
+        >>> small = copy.deepcopy(net)
+        >>> graph = trace(small, images[:1])
+        >>> record = prune_(small, graph, graph.layers["0.weight"][:4])
+        >>> report = compensate_(small, collect_targets(net, record.kept, [images]), [images])
+        >>> report.change_after < report.change_before
+        True
     """
     report, values = from_first(lambda: _repair_(model, targets, batches))
     tensors = named_tensors(model)

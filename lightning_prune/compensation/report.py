@@ -17,6 +17,11 @@ class LayerRepair:
         before: residual with the weight that the cut left.
         after: residual with the repaired weight; equal to ``before`` if the repair was not accepted.
         damping: of the ridge regression; infinite if only the constant was changed, None if nothing was.
+
+    Example:
+        >>> repair = LayerRepair(before=0.4, after=0.1, damping=1e-3)
+        >>> repair.changed
+        True
     """
 
     before: float
@@ -41,6 +46,10 @@ class CompensationReport:
         change_after: the same after the repair, also of one that was undone.
         layers: repair of each layer; layers that share a weight have one entry, under the first name.
         left_alone: layer -> why it was not repaired.
+
+    Example:
+        >>> CompensationReport(False, "the outputs did not come nearer").accepted
+        False
     """
 
     accepted: bool

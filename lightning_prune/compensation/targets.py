@@ -108,6 +108,18 @@ class Targets:
         outputs: of the dense network, without those whose size depends on values.
         left_alone: layer -> why it is not repaired.
         judges: calls of layers that judge the repair in place of the outputs, where sizes of these depend on values.
+
+    Example:
+        >>> import copy
+        >>> from lightning_prune import prune_, trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> images = torch.rand(8, 3, 16, 16)
+        >>> small = copy.deepcopy(net)
+        >>> graph = trace(small, images[:1])
+        >>> record = prune_(small, graph, graph.layers["0.weight"][:4])
+        >>> targets = collect_targets(net, record.kept, [images])
+        >>> targets.num_images, sorted(targets.calls)
+        (8, ['0', '2'])
     """
 
     settings: CompensationSettings
@@ -140,6 +152,17 @@ def collect_targets(
 
     Raises:
         CompensationError: the batches cannot be used.
+
+    Example:
+        >>> import copy
+        >>> from lightning_prune import prune_, trace
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> images = torch.rand(8, 3, 16, 16)
+        >>> small = copy.deepcopy(net)
+        >>> graph = trace(small, images[:1])
+        >>> record = prune_(small, graph, graph.layers["0.weight"][:4])
+        >>> collect_targets(net, record.kept, [images]).calls["0"][0].fit.rows.shape[1]  # the filters that remain
+        4
     """
     targets = Targets(settings or CompensationSettings())
     from_first(lambda: _collect(targets, model, kept, batches))

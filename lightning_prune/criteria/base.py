@@ -42,6 +42,18 @@ class Observer(Protocol):
         active: whether forwards and steps are observed at the moment; set by the caller.
         observes_steps: True if :meth:`on_step` supplies the data, which only training itself can do; False if
             forwards do, so that a separate pass over the data in eval mode serves as well.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_prune import trace
+        >>> from lightning_prune.criteria import OutputEnergy
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> observer = OutputEnergy().observer(trace(net, torch.zeros(1, 1)), net).attach()
+        >>> _ = net(torch.tensor([[1.0], [2.0]]))
+        >>> observer.detach()
+        >>> len(observer.compute()) > 0
+        True
     """
 
     active: bool
@@ -100,7 +112,15 @@ CriterionLike = Callable[[ChannelGraph, nn.Module, Statistics], Importance]
 
 
 class ObservesNothing:
-    """Base class of criteria that need no statistics."""
+    """Base class of criteria that need no statistics.
+
+    Example:
+        >>> class First(ObservesNothing):
+        ...     def __call__(self, graph, model, statistics=NO_STATISTICS):
+        ...         return -np.arange(float(graph.num_units))
+        >>> isinstance(First(), Criterion)
+        True
+    """
 
     def observer(self, graph: ChannelGraph, model: nn.Module) -> Observer | None:
         """Return None: nothing is observed."""
@@ -139,7 +159,13 @@ class FunctionCriterion:
 
 
 def as_criterion(criterion: CriterionLike) -> Criterion:
-    """Return ``criterion`` if it has an ``observer`` method, else wrap the plain function, which observes nothing."""
+    """Return ``criterion`` if it has an ``observer`` method, else wrap the plain function, which observes nothing.
+
+    Example:
+        >>> criterion = as_criterion(lambda graph, model, statistics: np.ones(graph.num_units))
+        >>> isinstance(criterion, Criterion)
+        True
+    """
     return criterion if isinstance(criterion, Criterion) else FunctionCriterion(criterion)
 
 

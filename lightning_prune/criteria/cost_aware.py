@@ -75,8 +75,18 @@ class CostAware(Wrapper):
 def marginal_costs(graph: ChannelGraph, resource: str) -> Values:
     """Return what the removal of each unit alone saves, exactly. Shape (num_units,).
 
+    Args:
+        graph: the units and their costs.
+        resource: ``"macs"``, ``"params"``, or another resource of the graph; its unit is that of the result.
+
     Raises:
         ValueError: the resource is unknown.
+
+    Example:
+        >>> terms = {"macs": [Term("a", 1, (np.array([0]),)), Term("b", 3, (np.array([1]),))]}
+        >>> graph = ChannelGraph(2, {}, {"a": np.array([0]), "b": np.array([1])}, {"a": 0, "b": 0}, {}, terms)
+        >>> marginal_costs(graph, "macs").tolist()
+        [1.0, 3.0]
     """
     graph.cost(resource)  # raises for an unknown resource, and names those there are
     saved = np.zeros(graph.num_units)

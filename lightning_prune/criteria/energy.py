@@ -36,6 +36,17 @@ def output_energy(graph: ChannelGraph, model: nn.Module, statistics: Statistics)
 
     Raises:
         ValueError: nothing was observed.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> net[0].weight.data, net[2].weight.data = torch.ones(2, 1), torch.tensor([[2.0, 1.0]])
+        >>> graph = trace(net, torch.zeros(1, 1))
+        >>> with OutputEnergy().observer(graph, net) as inputs:
+        ...     _ = net(torch.tensor([[1.0], [3.0]]))
+        >>> output_energy(graph, net, inputs.compute())[graph.layers["0.weight"]].shape
+        (2,)
     """
     consumers = find_consumers(graph, model)
     if consumers and not any(consumer.key in statistics for consumer in consumers):
@@ -54,6 +65,15 @@ def weight_energy(graph: ChannelGraph, model: nn.Module) -> Importance:
     Args:
         graph: the units.
         model: the traced module, for its weights.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> net[0].weight.data, net[2].weight.data = torch.ones(2, 1), torch.tensor([[2.0, 1.0]])
+        >>> graph = trace(net, torch.zeros(1, 1))
+        >>> weight_energy(graph, net)[graph.layers["0.weight"]]  # 4 / (4 + 1), 1 / (4 + 1)
+        array([0.8, 0.2])
     """
     variances = predicted_variances(graph, model)
     return _shares(graph, find_consumers(graph, model), lambda c: c.by_channel(variances[c.units]))

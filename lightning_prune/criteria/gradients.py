@@ -206,6 +206,17 @@ class TaylorGate:
 
     Raises:
         ValueError: when called: there are no gradients.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = nn.Linear(1, 2, bias=False)
+        >>> graph = ChannelGraph(2, {}, {"weight": np.arange(2)}, {"weight": 0}, {}, {})
+        >>> gradients = TaylorGate().observer(graph, layer)
+        >>> layer(torch.tensor([[3.0]])).sum().backward()
+        >>> gradients.on_step(layer.parameters())
+        >>> expected = (layer.weight * 3).square().flatten().detach().numpy()
+        >>> bool(np.allclose(TaylorGate()(graph, layer, gradients.compute()), expected))
+        True
     """
 
     reduction: Reduction = "mean"

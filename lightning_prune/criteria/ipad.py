@@ -88,6 +88,15 @@ def ipad_importance(
 
     Raises:
         ValueError: no statistics although omega < 1.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, -2.0]])
+        >>> graph = ChannelGraph(1, {}, {"weight": np.array([0])}, {"weight": 0}, {}, {})
+        >>> ipad_importance(graph, layer, omega=1.0)
+        array([1.5])
     """
     fan_in = fan_ins(graph, model)
     weights: PerFilter = {n: norm / fan_in[n] for n, norm in filter_norms(graph, model, p).items()}
@@ -126,6 +135,16 @@ def energy_importance(
 
     Raises:
         ValueError: no statistics although omega < 1.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> net[0].weight.data, net[2].weight.data = torch.ones(2, 1), torch.tensor([[2.0, 1.0]])
+        >>> graph = trace(net, torch.zeros(1, 1))
+        >>> first, second = energy_importance(graph, net, omega=1.0)[graph.layers["0.weight"]]
+        >>> bool(first > second)
+        True
     """
     labels, importance = groups(graph), np.zeros(graph.num_units)
     if omega > 0:
@@ -205,7 +224,7 @@ class IPAD:
 
 @dataclass(frozen=True)
 class Deviation(IPAD):
-    """Activation deviation alone: IPAD with omega 0.
+    """Activation deviation alone: IPAD with omega 0, whose other arguments are those of :class:`IPAD`.
 
     Example:
         >>> Deviation(p=2, deviation="published").omega

@@ -36,6 +36,15 @@ class OutputGradients:
         projections: number of backwards per batch.
         batches: number of forwards to observe; later ones are not.
         seed: of the signs.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> gradients = OutputGradients(trace(net, torch.zeros(1, 1)), net).attach()
+        >>> _ = net(torch.ones(1, 1))
+        >>> gradients.detach()
+        >>> gradients.compute()["0.weight"].shape
+        (2,)
     """
 
     observes_steps = False

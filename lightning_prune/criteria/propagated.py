@@ -28,6 +28,15 @@ class Propagated(Wrapper):
 
     Raises:
         ValueError: the weight is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import one_shot
+        >>> from lightning_prune.criteria import L2
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
+        >>> record = one_shot(net, torch.zeros(1, 1, 8, 8), {"macs": 0.5}, Propagated(L2(), weight=0.5))
+        >>> net[0].out_channels
+        4
     """
 
     weight: float = 0.5

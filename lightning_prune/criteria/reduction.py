@@ -212,6 +212,14 @@ def plain(values: torch.Tensor) -> Values:
 def filter_norms(graph: ChannelGraph, model: nn.Module, p: int = 1) -> dict[str, Values]:
     """Return the p-norm of every filter of every layer: ``||W_k||_p`` over everything but the filters' dimension.
 
+    Args:
+        graph: the graph of ``model``.
+        model: the traced module.
+        p: order of the norm.
+
+    Returns:
+        Qualified name of each weight -> norms, shape (filters,).
+
     Example:
         >>> graph = ChannelGraph(1, {}, {"weight": np.array([0])}, {"weight": 0}, {}, {})
         >>> model = nn.Linear(2, 1)

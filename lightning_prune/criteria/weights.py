@@ -35,6 +35,13 @@ class Norm(ObservesNothing):
         reduction: over the slices that belong to a unit: ``"mean"``, ``"sum"`` or ``"max"``.
         scope: ``"filters"``, or ``"bound"``: norm scales and the input slices of consumers too.
         normalise: ``"none"``, or by the mean over ``"layer"``, ``"group"`` or ``"global"``.
+
+    Example:
+        >>> from lightning_prune import one_shot
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
+        >>> record = one_shot(net, torch.zeros(1, 1, 8, 8), {"macs": 0.5}, Norm(p=1, scope="bound"))
+        >>> net[0].out_channels
+        4
     """
 
     p: int = 2
@@ -57,14 +64,24 @@ class Norm(ObservesNothing):
 
 @dataclass(frozen=True)
 class L1(Norm):
-    """Sum of a filter's absolute weights (Li et al., 2017)."""
+    """Sum of a filter's absolute weights (Li et al., 2017). Arguments as for :class:`Norm`, without ``p``.
+
+    Example:
+        >>> L1().score(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), 0)
+        array([3., 7.])
+    """
 
     p: int = field(default=1, init=False)
 
 
 @dataclass(frozen=True)
 class L2(Norm):
-    """Euclidean norm of a filter's weights."""
+    """Euclidean norm of a filter's weights. Arguments as for :class:`Norm`, without ``p``.
+
+    Example:
+        >>> L2().score(torch.tensor([[3.0, -4.0], [0.0, 1.0]]), 0)
+        array([5., 1.])
+    """
 
     p: int = field(default=2, init=False)
 
@@ -73,7 +90,11 @@ class L2(Norm):
 class FPGM(Norm):
     """Distance of a filter from the others of its layer, ``sum_j ||W_k - W_j||_p`` (He et al., CVPR 2019).
 
-    A filter near the geometric median of its layer can be replaced by the others.
+    A filter near the geometric median of its layer can be replaced by the others. Arguments as for :class:`Norm`.
+
+    Example:
+        >>> FPGM().score(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]]), 0)
+        array([10.,  5.,  5.])
     """
 
     def score(self, weight: torch.Tensor, dim: int) -> Values:
@@ -85,7 +106,12 @@ class FPGM(Norm):
 class LAMP(Norm):
     """Squared norm of a filter as a share of those of its layer that are at least as large (Lee et al., ICLR 2021).
 
-    The paper scores single weights; this scores filters, as Torch-Pruning does.
+    The paper scores single weights; this scores filters, as Torch-Pruning does. Arguments as for :class:`Norm`,
+    without ``p``.
+
+    Example:
+        >>> LAMP().score(torch.tensor([[1.0], [2.0]]), 0)  # 1 / (1 + 4), 4 / 4
+        array([0.2, 1. ])
     """
 
     p: int = field(default=2, init=False)
@@ -120,6 +146,14 @@ class NormScale(ObservesNothing):
 
     Raises:
         ValueError: when called: the network has no such norm.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 3))
+        >>> graph = trace(net, torch.zeros(2, 1, 8, 8))
+        >>> net[1].weight.data = torch.tensor([0.5, -2.0, 1.0])
+        >>> NormScale()(graph, net)[graph.layers["0.weight"]]
+        array([0.5, 2. , 1. ])
     """
 
     reduction: Reduction = "mean"

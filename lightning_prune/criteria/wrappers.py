@@ -52,13 +52,27 @@ class Wrapper:
 
 
 def blind_to(criterion: CriterionLike, resources: Collection[str]) -> CriterionLike:
-    """Return a criterion that ignores the cost in ``resources``: for the time when their budgets are met."""
+    """Return a criterion that ignores the cost in ``resources``: for the time when their budgets are met.
+
+    Args:
+        criterion: a wrapper such as :class:`CostAware` loses these costs; any other criterion is returned as it is.
+        resources: names of resources of the graph.
+
+    Example:
+        >>> from lightning_prune.criteria import L2, CostAware
+        >>> blind_to(CostAware(L2(), resources={"macs": 1.0, "params": 1.0}), {"macs"}).resources
+        {'params': 1.0}
+    """
     return criterion.without(resources) if isinstance(criterion, Wrapper) else criterion
 
 
 @dataclass(frozen=True)
 class Normalised(Wrapper):
     """Any criterion, as multiples of the mean over each layer, each group of coupled layers, or the network.
+
+    Args:
+        criterion: any criterion or plain function.
+        by: ``"layer"``, ``"group"`` (of coupled layers) or ``"global"``; ``"none"`` changes nothing.
 
     Example:
         >>> import numpy as np

@@ -224,6 +224,16 @@ class SegmentationData(ImageData):
 
     Raises:
         ValueError: when a loader is made: there are no samples, or ``distance_maps`` without ``num_classes``.
+
+    Example:
+        >>> class Squares(SegmentationData):
+        ...     num_classes = 2
+        ...     def load(self):
+        ...         mask = torch.zeros(8, 8, dtype=torch.int64)
+        ...         return dict.fromkeys(("train", "val", "test"), [(mask[None].float(), mask)] * 4)
+        >>> image, mask = next(iter(Squares(batch_size=2).val_dataloader()))
+        >>> tuple(image.shape), tuple(mask.shape)
+        ((2, 1, 8, 8), (2, 8, 8))
     """
 
     num_classes: int

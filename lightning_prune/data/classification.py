@@ -54,6 +54,19 @@ class ClassificationData(ImageData):
         transform: training augmentation of the normalised images, any v2 transform. None: a random shift by up to
             ``padding`` pixels and a horizontal flip. To switch augmentation off: ``v2.Identity()``.
         seed: seed of the order of the training samples.
+
+    Example:
+        >>> class Noise(ClassificationData):
+        ...     in_channels, num_classes, class_names = 1, 2, ("dark", "bright")
+        ...     mean, std = (0.5,), (0.25,)
+        ...     def load(self):
+        ...         images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        ...         samples = self._samples(images, torch.zeros(4, dtype=torch.int64))
+        ...         return dict.fromkeys(("train", "val", "test"), samples)
+        >>> data = Noise(8, padding=1, batch_size=2, num_workers=0, transform=None, seed=0)
+        >>> image, label = next(iter(data.val_dataloader()))
+        >>> tuple(image.shape), image[0, 0, 0, 0].item(), tuple(label.shape)
+        ((2, 1, 8, 8), -2.0, (2,))
     """
 
     in_channels: int

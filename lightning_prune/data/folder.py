@@ -146,6 +146,19 @@ class FolderDataModule(SegmentationData):
     Raises:
         FileNotFoundError: when samples are loaded: folders or images are missing.
         ValueError: when samples are loaded: images have no masks, masks have no images, or the two do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("images", "masks"):
+        ...         Path(root, name).mkdir()
+        ...         for number in range(4):
+        ...             Image.new("L", (16, 8)).save(f"{root}/{name}/{number}.png")
+        ...     data = FolderDataModule(root, num_classes=2, channels=1, batch_size=2)
+        ...     image, mask = next(iter(data.train_dataloader()))
+        >>> tuple(image.shape), tuple(mask.shape)
+        ((2, 1, 8, 16), (2, 8, 16))
     """
 
     def __init__(

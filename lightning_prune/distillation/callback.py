@@ -38,6 +38,10 @@ class DistillationCallback(L.Callback):
         teacher: the frozen network; None before ``setup``.
         scores: its validation metrics, measured once.
         started: whether the distillation losses are in use; with a copy of the student only from the first cut on.
+
+    Example:
+        >>> DistillationCallback(Distillation("copy", alpha=0.5)).started
+        False
     """
 
     def __init__(self, distillation: Distillation) -> None:

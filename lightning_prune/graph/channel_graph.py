@@ -83,6 +83,14 @@ class ChannelGraph:
         evidence: the trace, with which :func:`~lightning_prune.prune_` proves its cut; None in a graph made by hand.
         optional: for each part of the network that may vanish, the units that are only in that part.
         multiples: dimensions that must keep a multiple of a number of indices, as grouped products of experts do.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_prune import trace
+        >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
+        >>> len(graph.prunable), graph.cost("params")  # 3 * 2 + 3, and 3 + 1
+        (3, 13)
     """
 
     num_units: int

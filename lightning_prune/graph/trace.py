@@ -28,7 +28,16 @@ MODES = (False, True)  # values of `training`; eval first, since MACs are counte
 
 
 class TraceError(RuntimeError):
-    """Raised if a network cannot be traced. The network is unchanged."""
+    """Raised if a network cannot be traced. The network is unchanged.
+
+    Example:
+        >>> import torch
+        >>> try:
+        ...     graph = trace(nn.Linear(2, 1), torch.zeros(1, 3))
+        ... except TraceError as error:
+        ...     print(str(error)[:40])
+        the network raises on its example input:
+    """
 
 
 def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: Any) -> ChannelGraph:

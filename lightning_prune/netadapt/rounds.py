@@ -178,6 +178,14 @@ class Round:
         seconds: duration of the round.
         change: squared distance of the outputs of the candidate that was kept from those before the round, as a share
             of their variance, without and with its repair, before it was trained; None if it was not repaired.
+
+    Example:
+        >>> one = Round(
+        ...     number=1, block="0", before=0.9, after=0.89, metrics={"0": 0.89}, cost={"macs": 90},
+        ...     share={"macs": 0.9}, removed=2, steps=10, seconds=1.5,
+        ... )
+        >>> one.metrics[one.block] == one.after
+        True
     """
 
     number: int
@@ -212,6 +220,14 @@ class SearchResult:
         rounds: result of each round, in order.
         reached: whether the budget is met.
         optimizer: state of the last kept candidate's optimizer, to continue training with; None without any round.
+
+    Example:
+        >>> one = Round(
+        ...     number=1, block="0", before=0.9, after=0.89, metrics={"0": 0.89}, cost={"macs": 90},
+        ...     share={"macs": 0.9}, removed=2, steps=10, seconds=1.5,
+        ... )
+        >>> SearchResult(PruningRecord({}, {}), [one], reached=True).steps
+        10
     """
 
     record: PruningRecord

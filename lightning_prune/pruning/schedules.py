@@ -88,6 +88,10 @@ class OneShot:
 class Curve:
     """Schedule by a function of one's own, from the progress in (0, 1] to the removed share, over ``cuts`` cuts.
 
+    Args:
+        function: progress -> share of the planned removal that is done by then, both in (0, 1].
+        cuts: number of cuts.
+
     Raises:
         ValueError: ``cuts`` is below 1.
 

@@ -38,6 +38,15 @@ class PruningSession:
         exhausted: whether nothing more can be removed.
         surgery: carries out the plan of the next cut; None: :func:`~lightning_prune.prune_`. A pruning callback that
             repairs cuts sets it.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
+        >>> example = ((torch.zeros(1, 1, 8, 8),), {})
+        >>> graph = PruningPolicy({"macs": 0.5}).trace(net, example)
+        >>> session = PruningSession(net, example, graph, DenseSizes.of(graph))
+        >>> session.exhausted, session.observer
+        (False, None)
     """
 
     target: nn.Module

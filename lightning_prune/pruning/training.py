@@ -30,6 +30,12 @@ class Training:
         higher_is_better: whether a higher metric is better.
         accumulate: number of batches per step; their losses are averaged.
         before_step: ``(network, optimizer)``, called before each step, for example to clip gradients.
+
+    Example:
+        >>> images = torch.ones(4, 2)
+        >>> training = Training([images], lambda net, x: net(x).square().mean(), lambda net: float(net(images).sum()))
+        >>> training.loss(nn.Linear(2, 1), images).shape
+        torch.Size([])
     """
 
     batches: Sequence[Any]

@@ -58,6 +58,17 @@ class Plan:
         stopped: why the selection ended: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
             or the ``"limits"`` leave nothing else to remove.
         closed: layer or block -> why it loses no more filters.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_prune import L2, prune_, select, trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
+        >>> graph = trace(net, torch.zeros(1, 1, 8, 8))
+        >>> plan = select(graph, L2()(graph, net), {"macs": 0.5})
+        >>> len(plan), plan.stopped
+        (4, 'budget')
+        >>> record = prune_(net, graph, plan)
     """
 
     remove: NDArray[np.int64]

@@ -30,7 +30,16 @@ MAX_BYTES = 100_000_000  # of a file; a safetensors header may have as many
 
 
 class RecordError(ValueError):
-    """A record is damaged, or belongs to another model. Nothing was changed."""
+    """A record is damaged, or belongs to another model. Nothing was changed.
+
+    Example:
+        >>> record = PruningRecord({"weight": {0: [2]}, "bias": {0: [2]}}, {"weight": [3, 2], "bias": [3]})
+        >>> try:
+        ...     record.apply_(nn.Linear(5, 3))
+        ... except RecordError:
+        ...     print("another model")
+        another model
+    """
 
 
 @dataclass

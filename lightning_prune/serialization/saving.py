@@ -143,6 +143,14 @@ def save_pruned(
 
     Raises:
         ValueError: ``path`` has another ending, or the state_dict has an entry that is not a tensor.
+
+    Example:
+        >>> import tempfile
+        >>> record = PruningRecord({"weight": {0: [2]}, "bias": {0: [2]}}, {"weight": [3, 2], "bias": [3]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pruned(nn.Linear(2, 1), record, folder + "/small.safetensors")
+        ...     load_pruned(nn.Linear(2, 3), folder + "/small.safetensors").weight.shape
+        torch.Size([1, 2])
     """
     write_safetensors(
         SavedNetwork(dict(model.state_dict()), record, submodule or "", dict(copies or {})), Path(path)

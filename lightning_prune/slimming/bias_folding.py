@@ -38,6 +38,13 @@ class Folded:
 def fold_(model: nn.Module, measured: list[Shift]) -> Folded:
     """Add shifts that were measured before a cut to the biases and running means of ``model``, after the cut.
 
+    Args:
+        model: the network after the cut; it is changed.
+        measured: what :func:`~lightning_prune.slimming.shifts` returned before it.
+
+    Returns:
+        How many layers were compensated exactly, by a mean, or not at all, for lack of a bias or batch norm.
+
     Example:
         >>> layer = nn.Sequential(nn.Linear(2, 1))
         >>> _ = nn.init.zeros_(layer[0].bias)

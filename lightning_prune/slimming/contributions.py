@@ -67,6 +67,16 @@ def shifts(
     Returns:
         One shift for each layer that ran and loses inputs. Grouped convolutions that lose filters together with
         their inputs have nothing to fold.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
+        >>> net[1].weight.data, net[1].bias.data = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.5])
+        >>> net[3].weight.data = torch.tensor([[1.0, 3.0]])
+        >>> units = (graph := trace(net, torch.zeros(4, 1))).layers["0.weight"]
+        >>> (shift,) = shifts(net, graph, {"1.weight": units}, units[1:], ((torch.randn(4, 1),), {}))
+        >>> shift.layer, shift.values, shift.exact
+        ('3', tensor([1.5000]), True)
     """
     removed = ~graph.kept(remove)
     contributions, norms = _measure_contributions(model, graph, removed, example)

@@ -94,6 +94,13 @@ def channel_costs(graph: ChannelGraph, scales: Mapping[str, Units], by: str = "m
 
     Raises:
         ValueError: the resource is unknown.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> graph = trace(net, torch.zeros(2, 1, 8, 8))
+        >>> channel_costs(graph, {"1.weight": graph.layers["0.weight"]})["1.weight"].tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     # A measured resource may even grow when a channel is removed; no channel is rewarded for that.
     unit_costs = np.maximum(marginal_costs(graph, by), 0.0)

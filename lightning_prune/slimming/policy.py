@@ -76,6 +76,16 @@ class SlimmingPolicy(PruningPolicy):
         threshold: largest ``|gamma|`` of a unit that is removed.
         norms: names or globs of the norms whose scales are used; all norms if empty.
         final: whether this is the last shrink, which removes units above the threshold too if the budget requires it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 3))
+        >>> net[1].weight.data[:3] = 0.0001
+        >>> graph = trace(net, torch.zeros(2, 1, 8, 8))
+        >>> importance = scale_sizes(graph, slimmable(graph, net), [net.state_dict()])
+        >>> len(SlimmingPolicy(budget={"macs": 0.5}).plan(graph, importance, DenseSizes.of(graph)))
+        3
     """
 
     threshold: float = 1e-3

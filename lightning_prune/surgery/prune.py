@@ -40,6 +40,10 @@ class SurgeryError(RuntimeError):
 
     Attributes:
         units: the units that the operator at fault reads; pin them and select again.
+
+    Example:
+        >>> SurgeryError("two layers disagree", units=np.array([3, 4])).units.tolist()
+        [3, 4]
     """
 
     def __init__(self, message: str, units: Units | None = None) -> None:

@@ -108,6 +108,10 @@ class Retraining:
 
     Raises:
         ValueError: ``mode`` is something else, or ``final_phase`` cannot be called.
+
+    Example:
+        >>> Retraining("carry", warmup_steps=20).mode
+        'carry'
     """
 
     def __init__(

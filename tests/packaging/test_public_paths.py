@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from inspect import isfunction
+from inspect import isclass, isfunction
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -90,6 +90,16 @@ def test_every_exported_name_resolves(package):
     names = FACES[package].__all__
     assert len(names) == len(set(names))
     assert [name for name in names if not hasattr(FACES[package], name)] == []
+
+
+@pytest.mark.parametrize("package", FACES)
+def test_every_exported_function_and_class_has_a_docstring_with_an_example(package):
+    """The doctests run the examples; an error needs none, since its docstring says when it is raised."""
+    objects = {name: getattr(FACES[package], name) for name in FACES[package].__all__}
+    objects = {name: each for name, each in objects.items() if isfunction(each) or isclass(each)}
+    assert [name for name, each in objects.items() if not each.__doc__] == []
+    regular = {name: each for name, each in objects.items() if not name.endswith("Error")}
+    assert [name for name, each in regular.items() if ">>> " not in each.__doc__] == []
 
 
 @pytest.mark.parametrize("package", FACES)

@@ -37,6 +37,12 @@ class PruningMethod(ABC):
         policy: what must remain of the network and what may be removed.
         timing: when cuts are due.
         criterion: scores the units.
+
+    Example:
+        A method of one's own must define these:
+
+        >>> sorted(PruningMethod.__abstractmethods__)
+        ['criterion_to_observe', 'cut_', 'is_due']
     """
 
     def __init__(self, policy: PruningPolicy, timing: Timing, criterion: CriterionLike) -> None:
