@@ -214,8 +214,8 @@ class SegmentationData(ImageData):
     """Base class of data modules for segmentation: :class:`ImageData` with masks and their distance maps.
 
     Args:
-        batch_size: see `ImageData`.
-        num_workers: see `ImageData`.
+        batch_size: samples per batch; training drops an incomplete last one unless it is the only one.
+        num_workers: loader processes.
         transform: training augmentation, any v2 transform. None: `default_augmentation`. To switch augmentation
             off: ``v2.Identity()``.
         seed: seed of the order and of the split.
