@@ -111,7 +111,8 @@ class SceneMaker:
         """Return the affine maps ``(count, 2, 3)`` from coordinates in the scene to those in the item."""
         draws = torch.rand(5, count, generator=generator)
         angle = (2 * draws[0] - 1) * (15 * torch.pi / 180)
-        zoom = self.size / (28 * (0.7 + 0.4 * draws[1])) * (48 / self.size)
+        # As in a scene of 48 pixels: larger scenes show the same with more pixels.
+        zoom = 48 / (28 * (0.7 + 0.4 * draws[1]))
         mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
         x, y = (2 * draws[3:] - 1) * (2 / 3)
         linear = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
