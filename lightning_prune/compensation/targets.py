@@ -1,4 +1,4 @@
-"""What the dense network gives at the filters that a cut leaves: sampled outputs of every layer, and its outputs."""
+"""Collect targets of a repair: outputs of the dense layers at the filters that a cut leaves, and of the network."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SampledRows:
 
 @dataclass(frozen=True)
 class CallTargets:
-    """What one call of a dense layer gave at the filters that survive.
+    """Sampled outputs of one call of a dense layer, at the filters that survive.
 
     Attributes:
         shape: of the layer's output, without channels.
@@ -99,7 +99,7 @@ class CallTargets:
 
 @dataclass
 class Targets:
-    """What :func:`collect_targets` saw.
+    """Targets of the repair of one cut, made by :func:`collect_targets`.
 
     Attributes:
         settings: with which it was called.
