@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-__all__ = ["Ids", "Pin", "Tie", "Ties", "Units"]
+__all__ = ["Ids", "Pin", "Tie", "Ties", "Units", "first_places"]
 
 #: Ids, int64, of one dimension.
 Ids = Tensor
@@ -127,6 +127,18 @@ class Ties:
         _, first = np.unique(labels, return_index=True)
         rank = np.argsort(np.argsort(first))
         return rank[labels].astype(np.int64)
+
+
+def first_places(ids: Ids) -> Tensor:
+    """Return the place at which each distinct id comes first, in order.
+
+    Example:
+        >>> first_places(torch.tensor([7, 3, 7, 3, 9])).tolist()
+        [0, 1, 4]
+    """
+    distinct, inverse = ids.unique(return_inverse=True)
+    places = torch.full((len(distinct),), len(ids)).scatter_reduce(0, inverse, torch.arange(len(ids)), "amin")
+    return places.sort().values
 
 
 def _concatenate(arrays: Sequence[Ids]) -> Units:

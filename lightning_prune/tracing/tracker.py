@@ -286,17 +286,26 @@ class Tracker:
         )
 
     def register_filters(self, ids: Ids | None) -> str:
-        """Register ``ids`` as the filters of a layer if they are a dimension of a parameter.
+        """Register ``ids`` as the filters of a layer if they are a dimension of a parameter, once or repeated.
 
         Returns:
             The parameter's name; "" if it is none.
         """
-        origin = self.origin(ids)
+        origin = self.origin(_without_repetition(ids))
         if origin is None or origin.name in self.buffers:
             return ""
         if self.filters.setdefault(origin.name, origin.dim) != origin.dim:
             self.pin(ids, f"{origin.name} is a weight in both directions")
         return origin.name
+
+
+def _without_repetition(ids: Ids | None) -> Ids | None:
+    """Return the first of equal parts of ``ids``, such as the kernels that were mixed for each sample of a batch."""
+    if ids is None or len(ids) < 2 or int((ids == ids[0]).sum()) == 1:
+        return ids
+    first = ids[: int((ids[1:] == ids[0]).nonzero()[0, 0]) + 1]
+    times, rest = divmod(len(ids), len(first))
+    return first if not rest and torch.equal(first.repeat(times), ids) else ids
 
 
 def _labels_of(dims: dict[int, Ids]) -> Labels:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import prod
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.einsum import parse_contraction
-from lightning_prune.tracing.ids import Ids
+from lightning_prune.tracing.ids import Ids, first_places
 from lightning_prune.tracing.rules.arguments import passed_argument
 from lightning_prune.tracing.rules.decisions import as_in_dense
 from lightning_prune.tracing.rules.registry import rule
@@ -167,9 +170,27 @@ def _register_product_macs(layer: str, left: Tensor, right: Tensor, tracker: Tra
     dims = [(left, dim) for dim in range(left.dim())]
     if right.dim() > 1:
         dims.append((right, right.dim() - 1))
-    factors = [tracker.along(tensor, dim) for tensor, dim in dims]
-    fixed = prod(t.shape[d] for (t, d), ids in zip(dims, factors, strict=True) if ids is None)
-    tracker.cost(layer, fixed, *factors)
+    scales, factors = zip(*(cost_factors(tensor, dim, tracker) for tensor, dim in dims), strict=True)
+    tracker.cost(layer, prod(scales), *chain(*factors))
+
+
+def cost_factors(tensor: Tensor, dim: int, tracker: Tracker) -> tuple[int, list[Ids]]:
+    """Return a scale and id arrays whose remaining numbers, multiplied, are the remaining size of a dimension.
+
+    A dimension that several were merged into, as in ``weight.view(num_kernels, -1)``, has a factor for each of them;
+    if it does not have each combination of their ids equally often, all but the first array are pinned.
+    """
+    arrays = tracker.labels(tensor)[dim]
+    if len(arrays) > 1:
+        distinct = [ids[first_places(ids)] for ids in arrays]
+        combination = torch.zeros_like(arrays[0])
+        for array, values in zip(arrays, distinct, strict=True):
+            combination = combination * len(values) + array.unique(return_inverse=True)[1]
+        counts = combination.bincount(minlength=prod(map(len, distinct)))
+        if int(counts.min()) == int(counts.max()):
+            return int(counts[0]), distinct
+    ids = tracker.along(tensor, dim)
+    return (tensor.shape[dim], []) if ids is None else (1, [ids])
 
 
 @rule(aten._grouped_mm)
@@ -218,10 +239,26 @@ def einsum(call: OperatorCall, tracker: Tracker) -> None:
                 labels[letter] = tracker.labels(tensor)[dim]
     tracker.label(call.out, [labels[letter] for letter in out])
     unshared = [letter for letter in out if (letter in left) != (letter in right)]
-    layers = [tracker.register_filters(labels[letter][0]) for letter in unshared if labels[letter]]
+    filters = _filters_of(unshared, labels, tracker)
+    layers = [tracker.register_filters(ids) for ids in filters]
     factors = [arrays[0] for arrays in labels.values() if arrays]
     fixed = prod(shape[letter] for letter, arrays in labels.items() if not arrays)
     tracker.cost(next(filter(None, layers), call.module), fixed, *factors)
+
+
+def _filters_of(
+    unshared: Sequence[str], labels: Mapping[str, tuple[Ids, ...]], tracker: Tracker
+) -> list[Ids]:
+    """Return the ids of the letters that are filters: those of a weight that has only one such letter.
+
+    Of a mixture of kernels (``"bk,koihw->boihw"``), the convolution that reads it shows which letter has the filters.
+    """
+    ids_of = [labels[letter][0] for letter in unshared if labels[letter]]
+    origins = [tracker.origin(ids) for ids in ids_of]
+    names = Counter(origin.name for origin in origins if origin is not None)
+    return [
+        ids for ids, origin in zip(ids_of, origins, strict=True) if origin is None or names[origin.name] == 1
+    ]
 
 
 def _tie_letter(labels: tuple[Ids, ...], tensor: Tensor, dim: int, tracker: Tracker) -> tuple[Ids, ...]:
