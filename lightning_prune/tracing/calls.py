@@ -114,20 +114,28 @@ def operator_tensors(values: Iterable[Any]) -> list[Tensor]:
 def tensors_in(value: Any) -> list[Tensor]:
     """Return all tensors in nested collections, such as lists and dictionaries, and in objects such as dataclasses.
 
+    Caches of keys and values are left out: only the network that returned one reads it, so its sizes may change.
+
     Example:
         >>> import torch
         >>> len(tensors_in({"out": torch.zeros(1), "aux": [torch.zeros(2), None]}))
         2
     """
     tensors: list[Tensor] = []
-    for leaf in tree_leaves(value):
+    for leaf in tree_leaves(value, is_leaf=_is_cache):
         tensors += [leaf] if isinstance(leaf, Tensor) else _tensors_of(leaf)
     return tensors
 
 
+def _is_cache(value: Any) -> bool:
+    """Return whether this is a cache of Transformers, which a network returns to get it back with the next token."""
+    kinds = type(value).__mro__
+    return any(kind.__name__ == "Cache" and kind.__module__.startswith("transformers.") for kind in kinds)
+
+
 def _tensors_of(leaf: Any) -> list[Tensor]:
     """Return the tensors of an object that pytree takes for a leaf: its items and attributes."""
-    if isinstance(leaf, (type, nn.Module)) or callable(leaf):
+    if isinstance(leaf, (type, nn.Module)) or callable(leaf) or _is_cache(leaf):
         return []
     items = leaf.values() if isinstance(leaf, Mapping) else leaf
     parts = list(items) if isinstance(leaf, (Mapping, Set, list, tuple, deque)) else []

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from lightning_prune.tracing.calls import Recording, tensors_in
 from lightning_prune.tracing.isolation import restored
@@ -134,10 +134,16 @@ def raised_in(error: BaseException) -> str:
 
 
 def _convert(kind: TensorKind, fake_mode: FakeTensorMode, inputs: Any) -> Any:
-    """Return the example inputs with all their tensors of the given kind; real ones are copied."""
-    if kind == "meta":
-        return tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), inputs)
-    return tree_map_only(Tensor, fake_mode.from_tensor, inputs) if kind == "fake" else copy.deepcopy(inputs)
+    """Return the example inputs with all their tensors of the given kind; real ones, and objects, are copied."""
+
+    def converted(leaf: Any) -> Any:
+        if not isinstance(
+            leaf, Tensor
+        ):  # a forward may write into objects, such as a cache of keys and values
+            return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
+        return torch.empty_like(leaf, device="meta") if kind == "meta" else fake_mode.from_tensor(leaf)
+
+    return copy.deepcopy(inputs) if kind == "real" else tree_map(converted, inputs)
 
 
 def _needs_values(error: Exception) -> bool:

@@ -41,5 +41,37 @@ def test_language_model_loses_groups_of_heads_and_neurons(name):
     assert net.model.layers[0].self_attn.q_proj.out_features == 16
     assert net.model.layers[0].self_attn.k_proj.out_features == 8
     torch.testing.assert_close(net(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-6)
+    same = generated(net, tokens, use_cache=False)
+    assert torch.equal(generated(net, tokens, use_cache=True), same)
+    assert torch.equal(generated(net, tokens, cache_implementation="static", disable_compile=True), same)
+
+
+def generated(net, tokens, **options):
+    return net.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, **options)
+
+
+def test_heads_are_free_in_a_network_that_returns_its_cache():
+    net = transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS["llama"]()).eval()
     net.config.use_cache = True
-    assert net.generate(tokens, max_new_tokens=3, do_sample=False).shape == (1, 10)
+    tokens = torch.randint(0, 50, (1, 7))
+    assert net(tokens).past_key_values is not None
+    graph = trace(net, input_ids=tokens)
+    unit = graph.layers["model.layers.0.self_attn.k_proj.weight"][0]
+    dense = with_zeroed_consumers(copy.deepcopy(net), graph, [unit])
+    prune_(net, graph, [unit])
+    assert net.model.layers[0].self_attn.k_proj.out_features == 8
+    torch.testing.assert_close(net(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-6)
+    assert torch.equal(generated(net, tokens, use_cache=True), generated(net, tokens, use_cache=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values.* is deprecated:FutureWarning")
+def test_cache_of_the_dense_network_as_an_input_pins_the_heads_that_extend_it():
+    net = transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS["llama"]()).eval()
+    tokens = torch.randint(0, 50, (1, 7))
+    with torch.no_grad():
+        cache = net(tokens, use_cache=True).past_key_values
+    graph = trace(net, input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+    keys = graph.layers["model.layers.0.self_attn.k_proj.weight"]
+    assert not set(keys.tolist()) & set(graph.prunable.tolist())
+    assert cache.get_seq_length() == 7
+    assert all(tensor.device.type == "cpu" for layer in cache.layers for tensor in (layer.keys, layer.values))
