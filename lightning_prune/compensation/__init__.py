@@ -3,7 +3,8 @@
 from lightning_prune.compensation.calibration import CompensationError, CompensationSettings
 from lightning_prune.compensation.repair import compensate_, cut_and_compensate_
 from lightning_prune.compensation.report import CompensationReport, LayerRepair
-from lightning_prune.compensation.targets import Targets, collect_targets
+from lightning_prune.compensation.target_records import Targets
+from lightning_prune.compensation.targets import collect_targets
 
 __all__ = [
     "CompensationError",

@@ -11,7 +11,7 @@ from lightning_prune.compensation.calibration import Calibration, outputs_of, un
 from lightning_prune.compensation.calls import LayerCall, observed_calls
 from lightning_prune.compensation.im2col import output_rows, position_shape
 from lightning_prune.compensation.layers import find_layers
-from lightning_prune.compensation.targets import CallTargets, Targets, compute_dtype
+from lightning_prune.compensation.target_records import CallTargets, Targets, compute_dtype
 from lightning_prune.compensation.value_watch import CallKey
 
 __all__ = ["judged_change"]

@@ -16,7 +16,7 @@ from lightning_prune.compensation.im2col import columns, output_rows, position_s
 from lightning_prune.compensation.layers import Layer
 from lightning_prune.compensation.report import LayerRepair
 from lightning_prune.compensation.sums import Summand, SumWatch
-from lightning_prune.compensation.targets import CallTargets, SampledRows, Targets, compute_dtype
+from lightning_prune.compensation.target_records import CallTargets, SampledRows, Targets, compute_dtype
 
 __all__ = ["LayerRepairer"]
 

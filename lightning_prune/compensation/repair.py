@@ -22,7 +22,8 @@ from lightning_prune.compensation.judges import judged_change
 from lightning_prune.compensation.layer_repair import LayerRepairer
 from lightning_prune.compensation.layers import Layer, find_layers
 from lightning_prune.compensation.report import CompensationReport
-from lightning_prune.compensation.targets import Targets, collect_targets
+from lightning_prune.compensation.target_records import Targets
+from lightning_prune.compensation.targets import collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import prune_, surviving_indices

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compensation.layers import Kept, find_layers, kept_filters
-from lightning_prune.compensation.targets import CallTargets, SampledRows, Targets
+from lightning_prune.compensation.target_records import CallTargets, SampledRows, Targets
 
 __all__ = ["narrowed_targets"]
 

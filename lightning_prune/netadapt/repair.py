@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.compensation.sharing import narrowed_targets
-from lightning_prune.compensation.targets import Targets, collect_targets
+from lightning_prune.compensation.target_records import Targets
+from lightning_prune.compensation.targets import collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.cut_repair import compensation_settings, num_images
 from lightning_prune.surgery.prune import surviving_indices

@@ -18,7 +18,8 @@ from lightning_prune.compensation.calibration import (
 from lightning_prune.compensation.layers import Kept
 from lightning_prune.compensation.repair import compensate_
 from lightning_prune.compensation.report import CompensationReport
-from lightning_prune.compensation.targets import Targets, collect_targets
+from lightning_prune.compensation.target_records import Targets
+from lightning_prune.compensation.targets import collect_targets
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import prune_, surviving_indices

@@ -14,7 +14,7 @@ from lightning_prune.compensation import collect_targets
 from lightning_prune.compensation import fit as fitting
 from lightning_prune.compensation.activations import ActivationWatch
 from lightning_prune.compensation.fit import CallRows, fit
-from lightning_prune.compensation.targets import SampledRows
+from lightning_prune.compensation.target_records import SampledRows
 from lightning_prune.testing import randomise_
 from tests.support.nets import Net
 from tests.support.repairs import IMAGES, repaired
