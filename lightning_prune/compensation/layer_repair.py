@@ -56,6 +56,7 @@ class LayerRepairer:
         layers: repair of each weight, by the name of its first layer.
         left_alone: layer -> why it was not repaired.
         names: the parameters and buffers that were changed at some time.
+        not_refined: why the layers were not refined together; empty if they were, or if nobody wanted it.
     """
 
     def __init__(self, targets: Targets, model: nn.Module) -> None:
@@ -64,6 +65,7 @@ class LayerRepairer:
         self.layers: dict[str, LayerRepair] = {}
         self.left_alone = dict(targets.left_alone)
         self.names: set[str] = set()
+        self.not_refined = ""
         self._weights: dict[tuple[str, int | None], _Weight] = {}
         self._calls: Counter[str] = Counter()
         self._refits = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from lightning_prune.compensation.calls import observed_calls
 from lightning_prune.compensation.judges import judged_change
 from lightning_prune.compensation.layer_repair import LayerRepairer
 from lightning_prune.compensation.layers import Layer, find_layers
+from lightning_prune.compensation.refinement import refine_
 from lightning_prune.compensation.report import CompensationReport
 from lightning_prune.compensation.target_records import Targets
 from lightning_prune.compensation.targets import collect_targets
@@ -134,7 +136,9 @@ def _repair_(
     if not accepted:
         repairer.undo()
     reason = "" if accepted else _refusal(repairer, after)
-    report = CompensationReport(accepted, reason, before, after, repairer.layers, repairer.left_alone)
+    report = CompensationReport(
+        accepted, reason, before, after, repairer.layers, repairer.left_alone, repairer.not_refined
+    )
     tensors = named_tensors(model)
     return report, {name: tensors[name].detach().cpu() for name in sorted(repairer.names) if accepted}
 
@@ -150,7 +154,8 @@ def _repair_layers(
 ) -> float:
     """Repair the layers, and return the distance of the outputs on images that took no part in it.
 
-    If that is nearer, all layers are fitted once more, to all images; this is undone if it worsens the outputs.
+    If that is nearer, the layers are refined together, if the settings say so. If they do not, or if that is of no
+    use, all layers are fitted once more, to all images; this is undone if it worsens the outputs.
     """
     layers, left_alone = find_layers(model)
     repairer.left_alone.update(left_alone)
@@ -159,12 +164,34 @@ def _repair_layers(
     for _ in range(2 if repeated else 1):  # again for calls that came before the repair of their weight
         _run(model, images, layers, repairer, refits=False)
     after = _change(model, targets, images)
+    if targets.settings.refine_passes and after < before:
+        refined = _refine(model, targets, images, repairer, layers)
+        if refined < after:
+            return refined
     if targets.settings.refit and after < before:
         restore = repairer.snapshot()
         _run(model, images, layers, repairer, refits=True)
         if not _change(model, targets, images) <= after:
             restore()
     return after
+
+
+def _refine(
+    model: nn.Module,
+    targets: Targets,
+    images: Calibration,
+    repairer: LayerRepairer,
+    layers: Sequence[Layer],
+) -> float:
+    """Refine the layers that were not left alone; return the distance of the outputs on held-out images."""
+    layers = [layer for layer in layers if layer.name not in repairer.left_alone]
+    passes = targets.settings.refine_passes
+    outcome = refine_(
+        model, layers, images, targets.outputs, passes, partial(_change, model, targets, images)
+    )
+    repairer.names.update(outcome.names)
+    repairer.not_refined = outcome.reason
+    return outcome.change
 
 
 def _run(

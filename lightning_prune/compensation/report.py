@@ -46,6 +46,7 @@ class CompensationReport:
         change_after: the same after the repair, also of one that was undone.
         layers: repair of each layer; layers that share a weight have one entry, under the first name.
         left_alone: layer -> why it was not repaired.
+        not_refined: why ``CompensationSettings.refine_passes`` had no effect; empty if it had, or is 0.
 
     Example:
         >>> CompensationReport(False, "the outputs did not come nearer").accepted
@@ -58,10 +59,12 @@ class CompensationReport:
     change_after: float = math.nan
     layers: Mapping[str, LayerRepair] = field(default_factory=dict)
     left_alone: Mapping[str, str] = field(default_factory=dict)
+    not_refined: str = ""
 
     def __str__(self) -> str:
         if not self.accepted:
             return f"not repaired: {self.reason}"
         number = sum(layer.changed for layer in self.layers.values())
         alone = f", {len(self.left_alone)} left alone" if self.left_alone else ""
+        alone += f", not refined: {self.not_refined}" if self.not_refined else ""
         return f"{number} layers repaired{alone}, change {self.change_before:.2g} → {self.change_after:.2g}"

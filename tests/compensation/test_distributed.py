@@ -10,7 +10,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from lightning_prune import trace
-from lightning_prune.compensation.calibration import CompensationError
+from lightning_prune.compensation.calibration import CompensationError, CompensationSettings
 from lightning_prune.compensation.repair import cut_and_compensate_
 from tests.support.nets import Small
 
@@ -23,9 +23,12 @@ def _run(rank: int, folder: Path) -> None:
     images = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(rank))
     results = []
     for batches in ([images], [images[:1]] if rank == 0 else [images]):
+        settings = CompensationSettings(refine_passes=2)
         graph = trace(model, images[:2])
         try:
-            _, report = cut_and_compensate_(model, graph, graph.layers["inner.weight"][:2], batches)
+            _, report = cut_and_compensate_(
+                model, graph, graph.layers["inner.weight"][:2], batches, (), settings
+            )
             results.append(report)
         except CompensationError as error:
             results.append(str(error))
