@@ -1,6 +1,9 @@
 """Random networks by the thousand, each cut twice at random and checked against oracles.
 
     python -m benchmarks.robustness.random_nets --cases 3000
+    python -m benchmarks.robustness.random_nets --cases 3000 --resume     go on after an interruption
+
+Networks are drawn in batches of fifty; the result of each batch is a line of ``outputs/random_nets.jsonl``.
 
 Writes ``docs/results/data/random_nets.json``: the numbers of networks and cuts, the refusals with their reasons, and
 wrong results, with the shortest network for each as Python code.
@@ -14,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ from hypothesis import strategies as st
 from benchmarks.common.pages import ReportFiles
 from tests.support.random_cuts import Outcome, examine
 from tests.support.random_nets import Net, nets
+
+BATCH = 50
+ROWS = Path(__file__).parents[2] / "outputs" / "random_nets.jsonl"
 
 hypothesis.settings.register_profile(
     "random-nets-nightly",
@@ -46,6 +52,7 @@ class Tally:
         wrong: error -> the networks, as Python code.
     """
 
+    seconds: float = 0.0
     networks: int = 0
     cuts: int = 0
     units_removed: int = 0
@@ -67,14 +74,24 @@ class Tally:
         for reason in outcome.refusals:
             self.refusals.setdefault(general(reason), []).append(case)
 
-    def report(self, seed: int, seconds: float) -> dict[str, Any]:
+    def merge(self, other: dict[str, Any]) -> None:
+        """Add the tally of a batch, as plain values."""
+        for name, value in other.items():
+            if isinstance(value, dict):
+                cases = getattr(self, name)
+                for what, codes in value.items():
+                    cases.setdefault(what, []).extend(codes)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+    def report(self, seed: int) -> dict[str, Any]:
         """Return what the JSON holds."""
         tried = self.cuts + sum(map(len, self.refusals.values()))
         return {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,
             "seed": seed,
-            "seconds": round(seconds),
+            "seconds": round(self.seconds),
             "networks": self.networks,
             "cuts_tried": tried,
             "cuts_proven": self.cuts,
@@ -119,14 +136,26 @@ def make_runner(tally: Tally, cases: int, seed: int) -> Callable[[], None]:
 
 def run_case(tally: Tally, net: Net, seed: int, share: float, mixing: bool) -> None:
     """Examine one network and add the outcome to the tally; an error is recorded as a wrong result."""
-    case = f"examine(net.build(), net.example(), {seed}, {share}, net.by_weights(), {mixing}) of {net!r}"
+    case = f"examine({net!r}, {seed}, {share}, {mixing})"
     tally.networks += 1
     try:
-        tally.add(case, examine(net.build(), net.example(), seed, share, net.by_weights(), mixing))
+        tally.add(case, examine(net, seed, share, mixing))
     except Exception as error:
         tally.wrong.setdefault(general(f"{type(error).__name__}: {error}"), []).append(case)
-    if tally.networks % 100 == 0:
-        print(f"{tally.networks} networks, {tally.cuts} cuts, {len(tally.wrong)} kinds of errors", flush=True)
+
+
+def run_batch(cases: int, seed: int) -> dict[str, Any]:
+    """Examine a batch of networks; return its tally as plain values."""
+    tally, start = Tally(), time.process_time()
+    make_runner(tally, cases, seed)()
+    tally.seconds = time.process_time() - start
+    return asdict(tally)
+
+
+def finished_batches(rows: Path) -> dict[int, dict[str, Any]]:
+    """Return the batches of a file of rows, by seed."""
+    lines = rows.read_text().splitlines() if rows.exists() else []
+    return {row["seed"]: row["tally"] for row in map(json.loads, lines)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,13 +164,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cases", type=int, default=3000, help="number of networks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="keep the batches that are finished")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="JSONL file of the batches")
     parser.add_argument(
         "--out", type=Path, default=ReportFiles("random_nets").data, help="JSON file to write"
     )
     args = parser.parse_args(arguments)
-    tally, start = Tally(), time.perf_counter()
-    make_runner(tally, args.cases, args.seed)()
-    report = tally.report(args.seed, time.perf_counter() - start)
+    args.rows.parent.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        args.rows.unlink(missing_ok=True)
+    finished, tally = finished_batches(args.rows), Tally()
+    for number in range(-(-args.cases // BATCH)):
+        seed = args.seed * 10_000 + number
+        if seed not in finished:
+            finished[seed] = run_batch(min(BATCH, args.cases - number * BATCH), seed)
+            with args.rows.open("a") as rows:
+                rows.write(json.dumps({"seed": seed, "tally": finished[seed]}) + "\n")
+        tally.merge(finished[seed])
+        print(f"{tally.networks} networks, {tally.cuts} cuts, {len(tally.wrong)} kinds of errors", flush=True)
+    report = tally.report(args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: value for key, value in report.items() if not isinstance(value, list)}, indent=1))

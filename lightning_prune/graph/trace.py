@@ -154,10 +154,11 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
     tracker.pin_all(recording.numpy_tensors, "leaves torch for numpy, where it cannot be followed")
     tracker.pin_all(recording.outputs, "is the network's output")
     tracker.branches_on_values |= recording.real
+    tracker.entered |= recording.entered
     # Sizes that depend on values are not those of the smaller network.
     tracker.outputs += [] if tracker.met_values else [tensor.shape for tensor in recording.outputs]
     for size in recording.size_events.as_floats:
-        tracker.mark_float_use(size)
+        tracker.mark_as_float(size)
     for size in recording.size_events.as_ints:
         pin_converted_size(size, tracker)
     if count_macs:

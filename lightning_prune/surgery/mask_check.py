@@ -162,6 +162,22 @@ def _addmm(dense: TracedOperator, small: TracedOperator, operands: Masks, result
     return len(bias) == 1 and same_masks(bias[0], results[0][1]) and _product(dense, small, factors, results)
 
 
+@_checks(aten.scaled_dot_product_attention.default)
+def _attention(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
+    """Each head of keys and values has lost all of its heads of queries, or none of them."""
+    (query, key, value), out = operands[:3], results[0]
+    if len(operands) > 3 or len(query) < 3 or not all_kept([*query[:-3], query[-2], *key[:-3], key[-2]]):
+        return False
+    same = (
+        same_masks(query[-1], key[-1]) and same_masks(value[-1], out[-1]) and same_masks(query[-3], out[-3])
+    )
+    heads, others = dense.shapes[0][-3], dense.shapes[1][-3]
+    if not same or not same_masks(key[-3], value[-3]) or heads % others or heads == others:
+        return same and heads == others and same_masks(query[-3], key[-3], value[-3])
+    groups = element_mask([heads], [query[-3]]).reshape(others, -1)
+    return bool((groups == element_mask([others], [key[-3]])[:, None]).all())
+
+
 @_checks(aten.t.default, aten.transpose.int, aten.permute.default)
 def _permuted(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
     source = operands[0]

@@ -47,7 +47,7 @@ def mismatches(
     dense: Sequence[TracedOperator],
     small: Sequence[TracedOperator],
     alive: NDArray[np.bool_],
-    numbers_follow_sizes: bool = False,
+    floats_change: bool = False,
 ) -> Iterator[tuple[TracedOperator, str]]:
     """Yield each dense operator whose result differs from that of the smaller network, and a description.
 
@@ -55,8 +55,7 @@ def mismatches(
         dense: operators of the dense network, in order.
         small: operators of the smaller network, in order.
         alive: which ids of the dense network survive; mask of shape (number of ids,).
-        numbers_follow_sizes: whether the trace met numbers that follow from numbers of channels; then numbers may
-            differ after the cut.
+        floats_change: whether the cut changes a number of channels that became a float; any operator may get it.
     """
     survivors = Survivors(alive)
     computed = {id(tensor) for operator in dense for tensor in operator.call.outputs}
@@ -70,7 +69,8 @@ def mismatches(
             )
             continue
         if (changed := changed_number(before, after, computed)) is not None:
-            if not (numbers_follow_sizes or before.after_values):
+            counts_change = any(survivors.mask([ids]) is not None for ids in before.counted)
+            if not (floats_change or counts_change or before.after_values):
                 yield before, changed
             after = with_numbers_of(before, after)
         if not survivors.affects(before) or not _is_comparable(before.call):
@@ -125,10 +125,16 @@ def _kind(call: OperatorCall) -> tuple[Any, int]:
 
 def _is_comparable(call: OperatorCall) -> bool:
     """Whether the call computes its results from its operands, is defined for all of them, and is not random."""
-    seeded = torch.Tag.nondeterministic_seeded in call.op.tags
+    seeded = torch.Tag.nondeterministic_seeded in call.op.tags and not _is_without_dropout(call)
     # Operators of torchvision take indices as floats, and read beyond their operands if these are random.
     undefined = call.op in _UNDEFINED_VALUES or call.op._schema.name.startswith("torchvision::")
     return bool(call.tensors and call.outputs) and not seeded and not undefined
+
+
+def _is_without_dropout(call: OperatorCall) -> bool:
+    """Whether the call is an attention whose dropout is off: torch marks it as random all the same."""
+    names = [argument.name for argument in call.op._schema.arguments]
+    return "attention" in call.op._opname and "dropout_p" in names and not call.arg("dropout_p")
 
 
 def _check_call(before: TracedOperator, after: TracedOperator, survivors: Survivors) -> str | None:

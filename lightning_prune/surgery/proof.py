@@ -21,6 +21,7 @@ from lightning_prune.surgery.numerical_check import mismatches
 from lightning_prune.tracing.ids import Ids, Tie, Ties, Units
 from lightning_prune.tracing.recorder import raised_in
 from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.tracing.unreached import readable, unreached_layers
 from lightning_prune.utils.modules import cut
 
 __all__ = ["ProofError", "concerned_units", "prove"]
@@ -64,6 +65,7 @@ def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> Non
     if (outputs := small.outputs) != (expected := evidence.tracker.outputs):
         raise ProofError(f"the smaller network returns {outputs}, expected {expected}", _no_units())
     _check_numbers(evidence, small, survives)
+    _check_unreached(evidence, small, survives)
 
 
 def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tracker:
@@ -223,10 +225,27 @@ def _check_cost(graph: ChannelGraph, evidence: DenseTrace, small: Tracker, kept:
         raise ProofError(f"the smaller network takes {actual} MACs, predicted were {predicted}", _no_units())
 
 
+def _check_unreached(evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]) -> None:
+    """Raise if the cut takes channels that a layer in a branch that no example takes may read or write."""
+    reached = unreached_layers(small).keys()
+    layers = {name: layer for name, layer in unreached_layers(evidence.tracker).items() if name in reached}
+    lost = [
+        ids
+        for ids in readable(evidence.tracker, layers.values())
+        if not survives[evidence.components[ids]].all()
+    ]
+    if lost:
+        names = ", ".join(list(layers)[:3])
+        raise ProofError(
+            f"no example reaches {names}, which could read what is cut", _units_of(evidence, *lost)
+        )
+
+
 def _check_numbers(evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]) -> None:
     """Raise if an operator of the smaller network computes something else on random numbers."""
     alive = survives[evidence.components]
     dense = evidence.tracker
-    for operator, problem in mismatches(dense.operators, small.operators, alive, dense.has_sized_numbers):
+    floats_change = any(not alive[ids.numpy()].all() for ids in dense.float_ids)
+    for operator, problem in mismatches(dense.operators, small.operators, alive, floats_change):
         ids = [ids for labels in operator.labels for arrays in labels for ids in arrays]
         raise ProofError(f"{operator.call} {problem}", _units_of(evidence, *ids))

@@ -88,6 +88,7 @@ class Recording:
         real: whether it ran on real values, not on meta or fake tensors.
         size_events: traced sizes that were converted to floats or plain ints.
         numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
+        entered: names of the modules that ran.
         reason: why it ran on real values; "" if it did not.
     """
 
@@ -97,6 +98,7 @@ class Recording:
     real: bool
     size_events: SizeEvents
     numpy_tensors: list[Tensor]
+    entered: set[str]
     reason: str = ""
 
 

@@ -45,12 +45,13 @@ _RECORDER = f"{__package__}.recorder"  # this module calls the forward that is r
 
 
 class ModuleStack:
-    """The stack of modules whose forward is running, by name."""
+    """The stack of modules whose forward is running, by name, and the names of all that have run."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = []
         self.failed_module: str | None = None
+        self.entered: set[str] = set()
 
     @property
     def innermost(self) -> str:
@@ -60,6 +61,7 @@ class ModuleStack:
     def enter(self, module: nn.Module, args: Any) -> None:
         """Push ``module``, whose forward begins."""
         self.stack.append(self.names.get(id(module), type(module).__name__))
+        self.entered.add(self.stack[-1])
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
         """Pop ``module``, whose forward ends or raises; remember the innermost module that raised."""

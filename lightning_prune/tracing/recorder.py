@@ -97,6 +97,7 @@ class _Forward:
             real=kind == "real",
             size_events=events,
             numpy_tensors=python.numpy_tensors,
+            entered=modules.entered,
         )
 
 

@@ -94,7 +94,10 @@ def caches_bypassed(model: nn.Module) -> Iterator[None]:
             place.restore()
 
 
+@functools.cache  # a process has hundreds of cached functions, and a trace records several forwards
 def _bypass(function: Any) -> Callable[..., Any]:
+    """Return a function that calls ``function`` without its cache if the arguments carry traced sizes."""
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(leaf, (TracedInt, Tensor, nn.Module)) for leaf in tree_leaves((args, kwargs))):
@@ -121,14 +124,22 @@ def _cached_in_attributes(model: nn.Module) -> Iterator[_Place]:
 
 def _cached_in_libraries() -> Iterator[_Place]:
     """Yield the place of every cached function of the loaded modules, and of their classes."""
-    for name, module in list(sys.modules.items()):
-        if not isinstance(module, ModuleType) or name.partition(".")[0] in _SCANNED_NEVER:
-            continue
+    for name, module in _scanned_modules(len(sys.modules), next(reversed(sys.modules))):
         count, found = _SCANNED.get(name, (-1, []))
         if count != len(vars(module)):
             found = list(_cached_in(module, name))
             _SCANNED[name] = len(vars(module)), found
         yield from (place for place in found if place.is_current)
+
+
+@functools.lru_cache(maxsize=1)
+def _scanned_modules(count: int, last: str) -> list[tuple[str, ModuleType]]:
+    """Return the modules whose functions may see sizes, given how many are loaded and the last one's name."""
+    return [
+        (name, module)
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and name.partition(".")[0] not in _SCANNED_NEVER
+    ]
 
 
 def _cached_in(module: ModuleType, name: str) -> Iterator[_Place]:

@@ -76,6 +76,7 @@ class TracedOperator:
         mixes_channels: whether it takes statistics across channels.
         after_values: whether an operator before it in the same forward had a result whose size, or Python value,
             depends on values. In the smaller network sizes, numbers and branches may then differ.
+        counted: ids whose number, or something computed of it, the code passed to it as a number.
     """
 
     call: OperatorCall
@@ -83,3 +84,4 @@ class TracedOperator:
     shapes: list[torch.Size]
     mixes_channels: bool
     after_values: bool = False
+    counted: tuple[Ids, ...] = ()

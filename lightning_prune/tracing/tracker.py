@@ -62,8 +62,9 @@ class Tracker:
         sources: parameter or buffer name -> dimension -> ids.
         sizes: key of a tensor size -> ids along that dimension.
         buffers: names of the buffers.
-        has_sized_numbers: whether a number of channels is used as a number, and not as a size.
+        float_ids: ids whose number became a float, which can reach any operator that follows.
         met_values: whether sizes or Python numbers depend on values from here on, in the present forward.
+        entered: names of the modules that ran in any forward.
         branches_on_values: whether the forward ran on real values, so that other values may take other branches.
     """
 
@@ -84,8 +85,9 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self.sizes: dict[object, Ids | None] = {}
-        self.has_sized_numbers = False
+        self.float_ids: list[Ids] = []
         self.branches_on_values = self.met_values = False
+        self.entered: set[str] = set()
         self._constants: set[int] = set()
         self.buffers = {name for name, _ in self.model.named_buffers()}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
@@ -244,9 +246,18 @@ class Tracker:
 
         In the field's networks that is the scale of attention and of correlations, and the width of a norm.
         """
+        self.register_size(size)
+        for leaf in leaves(size):
+            if isinstance(leaf, TensorSize):
+                self.mark_statistics(self.sizes[leaf.key])
+            else:
+                self._mark_sized_by(leaf)
+
+    def mark_as_float(self, size: TracedInt) -> None:
+        """Mark ids whose number the code made a float, as in ``c ** -0.5``: it is lost which operator gets it."""
         num_marked = len(self.ties.statistics)
-        self._mark_float_use(size)
-        self.has_sized_numbers |= len(self.ties.statistics) > num_marked
+        self.mark_float_use(size)
+        self.float_ids += self.ties.statistics[num_marked:]
 
     def mark_constant(self, tensor: Tensor) -> None:
         """Note that ``tensor`` has the same value everywhere, which is not zero."""
@@ -256,14 +267,6 @@ class Tracker:
     def is_constant(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` was made with the same value everywhere, so that its sum counts channels."""
         return id(tensor) in self._constants
-
-    def _mark_float_use(self, size: TracedInt) -> None:
-        self.register_size(size)
-        for leaf in leaves(size):
-            if isinstance(leaf, TensorSize):
-                self.mark_statistics(self.sizes[leaf.key])
-            else:
-                self._mark_sized_by(leaf)
 
     def _mark_sized_by(self, attribute: Attribute) -> None:
         for use in self.size_uses:

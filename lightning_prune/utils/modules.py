@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Value = TypeVar("Value")
+_CachedFunction = type(functools.lru_cache(lambda: None))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -115,8 +119,41 @@ def without_forward_hooks(model: nn.Module) -> Iterator[None]:
 def drop_caches_(model: nn.Module) -> None:
     """Make modules drop what they computed from their weights in eval mode, as they do when training begins.
 
-    LeViT, EfficientFormer and others keep such values until ``train()``. The modes stay as they are.
+    LeViT, EfficientFormer and others keep such values until ``train()``. The modes stay as they are. Functions and
+    methods under ``functools.lru_cache`` next to the modules' code forget their results, whose keys may be modules
+    or parameters.
     """
+    for function in _cached_functions(model):
+        function.cache_clear()
     with training_modes(model, lambda module: module.training):
         model.train(not model.training)
         model.train(not model.training)
+
+
+def _cached_functions(model: nn.Module) -> set[Any]:
+    """Return the cached functions in the Python modules that define the modules' classes, and in these classes."""
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    own = {base for base in classes if base.__module__.partition(".")[0] not in ("torch", "builtins", "abc")}
+    files = {sys.modules.get(base.__module__) for base in own} - {None}
+    beside = {value for file in files for value in vars(file).values() if _is_beside(value, file)}
+    spaces = [*map(vars, own), *map(vars, files | beside), *map(vars, model.modules())]
+    return {function for space in spaces for value in space.values() for function in _cached_within(value)}
+
+
+def _cached_within(value: Any) -> Iterator[Any]:
+    """Yield the cached function that an attribute is, wraps as a method, or calls in a decorator."""
+    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if isinstance(function, _CachedFunction):
+        yield function
+    elif isinstance(function, FunctionType):
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                if isinstance(cell.cell_contents, _CachedFunction):
+                    yield cell.cell_contents
+
+
+def _is_beside(value: Any, file: Any) -> bool:
+    """Whether a value is a Python module of the same library as ``file``."""
+    return (
+        isinstance(value, ModuleType) and value.__name__.partition(".")[0] == file.__name__.partition(".")[0]
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
 from lightning_prune.testing import error, with_dead_filters, with_zeroed_consumers
 from lightning_prune.tracing.calls import tensors_in
+from tests.support.random_nets import Net
 
 TOLERANCE = 1e-9
+ATTEMPTS = 6  # the first and five more
 Units = NDArray[np.int64]
 
 
@@ -96,33 +98,82 @@ def measured_macs(model: nn.Module, *inputs: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def examine(
-    model: nn.Module, example: Tensor, seed: int, share: float, by_weights: bool = True, mixing: bool = False
-) -> Outcome:
-    """Cut ``model`` twice at random, and check each result or refusal.
+def examine(net: Net, seed: int, share: float, mixing: bool = False) -> Outcome:
+    """Build a network, cut it twice at random, and check each result or refusal.
+
+    After a refusal, the units that it names are pinned and others are chosen, as the callbacks do.
 
     Args:
-        model: changed in place.
-        example: an input.
+        net: the spec.
         seed: of the random choice of units.
         share: of the prunable units, about.
-        by_weights: whether the zeroed-consumer oracle is valid for the model.
         mixing: cut also units over which statistics are taken; values are not compared then.
 
     Raises:
         CheckFailed: a property does not hold.
     """
     generator, outcome = np.random.default_rng(seed), Outcome()
-    graph = trace(model, example)
+    model = net.build()
+    graph = _trace_around_forward(net, model) if seed % 2 else _trace(net, model)
     outcome.prunable, outcome.units = len(graph.prunable), _count_filters(graph)
     for _ in range(2):
-        independent = np.setdiff1d(graph.prunable, graph.statistics_units)
-        remove = random_units(graph, generator, share, graph.prunable if mixing else independent)
-        after = _cut(model, graph, example, remove, by_weights, mixing, outcome) if len(remove) else None
-        if after is None:
-            break
-        graph = after
+        for _ in range(ATTEMPTS):
+            independent = np.setdiff1d(graph.prunable, graph.statistics_units)
+            remove = random_units(graph, generator, share, graph.prunable if mixing else independent)
+            if not len(remove):
+                return outcome
+            try:
+                graph = _cut(net, model, graph, remove, mixing, outcome)
+                break
+            except SurgeryError as refusal:
+                graph = _without(graph, remove, refusal)
+                outcome.refusals.append(str(refusal))
     return outcome
+
+
+def _trace(net: Net, model: nn.Module) -> ChannelGraph:
+    return trace(model, net.example(), others=net.other_examples() if net.others else ())
+
+
+def _trace_around_forward(net: Net, model: nn.Module) -> ChannelGraph:
+    """Trace, run the network as in an evaluation, and trace again; both graphs must be the same."""
+    before = _trace(net, model)
+    with torch.no_grad():
+        model.eval()(net.example())
+    after = _trace(net, model)
+    difference = graph_difference(before, after)
+    if difference is not None and not (net.keeps_constants() and before.pinned.keys() <= after.pinned.keys()):
+        raise CheckFailed(f"a forward changes the graph: {difference}")
+    return after
+
+
+def graph_difference(first: ChannelGraph, second: ChannelGraph) -> str | None:
+    """Return what differs between two graphs: units, pins with their reasons, costs; None if nothing does."""
+    return next((name for name, a, b in _facts(first, second) if a != b), None)
+
+
+def _facts(*graphs: ChannelGraph) -> Iterator[tuple[str, Any, Any]]:
+    rows = [description(graph) for graph in graphs]
+    return ((name, rows[0][name], rows[1][name]) for name in rows[0])
+
+
+def description(graph: ChannelGraph) -> dict[str, Any]:
+    """Return what a graph says, as plain values that can be compared with those of another process."""
+    return {
+        "bindings": {n: {d: u.tolist() for d, u in dims.items()} for n, dims in graph.bindings.items()},
+        "pinned": {int(unit): reason for unit, reason in graph.pinned.items()},
+        "statistics": graph.statistics_units.tolist(),
+        "costs": [int(graph.cost(resource)) for resource in ("macs", "params")],
+        "macs without a unit": [int(graph.cost("macs", [unit])) for unit in graph.prunable[:20].tolist()],
+    }
+
+
+def _without(graph: ChannelGraph, remove: Units, refusal: SurgeryError) -> ChannelGraph:
+    """Return the graph with the units of a refusal pinned; they must be some of those that were to be removed."""
+    units = np.intersect1d(refusal.units, remove)
+    if not len(units):
+        raise CheckFailed(f"a refusal names no unit of the cut: {refusal}")
+    return replace(graph, pinned={**dict.fromkeys(units.tolist(), "refused"), **graph.pinned})
 
 
 def _count_filters(graph: ChannelGraph) -> int:
@@ -130,49 +181,55 @@ def _count_filters(graph: ChannelGraph) -> int:
 
 
 def _cut(
-    model: nn.Module, graph: ChannelGraph, example: Tensor, remove: Units, by_weights: bool, mixing: bool,
-    outcome: Outcome,
-) -> ChannelGraph | None:  # fmt: skip
-    """Cut and check; return the graph of the smaller network, None if the cut was refused."""
+    net: Net, model: nn.Module, graph: ChannelGraph, remove: Units, mixing: bool, outcome: Outcome
+) -> ChannelGraph:
+    """Cut and check; return the graph of the smaller network. A refusal must leave everything as it was."""
     before, dense = state(model), copy.deepcopy(model)
-    oracles = {"dead filters": with_dead_filters(model, graph, remove)}
-    if by_weights:
+    oracles: dict[str, nn.Module] = {}
+    if net.stays_zero():
+        oracles["dead filters"] = with_dead_filters(model, graph, remove)
+    if net.by_weights():
         oracles["zeroed consumers"] = with_zeroed_consumers(model, graph, remove)
     try:
         record = prune_(model, graph, remove)
     except SurgeryError as refusal:
-        outcome.refusals.append(str(refusal))
         if not same_state(before, state(model)):
             raise CheckFailed(f"refused, but not rolled back: {refusal}") from refusal
-        return None
+        raise
     outcome.cuts, outcome.removed = outcome.cuts + 1, outcome.removed + len(remove)
+    examples = [net.example(), *net.other_examples()] if net.by_values() else [net.example()]
     if not mixing:
-        _check_values(model, oracles, example)
-        outcome.changes_output |= error(dense, model, example) > TOLERANCE
-    again = trace(model, example)
-    _check_costs(model, graph, again, remove, example)
-    if error(record.apply_(dense), model, example) > 0:
+        _check_values(model, oracles, examples)
+        outcome.changes_output |= error(dense, model, examples[0]) > TOLERANCE
+    again = _trace(net, model)
+    _check_costs(net, model, graph, again, remove)
+    if max(error(record.apply_(copy.deepcopy(dense)), model, example) for example in examples) > 0:
         raise CheckFailed("the record, applied to the dense network, gives a different network")
-    _check_training(model, example)
+    for example in examples:
+        _check_training(model, example)
     return again
 
 
-def _check_values(model: nn.Module, oracles: Mapping[str, nn.Module], example: Tensor) -> None:
-    errors = {name: error(oracle, model, example) for name, oracle in oracles.items()}
+def _check_values(model: nn.Module, oracles: Mapping[str, nn.Module], examples: Sequence[Tensor]) -> None:
+    errors = {
+        name: max(error(oracle, model, example) for example in examples) for name, oracle in oracles.items()
+    }
     if not all(value <= TOLERANCE for value in errors.values()):
         raise CheckFailed(f"the network differs from the oracles: {errors}")
 
 
-def _check_costs(
-    model: nn.Module, graph: ChannelGraph, after: ChannelGraph, remove: Units, example: Tensor
-) -> None:
+def _check_costs(net: Net, model: nn.Module, graph: ChannelGraph, after: ChannelGraph, remove: Units) -> None:
     params = sum(p.numel() for p in model.parameters())
     if params != graph.cost("params", remove):
         raise CheckFailed(f"{params} parameters, predicted were {graph.cost('params', remove)}")
+    if net.by_values():
+        return  # the number of positions is another one after the cut
     predicted, again = graph.cost("macs", remove), after.cost("macs")
-    measured = again if _has_fused_attention(model) else measured_macs(model, example)
     if again != predicted:
         raise CheckFailed(f"{again} MACs in a new trace, predicted were {predicted}")
+    if not net.is_counted() or _has_fused_attention(model):
+        return
+    measured = measured_macs(model, net.example())
     # torch computes einsum over a single channel as a product of elements, which its counter does not see
     if measured != again and not (measured < again and _has_einsum(model)):
         raise CheckFailed(f"torch counts {measured} MACs, the new trace {again}")
@@ -191,7 +248,7 @@ def _has_einsum(model: nn.Module) -> bool:
 
 def _check_training(model: nn.Module, example: Tensor) -> None:
     model.train()
-    outputs = tensors_in(model(example))
+    outputs = [out for out in tensors_in(model(example)) if out.numel()]
     loss = torch.stack([out.square().mean() for out in outputs]).sum()
     if loss.requires_grad:
         loss.backward()

@@ -8,17 +8,14 @@ leave everything unchanged. A fault that makes no cut wrong fails its test, beca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
+from lightning_prune import ChannelGraph
 from lightning_prune.surgery import prune as surgery
-from lightning_prune.testing import error, with_dead_filters, with_zeroed_consumers
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Tie
 from lightning_prune.tracing.rules import contractions, reshape
@@ -66,8 +63,8 @@ from tests.support.mutation_networks import (
     attention,
     shared_weights,
 )
+from tests.support.mutation_trials import Fault, check_caught, check_right
 from tests.support.mutations import (
-    Plant,
     along,
     flipped,
     patched,
@@ -81,10 +78,8 @@ from tests.support.mutations import (
     unused,
     wrapped,
 )
-from tests.support.random_cuts import TOLERANCE, random_units, same_state, state
 
 aten = torch.ops.aten
-CUTS = [(seed, share) for seed in range(4) for share in (0.1, 0.4, 0.7)]
 
 
 # -- the faults ---------------------------------------------------------------------------------------------
@@ -296,19 +291,6 @@ def _first_four(call: OperatorCall, tracker: Tracker) -> None:
     tracker.label(call.out, [(), (ids[:4],) if ids is not None else (), (), ()])
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A planted fault: its name, the network that shows it, and how it is planted."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    plant: Plant
-    mixing: bool = False  # statistics over channels: the oracle is the cut with correct rules
-
-    def __str__(self) -> str:
-        return self.name.replace(" ", "-")
-
-
 FAULTS = [
     Fault("concat offset ignored", TWO, relabelled(aten.cat, change=_offset_ignored)),
     Fault("concat order swapped", THREE, relabelled(aten.cat, change=_order_swapped)),
@@ -470,89 +452,12 @@ def _cases() -> list[Any]:
 
 # -- the tests ----------------------------------------------------------------------------------------------
 
-ORACLES = (with_dead_filters, with_zeroed_consumers)
-EXAMPLE = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-@dataclass
-class Verdict:
-    """Result of one random cut under a fault: what is wrong without the proof, and the error of the proof."""
-
-    wrong: str
-    refusal: str
-    restored: bool
-
-
-def _touched(truth: ChannelGraph, faulty: ChannelGraph, remove: np.ndarray) -> np.ndarray:
-    """The correct units of the filters that the faulty graph removes."""
-    kept = faulty.kept(remove)
-    removed = [
-        truth.layers[name][~kept[units]] for name, units in faulty.layers.items() if name in truth.layers
-    ]
-    return np.unique(np.concatenate([*removed, np.empty(0, np.int64)]))
-
-
-def _unproven(fault: Fault, remove: np.ndarray, oracles: Sequence[nn.Module]) -> str:
-    """Describe what is wrong with the faulty cut without the proof; empty if it is right.
-
-    It is right if it equals the dense network without the correct units of the removed filters, or without only
-    those parameters that the fault removes: a fault may tie too little, and still be right by chance.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        fault.plant(patch)
-        patch.setattr(surgery, "prove", lambda *args, **kwargs: None)
-        model = fault.build()
-        graph = trace(model, EXAMPLE)
-        faulty_oracles = [] if fault.mixing else [zero(model, graph, remove) for zero in ORACLES]
-        try:
-            prune_(model, graph, remove)
-        except Exception as raised:
-            return f"raises {raised}"
-    try:
-        errors = [error(oracle, model, EXAMPLE) for oracle in (*oracles, *faulty_oracles)]
-    except Exception as raised:
-        return f"raises {raised}"
-    correct = max(errors[: len(oracles)])
-    faulty = max(errors[len(oracles) :], default=np.inf)
-    return "" if min(correct, faulty) <= TOLERANCE else f"errors {errors}"
-
-
-def _try(fault: Fault, seed: int, share: float) -> Verdict:
-    right = fault.build()
-    truth = trace(right, EXAMPLE)
-    with pytest.MonkeyPatch.context() as patch:
-        fault.plant(patch)
-        model = fault.build()
-        graph = trace(model, EXAMPLE)
-        among = graph.prunable if fault.mixing else np.setdiff1d(graph.prunable, graph.statistics_units)
-        remove = random_units(graph, np.random.default_rng(seed), share, among)
-        before = state(model)
-        try:
-            prune_(model, graph, remove)
-            refusal = ""
-        except SurgeryError as refused:
-            refusal = str(refused)
-        restored = not refusal or same_state(before, state(model))
-    touched = _touched(truth, graph, remove)
-    oracles = [zero(right, truth, touched) for zero in ORACLES]
-    if fault.mixing:
-        prune_(right, truth, touched)
-        oracles = [right]
-    return Verdict(_unproven(fault, remove, oracles), refusal, restored)
-
 
 @pytest.mark.parametrize("fault", _cases())
 def test_every_wrong_cut_is_refused_and_rolled_back(fault: Fault) -> None:
-    verdicts = [_try(fault, seed, share) for seed, share in CUTS]
-    wrong = [verdict for verdict in verdicts if verdict.wrong]
-    assert wrong, "the fault makes no cut wrong: it needs another network"
-    missed = [verdict.wrong for verdict in wrong if not verdict.refusal]
-    assert not missed, f"{len(missed)} of {len(wrong)} wrong cuts were accepted: {missed[0]}"
-    assert all(verdict.restored for verdict in verdicts)
+    check_caught(fault)
 
 
 @pytest.mark.parametrize("build", list(dict.fromkeys(fault.build for fault in FAULTS)))
 def test_without_a_fault_every_cut_is_right(build: Callable[[], nn.Module]) -> None:
-    fault = Fault("none", build, lambda patch: None)
-    verdicts = [_try(fault, seed, share) for seed, share in CUTS[:6]]
-    assert [(v.wrong, v.refusal) for v in verdicts] == [("", "")] * len(verdicts)
+    check_right(build)

@@ -30,13 +30,13 @@ SHARES = st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0])
 @PROFILE
 @given(net=nets(), seed=SEEDS, share=SHARES)
 def test_a_cut_is_right_or_refused(net: Net, seed: int, share: float) -> None:
-    examine(net.build(), net.example(), seed, share, net.by_weights())
+    examine(net, seed, share)
 
 
 @hypothesis.settings(PROFILE, max_examples=60)
 @given(net=nets(), seed=SEEDS, share=SHARES)
 def test_units_whose_statistics_mix_go_as_predicted(net: Net, seed: int, share: float) -> None:
-    examine(net.build(), net.example(), seed, share, mixing=True)
+    examine(net, seed, share, mixing=True)
 
 
 @pytest.mark.parametrize("kind", sorted(BLOCKS))

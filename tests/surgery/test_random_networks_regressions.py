@@ -38,7 +38,7 @@ EMPTIED = {
 @pytest.mark.parametrize("net", MINIMAL.values(), ids=[name.replace(" ", "-") for name in MINIMAL])
 def test_cuts_are_proven_and_right(net: Net) -> None:
     cases = [(0, 0.1), (0, 0.5), (0, 1.0), (1, 0.1), (3, 0.8)]
-    outcomes = [examine(net.build(), net.example(), *case, net.by_weights()) for case in cases]
+    outcomes = [examine(net, *case) for case in cases]
     assert [outcome.refusals for outcome in outcomes] == [[]] * len(outcomes)
     assert all(outcome.cuts for outcome in outcomes)
 
@@ -47,4 +47,4 @@ def test_cuts_are_proven_and_right(net: Net) -> None:
 def test_what_would_empty_a_part_is_refused(node: N) -> None:
     net = Net((node,))
     for seed in range(7):  # a record that cannot be applied to the dense network is wrong
-        examine(net.build(), net.example(), seed, 0.6, net.by_weights())
+        examine(net, seed, 0.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,3 +126,43 @@ def test_operator_whose_fake_kernel_refuses_is_run_for_real():
     torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
     prune_(net, graph, graph.prunable[:4])
     assert net(x).shape == (2, 3)
+
+
+class Halves(nn.Module):
+    """Code of its own without parameters: multiplies halves of ``width`` channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        return torch.cat([x[:, : self.width] * x[:, self.width :], x[:, : self.width]], 1)
+
+
+class Inner(nn.Module):
+    """Calls a module with code of its own for some inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.halves, self.b = nn.Conv2d(3, 8, 1), Halves(4), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(self.halves(y) if x.mean() < 0 else y)
+
+
+def test_channels_that_a_module_not_run_could_read_are_pinned_where_it_is_called():
+    net, x = nn.Sequential(Inner(), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval(), torch.ones(1, 3, 8, 8)
+    graph = trace(net, x)
+    for unit in graph.layers["0.a.weight"]:
+        assert "could be read by 0.halves in a branch that no example takes" in graph.pinned[unit]
+    assert any("no example reaches 0.halves" in note for note in graph.notes)
+    graph = trace(net, x, others=[-x])
+    dense = copy.deepcopy(net)
+    units = np.unique(graph.layers["0.a.weight"][[1, 5]])
+    assert len(units) == 1
+    dense[0].b.weight.data[:, [1, 5]] = 0
+    prune_(net, graph, units)
+    assert net[0].halves.width == 3
+    for example in (x, -x):
+        torch.testing.assert_close(net(example), dense(example))

@@ -119,6 +119,7 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     argument_labels = [tracker.labels(tensor) for tensor in call.tensors]
     num_statistics = len(tracker.ties.statistics)
     mark_sized_numbers(call, tracker)
+    counted = tuple(tracker.ties.statistics[num_statistics:])
     _apply(call, tracker)
     pass_constants_on(call, tracker)
     # A rule may find out what an operand without labels follows, such as a constant that was expanded.
@@ -130,7 +131,7 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
     mixed = len(tracker.ties.statistics) > num_statistics
     shapes = [tensor.shape for tensor in call.tensors]
     labels = [*argument_labels, *result_labels]
-    tracker.operators.append(TracedOperator(call, labels, shapes, mixed, tracker.met_values))
+    tracker.operators.append(TracedOperator(call, labels, shapes, mixed, tracker.met_values, counted))
     tracker.met_values |= depends_on_values(call)
     tracker.call = None
 

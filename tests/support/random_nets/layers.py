@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DropBlock2d, StochasticDepth
 
 from tests.support.random_nets.registry import (
     Shape,
@@ -83,3 +84,14 @@ class Resize(nn.Module):
             return F.adaptive_avg_pool2d(x, (3, 2))
         size = (x.shape[2] + 1, x.shape[3] + 2)
         return F.interpolate(x, size=size, mode=self.kind)
+
+
+@block(kind=pick(["2d", "2d", "alpha", "row", "batch", "block", "inplace"]))
+def ChannelDropout(shape: Shape, kind: str) -> nn.Module:
+    """Build a dropout of whole channels, images or regions."""
+    kinds = {
+        "2d": nn.Dropout2d(0.3), "alpha": nn.FeatureAlphaDropout(0.3), "row": StochasticDepth(0.3, "row"),
+        "batch": StochasticDepth(0.3, "batch"), "block": DropBlock2d(0.1, 1),
+        "inplace": nn.Sequential(nn.Conv2d(shape[0], shape[0], 1), nn.Dropout2d(0.3, inplace=True)),
+    }  # fmt: skip
+    return kinds[kind]

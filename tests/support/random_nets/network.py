@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_prune.testing import randomise_
-from tests.support.random_nets.registry import NOT_BY_WEIGHTS, N, chain, pick, shape_after
+from tests.support.random_nets.registry import BY_VALUES, NOT_COUNTED, N, chain, pick, shape_after
 
 HEADS = pick(["conv", "pool", "mean", "flatten", "view", "reshape", "last", "hidden"])
-OUTPUTS = pick(["one", "one", "one", "train", "dict", "features"])
+OUTPUTS = pick(["one", "one", "one", "train", "dict", "features", "selected"])
 SIZES = pick([(6, 6), (5, 5), (8, 8), (7, 4), (3, 9)])
 
 
 @dataclass(frozen=True)
 class Net:
-    """The spec of a random network: blocks, kind of head, kind of output, height and width of the input."""
+    """The spec of a random network.
+
+    Attributes:
+        body: its blocks.
+        head: kind of head.
+        outputs: kind of output.
+        size: height and width of the input.
+        others: whether the trace is given the further examples too.
+    """
 
     body: tuple[N, ...]
     head: str = "conv"
     outputs: str = "one"
     size: tuple[int, int] = (6, 6)
+    others: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         """Build the module, in double precision, with random norms and biases."""
@@ -39,9 +49,34 @@ class Net:
         """Return an example input."""
         return torch.randn(2, 3, *self.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
+    def other_examples(self) -> list[Tensor]:
+        """Return further inputs, which may take other branches."""
+        return [-2 * self.example(), self.example().flip(0, 3) + 1]
+
+    def nodes(self) -> Iterator[N]:
+        """Yield all nodes."""
+        for root in self.body:
+            yield from root.nodes()
+
     def by_weights(self) -> bool:
         """Whether channels are read only by weights, so that the zeroed-consumer oracle is valid."""
-        return not {node.kind for root in self.body for node in root.nodes()} & NOT_BY_WEIGHTS
+        return all(node.is_by_weights() for node in self.nodes())
+
+    def stays_zero(self) -> bool:
+        """Whether zero filters have zero results everywhere, so that the dead-filter oracle is valid."""
+        return all(node.stays_zero() for node in self.nodes())
+
+    def keeps_constants(self) -> bool:
+        """Whether a forward keeps tensors of the channels' number, which then pin these."""
+        return any(node.kind == "Cached" and node.options["style"] == "once" for node in self.nodes())
+
+    def is_counted(self) -> bool:
+        """Whether torch counts all MACs."""
+        return not {node.kind for node in self.nodes()} & NOT_COUNTED
+
+    def by_values(self) -> bool:
+        """Whether sizes or branches depend on values."""
+        return bool({node.kind for node in self.nodes()} & BY_VALUES)
 
 
 class Network(nn.Module):
@@ -68,9 +103,16 @@ class Network(nn.Module):
             return out, features
         if self.outputs == "dict":
             return {"out": out, "aux": [self.aux(first)]}
+        if self.outputs == "selected":
+            return out, self.selected(first)
         if self.outputs == "train" and self.training:
             return out, self.aux(first)
         return out
+
+    def selected(self, x: Tensor) -> Tensor:
+        """Return the scores of the pixels that score highest, (number of them, 2), as detectors return objects."""
+        scores = self.aux(x).permute(0, 2, 3, 1).flatten(0, 2)
+        return scores[scores[:, 0] > 0.1]
 
     def flatten(self, x: Tensor) -> Tensor:
         if self.head_kind == "conv":

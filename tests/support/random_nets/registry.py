@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,20 @@ Builder = Callable[..., nn.Module]
 BLOCKS: dict[str, Builder] = {}
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {}
 BODIES: dict[str, int] = {}
-NOT_BY_WEIGHTS = {"Attention", "ChannelSum", "Dynamic"}
+#: Blocks that combine activations with those of other channels, always or with a certain option.
+NOT_BY_WEIGHTS = {"Attention", "ChannelSum", "Distances", "Dynamic"}
+OPTIONS_NOT_BY_WEIGHTS = {
+    ("Select", "score", "sum"),
+    ("Einops", "style", "heads"),
+    ("Number", "style", "layer_norm"),
+    ("Tied", "style", "slice"),  # a part of a weight is no layer, and its inputs are not known as such
+    ("Tied", "style", "linear"),  # the second use reads filters, as inputs
+    ("Tied", "style", "transposed"),
+}
+#: Blocks whose sizes or branches depend on values, so that a cut changes the costs.
+BY_VALUES = {"Select", "Experts", "Branch"}
+#: Blocks with products that torch's counter does not see.
+NOT_COUNTED = {"Deformable", "Distances", "GroupedQueries", "Einops", "Positions"}
 MAX_CHANNELS = 32
 MAX_PIXELS = 144
 
@@ -38,6 +52,16 @@ class N:
     def __repr__(self) -> str:
         arguments = [*map(repr, self.bodies), *(f"{name}={value!r}" for name, value in self.options.items())]
         return f"N({', '.join([repr(self.kind), *arguments])})"
+
+    def is_by_weights(self) -> bool:
+        """Whether channels are read only by weights within this block, apart from its bodies."""
+        options = {(self.kind, name, value) for name, value in self.options.items()}
+        grouped = self.kind == "GroupedQueries" and self.stays_zero()
+        return self.kind not in NOT_BY_WEIGHTS and not grouped and not options & OPTIONS_NOT_BY_WEIGHTS
+
+    def stays_zero(self) -> bool:
+        """Whether the result of removed filters is zero; heads of queries that are zero still average the values."""
+        return self.kind != "GroupedQueries" or self.options["kv"] > 1 or self.options["times"] == 1
 
     def nodes(self) -> Iterator[N]:
         """Yield this node and all nodes of its bodies."""
@@ -65,10 +89,10 @@ def divisor(channels: int, limit: int) -> int:
 
 def shape_after(module: nn.Module, shape: Shape) -> Shape:
     """Return channels, height and width of the output of ``module`` for an input of ``shape``."""
-    training = module.training
     with torch.no_grad():
-        out = module.eval()(torch.zeros(2, *shape))
-    module.train(training)
+        out = copy.deepcopy(module).eval()(
+            torch.zeros(2, *shape)
+        )  # a copy, since modules keep what they compute
     return tuple(out.shape[1:])
 
 

@@ -7,12 +7,25 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.random_nets import branches, channels, gates, layers, tokens
+from tests.support.random_nets import (
+    branches,
+    caches,
+    channels,
+    gates,
+    grouped,
+    layers,
+    numbers,
+    positions,
+    repeated,
+    tokens,
+    values,
+)
 from tests.support.random_nets.network import HEADS, OUTPUTS, SIZES, Net
-from tests.support.random_nets.registry import BLOCKS, BODIES, OPTIONS, N, pick
+from tests.support.random_nets.registry import BLOCKS, BODIES, OPTIONS, N, flags, pick
 
 # The order of blocks, which decides what a seed draws, must not depend on the order of imports.
-_MODULES = [module.__name__.rpartition(".")[2] for module in (layers, gates, branches, channels, tokens)]
+_FILES = (layers, gates, branches, channels, tokens, repeated, grouped, positions, numbers, caches, values)
+_MODULES = [module.__name__.rpartition(".")[2] for module in _FILES]
 KINDS = sorted(BLOCKS, key=lambda kind: _MODULES.index(BLOCKS[kind].__module__.rpartition(".")[2]))
 PLAIN = [kind for kind in KINDS if not BODIES[kind]]
 NESTING = [kind for kind in KINDS if BODIES[kind]]
@@ -31,4 +44,4 @@ def nodes(draw: Any, depth: int, kinds: Sequence[str] | None = None) -> N:
 def nets(draw: Any, depth: int = 2, only: str = "") -> Net:
     """Draw a network; of blocks of kind ``only`` if that is given, with any blocks in their bodies."""
     body = draw(st.lists(nodes(depth, [only] if only else None), min_size=1, max_size=4))
-    return Net(tuple(body), draw(HEADS), draw(OUTPUTS), draw(SIZES))
+    return Net(tuple(body), draw(HEADS), draw(OUTPUTS), draw(SIZES), draw(flags))

@@ -95,3 +95,21 @@ def test_cut_that_changes_an_unseen_number_is_refused_with_its_units(way):
         prune_(net, graph, units)
     assert set(units.tolist()) <= set(raised.value.units.tolist())
     torch.testing.assert_close(net(x), before, rtol=0, atol=0)
+
+
+def test_followed_number_does_not_excuse_an_unseen_one_elsewhere():
+    net = Net(
+        lambda net, x: (
+            net.o(net.f(x) / torch.tensor(net.f(x).shape[1])),
+            net.p(net.g(x) / float(str(net.g(x).shape[1]))),
+        ),
+        f=nn.Conv2d(3, 8, 1), g=nn.Conv2d(3, 8, 1), o=nn.Conv2d(8, 2, 1), p=nn.Conv2d(8, 2, 1),
+    ).eval()  # fmt: skip
+    graph = trace(net, torch.randn(1, 3, 8, 8))
+    followed, unseen = graph.layers["f.weight"][:3], graph.layers["g.weight"][:3]
+    for units in (unseen, [*followed, *unseen]):
+        with pytest.raises(SurgeryError, match="gets the number") as raised:
+            prune_(net, graph, units)
+        assert set(unseen.tolist()) <= set(raised.value.units.tolist())
+    prune_(net, graph, followed)
+    assert net.o.in_channels == 5
