@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import count
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,7 +24,7 @@ from lightning_prune.utils.distributed import broadcast, check_agreement
 
 __all__ = ["Surgery", "cut_"]
 
-ATTEMPTS = 10
+ATTEMPTS = 10  # refusals after which whole layers stay
 #: (model, graph, units, optimizers) -> record of what was removed, as :func:`~lightning_prune.prune_`.
 Surgery = Callable[[nn.Module, ChannelGraph, Units, Sequence[Optimizer]], PruningRecord]
 
@@ -79,20 +81,50 @@ def cut_(
         RuntimeError: the processes of a distributed run made different cuts.
     """
     importance = importance_of(criterion, graph, model, statistics, policy.met_resources(graph, dense))
-    for attempt in range(1, ATTEMPTS + 1):
-        plan = broadcast(policy.plan(graph, importance, dense))
+    plan = broadcast(policy.plan(graph, importance, dense))
+    for attempt in count(1):
         if not len(plan):
             return plan, PruningRecord()
         record, error = _attempt(surgery or prune_, model, graph, plan, optimizers)
         check_agreement("the cut", record.kept if error is None else str(error))
         if error is None:
             return plan, record
-        if not len(error.units) or attempt == ATTEMPTS:
+        refused = _refused_units(graph, plan, error, whole_layers=attempt >= ATTEMPTS)
+        if not len(refused):
             raise error
-        warnings.warn(f"{error}; {len(error.units)} units stay, selecting again", stacklevel=2)
-        refused = dict.fromkeys(error.units.tolist(), f"surgery refused: {error}")
-        graph = replace(graph, pinned={**refused, **graph.pinned})
+        warnings.warn(f"{error}; {_described(graph, refused)} stay, selecting again", stacklevel=2)
+        reasons = dict.fromkeys(refused.tolist(), f"surgery refused: {error}")
+        graph = replace(graph, pinned={**reasons, **graph.pinned})
+        try:
+            plan = broadcast(policy.plan(graph, importance, dense))
+        except ValueError:  # nothing is left that could be removed
+            raise error from None
     raise AssertionError("unreachable")
+
+
+def _refused_units(graph: ChannelGraph, plan: Plan, error: SurgeryError, whole_layers: bool) -> Units:
+    """Return the units that stay after a refusal: those that it names, or all that were to be removed.
+
+    Args:
+        graph: of the network, in which units that were refused before are pinned.
+        plan: that was refused.
+        error: the refusal.
+        whole_layers: return all units of the layers concerned, so that refusals of single units come to an end.
+    """
+    refused = np.intersect1d(error.units, graph.prunable)
+    if len(error.units) and not len(refused):
+        refused = np.intersect1d(plan.remove, graph.prunable)
+    if whole_layers:
+        layers = [units for units in graph.layers.values() if np.isin(units, refused).any()]
+        refused = np.intersect1d(np.concatenate([*layers, refused]), graph.prunable)
+    return refused
+
+
+def _described(graph: ChannelGraph, units: Units) -> str:
+    """Return how many units there are, and of which layers."""
+    names = [name for name, layer_units in graph.layers.items() if np.isin(layer_units, units).any()]
+    more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
+    return f"{len(units)} units of {', '.join(names[:3])}{more}"
 
 
 def _attempt(

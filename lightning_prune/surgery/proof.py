@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -154,11 +155,23 @@ def concerned_units(graph: ChannelGraph, error: ProofError, remove: Units) -> Un
 def _check_ties(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> None:
     """Raise if the second trace joins two components of the dense trace.
 
-    Ids that were made during the second trace may be joined with any one component.
+    Ids that were made during the second trace may be joined with any one component. Where the code branches on
+    values, the smaller network may take a branch that the dense one did not; it may read channels that all stay.
     """
+    branches = evidence.tracker.branches_on_values
     for tie, joins in _joining_ties(evidence, small.ties):
-        if joins:
-            _fail(graph, "a filter would read the wrong channel", tie.where)
+        if joins and not (branches and _are_pinned(evidence, tie)):
+            known = [ids[ids < len(evidence.components)] for ids in (tie.left, tie.right)]
+            units = np.union1d(_units_at(graph, tie.where), _units_of(evidence, *known))
+            raise ProofError(f"a filter would read the wrong channel at {tie.where or 'the output'}", units)
+
+
+def _are_pinned(evidence: DenseTrace, tie: Tie) -> bool:
+    """Return whether both sides of a tie consist of ids of the dense trace that must stay."""
+    ids = torch.cat((tie.left, tie.right)).numpy()
+    return bool((ids < len(evidence.components)).all()) and bool(
+        evidence.pinned[evidence.components[ids]].all()
+    )
 
 
 def _nodes(evidence: DenseTrace, ties: Ties) -> NDArray[np.int64]:
