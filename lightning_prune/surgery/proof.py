@@ -163,7 +163,8 @@ def _check_ties(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> No
         if joins and not (branches and _are_pinned(evidence, tie)):
             known = [ids[ids < len(evidence.components)] for ids in (tie.left, tie.right)]
             units = np.union1d(_units_at(graph, tie.where), _units_of(evidence, *known))
-            raise ProofError(f"a filter would read the wrong channel at {tie.where or 'the output'}", units)
+            problem = f"a filter would read the wrong channel at {tie.where or 'the output'}"
+            raise ProofError(problem, units, _module_of(tie.where))
 
 
 def _are_pinned(evidence: DenseTrace, tie: Tie) -> bool:
