@@ -33,6 +33,7 @@ from lightning_prune.selection.select import select
 from lightning_prune.serialization.export import ExportError, export
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import load_pruned, save_pruned
+from lightning_prune.serialization.torch_file import UnsafeFileError
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.tracing.rules.registry import rule
 
@@ -89,6 +90,7 @@ __all__ = [
     "Term",
     "Timing",
     "TraceError",
+    "UnsafeFileError",
     "VisdomLogger",
     "export",
     "last_checkpoint",

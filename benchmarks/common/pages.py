@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import machine, versions
+from lightning_prune.serialization.atomic import write_text
 
 __all__ = ["RESULTS", "ReportFiles", "mean_spread", "page_parser"]
 
@@ -62,8 +63,7 @@ class ReportFiles:
 
     def save(self, content: dict[str, Any]) -> None:
         """Write the numbers."""
-        self.data.parent.mkdir(parents=True, exist_ok=True)
-        self.data.write_text(json.dumps(content, indent=1) + "\n")
+        write_text(self.data, json.dumps(content, indent=1) + "\n")
 
     def save_runs(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the runs of a study with date, versions and machine, and return all of it.
@@ -84,8 +84,7 @@ class ReportFiles:
 
     def write_page(self, text: str) -> None:
         """Write the whole page."""
-        self.page.parent.mkdir(parents=True, exist_ok=True)
-        self.page.write_text(text)
+        write_text(self.page, text)
 
     def write_section(self, mark: str, text: str) -> None:
         """Write ``text`` between ``<!-- mark -->`` and ``<!-- /mark -->``; without marks, at the page's end.

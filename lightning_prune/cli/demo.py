@@ -23,8 +23,7 @@ from lightning_prune.cli.config import load_config
 from lightning_prune.reporting.comparison import comparison, threads_or_device
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import latency
-from lightning_prune.reporting.run_folder import NET, REPORT, Summary
-from lightning_prune.serialization.saving import load_pruned
+from lightning_prune.reporting.run_folder import NET, REPORT, Summary, load_net
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["main"]
@@ -101,7 +100,7 @@ def cores() -> int:
 def trained_net(folder: Path) -> nn.Module:
     """Return the network of a run, in eval mode."""
     net: nn.Module = instantiate(load_config(folder).net, _convert_="all")
-    return load_pruned(net, folder / NET).eval()
+    return load_net(net, folder / NET).eval()
 
 
 def with_latency(summaries: dict[str, Summary], folder: Path, threads: int) -> dict[str, Summary]:

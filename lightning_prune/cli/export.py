@@ -10,9 +10,9 @@ import torch
 from hydra.utils import instantiate
 
 from lightning_prune.cli.config import load_config
-from lightning_prune.reporting.run_folder import NET
+from lightning_prune.reporting.run_folder import NET, load_net
 from lightning_prune.serialization.export import export
-from lightning_prune.serialization.saving import load_pruned, read_network
+from lightning_prune.serialization.saving import read_network
 
 __all__ = ["export_run", "main"]
 
@@ -37,7 +37,7 @@ def export_run(
         The largest difference of the outputs from those in PyTorch, relative to the largest output.
     """
     config, source = load_config(folder), weights or folder / NET
-    net = load_pruned(instantiate(config.net, _convert_="all"), source)
+    net = load_net(instantiate(config.net, _convert_="all"), source)
     example = torch.zeros(tuple(shape or config.module.example_input_shape))
     return export(net, example, path, read_network(source).record, dynamic_batch=dynamic_batch)
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, overrides_as_dict, root_cause
 from lightning_prune.reporting.run_folder import ERROR, Summary
+from lightning_prune.serialization.atomic import write_text
 
 __all__ = ["conf_dir", "main"]
 
@@ -47,7 +48,7 @@ def job(config: DictConfig) -> None:
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
     summary.save(folder)
-    (folder / ERROR).write_text("".join(traceback.format_exception(error)))
+    write_text(folder / ERROR, "".join(traceback.format_exception(error)))
 
 
 def _show_failure(folder: Path, error: Exception, prefix: str, sweeping: bool) -> None:

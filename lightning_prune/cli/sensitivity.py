@@ -24,10 +24,10 @@ from lightning_prune.classification.module import ClassificationModule
 from lightning_prune.cli.config import conf_dir, load_config
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
-from lightning_prune.reporting.figure import INK
-from lightning_prune.reporting.run_folder import NET
+from lightning_prune.reporting.figure import INK, write_png
+from lightning_prune.reporting.run_folder import NET, load_net
 from lightning_prune.segmentation.metrics import mean_iou
-from lightning_prune.serialization.saving import load_pruned
+from lightning_prune.serialization.atomic import write_text
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import Table, show
@@ -62,7 +62,7 @@ def sensitivity_run(
         FileNotFoundError: the folder holds no finished run.
     """
     config: Any = load_config(folder)
-    net = load_pruned(instantiate(config.net, _convert_="all"), folder / NET).to(device)
+    net = load_net(instantiate(config.net, _convert_="all"), folder / NET).to(device)
     chosen_criterion, data = weight_criterion(criterion), instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
@@ -179,9 +179,9 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"lightning-prune sensitivity: {error}") from error
     folder = options.out or options.run
-    (folder / "sensitivity.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(folder / "sensitivity.json", json.dumps(result.to_dict(), indent=1) + "\n")
     label = score_label(load_config(options.run))
-    figure(result, label).savefig(folder / "sensitivity.png", dpi=130)
+    write_png(figure(result, label), folder / "sensitivity.png")
     show(table(result))
     print(f"{label} {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
 

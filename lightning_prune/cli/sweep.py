@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.config import load_config
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
+from lightning_prune.serialization.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
 
@@ -149,8 +150,8 @@ def write(groups: Sequence[Group], folder: Path, command: str = "") -> None:
     heading = [f"`{command}`"] if command else []
     lines = [line for group in groups for line in failures(group.runs)]
     paragraphs = [*heading, table(groups).markdown(), CAPTION, *lines]
-    (folder / "sweep.md").write_text("\n\n".join(paragraphs) + "\n")
-    (folder / "sweep.json").write_text(json.dumps([_entry(group) for group in groups], indent=1) + "\n")
+    write_text(folder / "sweep.md", "\n\n".join(paragraphs) + "\n")
+    write_text(folder / "sweep.json", json.dumps([_entry(group) for group in groups], indent=1) + "\n")
     _write_csv(folder / "sweep.csv", groups)
 
 
@@ -172,7 +173,7 @@ def _write_csv(path: Path, groups: Sequence[Group]) -> None:
         for group in groups
         for folder, run in group.runs.items()
     ]
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -21,9 +21,10 @@ from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
-from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, save_net
+from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
+from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import load_pruned
 from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.hashing import json_digest
 
@@ -85,12 +86,12 @@ def run(
         weights: ``net.pt`` of a run whose trained network to begin with; None: begin with random weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / CONFIG, resolve=True)
+    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     config = with_teacher(config)
     _prepare(config)
     parts = build(config, prefix)
     if weights is not None:
-        load_pruned(parts.module.net, weights)
+        load_net(parts.module.net, weights)
     start = time.perf_counter()
     parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
     seconds = time.perf_counter() - start
@@ -197,7 +198,9 @@ def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
 
 
 def _write(folder: Path, parts: Components, summary: Summary) -> None:
-    record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
+    record = (parts.pruning.record if parts.pruning else None) or PruningRecord(
+        dense=fingerprint(parts.module.net)
+    )
     record.save(folder / RECORD)
     save_net(folder / NET, parts.module.net.cpu(), record)
     summary.save(folder)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_prune.distillation.taps import record_outputs
-from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import load_torch_file
+from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.saved_network import SavedNetwork, write_torch
+from lightning_prune.serialization.saving import load_network_
+from lightning_prune.serialization.torch_file import load_torch_file
 from lightning_prune.utils.distributed import broadcast, world_size
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import network_digest
@@ -108,8 +109,7 @@ class Teacher:
 
     def save(self, path: Path) -> None:
         """Write the weights to a file; an interrupted write leaves no file."""
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            torch.save({"state_dict": self.net.state_dict()}, file)
+        write_torch(SavedNetwork(dict(self.net.state_dict()), None), path)
 
 
 def load_teacher(
@@ -180,13 +180,27 @@ def load_weights_(net: nn.Module, path: str | Path, prefix: str = "") -> nn.Modu
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no teacher at {path}: give the checkpoint of a trained dense network")
-    saved = load_torch_file(path)
-    if (saved.get("record") or {}).get("kept") or "lightning_prune" in saved:
-        raise TeacherError(f"{path} holds a pruned network: the teacher is the dense one")
-    state: Mapping[str, Tensor] = saved.get("state_dict", saved)
+    try:
+        saved = load_torch_file(path)
+    except RecordError as error:
+        raise TeacherError(f"no teacher can be read from {path}: {error}") from error
+    state = _dense_weights(saved, path)
     inner = without_prefix(state, prefix)
     try:
-        net.load_state_dict(inner if prefix and inner else state)
-    except RuntimeError as error:
+        return load_network_(net, SavedNetwork(inner if prefix and inner else state, None))
+    except RecordError as error:
         raise TeacherError(f"{path} does not fit {type(net).__name__}: {error}") from error
-    return net
+
+
+def _dense_weights(saved: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state_dict in a file; raise TeacherError if it is damaged, or that of a pruned network."""
+    if not isinstance(saved, Mapping):
+        raise TeacherError(f"{path} holds no state_dict")
+    record = saved.get("record") or {}
+    if "lightning_prune" in saved or (isinstance(record, Mapping) and record.get("kept")):
+        raise TeacherError(f"{path} holds a pruned network: the teacher is the dense one")
+    entries = saved if "state_dict" in saved else {"state_dict": saved}
+    try:
+        return SavedNetwork.of(entries["state_dict"], entries).weights
+    except RecordError as error:
+        raise TeacherError(f"no teacher can be read from {path}: {error}") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,28 @@ from lightning_prune.latency.backends import ExecutionName, Piece
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.interpolation import Lookup
 from lightning_prune.latency.profiler import TimingCurve
-from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.record import MAX_BYTES
+from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.integrity import (
+    Fingerprint,
+    sealed,
+    unsealed,
+)
+from lightning_prune.serialization.json_file import read_json
 from lightning_prune.utils.example_inputs import shapes_of
 
-__all__ = ["REBUILD", "VERSION", "LatencyError", "Measurements", "check_fits", "device_name", "load", "save"]
+__all__ = [
+    "REBUILD",
+    "VERSION",
+    "LatencyError",
+    "Measurements",
+    "check_fits",
+    "device_name",
+    "load",
+    "save",
+]
 
 VERSION = 2
+MAX_COUNT = 2**31  # of channels along one dimension, and of threads
 # Share of a network's pieces that a table may lack. After a cut a few may be new: a grouped convolution with one
 # channel left per group, for example, is a depthwise one.
 MAX_MISSING_SHARE = 0.25
@@ -67,6 +84,7 @@ class Measurements:
         correction: from the sum of the parts to the whole network.
         alone: signatures of pieces that cannot be run alone; their time is in the correction.
         info: date, duration and size of the measurement, for people.
+        dense: dtype and shape of the parameters and buffers of the layers that were measured; empty if unknown.
     """
 
     execution: ExecutionName
@@ -78,6 +96,7 @@ class Measurements:
     correction: Correction = field(default_factory=Correction)
     alone: list[str] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    dense: Fingerprint = field(default_factory=dict)
 
     def curve(self, piece: Piece) -> TimingCurve | None:
         """Return the times of a piece, None if it has none."""
@@ -101,6 +120,7 @@ class Measurements:
             "info": self.info,
             "correction": asdict(self.correction),
             "alone": self.alone,
+            "dense": self.dense,
             "entries": {signature: _curve_to_dict(curve) for signature, curve in self.entries.items()},
         }
 
@@ -115,15 +135,35 @@ class Measurements:
             raise LatencyError(f"not a latency table of version {VERSION}; {REBUILD}")
         try:
             settings = {name: content[name] for name in (*SETTINGS, "alone")}
+            _check_settings(settings)
             curves = {signature: _curve_from_dict(plain) for signature, plain in content["entries"].items()}
             correction = Correction(**content["correction"])
-            if not min(correction.constant, correction.even, correction.odd, correction.cold) >= 0:
-                raise ValueError(f"negative coefficient in {correction}")
-            return cls(**settings, entries=curves, correction=correction, info=dict(content["info"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            coefficients = (correction.constant, correction.even, correction.odd, correction.cold)
+            if not all(0 <= float(coefficient) < math.inf for coefficient in coefficients):
+                raise ValueError(f"a coefficient is negative or not finite in {correction}")
+            dense = {
+                str(name): [str(dtype), list(shape)]
+                for name, (dtype, shape) in content.get("dense", {}).items()
+            }
+            return cls(
+                **settings, entries=curves, correction=correction, info=dict(content["info"]), dense=dense
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise LatencyError(
                 f"damaged latency table ({type(error).__name__}: {error}); {REBUILD}"
             ) from error
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for settings that no table has."""
+    kinds = {"execution": str, "device": str, "threads": int, "versions": dict, "inputs": list, "alone": list}
+    for name, kind in kinds.items():
+        if type(settings[name]) is not kind:
+            raise TypeError(f"{name}={str(settings[name])[:40]!r}")
+    if not 1 <= settings["threads"] <= MAX_COUNT or not all(
+        isinstance(name, str) for name in settings["alone"]
+    ):
+        raise ValueError(f"threads={settings['threads']}, alone={str(settings['alone'])[:40]}")
 
 
 def _remove_strides(signature: str) -> str:
@@ -141,29 +181,37 @@ def _curve_from_dict(plain: Mapping[str, Any]) -> TimingCurve:
         raise ValueError(f"by={plain['by']!r}")
     axes = tuple(tuple(axis) for axis in plain["axes"])
     values = tuple(float(value) for value in plain["ns"])
-    return TimingCurve(plain["by"], Lookup(axes, values, tuple(plain["multiples"])))
+    multiples = tuple(plain["multiples"])
+    if any(number > MAX_COUNT for number in (*multiples, *chain(*axes))):
+        raise ValueError(f"a count above {MAX_COUNT}")
+    return TimingCurve(plain["by"], Lookup(axes, values, multiples))
 
 
 def save(measured: Measurements, path: Path) -> None:
-    """Write a table as JSON; if writing is interrupted, the former file stays."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(measured.to_dict()))
+    """Write a table as JSON with its checksum; if writing is interrupted, the former file stays."""
+    write_text(path, json.dumps(sealed(measured.to_dict()), allow_nan=False))
 
 
-def load(path: str | Path) -> Measurements:
+def load(path: str | Path, verify: bool = True) -> Measurements:
     """Read a table that :func:`save` wrote.
 
+    Args:
+        path: the file.
+        verify: whether its checksum must be right; files from before there were checksums have none.
+
     Raises:
-        LatencyError: the file is no latency table.
+        LatencyError: the file is no latency table, or was changed after it was written.
     """
-    if (size := Path(path).stat().st_size) > MAX_BYTES:
-        raise LatencyError(f"{path} has {size} bytes; a latency table has at most {MAX_BYTES}")
     try:
-        return Measurements.from_dict(json.loads(Path(path).read_text()))
-    except LatencyError as error:
-        raise LatencyError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise LatencyError(f"{path} is not JSON ({error}); {REBUILD}") from error
+    try:
+        return Measurements.from_dict(
+            unsealed(content, "it", verify) if isinstance(content, dict) else content
+        )
+    except ValueError as error:
+        raise LatencyError(f"{path}: {error}") from error
 
 
 def check_fits(measured: Measurements, pieces: Sequence[Piece], graph: ChannelGraph) -> None:

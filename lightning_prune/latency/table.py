@@ -21,6 +21,7 @@ from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_costs import dense_trace_of
 from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece, package_versions
 from lightning_prune.latency.calibration import Correction, calibrate, sum_parts
+from lightning_prune.latency.network_check import check_network, dense_layers
 from lightning_prune.latency.profiler import BackendSettings, Track, measure_curves
 from lightning_prune.latency.store import (
     REBUILD,
@@ -57,13 +58,14 @@ class LatencyTable:
         threads: of the processor; by default as many as torch uses.
         cuts: random cuts on which the sum of the parts is calibrated; 0: no calibration.
         elsewhere: accept a table that was measured on another device or with other versions.
+        verify: refuse a file whose checksum is wrong, and one that was made for a network with other layers.
 
     Attributes:
         measured: the content of the table, None until it is measured or read.
 
     Raises:
         ValueError: an unknown execution, or ``"compiled"`` with fewer than two cuts.
-        LatencyError: when called: the table is damaged, or was made for something else.
+        LatencyError: when called: the table is damaged, was changed, or was made for something else.
 
     Example:
         >>> from lightning_prune import trace
@@ -82,6 +84,7 @@ class LatencyTable:
     threads: int | None = None
     cuts: int = 8
     elsewhere: bool = False
+    verify: bool = True
     measured: Measurements | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,10 @@ class LatencyTable:
             self.measured = from_first(partial(self._load_or_build, graph))
         pieces = EXECUTIONS[self.execution].pieces(graph)
         check_fits(self.measured, pieces, graph)
+        if self.verify and str(self.path).endswith(
+            ".json"
+        ):  # in a folder, files are found by what was measured
+            check_network(self.measured, dense_layers(pieces, graph))
         terms = [_term(piece, self.measured) for piece in pieces if self.measured.curve(piece) is not None]
         return [Term("", round(self.measured.correction.constant), ()), *terms]
 
@@ -140,6 +147,7 @@ class LatencyTable:
             correction,
             alone,
             info,
+            dense_layers(pieces, graph),
         )
         if (file := self.file(graph)) is not None:
             save(self.measured, file)
@@ -186,7 +194,7 @@ class LatencyTable:
     def _load_or_build(self, graph: ChannelGraph) -> Measurements:
         file = self.file(graph)
         if file is not None and file.exists():
-            measured = load(file)
+            measured = load(file, self.verify)
             self._check_settings(measured, file)
             return measured
         suffix = f", for {file}" if file else ""

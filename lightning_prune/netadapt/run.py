@@ -40,6 +40,7 @@ def search(
     optimizer: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     report: Callable[[str], None] = print,
+    verify: bool = True,
 ) -> SearchResult:
     """Prune ``model`` in place, round by round, to its budget.
 
@@ -65,6 +66,7 @@ def search(
             likewise. None: new optimizers.
         folder: where the state is saved after each round. If it holds the state of a search with the same network and
             settings, that search is continued.
+        verify: refuse a state in ``folder`` whose checksums are wrong.
         report: is called with one line per round; with ``print``, a terminal also shows the progress of the round.
 
     Returns:
@@ -72,7 +74,7 @@ def search(
 
     Raises:
         ValueError: a name matches nothing, the budget is out of range, no block can give the first reduction, or
-            ``folder`` holds another search. ``model`` is unchanged.
+            ``folder`` holds another search, or a damaged one. ``model`` is unchanged.
         RuntimeError: all candidates of a round failed; ``model`` is as after the round before.
 
     Example:
@@ -90,7 +92,7 @@ def search(
     inputs = example if _is_example(example) else as_example(example)
     repair = SearchRepair.of(compensate, model, inputs, training.batches)
     searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers, repair)
-    return searcher.run(optimizer, None if folder is None else Path(folder), report, bar=report is print)
+    return searcher.run(optimizer, None if folder is None else Path(folder), report, report is print, verify)
 
 
 def _is_example(value: Any) -> bool:

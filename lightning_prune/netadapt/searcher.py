@@ -81,6 +81,7 @@ class Searcher:
         folder: Path | None,
         report: Callable[[str], None],
         bar: bool = False,
+        verify: bool = True,
     ) -> SearchResult:
         """Run all rounds, and the alignment; continue from the state in ``folder`` if there is one.
 
@@ -89,9 +90,10 @@ class Searcher:
             folder: where the state is saved.
             report: is called with one line per round.
             bar: show the progress of each round on a terminal.
+            verify: whether the checksums of the state must be right.
         """
         state = SearchState.begin(folder, self.model, self._settings(), optimizer)
-        if state.restore_(self.model, lambda: self.ranking.current_metric(state.optimizer)):
+        if state.restore_(self.model, lambda: self.ranking.current_metric(state.optimizer), verify):
             report(f"continuing after round {len(state.rounds)}, from {folder}")
         while not self.policy.is_met(graph := self._trace(), self.dense):
             if not self._run_round_(graph, state, bar):

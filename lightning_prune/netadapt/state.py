@@ -15,15 +15,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.netadapt.rounds import ALIGNED, Round
-from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import load_torch_file
-from lightning_prune.utils.hashing import network_digest
+from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.integrity import CHECKSUM, INSIST
+from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.saved_network import SavedNetwork, write_torch
+from lightning_prune.serialization.saving import load_network_
+from lightning_prune.serialization.torch_file import load_torch_file
+from lightning_prune.utils.hashing import network_digest, value_digest
 
 __all__ = ["SearchState", "stable_repr"]
 
@@ -62,33 +64,31 @@ class SearchState:
         plain = json.loads(json.dumps(settings))
         return cls(folder, network_digest(model), plain, optimizer=optimizer)
 
-    def restore_(self, model: nn.Module, evaluate: Callable[[], float]) -> bool:
+    def restore_(self, model: nn.Module, evaluate: Callable[[], float], verify: bool = True) -> bool:
         """Load the state in the folder, if there is one, and turn ``model`` into the network of its last round.
 
         Args:
             model: the network that the search begins with.
             evaluate: returns the metric of ``model``, to be compared with the metric that was saved.
+            verify: whether the checksums of the file must be right, if it has any.
 
         Returns:
             Whether there was a state.
 
         Raises:
-            ValueError: the folder holds another search; ``model`` is unchanged.
+            ValueError: the folder holds another search, or its file is damaged; ``model`` is unchanged.
         """
         if self.folder is None or not (self.folder / STATE).is_file():
             return False
-        saved = load_torch_file(self.folder / STATE)
-        search = saved["search"]
-        rounds = [Round(**item) for item in search["rounds"]]
+        saved, search, rounds = _read_state(self.folder / STATE, verify)
         difference = self._difference(search) or _metric_difference(rounds[0].before, evaluate())
         if difference:
             raise ValueError(
                 f"{self.folder} holds another search ({difference}): use another folder, or delete it to start again"
             )
-        self.record = PruningRecord.from_dict(saved["record"])
+        load_network_(model, saved, verify)
+        self.record = saved.record or PruningRecord()
         self.optimizer, self.rounds = search["optimizer"], rounds
-        self.record.apply_(model)
-        model.load_state_dict(saved["state_dict"])
         return True
 
     def _difference(self, saved: dict[str, Any]) -> str:
@@ -114,11 +114,28 @@ class SearchState:
             return
         rounds = [asdict(item) for item in self.rounds]
         search = {k: getattr(self, k) for k in ("start", "settings", "optimizer")} | {"rounds": rounds}
-        state = {"state_dict": model.state_dict(), "record": self.record.to_dict(), "search": search}
-        with atomic_write(self.folder / STATE) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
-        with atomic_write(self.folder / HISTORY) as temporary:
-            temporary.write_text(json.dumps(_without_nan(rounds), indent=1, allow_nan=False) + "\n")
+        saved = SavedNetwork(dict(model.state_dict()), self.record)
+        write_torch(saved, self.folder / STATE, search={**search, CHECKSUM: value_digest(search)})
+        write_text(self.folder / HISTORY, json.dumps(_without_nan(rounds), indent=1, allow_nan=False) + "\n")
+
+
+def _read_state(path: Path, verify: bool) -> tuple[SavedNetwork, dict[str, Any], list[Round]]:
+    """Return network, search and rounds of a file; raise RecordError if one of them is damaged."""
+    content = load_torch_file(path, verify)
+    try:
+        saved = SavedNetwork.of(content["state_dict"], content, verify)
+        search = dict(content["search"])
+        checksum = search.pop(CHECKSUM, None)
+        if verify and checksum is not None and checksum != value_digest(search):
+            raise RecordError(f"the checksum of the search does not match; {INSIST}")
+        if not isinstance(search["start"], str) or not isinstance(search["settings"], dict):
+            raise RecordError("the settings of the search are missing")
+        rounds = [Round(**item) for item in search["rounds"]]
+        if not (rounds and "optimizer" in search and all(math.isfinite(item.before) for item in rounds[:1])):
+            raise RecordError("its rounds are missing")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RecordError(f"{path} is not the state of a search, or damaged: {error!r}") from error
+    return saved, search, rounds
 
 
 def _metric_difference(saved: float, now: float) -> str:

@@ -18,11 +18,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from lightning_prune.reporting.comparison import comparison, share, single, threads_or_device
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.run_folder import REPORT, Summary
+from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.metrics import SCORE_LABELS, score_name
 from lightning_prune.utils.tables import Table, show
 
-__all__ = ["draw_report", "figure", "show_run"]
+__all__ = ["draw_report", "figure", "show_run", "write_png"]
 
 PALE, STRONG, ACCENT, INK = "#cfd8dc", "#1565c0", "#e65100", "#37474f"
 SMALL: dict[str, Any] = {"fontsize": 6, "color": INK, "va": "center"}
@@ -38,7 +39,13 @@ def draw_report(summary: Summary, path: Path, baseline: Summary | None = None) -
         path: path of the PNG file.
         baseline: results of a dense run on the same data, whose curve and score are added.
     """
-    figure(summary, baseline).savefig(path, dpi=130)
+    write_png(figure(summary, baseline), path)
+
+
+def write_png(picture: Figure, path: Path) -> None:
+    """Write a figure to a PNG file; if that fails, ``path`` keeps its content."""
+    with atomic_write(path) as temporary:
+        picture.savefig(temporary, dpi=130, format="png")
 
 
 def figure(summary: Summary, baseline: Summary | None = None) -> Figure:

@@ -19,13 +19,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.reporting.model_size import Sizes
+from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.integrity import sealed, unsealed
+from lightning_prune.serialization.json_file import read_json
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.serialization.saved_network import SavedNetwork, read_network, write_torch
+from lightning_prune.serialization.saving import load_network_
 
-__all__ = ["Summary", "find_runs", "save_net"]
+__all__ = ["Summary", "find_runs", "load_net", "save_net"]
 
 CONFIG, SUMMARY, RECORD = "config.yaml", "summary.json", "record.json"
 NET, REPORT, ERROR = "net.pt", "report.png", "error.txt"
@@ -90,22 +94,26 @@ class Summary:
         return replace(self, dense=dense, final=final, threads=threads)
 
     def save(self, folder: Path) -> None:
-        """Write ``summary.json``. NaN, which JSON does not have, becomes null."""
-        text = json.dumps(_nan_to_null(asdict(self)), indent=1, allow_nan=False)
-        (folder / SUMMARY).write_text(text + "\n")
+        """Write ``summary.json``, with its checksum. NaN, which JSON does not have, becomes null."""
+        text = json.dumps(sealed(_nan_to_null(asdict(self))), indent=1, allow_nan=False)
+        write_text(folder / SUMMARY, text + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Summary:
+    def load(cls, folder: str | Path, verify: bool = True) -> Summary:
         """Read ``summary.json`` in the folder of a run.
+
+        Args:
+            folder: the folder.
+            verify: whether the checksum must be right; files from before there were checksums have none.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or was written by another version.
+            ValueError: the file is damaged, was changed, or was written by another version.
         """
         path = Path(folder) / SUMMARY
         try:
-            return _summary_from(json.loads(path.read_text()))
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            return _summary_from(unsealed(read_json(path), "it", verify))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is damaged, or of another version: {error}") from error
 
 
@@ -143,7 +151,25 @@ def save_net(path: Path, net: nn.Module, record: PruningRecord) -> None:
         ...     load_pruned(nn.Linear(2, 3), Path(folder) / NET).weight.shape
         torch.Size([1, 2])
     """
-    torch.save({"state_dict": net.state_dict(), "record": record.to_dict()}, path)
+    write_torch(SavedNetwork(dict(net.state_dict()), record), path)
+
+
+def load_net(net: nn.Module, path: Path) -> nn.Module:
+    """Load what :func:`save_net` wrote into a newly built network, which keeps its dtype.
+
+    A run with ``precision="bf16-true"`` has weights of another dtype than the network that is built for it.
+
+    Raises:
+        RecordError: as :func:`~lightning_prune.load_pruned`.
+    """
+    saved = read_network(path)
+    here, stored = (
+        next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+        for tensors in (net.parameters(), (x for x in saved.weights.values() if isinstance(x, Tensor)))
+    )
+    if here is None or stored is None or here == stored:
+        return load_network_(net, saved)
+    return load_network_(net.to(stored), saved).to(here)
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.export import Dim
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.serialization.json_file import MAX_BYTES, parse_json
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import CHECKPOINT_KEY
 from lightning_prune.utils.example_inputs import Example, as_example
@@ -102,10 +104,12 @@ def exported_record(path: str | Path) -> PruningRecord | None:
     """
     path = Path(path)
     try:
-        record = json.loads(READERS[path.suffix](path))["record"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        record = parse_json(READERS[path.suffix](path))["record"]
+        return None if record is None else PruningRecord.from_dict(record)
+    except (OSError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # readers of archives and of protobuf raise many types for a damaged file
         raise RecordError(f"{path} has no pruning record that can be read: {error}") from error
-    return None if record is None else PruningRecord.from_dict(record)
 
 
 def random_batch(example: Example, size: int | None) -> Example:
@@ -199,9 +203,11 @@ def _write_onnx(
 
 
 def _read_pt2(path: Path) -> str:
-    extra = {RECORD_FILE: ""}
-    torch.export.load(path, extra_files=extra)
-    return extra[RECORD_FILE]
+    with zipfile.ZipFile(path) as archive:  # without the program, which need not be loaded
+        (entry,) = (item for item in archive.infolist() if item.filename.endswith(f"/{RECORD_FILE}"))
+        if entry.file_size > MAX_BYTES:
+            raise ValueError(f"the record has {entry.file_size} bytes, at most {MAX_BYTES} are read")
+        return archive.read(entry).decode()
 
 
 def _read_onnx(path: Path) -> str:

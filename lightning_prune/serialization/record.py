@@ -12,7 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.graph.pins import optional_parts
-from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.integrity import (
+    INSIST,
+    Fingerprint,
+    difference,
+    fingerprint,
+    sealed,
+    unsealed,
+)
+from lightning_prune.serialization.json_file import plain_json, read_json
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -26,7 +35,7 @@ from lightning_prune.utils.named_sizes import read_size, write_size
 __all__ = ["PruningRecord", "RecordError"]
 
 VERSION = 1
-MAX_BYTES = 100_000_000  # of a file; a safetensors header may have as many
+LARGEST = 2**63 - 1  # the largest size that a tensor can have
 
 
 class RecordError(ValueError):
@@ -53,6 +62,7 @@ class PruningRecord:
         attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to; of an attribute
             that holds named integers, ``module.attribute[name]``.
         info: further facts for the reader, such as the costs before and after. Nothing depends on them.
+        dense: dtype and shape of every parameter and persistent buffer of the dense model; empty if unknown.
 
     Example:
         >>> record = PruningRecord({"weight": {0: [0, 2]}, "bias": {0: [0, 2]}},
@@ -60,7 +70,7 @@ class PruningRecord:
         >>> small = record.apply_(nn.Linear(4, 3))
         >>> small
         Linear(in_features=4, out_features=2, bias=True)
-        >>> PruningRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        >>> PruningRecord.from_dict(record.to_dict()) == record
         True
     """
 
@@ -68,17 +78,22 @@ class PruningRecord:
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, int | list[int]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    dense: Fingerprint = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.kept)
 
-    def apply_(self, model: nn.Module) -> nn.Module:
+    def apply_(self, model: nn.Module, verify: bool = True) -> nn.Module:
         """Cut a dense ``model`` in place to what survives, and return it.
+
+        Args:
+            model: built as before the first cut.
+            verify: whether its names, shapes and dtypes must be those of the dense model that was cut.
 
         Raises:
             RecordError: the record does not fit the model, which is then unchanged.
         """
-        self.check(model)
+        self.check(model, verify)
         tensors = named_tensors(model)
         for name, dims in self.kept.items():
             set_data(tensors[name], cut(tensors[name], dims))
@@ -89,8 +104,8 @@ class PruningRecord:
         drop_caches_(model)
         return model
 
-    def check(self, model: nn.Module) -> None:
-        """Raise RecordError unless this record fits the dense ``model``, which is not changed."""
+    def check(self, model: nn.Module, verify: bool = False) -> None:
+        """Raise RecordError unless this record fits the dense ``model``, which is not changed; see :meth:`apply_`."""
         tensors, optional = named_tensors(model), _optional_prefixes(model)
         for name, dims in self.kept.items():
             if name not in tensors:
@@ -109,6 +124,16 @@ class PruningRecord:
                 raise RecordError(
                     f"the record sets {path!r} to {value}, but its value in {type(model).__name__} is {current!r}"
                 )
+            if verify and not self.dense and _grows(current, value):
+                raise RecordError(
+                    f"the record sets {path!r} to {value}, more than its value in {type(model).__name__}, "
+                    f"{current!r}, which no cut does; {INSIST}"
+                )
+        if verify and self.dense and (differences := difference(self.dense, fingerprint(model))):
+            raise RecordError(
+                f"{type(model).__name__} is not the dense model that was cut: {differences}; build it as for "
+                f"training, or {INSIST}"
+            )
 
     def then(self, later: PruningRecord) -> PruningRecord:
         """Compose this cut and a ``later`` cut of the smaller model into one record of the dense model.
@@ -126,7 +151,10 @@ class PruningRecord:
                 before = kept.setdefault(name, {}).get(dim)
                 kept[name][dim] = [before[i] for i in indices] if before is not None else list(indices)
         attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
-        return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info)
+        dense = self.dense or {
+            name: [dtype, self.shapes.get(name, s)] for name, (dtype, s) in later.dense.items()
+        }
+        return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info, dense)
 
     def cut_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Return tensors that belong to parameters of the network, such as anchors of EWC, after this cut.
@@ -156,60 +184,71 @@ class PruningRecord:
         return result
 
     def without_tensors_of(self, copy: nn.Module, original: nn.Module) -> PruningRecord:
-        """Return this record of ``copy`` without the tensors that it shares with ``original``."""
+        """Return this record of ``copy`` without the tensors that it shares with ``original``.
+
+        Nor does it have a fingerprint, since a copy may be of another dtype.
+        """
         own = {id(tensor) for tensor in named_tensors(original).values()}
         tensors = named_tensors(copy)
         kept = {name: dims for name, dims in self.kept.items() if id(tensors.get(name)) not in own}
-        return replace(self, kept=kept)
+        return replace(self, kept=kept, dense={})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain dictionaries, lists, strings and numbers."""
+        """Return the record as plain dictionaries, lists, strings and numbers, with their checksum."""
         plain = asdict(self)
         plain["kept"] = {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}
-        return {"version": VERSION, **plain}
+        return sealed({"version": VERSION, **plain, "info": plain_json(self.info)})
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> PruningRecord:
+    def from_dict(cls, plain: Mapping[str, Any], verify: bool = True) -> PruningRecord:
         """Make a record from the result of :meth:`to_dict`.
 
+        Args:
+            plain: plain values; those of a record from before there were checksums have none.
+            verify: whether the checksum must be right.
+
         Raises:
-            RecordError: an entry is missing or has the wrong type.
+            RecordError: an entry is missing, has the wrong type or was changed.
         """
         if not isinstance(plain, Mapping) or plain.get("version") != VERSION:
             raise RecordError(f"not a pruning record of version {VERSION}")
         try:
+            plain = unsealed(plain, "the pruning record", verify)
             kept = {
                 str(n): {_dimension(d): _integers(i) for d, i in dims.items()}
                 for n, dims in plain["kept"].items()
             }
             shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
             attributes = {
-                str(p): v if type(v) is int else _integers(v) for p, v in plain["attributes"].items()
+                str(p): _integers([v])[0] if type(v) is int else _integers(v)
+                for p, v in plain["attributes"].items()
             }
-            return cls(kept, shapes, attributes, dict(plain.get("info", {})))
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            dense = {
+                str(name): [str(dtype), _shape(s)] for name, (dtype, s) in plain.get("dense", {}).items()
+            }
+            return cls(kept, shapes, attributes, dict(plain.get("info", {})), dense)
+        except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise RecordError(f"damaged pruning record: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write JSON. If writing is interrupted, ``path`` keeps its content."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict()))
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False))
 
     @classmethod
-    def load(cls, path: str | Path) -> PruningRecord:
+    def load(cls, path: str | Path, verify: bool = True) -> PruningRecord:
         """Read a file that :meth:`save` wrote.
 
+        Args:
+            path: the file.
+            verify: whether its checksum must be right; files from before there were checksums have none.
+
         Raises:
-            RecordError: the file is not a pruning record.
+            RecordError: the file is not a pruning record, or was changed after it was written.
         """
-        size = Path(path).stat().st_size
-        if size > MAX_BYTES:
-            raise RecordError(f"{path} has {size} bytes; a pruning record has at most {MAX_BYTES}")
         try:
-            plain = json.loads(Path(path).read_text())
-        except (ValueError, RecursionError) as error:  # ValueError: also numbers too long for an int
-            raise RecordError(f"{path} is not JSON: {error}") from error
-        return cls.from_dict(plain)
+            return cls.from_dict(read_json(path), verify)
+        except ValueError as error:  # also numbers that are too long for an int
+            raise RecordError(f"{path} is not a pruning record, or damaged: {error}") from error
 
 
 def rerooted(record: PruningRecord, old_root: str, new_root: str) -> PruningRecord:
@@ -228,7 +267,11 @@ def rerooted(record: PruningRecord, old_root: str, new_root: str) -> PruningReco
         return without_prefix({old + name: value for name, value in entries.items()}, new)
 
     return PruningRecord(
-        renamed(record.kept), renamed(record.shapes), renamed(record.attributes), record.info
+        renamed(record.kept),
+        renamed(record.shapes),
+        renamed(record.attributes),
+        record.info,
+        renamed(record.dense),
     )
 
 
@@ -254,6 +297,13 @@ def _can_replace(current: Any, value: int | list[int], least: int) -> bool:
     return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
 
 
+def _grows(current: Any, value: int | list[int]) -> bool:
+    """Whether a size would become larger; 0 and negative numbers are no sizes."""
+    sizes = value if isinstance(value, list) else [value]
+    before = list(current) if isinstance(current, (tuple, list)) else [current]
+    return any(size > old > 0 for size, old in zip(sizes, before, strict=True))
+
+
 def _as_type_of(current: Any, value: int | list[int]) -> Any:
     return type(current)(value) if isinstance(current, (tuple, list)) and isinstance(value, list) else value
 
@@ -268,7 +318,13 @@ def _integers(values: Any) -> list[int]:
     integers = list(values)
     if isinstance(values, (str, bytes)) or any(type(value) is not int for value in integers):
         raise ValueError(f"expected a list of integers, got {str(values)[:40]}")
+    if integers and not -LARGEST <= min(integers) <= max(integers) <= LARGEST:
+        raise ValueError("a number is larger than any size")
     return integers
+
+
+def _shape(values: Any) -> list[int] | None:
+    return None if values is None else _integers(values)
 
 
 def _check_indices(name: str, dim: int, indices: list[int], shape: list[int], least: int) -> None:

@@ -6,20 +6,29 @@ Two formats, neither of which can run code when it is read: files of ``torch.sav
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.record import PruningRecord, RecordError, rerooted
+from lightning_prune.serialization.integrity import INSIST, first_names
+from lightning_prune.serialization.model_state import unchanged_on_error
+from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.saved_network import (
+    CHECKPOINT_KEY,
+    Part,
+    SavedNetwork,
+    find_submodule,
+    names_of_copies,
+    read_network,
+    write_safetensors,
+)
+from lightning_prune.serialization.torch_file import load_torch_file
+from lightning_prune.utils.hashing import is_plain_tensor
 from lightning_prune.utils.modules import named_tensors, without_prefix
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "SavedNetwork",
     "check_weights",
     "find_submodule",
+    "load_network_",
     "load_pruned",
     "load_torch_file",
     "names_of_copies",
@@ -37,72 +47,24 @@ __all__ = [
     "write_safetensors",
 ]
 
-CHECKPOINT_KEY = "lightning_prune"
-SAFETENSORS = ".safetensors"
-#: a dense module and what is removed from it
-Part = tuple[nn.Module, PruningRecord]
 
-
-@dataclass(frozen=True)
-class SavedNetwork:
-    """Content of a file: a network's weights, and its pruning record.
-
-    Attributes:
-        weights: the ``state_dict()`` of the network.
-        record: what was removed from ``submodule``; None if nothing was.
-        submodule: qualified name of the module that the record describes; ``""`` for the whole network.
-        copies: modules of the network that were cut along, such as momentum copies -> the module of which each is a
-            copy, by qualified names.
-    """
-
-    weights: dict[str, Tensor]
-    record: PruningRecord | None
-    submodule: str = ""
-    copies: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, weights: Any, pruned: Mapping[str, Any]) -> SavedNetwork:
-        """Make the content from plain values, as they stand in a file.
-
-        Raises:
-            RecordError: a value has the wrong type.
-        """
-        plain_record, submodule = pruned.get("record"), pruned.get("submodule") or ""
-        if not isinstance(weights, Mapping):
-            raise RecordError(f"the state_dict is not a mapping but a {type(weights).__name__}")
-        if not isinstance(submodule, str):
-            raise RecordError(f"the submodule must be a name, got {submodule!r}")
-        record = None if plain_record is None else PruningRecord.from_dict(plain_record)
-        return cls(dict(weights), record, submodule, names_of_copies(pruned))
-
-    def parts(self, model: nn.Module) -> list[Part]:
-        """Return all modules of the dense ``model`` that were cut, each with its record; none if nothing was.
-
-        Raises:
-            RecordError: ``model`` does not have such a module.
-        """
-        if self.record is None:
-            return []
-        target, own = find_submodule(model, self.submodule), []
-        for name, original in self.copies.items():
-            copy, record = find_submodule(model, name), rerooted(self.record, self.submodule, original)
-            own.append((copy, record.without_tensors_of(copy, find_submodule(model, original))))
-        return [(target, self.record), *own]
-
-
-def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
+def load_pruned(model: nn.Module, path: str | Path, verify: bool = True) -> nn.Module:
     """Cut a newly built, dense ``model`` in place to the shapes in a file, load the weights, and return the model.
 
     No trainer is needed. ``model`` may be the LightningModule that was trained, or only the ``submodule`` that was
-    pruned. Everything is checked before anything is changed.
+    pruned. Everything is checked before anything is changed; if loading fails nevertheless, for example in a
+    ``set_extra_state`` of the model, all is put back.
 
     Args:
         model: built as for training.
         path: a Lightning checkpoint (also one with weights only), the ``net.pt`` of a run, or a ``.safetensors``
             file that :func:`save_pruned` wrote.
+        verify: whether the checksums of the file must be right, and names, shapes and dtypes of ``model`` those of
+            the dense network. Files from before there were checksums have none, and load as they are.
 
     Raises:
-        RecordError: the file is damaged, or belongs to another model. ``model`` is not changed.
+        RecordError: the file is damaged, was changed, or belongs to another model. ``model`` is as it was.
+        UnsafeFileError: the file holds objects of classes that are not loaded without permission; a RecordError.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -113,15 +75,38 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ...     load_pruned(nn.Linear(2, 3), folder + "/small.safetensors").weight.shape
         torch.Size([1, 2])
     """
-    saved = read_network(Path(path))
+    try:
+        return load_network_(model, read_network(Path(path), verify), verify)
+    except RecordError as error:
+        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def load_network_(model: nn.Module, saved: SavedNetwork, verify: bool = True) -> nn.Module:
+    """Cut the dense ``model`` to the shapes of ``saved`` and load its weights; see :func:`load_pruned`."""
+    if any(map(is_lazy, model.parameters())):
+        raise RecordError(
+            f"{type(model).__name__} has lazy parameters without a shape: run it on an example first"
+        )
     if saved.submodule and set(model.state_dict()).isdisjoint(saved.weights):
-        saved = SavedNetwork(without_prefix(saved.weights, f"{saved.submodule}."), saved.record)
-    find_submodule(model, saved.submodule)
-    parts = saved.parts(model)
+        weights = without_prefix(saved.weights, f"{saved.submodule}.")
+        saved = replace(saved, weights=weights, submodule="", copies={})
+    target, parts = find_submodule(model, saved.submodule), saved.parts(model)
     check_weights(model, parts, saved.weights)
-    for part, record in parts:
-        record.apply_(part)
-    model.load_state_dict(saved.weights)
+    _check_kinds(model, saved.weights, same_dtype=saved.verified)
+    if saved.record is not None:
+        saved.record.check(target, verify)
+    replaced = [x for part, record in parts for name, x in named_tensors(part).items() if name in record.kept]
+    try:
+        with unchanged_on_error(model, replaced):
+            for part, record in parts:
+                record.apply_(part, verify=False)
+            model.load_state_dict(saved.weights)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of hooks and set_extra_state of the model, too
+        raise RecordError(
+            f"the file does not load into {type(model).__name__}, which is as it was: {error}"
+        ) from error
     return model
 
 
@@ -157,48 +142,6 @@ def save_pruned(
     )
 
 
-def read_network(path: Path) -> SavedNetwork:
-    """Read weights and record from a file; formats and errors are those of :func:`load_pruned`."""
-    return _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
-
-
-def write_safetensors(saved: SavedNetwork, path: Path) -> None:
-    """Write weights and record; errors are those of :func:`save_pruned`."""
-    if path.suffix != SAFETENSORS:
-        raise ValueError(f"{path} must end in {SAFETENSORS}")
-    record = saved.record.to_dict() if saved.record else None
-    pruned = {"record": record, "submodule": saved.submodule, "copies": dict(saved.copies)}
-    metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps(pruned)}
-    weights = _separate_tensors(saved.weights)
-    with atomic_write(path) as temporary:
-        save_file(weights, temporary, metadata)
-
-
-def load_torch_file(path: str | Path) -> Any:
-    """Read a file of ``torch.save`` onto the CPU; only tensors and plain values, since objects could run code."""
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def find_submodule(model: nn.Module, submodule: str) -> nn.Module:
-    """Return the submodule of that name, or raise RecordError if there is none."""
-    try:
-        return model.get_submodule(submodule)
-    except AttributeError as error:
-        raise RecordError(
-            f"the record describes the submodule {submodule!r}, which {type(model).__name__} does not have: {error}"
-        ) from error
-
-
-def names_of_copies(pruned: Mapping[str, Any]) -> dict[str, str]:
-    """Return copy -> original of a file's pruning entry, or raise RecordError if these are not names."""
-    copies = pruned.get("copies", {})
-    if not isinstance(copies, Mapping) or not all(
-        isinstance(name, str) for each in copies.items() for name in each
-    ):
-        raise RecordError(f"the copies that were cut along must be given by names, got {str(copies)[:80]}")
-    return dict(copies)
-
-
 def check_weights(
     model: nn.Module, parts: Sequence[Part], weights: Mapping[str, Any], strict: bool = True
 ) -> None:
@@ -214,17 +157,43 @@ def check_weights(
         record.check(part)
     expected_names, saved_names = set(model.state_dict()), set(weights)
     if strict and expected_names != saved_names:
-        names = _first_names(expected_names ^ saved_names)
+        names = first_names(expected_names ^ saved_names)
         raise RecordError(
             f"{type(model).__name__} and the file differ in {names}; build the model as for training"
         )
     shapes = _pruned_shapes(model, parts)
     for name, expected in shapes.items():
-        value = weights.get(name)
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        shape = _shape_of(weights.get(name))
         if name in saved_names and shape != expected:
             raise RecordError(
                 f"the file has {shape} for {name!r}, expected {expected}; build the model dense"
+            )
+
+
+def _shape_of(value: Any) -> list[int] | str:
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_kinds(model: nn.Module, weights: Mapping[str, Any], same_dtype: bool) -> None:
+    """Raise RecordError if a weight has no plain values, or would be another number in the model's dtype."""
+    for name, tensor in _all_tensors(model):
+        value = weights.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        if tensor.is_meta:
+            raise RecordError(
+                f"{name!r} of the model is on the meta device: move it with to_empty(device=...) first"
+            )
+        if not is_plain_tensor(value) and is_plain_tensor(tensor):
+            raise RecordError(
+                f"{name!r} in the file is a tensor without plain values (sparse, nested, quantised or on meta)"
+            )
+        if not torch.can_cast(value.dtype, tensor.dtype) or (same_dtype and value.dtype != tensor.dtype):
+            raise RecordError(
+                f"{name!r} is {value.dtype} in the file, but {tensor.dtype} in the model: convert the model, "
+                f"for example by model.to({value.dtype}), or {INSIST}"
             )
 
 
@@ -237,10 +206,13 @@ def _pruned_shapes(model: nn.Module, parts: Sequence[Part]) -> dict[str, list[in
         for name, tensor in named_tensors(part).items()
         if name in record.kept
     }
-    tensors = chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
-    return {name: _pruned_shape(tensor, cuts.get(id(tensor), {})) for name, tensor in tensors}
+    return {name: _pruned_shape(tensor, cuts.get(id(tensor), {})) for name, tensor in _all_tensors(model)}
+
+
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer of ``model``, under all of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _pruned_shape(tensor: Tensor, dims: Mapping[int, list[int]]) -> list[int]:
@@ -256,7 +228,7 @@ def shrink_(target: nn.Module, record: PruningRecord) -> None:
     if has_shapes_of(target, record):
         return
     try:
-        record.apply_(target)
+        record.apply_(target, verify=False)
     except RecordError as error:
         raise RecordError(
             f"{error}; load this checkpoint into a module that is built dense, as for training"
@@ -273,53 +245,3 @@ def has_shapes_of(target: nn.Module, record: PruningRecord) -> bool:
 
 def _has_sizes(shape: torch.Size, dims: Mapping[int, list[int]]) -> bool:
     return all(-1 < dim < len(shape) and shape[dim] == len(indices) for dim, indices in dims.items())
-
-
-def _read_torch(path: Path) -> SavedNetwork:
-    try:
-        content = load_torch_file(path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except Exception as error:  # damaged files make torch raise many types of errors
-        raise RecordError(
-            f"{path} does not load with weights_only=True. If you trust the file, and it contains objects of other "
-            f"classes (for example hyperparameters), pass these to torch.serialization.add_safe_globals. {error}"
-        ) from error
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        raise RecordError(f"{path} is not a checkpoint: it has no state_dict")
-    pruned = content.get(CHECKPOINT_KEY, content)
-    if not isinstance(pruned, Mapping):
-        raise RecordError(f"the pruning record in {path} is damaged")
-    return SavedNetwork.of(content["state_dict"], pruned)
-
-
-def _read_safetensors(path: Path) -> SavedNetwork:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        pruned = json.loads(metadata.get(CHECKPOINT_KEY, "{}"))
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged, or not a safetensors file: {error}") from error
-    if not isinstance(pruned, dict):
-        raise RecordError(f"the pruning record in {path} is damaged")
-    return SavedNetwork.of(weights, pruned)
-
-
-def _separate_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copy the tensors of a state_dict to the CPU, so that no two share memory: safetensors refuses those."""
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(
-            f"a safetensors file can store tensors only; {_first_names(others)} in the state_dict are not tensors"
-        )
-    return {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
-    }
-
-
-def _first_names(names: Iterable[str]) -> str:
-    """The first three names in alphabetical order, and the number of the others."""
-    names = sorted(names)
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.module_sizes import update_sizes_
 from lightning_prune.surgery.optimizer_state import CutParameter, cut_state_
@@ -87,7 +88,7 @@ def prune_(
     settings = _settings(evidence, graph, kept)
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
-    shapes = {name: list(data.shape) for name, data in before.items()}
+    shapes, dense = {name: list(data.shape) for name, data in before.items()}, fingerprint(model)
     with gc_paused(), _rolled_back(snapshot(model, indices, optimizers), graph, remove):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
@@ -97,7 +98,8 @@ def prune_(
         prove(graph, kept, indices)
         drop_caches_(model)
     freeze_empty_(tensors.values())
-    return PruningRecord(indices, shapes, _new_attributes(model, settings, updated_sizes))
+    attributes = _new_attributes(model, settings, updated_sizes)
+    return PruningRecord(indices, shapes, attributes, dense=dense)
 
 
 def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:

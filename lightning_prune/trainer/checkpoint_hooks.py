@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.serialization.saved_network import CHECKPOINT_KEY, INTEGRITY, integrity_of
 from lightning_prune.serialization.saving import (
     check_weights,
     find_submodule,
@@ -95,6 +96,11 @@ def _save_with(
     for name, value in entries.items():
         checkpoint.setdefault(name, value)
     original(checkpoint)
+    pruned = checkpoint.get(CHECKPOINT_KEY)
+    if (
+        isinstance(pruned, Mapping) and "state_dict" in checkpoint
+    ):  # the last hook: nothing changes them any more
+        checkpoint[CHECKPOINT_KEY] = {**pruned, INTEGRITY: integrity_of(checkpoint["state_dict"], pruned)}
 
 
 def rename_callback_states_(checkpoint: dict[str, Any]) -> None:

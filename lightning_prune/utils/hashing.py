@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.utils.modules import named_tensors
 
-__all__ = ["batch_digest", "json_digest", "network_digest"]
+__all__ = ["batch_digest", "is_plain_tensor", "json_digest", "network_digest", "value_digest"]
 
 
 def json_digest(value: Any) -> str:
@@ -55,6 +56,56 @@ def network_digest(net: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """Return the digest of a nested structure of tensors and plain values; 64 hexadecimal digits.
+
+    Of other objects, and of tensors without plain values (sparse, nested, quantised, on the meta device), only the
+    kind is considered.
+
+    Example:
+        >>> value_digest({"a": torch.zeros(2)}) == value_digest({"a": torch.zeros(2)})
+        True
+        >>> value_digest({"a": torch.zeros(2)}) == value_digest({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(value):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def is_plain_tensor(tensor: Tensor) -> bool:
+    """Return whether a tensor is strided, with a value in memory for each of its elements.
+
+    Example:
+        >>> is_plain_tensor(torch.zeros(2)), is_plain_tensor(torch.zeros(2).to_sparse())
+        (True, False)
+    """
+    plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
+    # A hostile file may hold a tensor that repeats one value a billion times.
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    """Yield bytes that together distinguish the value from all others."""
+    if isinstance(value, Tensor):
+        yield f"tensor {value.dtype} {value.layout} {tuple(value.shape) if not value.is_nested else ''};".encode()
+        if is_plain_tensor(value):
+            yield _bytes_of(value.resolve_conj().resolve_neg())
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)};".encode()
+        for entry in value.items():
+            yield from _pieces(entry)
+    elif isinstance(value, (list, tuple)):
+        yield f"sequence {len(value)};".encode()
+        for entry in value:
+            yield from _pieces(entry)
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        yield f"{type(value).__name__} {value!r};".encode("utf-8", "surrogatepass")
+    else:
+        yield f"{type(value).__qualname__};".encode()
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

@@ -1,11 +1,15 @@
 """Tests of lightning_prune.serialization.atomic."""
 
+import errno
 import os
+import re
+import threading
 from pathlib import Path
 
 import pytest
 
-from lightning_prune.serialization.atomic import atomic_write
+import lightning_prune
+from lightning_prune.serialization.atomic import atomic_write, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -100,3 +104,60 @@ def test_the_temporary_name_ends_as_the_writer_needs(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "net.onnx", suffix=".onnx") as temporary:
         assert temporary.suffix == ".onnx"
         assert temporary.parent == tmp_path
+
+
+def test_many_writers_of_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path, texts = tmp_path / "it.txt", [str(number) * 20_000 for number in range(4)]
+    errors: list[BaseException] = []
+
+    def write_often(text: str) -> None:
+        try:
+            for _ in range(25):
+                write_text(path, text)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write_often, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert path.read_text() in texts
+    assert names_in(tmp_path) == ["it.txt"]
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "it.txt", "new")
+    assert names_in(tmp_path) == []
+
+
+def test_the_longest_name_of_a_file_system_can_be_written(tmp_path: Path) -> None:
+    name = "n" * 251 + ".txt"
+    write_text(tmp_path / name, "new")
+    assert names_in(tmp_path) == [name]
+
+
+#: Functions that write, in modules whose files nobody reads again, or whose writer is replaced when it is complete.
+WRITES = re.compile(
+    r"\.write_(text|bytes)\(|\.savefig\(|torch\.save\(|save_file\(|OmegaConf\.save\(|open\(.*\"[wax]b?\""
+)
+
+
+def test_everything_that_the_package_writes_is_written_atomically() -> None:
+    package = Path(lightning_prune.__file__).parent
+    lines = [
+        (path.relative_to(package).as_posix(), line.strip())
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if WRITES.search(line) and "..." not in line and "``" not in line
+    ]
+    elsewhere = [(path, line) for path, line in lines if "temporary" not in line and "file)" not in line]
+    assert [path for path, _ in elsewhere] == ["reporting/model_size.py", "serialization/export.py"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -296,3 +297,112 @@ def test_resuming_refuses_a_submodule_that_is_not_there(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "it.ckpt")
     with pytest.raises(RecordError, match="the record describes the submodule 'nat'"):
         fit(Module(), "net", tmp_path / "it.ckpt")
+
+
+# -- all or nothing --------------------------------------------------------------------------------------------
+
+
+class Stateful(nn.Linear):
+    """Keeps extra state in a list and a dictionary, and may refuse to load it."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.seen: list[Any] = [torch.zeros(1)]
+        self.extra = {"a": torch.zeros(2)}
+
+    def get_extra_state(self) -> Any:
+        return {"refuse": False}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen.append(state)
+        self.extra["a"].add_(1)
+        self.new = 1
+        if state["refuse"]:
+            raise KeyError("no such extra state")
+
+
+LINEAR = PruningRecord(
+    {"weight": {0: [0, 2]}, "bias": {0: [0, 2]}}, {"weight": [3, 4], "bias": [3]}, {"out_features": 2}
+)
+ODD_WEIGHTS: dict[str, Any] = {
+    "sparse": lambda: torch.zeros(2, 4).to_sparse(),
+    "sparse rows": lambda: torch.ones(2, 4).to_sparse_csr(),
+    "on the meta device": lambda: torch.zeros(2, 4, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(4), torch.zeros(3)]),
+    "quantised": lambda: torch.quantize_per_tensor(torch.zeros(2, 4), 0.1, 0, torch.qint8),
+    "complex": lambda: torch.zeros(2, 4, dtype=torch.complex64),
+    "no tensor": lambda: [0.0] * 8,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested tensors|CSR|quantize|deprecat)")
+@pytest.mark.parametrize("name", ODD_WEIGHTS)
+@pytest.mark.parametrize("verify", [True, False])
+def test_weights_without_plain_values_are_refused_before_anything_changes(
+    tmp_path: Path, name: str, verify: bool
+) -> None:
+    weights = {"weight": ODD_WEIGHTS[name](), "bias": torch.ones(2)}
+    entry = {"record": LINEAR.to_dict(), "submodule": None}
+    torch.save({"state_dict": weights, "lightning_prune": entry}, tmp_path / "it.ckpt")
+    model = nn.Linear(4, 3)
+    before = state(model)
+    with pytest.raises(RecordError):
+        load_pruned(model, tmp_path / "it.ckpt", verify)
+    assert_same(state(model), before)
+
+
+def test_an_error_in_the_extra_state_puts_everything_back(tmp_path: Path) -> None:
+    weights = {"weight": torch.ones(2, 4), "bias": torch.ones(2), "_extra_state": {"refuse": True}}
+    torch.save({"state_dict": weights, "record": LINEAR.to_dict()}, tmp_path / "it.ckpt")
+    model = Stateful()
+    model.weight.grad, lists = torch.ones(3, 4), (model.seen, model.extra)
+    before = state(model)
+    with pytest.raises(RecordError, match=r"it.ckpt: the file does not load into Stateful.*no such"):
+        load_pruned(model, tmp_path / "it.ckpt")
+    assert_same(state(model), before)
+    assert (len(model.seen), model.extra["a"].tolist(), hasattr(model, "new")) == (1, [0, 0], False)
+    assert (model.seen, model.extra) == lists
+    assert model.seen is lists[0]
+    weights["_extra_state"] = {"refuse": False}
+    torch.save({"state_dict": weights, "record": LINEAR.to_dict()}, tmp_path / "it.ckpt")
+    assert load_pruned(model, tmp_path / "it.ckpt").new == 1
+
+
+def test_an_error_in_a_hook_puts_everything_back(tmp_path: Path) -> None:
+    model, record = small()
+    save_pruned(model, record, tmp_path / "it.safetensors")
+    fresh = Small()
+    fresh.register_load_state_dict_post_hook(lambda module, keys: [][0])
+    before = state(fresh)
+    with pytest.raises(RecordError, match="index out of range"):
+        load_pruned(fresh, tmp_path / "it.safetensors")
+    assert_same(state(fresh), before)
+
+
+@pytest.mark.parametrize(
+    "entries", [{3: torch.zeros(1), "z": torch.zeros(1)}, {None: 1}, {("a",): 1}], ids=str
+)
+def test_names_that_are_no_strings_are_refused(tmp_path: Path, entries: dict[Any, Any]) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(3, 4), **entries}}, tmp_path / "it.ckpt")
+    with pytest.raises(RecordError, match="names that are not strings"):
+        load_pruned(nn.Linear(4, 3), tmp_path / "it.ckpt")
+
+
+def test_a_model_without_values_of_its_own_is_refused(tmp_path: Path) -> None:
+    save_pruned(nn.Linear(4, 3), None, tmp_path / "it.safetensors")
+    with torch.device("meta"):
+        skeleton = nn.Linear(4, 3)
+    with pytest.raises(RecordError, match="meta device"):
+        load_pruned(skeleton, tmp_path / "it.safetensors")
+    with pytest.raises(RecordError, match="lazy"):
+        load_pruned(nn.LazyLinear(3), tmp_path / "it.safetensors")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    for name in ("it.ckpt", "it.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(RecordError, match="a pipe"):
+            load_pruned(nn.Linear(4, 3), tmp_path / name)
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(RecordError, match="a pipe"):
+        PruningRecord.load(tmp_path / "record.json")
