@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lightning_prune.serialization.atomic import atomic_write
-from lightning_prune.serialization.saving import load_torch_file
+from lightning_prune.serialization.record import RecordError
+from lightning_prune.serialization.saved_network import CHECKPOINT_KEY, SavedNetwork
+from lightning_prune.serialization.torch_file import UnsafeFileError, load_torch_file
 from lightning_prune.trainer.lightning_internals import is_local_path
 
 __all__ = ["AtomicCheckpointIO", "last_checkpoint"]
@@ -47,9 +52,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest readable checkpoint in ``folder`` or its subfolders, to resume from; None if there is none.
+    """Return the newest checkpoint in ``folder`` or its subfolders that training can be resumed from; None if none.
 
-    A damaged checkpoint, which a full disk or a killed process may leave, is skipped with a warning.
+    Passed over, with a warning, are damaged files (of a full disk, a killed process, or with a wrong checksum), links
+    that lead nowhere, pipes, and files with weights only. Files that are deleted meanwhile are passed over silently.
+
+    Raises:
+        UnsafeFileError: the newest checkpoint is whole, but holds objects that are not loaded without permission, as
+            hyperparameters may. It is not passed over, since training would silently begin from an older one.
+        OSError: a checkpoint must not be read.
 
     Example:
         >>> import tempfile
@@ -58,16 +69,63 @@ def last_checkpoint(folder: str | Path) -> Path | None:
         ...     last_checkpoint(folder).name
         'a.ckpt'
     """
-    newest_first = sorted(
-        Path(folder).rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    )
-    return next((path for path in newest_first if _is_readable(path)), None)
+    files = [
+        (found, path) for path in _checkpoints_in(Path(folder)) if (found := _modified(path)) is not None
+    ]
+    newest_first = (path for _, path in sorted(files, reverse=True))
+    return next((path for path in newest_first if _can_resume(path)), None)
 
 
-def _is_readable(path: Path) -> bool:
+def _checkpoints_in(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(
+        folder
+    ):  # does not follow links to folders, which may form a circle
+        yield from (Path(parent) / name for name in sorted(folders + files) if name.endswith(".ckpt"))
+
+
+def _modified(path: Path) -> int | None:
+    """Return when a file was changed last, in nanoseconds; None, with a warning, if it is no regular file."""
     try:
-        load_torch_file(path)
-    except Exception as error:  # torch raises many types for a damaged file
-        warnings.warn(f"{path} cannot be read and is skipped: {error}", stacklevel=3)
+        status = path.stat()
+    except OSError as error:  # also a circle of links
+        if path.is_symlink():
+            _pass_over(path, f"it is a link that leads nowhere ({error.strerror})")
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        _pass_over(path, "it is a folder, a pipe or a device, not a file")
+        return None
+    return status.st_mtime_ns
+
+
+def _can_resume(path: Path) -> bool:
+    """Return whether training can be resumed from a file; warn if not, unless it is gone."""
+    try:
+        reason = _what_is_missing(load_torch_file(path))
+    except FileNotFoundError:
         return False
-    return True
+    except UnsafeFileError:
+        raise
+    except RecordError as error:
+        reason = str(error)
+    if reason:
+        _pass_over(path, reason)
+    return not reason
+
+
+def _what_is_missing(content: Any) -> str:
+    """Return why the content of a file is no checkpoint to resume from; raise RecordError if it was changed."""
+    if not isinstance(content, Mapping):
+        return f"it holds a {type(content).__name__}, not a checkpoint"
+    has_weights = "state_dict" in content or any(
+        isinstance(value, torch.Tensor) for value in content.values()
+    )
+    if has_weights and "optimizer_states" not in content:
+        return "it holds weights only: training cannot be resumed from it, but load_pruned reads it"
+    pruned = content.get(CHECKPOINT_KEY)
+    if has_weights and isinstance(pruned, Mapping):
+        SavedNetwork.of(content["state_dict"], pruned)  # compares the checksums
+    return ""
+
+
+def _pass_over(path: Path, reason: str) -> None:
+    warnings.warn(f"{path} cannot be read and is skipped: {reason}", stacklevel=4)
