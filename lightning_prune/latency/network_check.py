@@ -16,8 +16,9 @@ __all__ = ["check_network", "dense_layers"]
 
 def dense_layers(pieces: Sequence[Piece], graph: ChannelGraph) -> Fingerprint:
     """Return dtype and shape of the tensors of all layers with pieces, by names within the module that holds all."""
-    layers = {piece.layer for piece in pieces}
     names = fingerprint(dense_trace_of(graph).tracker.model)
+    named = {piece.layer for piece in pieces}  # modules, or their weights
+    layers = {name.rpartition(".")[0] if name in names else name for name in named}
     own = {name: form for name, form in names.items() if name.rpartition(".")[0] in layers}
     prefix = _common_module(own)
     return {name.removeprefix(prefix): form for name, form in own.items()}

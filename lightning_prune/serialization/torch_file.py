@@ -25,7 +25,18 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 class UnsafeFileError(RecordError):
-    """A file holds objects of classes that are not loaded without permission: loading them could run code."""
+    """A file holds objects of classes that are not loaded without permission: loading them could run code.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"hyper_parameters": Path("data")}, folder + "/a.ckpt")
+        ...     try:
+        ...         load_torch_file(folder + "/a.ckpt")
+        ...     except UnsafeFileError as error:
+        ...         "add_safe_globals([pathlib.PosixPath])" in str(error)
+        True
+    """
 
 
 def load_torch_file(path: str | Path, verify: bool = True) -> Any:

@@ -3,12 +3,26 @@
 import errno
 import os
 import re
+import resource
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from torch import nn
 
 import lightning_prune
+from benchmarks.robustness.fuzz.files import table
+from lightning_prune import AtomicCheckpointIO, PruningRecord, save_pruned
+from lightning_prune.distillation.teacher import Teacher
+from lightning_prune.latency.store import save as save_table
+from lightning_prune.reporting.figure import write_png
+from lightning_prune.reporting.run_folder import Summary, save_net
 from lightning_prune.serialization.atomic import atomic_write, write_text
 
 
@@ -161,3 +175,34 @@ def test_everything_that_the_package_writes_is_written_atomically() -> None:
     ]
     elsewhere = [(path, line) for path, line in lines if "temporary" not in line and "file)" not in line]
     assert [path for path, _ in elsewhere] == ["reporting/model_size.py", "serialization/export.py"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Let every file end after 1000 bytes, as on a full disk: further writes raise OSError."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+RECORD = PruningRecord({"weight": {0: list(range(400))}}, {"weight": [500, 2]})
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "record": lambda path: RECORD.save(path),
+    "summary": lambda path: Summary(error="x" * 2000).save(path.parent),
+    "network": lambda path: save_net(path, nn.Linear(40, 40), RECORD),
+    "safetensors": lambda path: save_pruned(nn.Linear(40, 40), None, path.with_suffix(".safetensors")),
+    "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(999)}, path),
+    "teacher": lambda path: Teacher(nn.Linear(40, 40)).save(path),
+    "table": lambda path: save_table(replace(table(), info={"text": "x" * 2000}), path),
+    "figure": lambda path: write_png(Figure(), path),
+}
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_writer_leaves_half_a_file_on_a_full_disk(tmp_path: Path, name: str) -> None:
+    with pytest.raises((OSError, RuntimeError, SafetensorError)):
+        WRITERS[name](tmp_path / "it.json")
+    assert names_in(tmp_path) == []
