@@ -186,7 +186,7 @@ def cut_copies_(
         own = own_record(copy, pl_module, record, submodule)
         tensors = named_tensors(copy.module)
         shapes = {name: tensors[name].shape for name in own.kept}
-        own.apply_(copy.module)
+        own.apply_(copy.module, verify=False)
         for name, dims in own.kept.items():
             cut[f"copy {number} of {copy.original}: {name}"] = CutParameter(tensors[name], shapes[name], dims)
     return cut
