@@ -38,7 +38,7 @@ class Caching(nn.Module):
 
 
 def test_oracle_computes_anew_what_the_network_has_cached():
-    net, x = Caching().eval(), torch.randn(1, 3, 4, 4)
+    net, x = Caching().eval().requires_grad_(False), torch.randn(1, 3, 4, 4)
     net(x)
     graph = trace(net, x)
     dead = with_dead_filters(net, graph, graph.layers["a.weight"][:2])
