@@ -24,6 +24,7 @@ COMMANDS = {
     "distillation": ("benchmarks.distillation.__main__", "--folder"),
     "one_cut": ("benchmarks.quality.one_cut.__main__", "--folder"),
     "latency": ("benchmarks.latency.__main__", None),
+    "fuzz": ("benchmarks.robustness.fuzz.__main__", None),
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),
     "training_cost": ("benchmarks.speed.training", None),
