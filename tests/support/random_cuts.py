@@ -126,7 +126,7 @@ def examine(net: Net, seed: int, share: float, mixing: bool = False) -> Outcome:
                 graph = _cut(net, model, graph, remove, mixing, outcome)
                 break
             except SurgeryError as refusal:
-                graph = _without(graph, remove, refusal)
+                graph = _without_refused(graph, remove, refusal)
                 outcome.refusals.append(str(refusal))
     return outcome
 
@@ -168,12 +168,11 @@ def description(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def _without(graph: ChannelGraph, remove: Units, refusal: SurgeryError) -> ChannelGraph:
-    """Return the graph with the units of a refusal pinned; they must be some of those that were to be removed."""
-    units = np.intersect1d(refusal.units, remove)
-    if not len(units):
+def _without_refused(graph: ChannelGraph, remove: Units, refusal: SurgeryError) -> ChannelGraph:
+    """Return the graph with the units of a refusal pinned; some of them must be of those that were to be removed."""
+    if not np.isin(refusal.units, remove).any():
         raise CheckFailed(f"a refusal names no unit of the cut: {refusal}")
-    return replace(graph, pinned={**dict.fromkeys(units.tolist(), "refused"), **graph.pinned})
+    return replace(graph, pinned={**dict.fromkeys(refusal.units.tolist(), "refused"), **graph.pinned})
 
 
 def _count_filters(graph: ChannelGraph) -> int:
