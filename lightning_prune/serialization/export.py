@@ -96,8 +96,12 @@ def _on_cpu(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     return model if on_cpu else copy.deepcopy(model).cpu(), cpu_example
 
 
-def exported_record(path: str | Path) -> PruningRecord | None:
+def exported_record(path: str | Path, verify: bool = True) -> PruningRecord | None:
     """Return the record in a file that :func:`export` wrote; None if nothing had been pruned.
+
+    Args:
+        path: the file.
+        verify: whether the checksum of the record must be right.
 
     Raises:
         RecordError: the file has no record, or a damaged one.
@@ -105,7 +109,7 @@ def exported_record(path: str | Path) -> PruningRecord | None:
     path = Path(path)
     try:
         record = parse_json(READERS[path.suffix](path))["record"]
-        return None if record is None else PruningRecord.from_dict(record)
+        return None if record is None else PruningRecord.from_dict(record, verify)
     except (OSError, MemoryError, ImportError):
         raise
     except Exception as error:  # readers of archives and of protobuf raise many types for a damaged file

@@ -14,7 +14,7 @@ import torch
 from lightning_prune.serialization.integrity import INSIST
 from lightning_prune.serialization.record import RecordError
 
-__all__ = ["UnsafeFileError", "load_torch_file"]
+__all__ = ["UnsafeFileError", "check_checksums", "load_torch_file"]
 
 MAX_PICKLE_BYTES = 20_000_000  # of all that is no tensor
 MAX_CONTAINERS = (
@@ -71,6 +71,21 @@ def load_torch_file(path: str | Path, verify: bool = True) -> Any:
         except Exception as error:  # the readers of the standard library raise many types for a damaged file
             raise RecordError(f"{path} is not a file of torch.save, or it is damaged: {error}") from error
     return _load(path)
+
+
+def check_checksums(path: Path) -> None:
+    """Raise RecordError if a part of a file of ``torch.save`` is damaged; a file without checksums is not checked."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the reader of the standard library raises many types for a damaged file
+        raise RecordError(f"{path} is damaged: {error}") from error
+    if damaged:
+        raise RecordError(f"{path} is damaged: the checksum of {damaged} does not match")
 
 
 def _load(path: Path) -> Any:

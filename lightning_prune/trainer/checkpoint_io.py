@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import RecordError
 from lightning_prune.serialization.saved_network import CHECKPOINT_KEY, SavedNetwork
-from lightning_prune.serialization.torch_file import UnsafeFileError, load_torch_file
+from lightning_prune.serialization.torch_file import UnsafeFileError, check_checksums, load_torch_file
 from lightning_prune.trainer.lightning_internals import is_local_path
 
 __all__ = ["AtomicCheckpointIO", "last_checkpoint"]
@@ -27,7 +27,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     The checkpoint is written to a temporary file in the same folder, flushed to disk, and renamed. Lightning's own
     plugin writes to the system's temporary folder and moves the file. If that folder is on another file system,
     moving means copying, and a process that is killed meanwhile leaves half a file under the checkpoint's name; if
-    the folder is small, it fills up. Remote paths are written by Lightning.
+    the folder is small, it fills up. Remote paths are written and read by Lightning.
+
+    Before a checkpoint is read, the checksums are compared that ``torch.save`` wrote for each of its parts.
 
     Example:
         >>> import lightning as L
@@ -49,6 +51,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; the arguments are those of Lightning's own plugin.
+
+        Raises:
+            RecordError: the file is damaged.
+        """
+        if is_local_path(path) and Path(path).is_file():
+            check_checksums(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import RecordError, UnsafeFileError, last_checkpoint, load_pruned
+from lightning_prune import AtomicCheckpointIO, RecordError, UnsafeFileError, last_checkpoint, load_pruned
 from lightning_prune.trainer import checkpoint_io
 
 WHOLE = {"epoch": 1, "state_dict": {"weight": torch.zeros(2)}, "optimizer_states": [], "loops": {}}
@@ -129,6 +129,9 @@ def test_a_changed_bit_is_found_by_the_checksum(tmp_path: Path, whole: Path) -> 
         assert last_checkpoint(tmp_path) == whole
     with pytest.raises(RecordError, match="verify=False"):
         load_pruned(nn.Linear(2, 2), new)
+    with pytest.raises(RecordError, match="is damaged: the checksum of"):
+        AtomicCheckpointIO().load_checkpoint(new)
+    assert AtomicCheckpointIO().load_checkpoint(whole, weights_only=True)["epoch"] == 1
 
 
 def test_checkpoints_that_torch_wrote_without_checksums_are_read(tmp_path: Path) -> None:
@@ -138,6 +141,7 @@ def test_checkpoints_that_torch_wrote_without_checksums_are_read(tmp_path: Path)
     finally:
         torch.serialization.set_crc32_options(True)
     assert last_checkpoint(tmp_path) == path
+    assert AtomicCheckpointIO().load_checkpoint(path)["epoch"] == 1
 
 
 def test_a_link_to_a_checkpoint_is_followed(tmp_path: Path, whole: Path) -> None:
