@@ -104,6 +104,10 @@ class Ties:
         closure_labels = labels[ids].unique()
         return lambda other_ids: torch.isin(labels[other_ids], closure_labels)
 
+    def pinned_so_far(self) -> Callable[[Ids], Tensor]:
+        """Return a function that maps ids to a mask: True if an id is pinned, or tied so far to a pinned one."""
+        return self.closure(torch.cat([*(pin.ids for pin in self.pins), torch.empty(0, dtype=torch.int64)]))
+
     def _labels(self) -> Tensor:
         """Return the component of each id by the ties so far; only the ties since the last call are processed."""
         labels, num_ties = self._cache.labels, self._cache.num_ties

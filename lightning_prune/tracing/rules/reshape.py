@@ -29,7 +29,7 @@ from lightning_prune.tracing.traced_int import (
     leaves,
     solve,
 )
-from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.tracing.tracker import Labels, Tracker
 
 __all__ = ["choose_factor", "matching_dims"]
 
@@ -100,9 +100,10 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     labels: list[list[Ids]] = [[] for _ in out.shape]
     for inner, outer in _groups(before, after, tracker):
         shape, new_shape = [before[dim] for dim in inner], [after[dim] for dim in outer]
+        labels_before = _without_pinned(tracker.labels(source), inner, len(outer), tracker)
         for dim in inner:
             single = _is_single_beside_others(source, dim, inner, new_shape, tracker)
-            for ids in tracker.labels(source)[dim]:
+            for ids in labels_before[dim]:
                 if single:
                     tracker.pin(ids, "is the only one along a dimension that is merged with another")
                     continue
@@ -115,6 +116,20 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
             tracker.require_size_of_all(size, arrays)
     tracker.label(out, labels)
     tracker.register_reshape(passed, out)
+
+
+def _without_pinned(labels: Labels, inner: range, num_outer: int, tracker: Tracker) -> Labels:
+    """Return the labels before dimensions are merged, without ids that must stay: the others decide what is removed.
+
+    So heads of a fixed number do not pin the channels within each head.
+    """
+    merged = [dim for dim in inner if labels[dim]]
+    if num_outer != 1 or len(merged) < 2:
+        return labels
+    pinned = tracker.ties.pinned_so_far()
+    fixed = tuple(dim for dim in merged if all(bool(pinned(ids).all()) for ids in labels[dim]))
+    dropped = as_in_dense("merged", fixed if len(fixed) < len(merged) else (), tracker)
+    return tuple(() if dim in dropped else arrays for dim, arrays in enumerate(labels))
 
 
 def _with_one_for_none(source: Tensor, tracker: Tracker) -> list[int]:
