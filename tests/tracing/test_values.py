@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import nms
 
 from lightning_prune import SurgeryError, prune_, trace
+from lightning_prune.testing import with_dead_filters
 from tests.support.nets import Net
 
 
@@ -107,6 +109,27 @@ def test_layers_that_a_network_without_branches_never_uses_pin_nothing():
         lambda net, x: net.b(net.a(x)), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 2, 1), unused=nn.Conv2d(8, 8, 1)
     )
     assert len(trace(net, torch.zeros(1, 3, 8, 8)).prunable) == 8
+
+
+def detect(net: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the boxes, and their scores, that suppression leaves: as many as the values say."""
+    features = net.body(x).relu()
+    corner, size = net.box(features).flatten(2)[0].T.split(2, 1)
+    boxes, scores = torch.cat([corner, corner + size.abs() + 0.1], 1), net.score(features).flatten()
+    kept = nms(boxes, scores, 0.5)
+    return boxes[kept], scores[kept]
+
+
+def test_network_that_returns_as_many_boxes_as_values_say_is_cut_right():
+    net = Net(detect, body=nn.Conv2d(3, 16, 3, padding=1), box=nn.Conv2d(16, 4, 1), score=nn.Conv2d(16, 1, 1))
+    x = torch.randn(1, 3, 16, 16)
+    graph = trace(net, x)
+    units = graph.layers["body.weight"][:6]
+    dense = with_dead_filters(copy.deepcopy(net), graph, units)
+    prune_(net, graph, units)
+    assert net.box.in_channels == 10
+    for image in (x, torch.randn(1, 3, 16, 16), torch.randn(1, 3, 8, 8)):
+        torch.testing.assert_close(net(image), dense(image), rtol=1e-4, atol=1e-5)
 
 
 def test_operator_whose_fake_kernel_refuses_is_run_for_real():
