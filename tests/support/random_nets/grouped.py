@@ -38,6 +38,12 @@ class GroupedQueries(nn.Module):
         self.k, self.v = nn.Linear(shape[0], 2 * kv), nn.Linear(shape[0], 2 * kv)
         self.kv = nn.Linear(shape[0], 4 * kv)
 
+    @property
+    def averages_values(self) -> bool:
+        """Whether heads of queries share the only head of keys: zero queries then still average the values."""
+        heads = self.kv.out_features // 4 if self.joint else self.k.out_features // 2
+        return heads == 1 and self.q.out_features > 2
+
     def repeated(self, x: Tensor) -> Tensor:
         b, heads, n, d = x.shape
         times = self.times

@@ -62,10 +62,6 @@ class Net:
         """Whether channels are read only by weights, so that the zeroed-consumer oracle is valid."""
         return all(node.is_by_weights() for node in self.nodes())
 
-    def stays_zero(self) -> bool:
-        """Whether zero filters have zero results everywhere, so that the dead-filter oracle is valid."""
-        return all(node.stays_zero() for node in self.nodes())
-
     def keeps_constants(self) -> bool:
         """Whether a forward keeps tensors of the channels' number, which then pin these."""
         return any(node.kind == "Cached" and node.options["style"] == "once" for node in self.nodes())

@@ -56,12 +56,8 @@ class N:
     def is_by_weights(self) -> bool:
         """Whether channels are read only by weights within this block, apart from its bodies."""
         options = {(self.kind, name, value) for name, value in self.options.items()}
-        grouped = self.kind == "GroupedQueries" and self.stays_zero()
-        return self.kind not in NOT_BY_WEIGHTS and not grouped and not options & OPTIONS_NOT_BY_WEIGHTS
-
-    def stays_zero(self) -> bool:
-        """Whether the result of removed filters is zero; heads of queries that are zero still average the values."""
-        return self.kind != "GroupedQueries" or self.options["kv"] > 1 or self.options["times"] == 1
+        pairs = self.kind == "GroupedQueries" and (self.options["kv"] > 1 or self.options["times"] == 1)
+        return self.kind not in NOT_BY_WEIGHTS and not pairs and not options & OPTIONS_NOT_BY_WEIGHTS
 
     def nodes(self) -> Iterator[N]:
         """Yield this node and all nodes of its bodies."""
