@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.utils.modules import named_tensors
 
 __all__ = ["batch_digest", "is_plain_tensor", "json_digest", "network_digest", "value_digest"]
+
+MAX_REPEATED_BYTES = 2**26  # of a tensor that has fewer values in memory than elements, as after expand()
 
 
 def json_digest(value: Any) -> str:
@@ -77,15 +80,16 @@ def value_digest(value: Any) -> str:
 
 
 def is_plain_tensor(tensor: Tensor) -> bool:
-    """Return whether a tensor is strided, with a value in memory for each of its elements.
+    """Return whether a tensor is strided, with its values in memory, and not far larger than that memory.
 
     Example:
         >>> is_plain_tensor(torch.zeros(2)), is_plain_tensor(torch.zeros(2).to_sparse())
         (True, False)
     """
     plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
+    plain = plain and not is_traceable_wrapper_subclass(tensor)  # its values are those of tensors within it
     # A hostile file may hold a tensor that repeats one value a billion times.
-    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    return plain and tensor.nbytes <= max(tensor.untyped_storage().nbytes(), MAX_REPEATED_BYTES)
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -94,6 +98,8 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield f"tensor {value.dtype} {value.layout} {tuple(value.shape) if not value.is_nested else ''};".encode()
         if is_plain_tensor(value):
             yield _bytes_of(value.resolve_conj().resolve_neg())
+        else:
+            yield f"{type(value).__qualname__} {value.device.type};".encode()
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)};".encode()
         for entry in value.items():
