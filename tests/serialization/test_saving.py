@@ -17,7 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_prune import PruningRecord, RecordError, load_pruned, prune_, save_pruned, trace
+from lightning_prune import (
+    PruningRecord,
+    RecordError,
+    last_checkpoint,
+    load_pruned,
+    prune_,
+    save_pruned,
+    trace,
+)
 from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.reporting.run_folder import save_net
 from lightning_prune.testing import randomise_
@@ -406,3 +414,21 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "record.json")
     with pytest.raises(RecordError, match="a pipe"):
         PruningRecord.load(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_weights_that_were_changed_in_a_checkpoint_are_refused(
+    trained: tuple[Module, Path], tmp_path: Path, name: str
+) -> None:
+    content = torch.load(trained[1] / name, weights_only=True)
+    content["state_dict"]["net.mix.bias"] += 1
+    torch.save(content, tmp_path / name)
+    with pytest.raises(
+        RecordError, match=r"differ from those that were written: 'net.mix.bias'; pass verify=False"
+    ):
+        load_pruned(Module(), tmp_path / name)
+    changed = load_pruned(Module(), tmp_path / name, verify=False).net.mix.bias
+    assert torch.equal(changed, trained[0].net.mix.bias + 1)
+    if name == "whole.ckpt":
+        with pytest.warns(UserWarning, match=r"whole.ckpt cannot be read and is skipped: .*net.mix.bias"):
+            assert last_checkpoint(tmp_path) is None
