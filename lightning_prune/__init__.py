@@ -36,6 +36,7 @@ from lightning_prune.serialization.saving import load_pruned, save_pruned
 from lightning_prune.serialization.torch_file import UnsafeFileError
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.tracing.rules.registry import rule
+from lightning_prune.utils.passing import PassingFailure
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks.checkpoints import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
@@ -75,6 +76,7 @@ __all__ = [
     "Linear",
     "NetAdaptCallback",
     "OneShot",
+    "PassingFailure",
     "Plan",
     "PruningCallback",
     "PruningMethod",

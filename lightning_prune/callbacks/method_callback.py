@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -35,6 +36,7 @@ from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
 from lightning_prune.trainer.weight_averaging import check_no_average_inside, submodules_in_copies
 from lightning_prune.utils.example_inputs import Example, as_example, example_of_shapes
+from lightning_prune.utils.passing import on_all
 
 __all__ = ["PruningCallback", "pruning_callbacks"]
 
@@ -239,7 +241,7 @@ class PruningCallback(PruningCallbackBase):
         check_no_average_inside(target)
         check_record(target, self.record)
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
-        graph = self.policy.trace(target, example)
+        graph = on_all(lambda: self.policy.trace(target, example))
         if self.record is None:
             self._dense = checked_dense_sizes(self.policy, graph, target)
         shapes = self.record.shapes if self.record else {}
@@ -254,7 +256,8 @@ class PruningCallback(PruningCallbackBase):
         """Cut at the end of epoch ``now``, or after as many steps, unless that was done already."""
         if not self._session:
             return
-        if self.method.is_due(trainer, self._session, now, self._last_handled):
+        is_due = self.method.is_due(trainer, self._session, now, self._last_handled)
+        if is_due or self.method.retries(trainer, self._session, now):
             self._prune(trainer, self._session, now)
         self._last_handled = now
 
@@ -273,22 +276,22 @@ class PruningCallback(PruningCallbackBase):
         session.surgery = None
         if not record:
             return
+        self._last_handled = now  # from here on a checkpoint holds this cut, whatever fails in what follows
         cut_parameters = self._register_cut(trainer, record, copies)
+        self.retraining.begin_(trainer)
+        epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
+        summary = CutSummary.between(graph, session.graph, session.dense, session.stopped, epoch, 0.0, step)
+        self.history.append(replace(summary, seconds=time.perf_counter() - start))
         self.method.after_cut_(trainer, session)
         for optimizer in optimizers:
             cut_state_(optimizer, cut_parameters)
         report = self.compensation.repair_(repair) if repair else None
         call_after_prune(pl_module, self.submodule, record)
-        epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
         # Images that the network cannot run on serve no estimate of norms either.
         keeps_norms = report is not None and repair is not None and (report.accepted or bool(repair.failure))
         self._adapt_training_(trainer, [session.target, *networks], epoch, keeps_norms)
-        seconds = time.perf_counter() - start
-        summary = CutSummary.between(
-            graph, session.graph, session.dense, session.stopped, epoch, seconds, step
-        )
-        summary = summary.with_repair(report) if report else summary
-        self.history.append(summary)
+        summary = replace(summary, seconds=time.perf_counter() - start)
+        self.history[-1] = summary = summary.with_repair(report) if report else summary
         _call_hook(trainer, "on_after_cut")
         if self.verbose:
             print_line(trainer, self.method.report(str(summary), session))

@@ -21,6 +21,7 @@ from lightning_prune.tracing.traced_int import Attribute, evaluate, leaves
 from lightning_prune.tracing.tracker import SizeUse, Tracker
 from lightning_prune.tracing.unreached import pin_unreached
 from lightning_prune.utils.example_inputs import Example, as_example
+from lightning_prune.utils.passing import is_passing
 
 __all__ = ["TraceError", "analyse", "trace"]
 
@@ -56,8 +57,9 @@ def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: 
         **kwargs: example keyword inputs.
 
     Raises:
-        TraceError: the forward raises in both modes (the message includes the error of the model); or the model is
-            quantised, wrapped for distributed training, lazy or scripted (the message says what to do instead).
+        TraceError: the forward raises in both modes (the message includes the error of the model), or in one for lack
+            of memory and the like; or the model is quantised, wrapped for distributed training, lazy or scripted (the
+            message says what to do instead).
 
     Example:
         >>> import torch
@@ -96,7 +98,8 @@ def analyse(
         The modes that ran, and notes for the user.
 
     Raises:
-        TraceError: the forward raises in all modes, or on one of the other examples.
+        TraceError: the forward raises in all modes, in one for a reason that may pass, or on one of the other
+            examples.
     """
     finished: list[bool] = []
     notes: list[str] = []
@@ -107,6 +110,10 @@ def analyse(
             try:
                 recording = record_forward(tracker.model, *examples[0], training)
             except Exception as raised:
+                if is_passing(raised):  # says nothing about this mode, which must be part of the trace
+                    raise TraceError(
+                        f"the trace failed in {mode} mode: {_describe_error(raised)}"
+                    ) from raised
                 errors[mode] = raised
                 notes.append(f"{mode} mode cannot be run: {raised}")
                 continue

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lightning_prune.latency.profiler import BackendSettings, TimingCurve
 from lightning_prune.latency.timing import TimedCall, time_against_reference
 from lightning_prune.selection.incremental_cost import unit_classes
 from lightning_prune.surgery.prune import SurgeryError, prune_
+from lightning_prune.utils.passing import on_all
 
 __all__ = ["Correction", "calibrate", "fit_correction", "random_units", "sum_parts"]
 
@@ -163,7 +165,7 @@ def _cut_copies(
         random = random_units(net_graph, generator, multiple=BLOCK if number % 2 else 1)
         remove = [] if number == 0 else random if number <= cuts else list(chosen or ())
         try:
-            prune_(net, net_graph, remove)
+            on_all(partial(prune_, net, net_graph, remove))
         except SurgeryError as error:
             warnings.warn(f"a random cut is not measured, because it was refused: {error}", stacklevel=2)
             continue

@@ -42,6 +42,7 @@ from lightning_prune.selection.prunable import removable_units, restrict_to
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
+from lightning_prune.utils.passing import on_all
 from lightning_prune.utils.seeding import derive_seed, seeded
 
 __all__ = ["ONE_WORKER", "Searcher"]
@@ -240,7 +241,7 @@ class Searcher:
         self, graph: ChannelGraph, remove: Iterable[int], result: CandidateResult, state: SearchState
     ) -> None:
         """Turn the model into the network of a candidate."""
-        state.take(prune_(self.model, graph, remove), result.optimizer)
+        state.take(on_all(lambda: prune_(self.model, graph, remove)), result.optimizer)
         self.model.load_state_dict(result.weights)
 
     def _check_first_round(self, graph: ChannelGraph) -> None:

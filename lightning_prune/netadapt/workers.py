@@ -31,6 +31,7 @@ from lightning_prune.netadapt.candidate import (
 )
 from lightning_prune.pruning.training import Training, adam
 from lightning_prune.surgery.prune import SurgeryError
+from lightning_prune.utils.passing import PassingFailure, on_all
 from lightning_prune.utils.seeding import seeded
 
 __all__ = [
@@ -111,12 +112,18 @@ def attempt_candidate(
     context: PackedContext, candidate: Candidate, device: torch.device, threads: int
 ) -> CandidateResult:
     """Compute one candidate; the result says so if its cut is refused or the GPU has too little memory."""
-    with num_threads(threads), seeded(candidate.seed), warnings.catch_warnings():
+    with num_threads(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user's loss gives the same warnings in the training itself
         try:
-            return compute_candidate(cloudpickle.loads(context.data), candidate, device)
-        except (SurgeryError, CompensationError, torch.OutOfMemoryError) as error:
+            # Tried twice: a lack of memory may pass. Each attempt begins with its own copy and the same seed.
+            return on_all(lambda: _compute(context, candidate, device))
+        except (SurgeryError, CompensationError, PassingFailure) as error:
             return CandidateResult(candidate.index, error=f"{type(error).__name__}: {error}")
+
+
+def _compute(context: PackedContext, candidate: Candidate, device: torch.device) -> CandidateResult:
+    with seeded(candidate.seed):
+        return compute_candidate(cloudpickle.loads(context.data), candidate, device)
 
 
 def rehearse(context: PackedContext, device: torch.device) -> float:

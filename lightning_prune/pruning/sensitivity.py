@@ -30,6 +30,7 @@ from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.passing import on_all
 
 __all__ = ["Row", "Sensitivity", "sensitivity"]
 
@@ -171,7 +172,7 @@ def _cut_score(
     number = min(round(share * len(units)), len(units) - 1)
     with _rolled_back(model, graph):
         try:
-            prune_(model, graph, units[:number])
+            on_all(lambda: prune_(model, graph, units[:number]))
         except SurgeryError as error:
             warnings.warn(
                 f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=3

@@ -18,7 +18,9 @@ from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError
+from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.utils.example_inputs import Example, shapes_of
+from lightning_prune.utils.passing import PassingFailure, on_all
 
 __all__ = ["PruningSession"]
 
@@ -36,6 +38,7 @@ class PruningSession:
         observer: collects statistics for the next cut; None if nothing is observed at the moment.
         last_plan: the plan of the last cut.
         exhausted: whether nothing more can be removed.
+        owed: moment of a cut that failed for a reason that may pass and is to be made up for; None if there is none.
         surgery: carries out the plan of the next cut; None: :func:`~lightning_prune.prune_`. A pruning callback that
             repairs cuts sets it.
 
@@ -57,6 +60,7 @@ class PruningSession:
     observer: Observer | None = None
     last_plan: Plan | None = None
     exhausted: bool = False
+    owed: int | None = None
     surgery: Surgery | None = None
 
     @property
@@ -99,18 +103,23 @@ class PruningSession:
         return {
             "example": shapes_of(self.example),
             "exhausted": self.exhausted,
+            "owed": self.owed,
             "statistics": None if self.observer is None else self.observer.state(),
         }
 
     def load_state(self, state: Mapping[str, Any], criterion: CriterionLike) -> None:
         """Restore what :meth:`state` returned; the observer is paused until :meth:`set_observing`."""
-        self.exhausted = state["exhausted"]
+        self.exhausted, self.owed = state["exhausted"], state.get("owed")  # old checkpoints owe nothing
         if state["statistics"] is not None and self.observe(criterion) and self.observer is not None:
             self.observer.load(state["statistics"])
             self.set_observing(False)
 
     def cut_(
-        self, policy: PruningPolicy, criterion: CriterionLike, optimizers: Sequence[Optimizer] = ()
+        self,
+        policy: PruningPolicy,
+        criterion: CriterionLike,
+        optimizers: Sequence[Optimizer] = (),
+        now: int = 0,
     ) -> PruningRecord:
         """Remove the units of one cut with the observed statistics, and trace the smaller network.
 
@@ -118,21 +127,43 @@ class PruningSession:
             policy: what may be removed, and how much in this cut.
             criterion: scores the units.
             optimizers: their state is cut along.
+            now: the moment of the cut, from which one that fails in passing is owed.
 
         Returns:
-            What was removed; an empty record, with a warning, if surgery refused every plan.
+            What was removed; an empty record, with a warning, if surgery refused every plan, or the cut failed for a
+            reason that may pass.
         """
         statistics = {} if self.observer is None else self.observer.compute()
         self.stop_observing()
+        restore, before = snapshot(self.target, self.graph.bindings, optimizers), self.graph
         try:
-            self.last_plan, record = cut_(
-                self.target, self.graph, policy, criterion, statistics, self.dense, optimizers, self.surgery
+            plan, record = cut_(
+                self.target, before, policy, criterion, statistics, self.dense, optimizers, self.surgery
             )
+            graph = self.traced(policy) if record else before
+        except PassingFailure as error:
+            restore()
+            self.postpone(now, error)
+            return PruningRecord()
         except SurgeryError as error:
             self.exhausted = True
             warnings.warn(f"no more cuts, the network stays unchanged: {error}", stacklevel=2)
             return PruningRecord()
-        self.exhausted = self.last_plan.stopped == "limits"
-        if record:
-            self.graph = policy.trace(self.target, self.example)
+        self.last_plan, self.graph, self.owed = plan, graph, None
+        self.exhausted = plan.stopped == "limits"
         return record
+
+    def traced(self, policy: PruningPolicy) -> ChannelGraph:
+        """Return the graph of the present network, in all processes.
+
+        Raises:
+            PassingFailure: the trace failed twice, for lack of memory and the like.
+        """
+        return on_all(lambda: policy.trace(self.target, self.example))
+
+    def postpone(self, now: int, error: PassingFailure) -> None:
+        """Remember, with a warning, that the cut of the moment ``now`` failed and is to be tried again."""
+        self.owed = now
+        warnings.warn(
+            f"no cut this time, the network stays unchanged and the cut is tried again: {error}", stacklevel=3
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -19,8 +20,10 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
+from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.distributed import broadcast, check_agreement
+from lightning_prune.utils.passing import on_all
 
 __all__ = ["Surgery", "cut_"]
 
@@ -78,14 +81,18 @@ def cut_(
 
     Raises:
         SurgeryError: surgery refused every plan; the model is unchanged.
+        PassingFailure: the cut failed twice, for lack of memory and the like; the model is unchanged.
         RuntimeError: the processes of a distributed run made different cuts.
     """
-    importance = importance_of(criterion, graph, model, statistics, policy.met_resources(graph, dense))
+    met = policy.met_resources(graph, dense)
+    importance = on_all(lambda: importance_of(criterion, graph, model, statistics, met))
+    restore = snapshot(model, graph.bindings, optimizers)
     plan = broadcast(policy.plan(graph, importance, dense))
     for attempt in count(1):
         if not len(plan):
             return plan, PruningRecord()
-        record, error = _attempt(surgery or prune_, model, graph, plan, optimizers)
+        attempt_cut = partial(_attempt, surgery or prune_, model, graph, plan, optimizers)
+        record, error = on_all(attempt_cut, undo=restore)
         check_agreement("the cut", record.kept if error is None else str(error))
         if error is None:
             return plan, record

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from lightning_prune.utils.modules import cut
+from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
+from lightning_prune.utils.modules import cut, set_data
 
-__all__ = ["CutParameter", "cut_state_"]
+__all__ = ["CutParameter", "check_buffers", "cut_state_"]
 
 #: The row and column factors of torch's Adafactor are means over one dimension, which then has size 1. Other
 #: libraries choose that dimension by the parameter's size, which a cut may change: their state is reset.
@@ -30,6 +31,9 @@ class CutParameter(NamedTuple):
 
 def cut_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter]) -> None:
     """Cut the optimizer's state of parameters by the same indices as the parameters.
+
+    The states of optimizers that it wraps are cut too, and tensors outside of states that belong to a parameter
+    (:mod:`~lightning_prune.surgery.optimizer_buffers`).
 
     Entries that have the parameter's shape are cut, so are the row and column factors of Adafactor; numbers are kept.
     An entry whose shape differs from the parameter's, for any parameter, cannot be cut safely: the state of all
@@ -52,9 +56,32 @@ def cut_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter])
         tensor([[1., 1.],
                 [3., 3.]])
     """
-    if isinstance(optimizer, LBFGS):
-        _reset_lbfgs_(optimizer, cut_parameters.values())
-        return
+    shapes = {part.parameter: part.shape_before for part in cut_parameters.values()}
+    buffers, parts = (
+        buffers_of(optimizer, shapes),
+        {id(part.parameter): part for part in cut_parameters.values()},
+    )
+    for each in base_optimizers(optimizer):
+        if isinstance(each, LBFGS):
+            _reset_lbfgs_(each, cut_parameters.values())
+        else:
+            _cut_own_state_(each, cut_parameters)
+    for tensor, owner in buffers.owned:
+        if (part := parts.get(id(owner))) is not None:
+            set_data(tensor, cut(tensor, part.dims))
+
+
+def check_buffers(optimizer: Optimizer) -> None:
+    """Raise ValueError if an optimizer keeps tensors outside of its state that cannot be cut."""
+    if opaque := buffers_of(optimizer).opaque:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps tensors with the shapes of parameters outside of its state, and "
+            f"nothing says which parameters they belong to: {', '.join(opaque[:MAX_NAMES])}. Build the optimizer "
+            "anew after the cut instead of passing it, or keep such tensors in optimizer.state"
+        )
+
+
+def _cut_own_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter]) -> None:
     stateful = {name: part for name, part in cut_parameters.items() if optimizer.state.get(part.parameter)}
     uncuttable = _uncuttable_entries(optimizer, stateful.values())
     reset = [name for name, part in stateful.items() if uncuttable & set(optimizer.state[part.parameter])]
@@ -124,5 +151,5 @@ def _warn_of_reset(optimizer: Optimizer, names: list[str], entries: list[str]) -
     parameters = f" of {', '.join(map(repr, names[:MAX_NAMES]))}{more}" if names else ""
     warnings.warn(
         f"{type(optimizer).__name__} state{parameters} is reset: {', '.join(entries)} cannot be cut",
-        stacklevel=4,
+        stacklevel=5,
     )

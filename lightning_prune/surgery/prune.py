@@ -16,7 +16,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.module_sizes import update_sizes_
-from lightning_prune.surgery.optimizer_state import CutParameter, cut_state_
+from lightning_prune.surgery.optimizer_state import CutParameter, check_buffers, cut_state_
 from lightning_prune.surgery.proof import ProofError, concerned_units, prove
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
@@ -32,6 +32,7 @@ from lightning_prune.utils.modules import (
     set_data,
 )
 from lightning_prune.utils.named_sizes import named_path, read_size
+from lightning_prune.utils.passing import PassingFailure, is_passing
 
 __all__ = ["SurgeryError", "prune_", "surviving_indices"]
 
@@ -65,13 +66,17 @@ def prune_(
         model: the network that ``graph`` was traced from.
         graph: its units and their dependencies.
         remove: numbers of units, all in ``graph.prunable``, or a :class:`~lightning_prune.selection.plan.Plan`.
-        optimizers: their state is cut too, so that training continues with the momentum of what remains.
+        optimizers: their state is cut too, so that training continues with the momentum of what remains; so are the
+            states of optimizers that they wrap, and tensors in their attributes that belong to parameters.
 
     Returns:
         The record of what survives, relative to the model before this call.
 
     Raises:
         SurgeryError: a unit must not be removed, a layer would become empty, or the proof failed.
+        ValueError: an optimizer keeps tensors outside of its state that cannot be cut.
+        PassingFailure: the proof could not be made for now, for example for lack of memory. Model and optimizers are
+            unchanged, and the same call may succeed later.
 
     Example:
         >>> from lightning_prune import trace
@@ -83,6 +88,8 @@ def prune_(
     """
     remove = np.unique(np.asarray(list(remove), dtype=np.int64))
     evidence = _check(model, graph, remove)
+    for optimizer in optimizers:
+        check_buffers(optimizer)
     kept = graph.kept(remove)
     indices = surviving_indices(graph, kept)
     settings = _settings(evidence, graph, kept)
@@ -236,6 +243,8 @@ def _rolled_back(restore: Callable[[], None], graph: ChannelGraph, remove: Units
         yield
     except BaseException as error:
         restore()
+        if isinstance(error, Exception) and is_passing(error):
+            raise PassingFailure(f"{error}; the cut was rolled back, and may succeed later") from error
         if isinstance(error, ProofError):
             units = concerned_units(graph, error, remove)
             raise SurgeryError(f"{error}; the cut was rolled back", units) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
 from lightning_prune.utils.modules import named_tensors, set_data
 
 __all__ = ["snapshot"]
@@ -35,7 +36,10 @@ def snapshot(
         (tensors[name], tensors[name].data, tensors[name].grad, tensors[name].requires_grad) for name in names
     ]
     modules = [(module, dict(vars(module))) for module in model.modules()]
-    state_restorers = [_state_restorer(optimizer) for optimizer in optimizers]
+    state_restorers = [
+        _state_restorer(each) for optimizer in optimizers for each in base_optimizers(optimizer)
+    ]
+    buffers = [(tensor, tensor.data) for each in optimizers for tensor, _ in buffers_of(each).owned]
 
     def restore() -> None:
         for tensor, data, grad, requires_grad in contents:
@@ -44,6 +48,8 @@ def snapshot(
             tensor.requires_grad_(requires_grad)
         for module, attributes in modules:
             vars(module).update(attributes)
+        for tensor, data in buffers:
+            set_data(tensor, data)
         for restore_state in state_restorers:
             restore_state()
 

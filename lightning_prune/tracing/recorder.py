@@ -31,6 +31,7 @@ from lightning_prune.tracing.isolation import restored
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
 from lightning_prune.tracing.size_caches import caches_bypassed
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
+from lightning_prune.utils.passing import is_passing
 
 __all__ = ["raised_in", "record_forward"]
 
@@ -110,7 +111,8 @@ def record_forward(
     is run on a copy of the real inputs, and the branches that they take are recorded.
 
     Raises:
-        Exception: the forward's own exception, with a note that names the module (see :func:`raised_in`).
+        Exception: the forward's own exception, with a note that names the module (see :func:`raised_in`). A lack of
+            memory and the like is raised too: it is no reason to run the forward on other tensors.
     """
     forward = _Forward(model, inputs, kwargs, training)
     with contextlib.suppress(Exception):  # fake tensors show if the error is the model's own
@@ -118,6 +120,8 @@ def record_forward(
     try:
         return forward.record("fake")
     except Exception as error:
+        if is_passing(error):
+            raise
         reason = NEEDS_VALUES if _needs_values(error) else f"{_refusal(error)}; {_FOLLOWED}"
     # Only real tensors show whether an operator refuses its arguments, or only its shape function does.
     return dataclasses.replace(forward.record_on_values(), reason=reason)

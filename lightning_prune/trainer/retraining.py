@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
 from lightning_prune.trainer.batches import recalibrate_norms_
 from lightning_prune.trainer.checks import has_persistent_workers
 from lightning_prune.trainer.lightning_internals import configured_optimizers
@@ -103,6 +104,7 @@ class Retraining:
 
     Attributes:
         pending: optimizers are to be built anew before the next batch.
+        keeps_schedulers: the optimizers that are due get the learning rates and schedulers of those they replace.
         final: the final phase has begun, or begins with the next batch.
         end: the number of epochs after which the final phase ends; None: that of the trainer.
 
@@ -128,30 +130,51 @@ class Retraining:
             )
         self.mode, self.final_phase, self.batches = mode, final_phase, batches
         self.warmup = Warmup(warmup_steps)
-        self.pending = self.final = False
+        self.pending = self.final = self.keeps_schedulers = False
         self.end: int | None = None
+        self._must_rebuild = (
+            False  # whether the present cut leaves optimizers behind that must not step again
+        )
 
     def optimizers_to_cut(self, trainer: L.Trainer) -> Sequence[Optimizer]:
-        """Return the optimizers whose state is cut along with the network."""
-        return trainer.optimizers if self.mode == "carry" else ()
+        """Return the optimizers whose state is cut along with the network.
+
+        If one of them keeps tensors outside of its state that cannot be cut, all are built anew after the cut, with a
+        warning, and keep their learning rates and schedulers.
+        """
+        self._must_rebuild = False
+        if self.mode == "carry":
+            for optimizer in trainer.optimizers:
+                if opaque := buffers_of(optimizer).opaque:
+                    self._must_rebuild = True
+                    rank_zero_warn(
+                        f"{type(optimizer).__name__} keeps tensors outside of optimizer.state that cannot be cut "
+                        f"({', '.join(opaque[:3])}): optimizers are built anew after the cut, and lose their state"
+                    )
+        return trainer.optimizers if self.mode == "carry" and not self._must_rebuild else ()
+
+    def begin_(self, trainer: L.Trainer) -> None:
+        """Drop the state of optimizers that was not cut along, at once: a checkpoint may be written from here on."""
+        if self.mode == "reset" or self._must_rebuild:
+            self.keeps_schedulers = self._must_rebuild
+            # New optimizers are built before the next batch: Lightning still steps the schedulers of this epoch.
+            for optimizer in trainer.optimizers:
+                for each in base_optimizers(optimizer):
+                    each.state.clear()
+            self.pending = True
+        self.warmup.start()
 
     def adapt_trainer_(
         self, trainer: L.Trainer, networks: Sequence[nn.Module], within_epoch: bool, keeps_norms: bool = False
     ) -> None:
-        """Adapt the trainer after a cut, at the end of an epoch or within it, and the batch norms of ``networks``.
+        """Adapt the wrapper after a cut, at the end of an epoch or within it, and the batch norms of ``networks``.
 
         Args:
-            trainer: its optimizers and wrapper are adapted.
+            trainer: its wrapper is adapted.
             networks: the network, and its copies.
             within_epoch: the epoch continues after the cut.
             keeps_norms: estimate norms anew only on request: those of a repaired network fit already.
         """
-        if self.mode == "reset":
-            # New optimizers are built before the next batch: Lightning still steps the schedulers of this epoch.
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
-            self.pending = True
-        self.warmup.start()
         rebuild_wrapper_(trainer)
         number = self.batches
         if number is None:
@@ -197,11 +220,12 @@ class Retraining:
         before = list(trainer.optimizers)
         if self.final:
             self.use_final_phase(trainer.lightning_module)
-        rebuild_optimizers_(trainer, added=not self.final)
+        keeps_schedulers = self.keeps_schedulers and not self.final
+        rebuild_optimizers_(trainer, added=not self.final, keeps_schedulers=keeps_schedulers)
         if self.mode == "carry":
             for old, new in zip(before, trainer.optimizers, strict=True):
                 new.state.update(old.state if type(old) is type(new) else {})
-        self.pending = False
+        self.pending = self.keeps_schedulers = False
 
     def use_final_phase(self, pl_module: L.LightningModule) -> None:
         """Replace the module's ``configure_optimizers`` by the final phase, for its next call.
@@ -226,9 +250,11 @@ class Retraining:
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as plain values."""
         warmup = self.warmup.state()
-        return {"pending": self.pending, "final": self.final, "end": self.end, "warmup": warmup}
+        kept = {"keeps_schedulers": True} if self.keeps_schedulers else {}
+        return {"pending": self.pending, "final": self.final, "end": self.end, "warmup": warmup, **kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the result of :meth:`state`."""
         self.pending, self.final, self.end = state["pending"], state["final"], state["end"]
         self.warmup.load(state.get("warmup"))  # old checkpoints have none
+        self.keeps_schedulers = state.get("keeps_schedulers", False)

@@ -15,6 +15,7 @@ from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.trainer.weight_averaging import swa_has_ended
 
 __all__ = ["PruningMethod"]
 
@@ -84,6 +85,18 @@ class PruningMethod(ABC):
 
     def after_cut_(self, trainer: L.Trainer, session: PruningSession) -> None:
         """Adapt the smaller network and its averaged copies, before norms are estimated anew."""
+
+    def may_cut(self, trainer: L.Trainer, session: PruningSession) -> bool:
+        """Return whether there is something to remove, and averaging has not ended."""
+        return not (swa_has_ended(trainer) or self.is_finished(session))
+
+    def retries(self, trainer: L.Trainer, session: PruningSession, now: int) -> bool:
+        """Return whether a cut that failed for a reason that may pass is to be tried again at ``now``.
+
+        It is tried at the end of the next epoch, or after as many steps as lie between two cuts.
+        """
+        wait = self.timing.every if self.timing.by_steps else 1
+        return session.owed is not None and now >= session.owed + wait and self.may_cut(trainer, session)
 
     def is_within_budget(self, session: PruningSession) -> bool:
         """Return whether the present network meets the budget."""

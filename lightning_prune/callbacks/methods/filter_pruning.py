@@ -18,7 +18,6 @@ from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.trainer.batches import forward_training_data
 from lightning_prune.trainer.checks import check_timing
-from lightning_prune.trainer.weight_averaging import swa_has_ended
 from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["FilterPruning", "StatisticsMode"]
@@ -46,13 +45,14 @@ class FilterPruning(PruningMethod):
     def criterion_to_observe(self, trainer: L.Trainer, session: PruningSession) -> CriterionLike | None:
         """Return the criterion during the epoch, or interval of steps, that a cut ends."""
         now = trainer.global_step if self.timing.by_steps else trainer.current_epoch
-        is_observing = self.timing.is_observed(now) and self._may_cut(trainer, session)
+        is_observed = self.timing.is_observed(now) or session.owed is not None
+        is_observing = is_observed and self.may_cut(trainer, session)
         return self.criterion if is_observing and not self._needs_pass(session) else None
 
     def is_due(self, trainer: L.Trainer, session: PruningSession, now: int, last: int) -> bool:
         """Return whether the timing has a cut after ``last`` and up to ``now``, and there is something to remove."""
         since = last if self.timing.by_steps else max(last, now - 1)
-        return self.timing.due(since, now) and self._may_cut(trainer, session)
+        return self.timing.due(since, now) and self.may_cut(trainer, session)
 
     def cut_(
         self,
@@ -66,15 +66,11 @@ class FilterPruning(PruningMethod):
         if self._needs_pass(session) and session.observe(self.criterion):
             forward_training_data(trainer, session.target)
         policy = replace(self.policy, removed_share=self.timing.share(now))
-        return session.cut_(policy, self.criterion, optimizers)
+        return session.cut_(policy, self.criterion, optimizers, now)
 
     def on_first_batch(self, trainer: L.Trainer, session: PruningSession, batch: Any) -> None:
         """Check that cuts come when they are meant to."""
         check_timing(trainer, self.timing, self._needs_pass(session))
-
-    def _may_cut(self, trainer: L.Trainer, session: PruningSession) -> bool:
-        """Whether there is something to remove, and averaging has not ended."""
-        return not (swa_has_ended(trainer) or self.is_finished(session))
 
     def _needs_pass(self, session: PruningSession) -> bool:
         """Whether statistics come from a separate pass. Gradients never do, since only training computes them."""

@@ -36,8 +36,8 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.trainer.batches import IndexedBatch, held_out_batches, train_batches
 from lightning_prune.trainer.lightning_internals import set_training_source, training_source
 from lightning_prune.trainer.training_state import is_last_epoch, print_line
-from lightning_prune.trainer.weight_averaging import swa_has_ended
 from lightning_prune.utils.hashing import batch_digest
+from lightning_prune.utils.passing import PassingFailure
 from lightning_prune.utils.seeding import seeded
 
 __all__ = ["NetAdapt"]
@@ -85,8 +85,7 @@ class NetAdapt(PruningMethod):
 
     def is_due(self, trainer: L.Trainer, session: PruningSession, now: int, last: int) -> bool:
         """Return True once, at the first epoch from ``start_epoch`` on."""
-        may_cut = not (swa_has_ended(trainer) or self.is_finished(session))
-        return now >= self.timing.start and not self.rounds_done and may_cut
+        return now >= self.timing.start and not self.rounds_done and self.may_cut(trainer, session)
 
     def cut_(
         self,
@@ -98,14 +97,18 @@ class NetAdapt(PruningMethod):
     ) -> PruningRecord:
         """Run the search on a copy, and take over its cut, weights and optimizer state."""
         network = detached_copy(session.target)
-        result = self._search(trainer, session, network, optimizers)
+        try:
+            result = self._search(trainer, session, network, optimizers)
+        except PassingFailure as error:
+            session.postpone(now, error)
+            return PruningRecord()
         self.rounds_done = result.rounds
         session.exhausted = not result.reached
         if result.record:
             result.record.apply_(session.target)
             session.target.load_state_dict(network.state_dict())
             self._optimizer_state = result.optimizer if optimizers else None
-            session.graph = self.policy.trace(session.target, session.example)
+            session.graph = session.traced(self.policy)
         return result.record
 
     def after_cut_(self, trainer: L.Trainer, session: PruningSession) -> None:

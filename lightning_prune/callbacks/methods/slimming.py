@@ -105,7 +105,9 @@ class Slimming(PruningMethod):
             example = next(islice(train_inputs(trainer, session.target), 1), None)
             networks, scales = [session.target, *copies], self._scales_of(session).scales
             self._shifts = MeasuredShifts(networks, session.graph, scales, plan.remove, example)
-        record = session.cut_(self.policy, self.criterion, optimizers)
+        record = session.cut_(self.policy, self.criterion, optimizers, now)
+        if session.owed is not None:
+            return record
         is_met = bool(self.policy.budget) and super().is_within_budget(session)
         self.is_closed = self.is_closed or final or is_met
         return record
