@@ -32,8 +32,9 @@ __all__ = ["Gradients", "TaylorGate", "TaylorWeight"]
 
 MISSING = (
     "Taylor ranks by gradients, but there are none: no optimizer step was observed since the last cut, or no weight "
-    "has a finite gradient. Train for at least one epoch before the cut (start_epoch), unfreeze the layers to prune, "
-    "or use a criterion without gradients"
+    "has a finite gradient. In training, cut after at least one epoch (start_epoch) and unfreeze the layers to "
+    "prune. Without a trainer, pass batches and a loss to one_shot, or the result of an observer of the criterion. "
+    "Or use a criterion without gradients"
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -26,12 +28,13 @@ def resolve(amounts: Mapping[str, float], dense: Mapping[str, int], argument: st
         argument: name of the argument that holds ``amounts``, for error messages.
 
     Raises:
-        ValueError: an unknown resource, or a number that is not positive and finite.
+        ValueError: it is no mapping of numbers, a resource is unknown, or a number is not positive and finite.
 
     Example:
         >>> resolve({"macs": 0.5, "params": 30}, {"macs": 80, "params": 40}, "budget")
         {'macs': 40.0, 'params': 30.0}
     """
+    check_amounts(amounts, argument)
     for resource, value in amounts.items():
         if resource not in dense:
             raise ValueError(
@@ -43,6 +46,24 @@ def resolve(amounts: Mapping[str, float], dense: Mapping[str, int], argument: st
                 f"above 1, got {value}"
             )
     return {r: float(value * dense[r] if value <= 1 else value) for r, value in amounts.items()}
+
+
+def check_amounts(amounts: Any, argument: str) -> None:
+    """Raise ValueError unless ``amounts`` is a mapping from names of resources to numbers.
+
+    Example:
+        >>> check_amounts(0.5, "budget")
+        Traceback (most recent call last):
+        ValueError: budget must say of which resource how much remains, such as {'macs': 0.5}, got 0.5
+    """
+    is_right = isinstance(amounts, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Real) and not isinstance(value, bool)
+        for name, value in amounts.items()
+    )
+    if not is_right:
+        raise ValueError(
+            f"{argument} must say of which resource how much remains, such as {{'macs': 0.5}}, got {amounts!r}"
+        )
 
 
 def reachable(

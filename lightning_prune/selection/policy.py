@@ -12,7 +12,7 @@ from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations
 from lightning_prune.graph.channel_graph import ChannelGraph, Resource
 from lightning_prune.graph.trace import trace
-from lightning_prune.selection.budget import check_budget, resolve
+from lightning_prune.selection.budget import check_amounts, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.plan import Plan
@@ -51,6 +51,9 @@ class PruningPolicy:
         removed_share: of what has to be removed in all, the share that is removed after the next cut; replaces
             ``amount`` where a schedule is used.
 
+    Raises:
+        ValueError: budget or amount is no mapping from names of resources to numbers.
+
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
         >>> policy.channel_multiple
@@ -64,6 +67,11 @@ class PruningPolicy:
     channel_multiple: int = 1
     resources: Mapping[str, Resource] = field(default_factory=dict)
     removed_share: float | None = None
+
+    def __post_init__(self) -> None:
+        check_amounts(self.budget, "budget")
+        if self.amount is not None:
+            check_amounts(self.amount, "amount")
 
     @classmethod
     def of(
@@ -80,7 +88,7 @@ class PruningPolicy:
             arguments: see :class:`PolicyArguments`.
 
         Raises:
-            ValueError: there are arguments beside a whole policy.
+            ValueError: there are arguments beside a whole policy, or ``budget`` is neither a policy nor a mapping.
 
         Example:
             >>> PruningPolicy.of({"macs": 0.5}, channel_multiple=8).channel_multiple
@@ -92,6 +100,7 @@ class PruningPolicy:
                 raise ValueError(f"{', '.join(sorted(chosen))}: set this in the PruningPolicy, not beside it")
             return budget
         defaults = {} if default_limits is None else {"limits": default_limits}
+        check_amounts(budget, "budget")
         return PruningPolicy(dict(budget), **{**defaults, **chosen})  # type: ignore[arg-type]
 
     def trace(self, model: nn.Module, example: Example) -> ChannelGraph:

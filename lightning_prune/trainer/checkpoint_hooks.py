@@ -67,15 +67,26 @@ def set_load_hook(pl_module: L.LightningModule, hook: Callable[[dict[str, Any]],
     Lightning calls the hooks of callbacks only after it has loaded the weights, which is too late to cut.
     """
     pl_module.__dict__.pop("on_load_checkpoint", None)
-    if hook is None:
-        return
-    original = pl_module.on_load_checkpoint
+    if hook is not None:
+        original = pl_module.on_load_checkpoint
+        pl_module.on_load_checkpoint = _LoadHook(hook, original)  # type: ignore[method-assign]
 
-    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-        hook(checkpoint)
-        original(checkpoint)
 
-    pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+class _LoadHook:
+    """Calls a hook, then the module's own method. Copies and pickles of the module have the method only."""
+
+    def __init__(
+        self, hook: Callable[[dict[str, Any]], None] | None, original: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.hook, self.original = hook, original
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        if self.hook is not None:
+            self.hook(checkpoint)
+        self.original(checkpoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"hook": None, "original": self.original}
 
 
 def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any]) -> None:
