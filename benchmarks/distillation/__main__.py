@@ -56,7 +56,8 @@ def configuration(
         *limit,
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", overrides=["experiment=study_pruned", "logger=none", *overrides, *more])
+        quiet = ["logger=none", "checkpoint=none"]
+        return compose("config", overrides=["experiment=study_pruned", *quiet, *overrides, *more])
 
 
 def row_of(job: Job, summary: Summary) -> Row:

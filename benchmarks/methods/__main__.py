@@ -61,7 +61,7 @@ def configuration(job: Job, folder: Path, small: bool = False) -> DictConfig:
 def overrides(job: Job, folder: Path) -> list[str]:
     """Return the overrides of one run."""
     seed, (resource, budget), variant = job
-    options = ["logger=none", f"seed={seed}", "latency_runs=30"]
+    options = ["logger=none", "checkpoint=none", f"seed={seed}", "latency_runs=30"]
     if variant == DENSE:
         return [*options, "experiment=study", "prune=none"]
     options += [*VARIANTS[variant], f"prune.limits.layers={LIMIT}", "~prune.budget.macs"]

@@ -27,6 +27,7 @@ __all__ = ["conf_dir", "main"]
 def job(config: DictConfig) -> None:
     """Run one training. In a sweep a failure is written into the run's folder, and the next run starts."""
     # Imported here and below, because Lightning takes seconds to import, which `--help` need not wait for.
+    from lightning_prune.cli.interruption import Interruption, go_on_command
     from lightning_prune.cli.train import run
     from lightning_prune.reporting.figure import show_run
 
@@ -38,6 +39,12 @@ def job(config: DictConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         summary = run(config, folder, overrides, choices, prefix)
+    except Interruption:
+        command = go_on_command(list(hydra_config.overrides.task), folder)
+        print(
+            f"{prefix}interrupted; results so far: {folder}; to go on: {command}", file=sys.stderr, flush=True
+        )
+        raise
     except Exception as error:
         failed = Summary("failed", overrides, choices, config.get("seed"), error=root_cause(error))
         _write_failure(folder, error, failed)

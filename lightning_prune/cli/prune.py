@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,16 @@ def prune_run(run: Path, out: Path, method: str, epochs: int, overrides: Sequenc
 def main(method: str, arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
     options = _parser(method).parse_intermixed_args(arguments)
+    from lightning_prune.cli.interruption import Interruption
     from lightning_prune.reporting.figure import show_run
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         summary = prune_run(options.run, options.out, method, options.epochs, options.overrides)
+    except Interruption:
+        again = " and continues with the round that was interrupted" if method == "netadapt" else ""
+        print(f"interrupted; the same command starts again{again}", file=sys.stderr, flush=True)
+        raise
     except EXPECTED_ERRORS as error:
         raise SystemExit(f"lightning-prune {method}: {root_cause(error)}") from error
     show_run(summary, options.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.method_callback import PruningCallback
+from lightning_prune.cli.interruption import interruptible, undisturbed
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
@@ -27,6 +28,7 @@ from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.hashing import json_digest
+from lightning_prune.utils.modules import named_shapes
 
 __all__ = ["Components", "build", "run"]
 
@@ -84,41 +86,62 @@ def run(
         choices: group -> option, for the summary.
         prefix: printed before the line of each epoch, to distinguish parallel runs.
         weights: ``net.pt`` of a run whose trained network to begin with; None: begin with random weights.
+
+    Raises:
+        Interruption: Ctrl-C or SIGTERM has ended the run. What it has so far was written: its last checkpoint, and,
+            of a run that trains already, record, weights, report, and a summary with the status "interrupted".
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-    config = with_teacher(config)
-    _prepare(config)
-    parts = build(config, prefix)
-    if weights is not None:
-        load_net(parts.module.net, weights)
-    start = time.perf_counter()
-    parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
-    seconds = time.perf_counter() - start
-    if (best := best_weights(parts.trainer)) is not None:
-        parts.module.load_state_dict(best)
-    (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
-    summary = _summary(config, parts, seconds, test, overrides or {}, choices or {})
-    _write(folder, parts, summary)
+    with interruptible():
+        config = with_teacher(config)
+        _prepare(config)
+        parts = build(config, prefix)
+        if weights is not None:
+            load_net(parts.module.net, weights)
+        start = time.perf_counter()
+        settings = Summary(overrides=dict(overrides or {}), choices=dict(choices or {}), seed=config.seed)
+        try:
+            parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
+            settings = replace(settings, seconds=time.perf_counter() - start, status="completed")
+            if (best := best_weights(parts.trainer)) is not None:
+                parts.module.load_state_dict(best)
+            (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
+            summary = _summary(config, parts, settings, test)
+            _write(folder, parts, summary)
+        except (KeyboardInterrupt, SystemExit):
+            seconds = settings.seconds or time.perf_counter() - start
+            _write_interrupted(
+                config, folder, parts, replace(settings, seconds=seconds, status="interrupted")
+            )
+            raise
     return summary
 
 
-def _summary(
-    config: DictConfig,
-    parts: Components,
-    seconds: float,
-    test: Mapping[str, float],
-    overrides: Mapping[str, str],
-    choices: Mapping[str, str],
-) -> Summary:
-    return Summary(
-        status="completed",
-        overrides=dict(overrides),
-        choices=dict(choices),
-        seed=config.seed,
+def _write_interrupted(config: DictConfig, folder: Path, parts: Components, settings: Summary) -> None:
+    """Write what a run has that was interrupted; the network only if it is the one that the record describes."""
+    with undisturbed():
+        config = config.copy()
+        config.latency_runs = 0
+        if _is_described(config, parts):
+            _write(folder, parts, _summary(config, parts, settings, {}))
+        else:  # within a cut; the last checkpoint is from before it
+            settings.save(folder)
+
+
+def _is_described(config: DictConfig, parts: Components) -> bool:
+    """Return whether the record leads from the dense network to the present one."""
+    dense: nn.Module = instantiate(config.net, _convert_="all")
+    record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
+    return named_shapes(record.apply_(dense)) == named_shapes(parts.module.net)
+
+
+def _summary(config: DictConfig, parts: Components, settings: Summary, test: Mapping[str, float]) -> Summary:
+    """Return ``settings`` completed by the results of a run."""
+    return replace(
+        settings,
         epochs=parts.trainer.current_epoch,
         steps=parts.trainer.global_step,
-        seconds=seconds,
         test={name.removeprefix("test/"): float(value) for name, value in test.items()},
         curves=parts.history.curves,
         cuts=[asdict(cut) for cut in parts.pruning.history] if parts.pruning else [],
@@ -131,6 +154,7 @@ def dense_config(config: DictConfig) -> DictConfig:
     """Return the configuration of a teacher: without pruning, distillation, loggers and further callbacks."""
     dense = config.copy()
     dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
+    dense.trainer.enable_checkpointing = False
     dense.latency_runs = 0
     return dense
 

@@ -40,7 +40,7 @@ class Summary:
     """Results of a run as plain values.
 
     Attributes:
-        status: ``"completed"``, ``"failed"`` or ``"unfinished"``.
+        status: ``"completed"``, ``"interrupted"`` (by Ctrl-C or SIGTERM), ``"failed"`` or ``"unfinished"``.
         overrides: key -> value, from the command line.
         choices: configuration group -> option.
         seed: seed of weights and augmentation.

@@ -85,7 +85,8 @@ def test_other_names_stay(target: str) -> None:
 
 def test_a_configuration_with_former_names_instantiates(tmp_path: Path) -> None:
     config = composed(
-        "net=ritnet", "loss=ritnet", "prune/schedule=cubic", "logger=none", "trainer.accelerator=cpu"
+        *("net=ritnet", "loss=ritnet", "prune/schedule=cubic", "trainer.accelerator=cpu"),
+        *("logger=none", "checkpoint=none"),
     )
     text = save_former(config, tmp_path)
     for name in ("callback.FilterPruningCallback", "limits.Limits", "networks.RITnet", "losses.WeightedSum"):

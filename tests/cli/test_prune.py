@@ -21,12 +21,13 @@ from lightning_prune.serialization.saving import load_pruned
 from tests.support.netadapt_search import RULES, TRAINING, build, loss
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
+NO_FILES = ["logger=none", "checkpoint=none"]
 
 
 @pytest.mark.parametrize("method", ["netadapt", "oneshot"])
 def test_configuration_of_a_run_gets_another_pruning_method(tmp_path, method):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        OmegaConf.save(compose("config", ["prune=none", "logger=none", "seed=4"]), tmp_path / "config.yaml")
+        OmegaConf.save(compose("config", ["prune=none", *NO_FILES, "seed=4"]), tmp_path / "config.yaml")
     config = pruned_config(tmp_path, tmp_path / "out", method, 3, ["prune.budget.macs=0.3"])
     assert config.prune.budget.macs == 0.3
     assert (config.prune.start_epoch, config.trainer.max_epochs, config.seed) == (0, 4, 4)
@@ -34,7 +35,7 @@ def test_configuration_of_a_run_gets_another_pruning_method(tmp_path, method):
         pruned_config(tmp_path, tmp_path / "out", method, -1)
 
 
-SMALL = ["net=ritnet", "net.width=4", "data.size=32", "data.slices_per_axis=6", "trainer=cpu", "logger=none"]
+SMALL = ["net=ritnet", "net.width=4", "data.size=32", "data.slices_per_axis=6", "trainer=cpu", *NO_FILES]
 NET_RUN = [*SMALL, "prune=none", "scheduler=cosine", "trainer.max_epochs=2", "latency_runs=0", "threads=1"]
 
 

@@ -1,0 +1,76 @@
+"""End a run by Ctrl-C or SIGTERM, as Slurm sends it, with what the run has so far."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from lightning_prune.trainer.checkpoint_io import last_checkpoint
+
+__all__ = ["Interruption", "go_on_command", "interruptible", "undisturbed"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(SystemExit):
+    """A run was ended by a signal; ``code`` is that of a shell: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interruption` in the block after Ctrl-C and SIGTERM, also where Lightning raises something else.
+
+    Without this, SIGTERM ends a process at once outside of ``Trainer.fit``, and within it only after the batch.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interruption(128 + signum)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if is_main else None
+    try:
+        yield
+    except Interruption:
+        raise
+    except (KeyboardInterrupt, SystemExit) as error:  # after Ctrl-C Lightning exits with 1
+        raise Interruption(128 + signal.SIGINT) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore further signals in the block, which writes what there is; a second Ctrl-C would leave half of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(signum, signal.signal(signum, signal.SIG_IGN)) for signum in SIGNALS]
+    try:
+        yield
+    finally:
+        for signum, handler in before:
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def go_on_command(overrides: Sequence[str], folder: Path) -> str:
+    """Return the command that continues a run from the last checkpoint in its folder.
+
+    Args:
+        overrides: of the command line of the run.
+        folder: of the run.
+
+    Example:
+        >>> go_on_command(["net=fpn", "ckpt_path=old.ckpt"], Path("no_run"))
+        'lightning-prune net=fpn ckpt_path=old.ckpt'
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        overrides = [item for item in overrides if not item.startswith("ckpt_path=")]
+        overrides = [*overrides, f"ckpt_path={checkpoint}"]
+    return shlex.join(["lightning-prune", *overrides])
