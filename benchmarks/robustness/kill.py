@@ -1,10 +1,12 @@
-"""Kill a pruning run with ``kill -9``, resume it in a new process, and compare with a run without interruption.
+"""Kill pruning runs by SIGKILL, SIGTERM and SIGINT, resume them in new processes, and compare the final states.
 
-    python -m benchmarks.robustness.kill                     # twenty kills; writes docs/results/kill.md; five minutes
-    python -m benchmarks.robustness.kill --prune slimming    # the same with SlimmingCallback, into the same page
-    python -m benchmarks.robustness.kill --prune averaged    # slimming with a moving average of the weights
-    python -m benchmarks.robustness.kill --prune rounds      # NetAdapt
-    python -m benchmarks.robustness.kill --kills 3 --seed 5  # prints its table only
+    python -m benchmarks.robustness.kill              # 100 kills; writes docs/results/kill.md
+    python -m benchmarks.robustness.kill --kills 20   # only the first 20 of them, into the same files
+    python -m benchmarks.robustness.kill --report     # kills nothing, writes the page from its JSON
+
+Each kill is saved in ``docs/results/data/kill.json`` when it is done, and the same command continues after the last
+one. The order is random, so that every number of kills is a mixture of all ways of pruning, signals, checkpoint
+plugins and moments.
 
 The run (:mod:`benchmarks.robustness.kill_run`) has all kinds of state that a resume must restore, and three
 checkpoint callbacks. It is killed within surgery (some tensors cut, others not), while a checkpoint is written (half
@@ -16,72 +18,141 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from benchmarks.common.pages import RESULTS, ReportFiles
 from benchmarks.robustness.kill_run import BATCHES, EPOCHS, PRUNINGS, Classifier, fit, same, shuffled
 from lightning_prune.surgery import prune as surgery
-from lightning_prune.trainer.checkpoint_io import last_checkpoint
+from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
 
-ROOT = Path(__file__).parents[2]
 COMMAND = "python -m benchmarks.robustness.kill"
-KILLS = {"filters": 20, "slimming": 8, "averaged": 4, "rounds": 8}
+KILLS = 100
 POINTS = ("surgery", "writing", "validation", "anywhere")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
+PLUGINS = {"AtomicCheckpointIO": AtomicCheckpointIO, "Lightning's": TorchCheckpointIO}
 MAX_COUNTS = {"surgery": 20, "writing": 30, "validation": EPOCHS * BATCHES, "anywhere": 0}
+ENDED = " (run had ended)"
+STILL_RUNNING = 900.0  # seconds after which a run counts as stuck
+#: Processes are forked from a server that has imported everything, but has trained nothing: torch needs that.
+processes = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: which run, how and when.
+
+    Attributes:
+        number: from 1.
+        prune: one of ``PRUNINGS``.
+        signal: one of ``SIGNALS``.
+        plugin: one of ``PLUGINS``, which writes the checkpoints.
+        point: one of ``POINTS``.
+        share: from 0 to 1, which call of the point, or which time of the run.
+    """
+
+    number: int
+    prune: str
+    signal: str
+    plugin: str
+    point: str
+    share: float
+
+    @property
+    def count(self) -> int:
+        """Number of the call at which the run is killed; 0: at a time instead."""
+        return min(1 + int(self.share * MAX_COUNTS[self.point]), MAX_COUNTS[self.point])
+
+
+def plan(kills: int, seed: int = 0) -> list[Kill]:
+    """Return the first ``kills`` kills: all combinations in a random order, over and over.
+
+    Example:
+        >>> first = plan(120)
+        >>> len({(kill.prune, kill.signal, kill.plugin, kill.point) for kill in first}), plan(3) == first[:3]
+        (120, True)
+    """
+    generator, every = random.Random(seed), list(itertools.product(PRUNINGS, SIGNALS, PLUGINS, POINTS))
+    rounds = (generator.sample(every, len(every)) for _ in itertools.count())
+    combinations = itertools.islice(itertools.chain.from_iterable(rounds), kills)
+    return [
+        Kill(number, *combination, random.Random(f"{seed} {number}").random())
+        for number, combination in enumerate(combinations, start=1)
+    ]
 
 
 # -- the process that is killed ---------------------------------------------------------------------------------
 
 
-def die(*_: Any, **__: Any) -> None:
-    """End this process as ``kill -9`` does: without handlers and clean-up."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def write_half(checkpoint: Any, file: Any) -> None:
-    """Write half of a checkpoint, then die."""
-    buffer = io.BytesIO()
-    save(checkpoint, buffer)
-    file.write(buffer.getvalue()[: buffer.tell() // 2])
-    file.flush()
-    die()
-
-
 save = torch.save  # the original: `arm` replaces torch.save
 
 
-def arm(point: str, count: int) -> None:
-    """Die at the ``count``-th call of the function that belongs to ``point``."""
+def arm(point: str, count: int, signum: int, plugin: str) -> None:
+    """Send this process a signal at the ``count``-th call of the function that belongs to ``point``."""
+
+    def send() -> None:
+        os.kill(os.getpid(), signum)
+
+    def write_half(original: Callable[..., Any], checkpoint: Any, file: Any, *_: Any) -> None:
+        """Write half of a checkpoint, send the signal, and write the rest if it is not the end."""
+        if isinstance(file, (str, Path)):
+            write_half_file(original, None, checkpoint, file)
+            return
+        buffer = io.BytesIO()
+        save(checkpoint, buffer)
+        content = buffer.getvalue()
+        file.write(content[: len(content) // 2])
+        file.flush()
+        send()
+        file.write(content[len(content) // 2 :])
+
+    def write_half_file(
+        original: Callable[..., Any], plugin: Any, checkpoint: Any, path: Any, *_: Any
+    ) -> None:
+        """Leave half a file under the final name, as a move to another file system does that is interrupted."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            write_half(original, checkpoint, file)
+
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        send()
+        return original(*args, **kwargs)
+
     owner: Any
-    owner, name, end = {
-        "surgery": (surgery, "set_data", die),
-        "writing": (torch, "save", write_half),
-        "validation": (Classifier, "validation_step", die),
+    owner, name, at_the_end = {
+        "surgery": (surgery, "set_data", call),
+        "writing": (torch, "save", write_half)
+        if plugin == "AtomicCheckpointIO"
+        else (TorchCheckpointIO, "save_checkpoint", write_half_file),
+        "validation": (Classifier, "validation_step", call),
     }[point]
     original, calls_left = getattr(owner, name), count
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls_left
         calls_left -= 1
-        return end(*args) if calls_left == 0 else original(*args, **kwargs)
+        return at_the_end(original, *args, **kwargs) if calls_left == 0 else original(*args, **kwargs)
 
     setattr(owner, name, counted)
 
 
-def checkpointed(folder: Path, prune: str = "filters") -> dict[str, Any]:
+def checkpointed(folder: Path, prune: str = "filters", plugin: str = "AtomicCheckpointIO") -> dict[str, Any]:
     """Train with checkpoints in ``folder``, from the last complete one if there is one; return the final state."""
     checkpoints = [
         ModelCheckpoint(folder / "steps", every_n_train_steps=2),
@@ -89,32 +160,50 @@ def checkpointed(folder: Path, prune: str = "filters") -> dict[str, Any]:
         ModelCheckpoint(folder / "epochs", save_on_train_epoch_end=True, every_n_epochs=2),
     ]
     callbacks, resume = [*PRUNINGS[prune](), *checkpoints], last_checkpoint(folder)
-    return fit(Classifier(), shuffled(), callbacks, resume, max_epochs=EPOCHS, default_root_dir=folder)
+    arguments = {"max_epochs": EPOCHS, "default_root_dir": folder}
+    return fit(Classifier(), shuffled(), callbacks, resume, plugin=PLUGINS[plugin](), **arguments)
 
 
-def child(prune: str, folder: Path, point: str, count: int) -> None:
-    """Train, and die at ``point``, or write the final state."""
-    if point in POINTS[:3]:
-        arm(point, count)
-    print("training", flush=True)
-    save(checkpointed(folder, prune), folder / "final.pt")
+def child(folder: Path, kill: Kill | None, prune: str, plugin: str, started: Any) -> None:
+    """Train, and die at the moment of ``kill``, or write the final state."""
+    warnings.simplefilter("ignore")
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it for commands in the background
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    if kill is not None and kill.count:
+        arm(kill.point, kill.count, signal.Signals[kill.signal], plugin)
+    started.set()
+    save(checkpointed(folder, prune, plugin), folder / "final.pt")
 
 
 # -- the process that kills -------------------------------------------------------------------------------------
 
 
-def start(prune: str, folder: Path, point: str = "", count: int = 0) -> subprocess.Popen[str]:
+def start(folder: Path, prune: str, plugin: str, kill: Kill | None = None) -> BaseProcess:
     """Start a run in a process of its own, and return when its training begins."""
-    command = [sys.executable, "-W", "ignore", *COMMAND.split()[1:], "--prune", prune]
-    command += ["--child", str(folder), point, str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert run.stdout is not None
-    with run.stdout as lines:
-        lines.readline()
+    processes.set_forkserver_preload(["benchmarks.robustness.kill_run", "lightning_prune.netadapt.workers"])
+    started = processes.Event()
+    run = processes.Process(target=child, args=(folder, kill, prune, plugin, started))
+    run.start()
+    started.wait(STILL_RUNNING)
     return run
+
+
+def to_its_end(folder: Path, prune: str, plugin: str) -> tuple[Any, float]:
+    """Start or resume a run in a process of its own; return its final state and the seconds it took.
+
+    Raises:
+        RuntimeError: it failed, or does not end.
+    """
+    run = start(folder, prune, plugin)
+    start_time = time.monotonic()
+    run.join(STILL_RUNNING)
+    if run.exitcode != 0:
+        run.kill()
+        raise RuntimeError(f"the run in {folder} failed: exit code {run.exitcode}")
+    return torch.load(folder / "final.pt", weights_only=True), time.monotonic() - start_time
 
 
 def undisturbed(folder: Path, prune: str = "filters") -> dict[str, Any]:
@@ -123,86 +212,106 @@ def undisturbed(folder: Path, prune: str = "filters") -> dict[str, Any]:
     return fit(Classifier(), shuffled(), callbacks, None, max_epochs=EPOCHS, default_root_dir=folder)
 
 
-def to_its_end(prune: str, folder: Path) -> tuple[Any, float]:
-    """Start or resume a run in a process of its own; return its final state and the seconds it trained."""
-    run = start(prune, folder)
-    start_time = time.monotonic()
-    if run.wait() != 0:
-        retry = f"{COMMAND} --prune {prune} --child {folder} '' 0"
-        raise RuntimeError(f"the run in {folder} failed; to see its error: {retry}")
-    return torch.load(folder / "final.pt", weights_only=True), time.monotonic() - start_time
-
-
-def killed(
-    folder: Path, point: str, generator: random.Random, seconds: float = 0, prune: str = "filters"
-) -> tuple[str, str]:
+def killed(folder: Path, kill: Kill, seconds: float = 0) -> tuple[str, str]:
     """Start a run and kill it; return where it was killed, and the checkpoint to resume from.
 
     Args:
         folder: of the checkpoints.
-        point: one of ``POINTS``.
-        generator: draws the call, or the time, of the kill.
+        kill: how and when.
         seconds: duration of an uninterrupted run, the latest time to kill at.
-        prune: one of ``PRUNINGS``.
     """
-    most = MAX_COUNTS[point]
-    count, delay = (generator.randint(1, most), 0.0) if most else (0, generator.uniform(0, seconds))
-    run = start(prune, folder, point, count)
-    if point == "anywhere":
-        time.sleep(delay)
+    run = start(folder, kill.prune, kill.plugin, kill)
+    where = f"{kill.point}, call {kill.count}" if kill.count else f"after {kill.share * seconds:.2f} s"
+    if not kill.count:
+        time.sleep(kill.share * seconds)
+        if run.pid is not None and run.is_alive():
+            os.kill(run.pid, signal.Signals[kill.signal])
+    run.join(STILL_RUNNING)
+    if run.exitcode is None:
         run.kill()
-    where = f"{point}, call {count}" if count else f"after {delay:.2f} s"
-    if run.wait() != -signal.SIGKILL:
-        where += " (run had ended)"
+        raise RuntimeError(f"the run in {folder} does not end after {kill.signal}")
+    if (folder / "final.pt").exists():
+        (folder / "final.pt").unlink()
+        where += ENDED
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checkpoint = last_checkpoint(folder)
     return where, str(checkpoint.relative_to(folder)) if checkpoint else "the beginning"
 
 
-def report(kills: int, seed: int, prune: str = "filters") -> tuple[str, bool]:
-    """Kill and resume ``kills`` runs; return the table (Markdown), and whether all final states are equal."""
-    generator, rows = random.Random(seed), []
+def result(kill: Kill, expected: Any, seconds: float, parent: Path) -> dict[str, Any]:
+    """Kill and resume one run; return a row of the table."""
+    folder = parent / str(kill.number)
+    where, source = killed(folder, kill, seconds)
+    state, _ = to_its_end(folder, kill.prune, kill.plugin)
+    return {**asdict(kill), "where": where, "source": source, "same": bool(same(state, expected))}
+
+
+def study(kills: Sequence[Kill], files: ReportFiles) -> list[dict[str, Any]]:
+    """Make those kills that have no result yet, save each, and return all results."""
+    rows = list(files.load()["runs"]) if files.data.is_file() else []
+    rows = [row for row in rows if row["number"] <= len(kills)]
+    done = {row["number"] for row in rows}
+    whole: dict[str, tuple[Any, float]] = {}
     with tempfile.TemporaryDirectory() as parent:
-        expected, seconds = to_its_end(prune, Path(parent) / "whole")
-        for number in range(kills):
-            point = POINTS[number % len(POINTS)]
-            folder = Path(parent) / str(number)
-            where, source = killed(folder, point, generator, seconds, prune)
-            state, _ = to_its_end(prune, folder)
-            rows.append((number + 1, where, source, "yes" if same(state, expected) else "NO"))
-            print(*rows[-1], sep=" | ", flush=True)
-    lines = ["| kill | where | resumed from | same bits at the end |", "|--:|:--|:--|:--|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines), all(row[-1] == "yes" for row in rows)
+        for kill in kills:
+            if kill.number in done:
+                continue
+            if kill.prune not in whole:
+                folder = Path(parent) / f"whole {kill.prune}"
+                whole[kill.prune] = to_its_end(folder, kill.prune, kill.plugin)
+            rows.append(result(kill, *whole[kill.prune], Path(parent)))
+            print(*rows[-1].values(), sep=" | ", flush=True)
+            files.save_runs(rows)
+    return rows
+
+
+# -- the page ---------------------------------------------------------------------------------------------------
+
+
+def section(rows: Sequence[dict[str, Any]], kills: int = KILLS) -> str:
+    """Return what the page says about the results (Markdown)."""
+    good, ended = sum(row["same"] for row in rows), sum(ENDED in row["where"] for row in rows)
+    lines = [
+        f"`{COMMAND}` (torch {torch.__version__}, CPU): {len(rows)} of {kills} kills were made, and {good} of the "
+        f"{len(rows)} runs ended with the same bits. {ended} of them had ended before their signal came, and were "
+        "resumed from their last checkpoint all the same.",
+        "",
+        "| pruning | " + " | ".join(SIGNALS) + " | with Lightning's checkpoint plugin | same bits |",
+        "|:--|" + "--:|" * (len(SIGNALS) + 2),
+    ]
+    for prune in PRUNINGS:
+        of_kind = [row for row in rows if row["prune"] == prune]
+        numbers = [sum(row["signal"] == name for row in of_kind) for name in SIGNALS]
+        lightnings = sum(row["plugin"] != "AtomicCheckpointIO" for row in of_kind)
+        same_bits = f"{sum(row['same'] for row in of_kind)} of {len(of_kind)}"
+        lines.append(f"| {prune} | {' | '.join(map(str, [*numbers, lightnings, same_bits]))} |")
+    lines += [
+        "",
+        "| kill | pruning | signal | checkpoint plugin | where | resumed from | same bits at the end |",
+        "|--:|:--|:--|:--|:--|:--|:--|",
+    ]
+    for row in sorted(rows, key=lambda row: row["number"]):
+        cells = [row[key] for key in ("number", "prune", "signal", "plugin", "where", "source")]
+        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if row['same'] else 'NO'} |")
+    return "\n".join(lines)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
-    parser.add_argument("--prune", choices=list(PRUNINGS), default="filters", help="the way of pruning")
-    parser.add_argument(
-        "--kills", type=int, help=f"number of kills, without writing the page; default: {KILLS}"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="with another seed than 0 the page is not written"
-    )
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page")
-    parser.add_argument("--child", nargs=3, metavar=("FOLDER", "POINT", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument("--kills", type=int, default=KILLS, help=f"number of kills; default: {KILLS}")
+    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    parser.add_argument("--report", action="store_true", help="kill nothing, write the page from its JSON")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Kill, resume, compare; write the page if neither ``--kills`` nor ``--seed`` is given."""
+    """Kill, resume, compare, and write the page."""
     args = parse(arguments)
-    if args.child:
-        child(args.prune, Path(args.child[0]), args.child[1], int(args.child[2]))
-        return
-    table, success = report(args.kills or KILLS[args.prune], args.seed, args.prune)
-    if args.kills is None and args.seed == 0:
-        option = "" if args.prune == "filters" else f" --prune {args.prune}"
-        text = f"`{COMMAND}{option}` (torch {torch.__version__}, CPU)\n\n{table}"
-        ReportFiles("kill", args.docs).write_section(args.prune, text)
-    raise SystemExit(0 if success else "the final state of a resumed run differs")
+    files = ReportFiles("kill", args.docs)
+    rows = files.load()["runs"] if args.report else study(plan(args.kills), files)
+    files.write_section("kills", section(rows))
+    sys.exit(0 if all(row["same"] for row in rows) else "the final state of a resumed run differs")
 
 
 if __name__ == "__main__":

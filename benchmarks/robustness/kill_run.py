@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -116,7 +117,8 @@ def rounds() -> NetAdaptCallback:
 
 #: name of a way of pruning -> function that returns its callbacks
 PRUNINGS: dict[str, Callable[[], list[L.Callback]]] = {
-    "filters": lambda: [pruning()],
+    "filters": lambda: [pruning(compensate=False)],
+    "compensation": lambda: [pruning(compensate=True)],
     "slimming": lambda: [slimming()],
     "averaged": lambda: [slimming(), EMAWeightAveraging(decay=0.7)],
     "rounds": lambda: [rounds()],
@@ -128,9 +130,19 @@ def fit(
     loaders: Sequence[DataLoader],
     callbacks: Sequence[L.Callback],
     resume: Path | None,
+    plugin: CheckpointIO | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train from the beginning or from a checkpoint; return the final state."""
+    """Train from the beginning or from a checkpoint; return the final state.
+
+    Args:
+        module: the network, whose weights are initialised here.
+        loaders: of training and validation data.
+        callbacks: one of them prunes.
+        resume: the checkpoint.
+        plugin: writes checkpoints; by default ``AtomicCheckpointIO``.
+        arguments: of the trainer.
+    """
     # Another seed for a resume: it must restore the state of the generators from the checkpoint.
     L.seed_everything(0 if resume is None else 12345, verbose=False)
     for layer in module.net:
@@ -142,7 +154,7 @@ def fit(
         enable_model_summary=False,
         callbacks=list(callbacks),
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[plugin or AtomicCheckpointIO()],
         **arguments,
     )
     trainer.fit(module, *loaders, ckpt_path=resume)

@@ -13,10 +13,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.trainer import lightning_internals as internals
+from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.seeding import random_state, set_random_state
 
@@ -109,6 +111,10 @@ class Resumption:
         if self._loaded is not None:
             self._step_schedulers(trainer)
             self._restore(trainer)
+            # Lightning calls no hook of the training's end either, in which averages become the module's weights.
+            for callback in callbacks_of(trainer):
+                if isinstance(callback, WeightAveraging):
+                    callback.on_train_end(trainer, trainer.lightning_module)
 
     @property
     def between_epochs(self) -> bool:

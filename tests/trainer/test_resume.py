@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.common.pages import ReportFiles
 from benchmarks.robustness import kill, kill_run
 from benchmarks.robustness.kill_run import Classifier, Stripes, same, shuffled
 from lightning_prune.criteria import L2
@@ -199,23 +200,50 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
 
 
 @pytest.mark.parametrize(
-    ("prune", "point"),
-    [*(("filters", point) for point in kill.POINTS[:3]), ("averaged", "surgery"), ("rounds", "surgery")],
+    "made",
+    [
+        kill.Kill(1, "filters", "SIGKILL", "AtomicCheckpointIO", "surgery", 0.6),
+        kill.Kill(2, "compensation", "SIGKILL", "Lightning's", "writing", 0.8),
+        kill.Kill(3, "averaged", "SIGTERM", "Lightning's", "surgery", 0.7),
+        kill.Kill(4, "rounds", "SIGINT", "AtomicCheckpointIO", "surgery", 0.5),
+        kill.Kill(5, "slimming", "SIGTERM", "AtomicCheckpointIO", "validation", 0.4),
+        kill.Kill(6, "filters", "SIGINT", "AtomicCheckpointIO", "writing", 0.6),
+    ],
+    ids=lambda made: f"{made.prune} {made.signal} {made.point}",
 )
 def test_a_killed_run_resumed_in_another_process_ends_with_the_same_bits(
-    prune: str, point: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+    made: kill.Kill, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
 ) -> None:
     """A few of the kills of `python -m benchmarks.robustness.kill`."""
-    where, source = kill.killed(tmp_path / "run", point, random.Random(1), prune=prune)
+    where, source = kill.killed(tmp_path / "run", made)
     assert "ended" not in where
     assert source != "the beginning"
-    resumed = kill.checkpointed(tmp_path / "run", prune)
-    assert same(resumed, uninterrupted(prune))
+    resumed = kill.checkpointed(tmp_path / "run", made.prune, made.plugin)
+    assert same(resumed, uninterrupted(made.prune))
     assert resumed["cuts"]
 
 
+def test_a_run_that_ended_resumed_from_its_last_epoch_has_the_averaged_weights(
+    tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    """A process may die between the checkpoint of the last epoch and the end of training."""
+    kill.checkpointed(tmp_path, "averaged")
+    assert "epochs" in str(last_checkpoint(tmp_path))
+    assert same(kill.checkpointed(tmp_path, "averaged"), uninterrupted("averaged"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("prune", kill.KILLS)
-def test_many_kills(prune: str) -> None:
-    table, good = kill.report(kill.KILLS[prune], 1, prune)
-    assert good, table
+def test_many_kills(tmp_path: Path) -> None:
+    rows = kill.study(kill.plan(40), ReportFiles("kill", tmp_path))
+    assert [row["number"] for row in rows if not row["same"]] == []
+
+
+def test_the_table_of_kills_counts_what_was_made() -> None:
+    rows = [
+        {**asdict(made), "where": "validation, call 3", "source": "epochs/a.ckpt", "same": made.number != 2}
+        for made in kill.plan(5)
+    ]
+    lines = kill.section(rows).splitlines()
+    assert "5 of 100 kills were made, and 4 of the 5 runs ended with the same bits" in lines[0]
+    assert lines[-4].startswith("| 2 | ")
+    assert lines[-4].endswith("| validation, call 3 | epochs/a.ckpt | NO |")
