@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +27,8 @@ SCRIPT = ROOT / "tests" / "support" / "ddp_runs.py"
 TRAINING = [name for name in RUNS if name not in ("apart", "resumed", "uneven and not limited")]
 
 
-def start(folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Start the script in two processes, with the environment of a cluster."""
+def start(folder: Path, script: Path = SCRIPT, *arguments: str) -> list[subprocess.Popen[bytes]]:
+    """Start a script in two processes, with the environment of a cluster."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,7 +38,7 @@ def start(folder: Path) -> list[subprocess.Popen[bytes]]:
         process = {"PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
         environment = {**os.environ, **cluster, **process}
         with (folder / f"log {rank}").open("w") as log:
-            command = [sys.executable, str(SCRIPT), str(folder)]
+            command = [sys.executable, str(script), str(folder), *arguments]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     return processes
 
@@ -224,3 +225,31 @@ def test_sharded_parameters_are_refused_in_one_sentence(strategy):
     )
     with pytest.raises(NotImplementedError, match=message):
         FilterPruningCallback({"macs": 0.5}).setup(trainer, LightningModule(), "fit")
+
+
+def ends(folder: Path, killed_rank: int) -> list[int]:
+    """Run two processes of which one is killed (-1: none), and return their exit codes."""
+    folder.mkdir(exist_ok=True)
+    processes = start(folder, SCRIPT.with_name("ddp_killed.py"), str(killed_rank))
+    try:
+        return [process.wait(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_if_one_rank_is_killed_both_end_and_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, rank: int):
+    assert ends(tmp_path / "whole", -1) == [0, 0]
+    codes = ends(tmp_path / "run", rank)
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] != 0
+    assert ends(tmp_path / "run", -1) == [0, 0], (tmp_path / "run" / "log 0").read_text()[-3000:]
+    for each in (0, 1):
+        whole, resumed = (
+            torch.load(tmp_path / name / f"result {each}.pt", weights_only=True) for name in ("whole", "run")
+        )
+        assert resumed["within_budget"]
+        assert (resumed["record"], resumed["cuts"]) == (whole["record"], whole["cuts"])
+        assert_equal(resumed["state"], whole["state"])
