@@ -99,6 +99,7 @@ def test_a_cut_that_fails_once_is_made_at_once_when_memory_was_freed(monkeypatch
     assert session.owed is None
 
 
+@pytest.mark.filterwarnings("ignore:.*selecting again")
 def test_other_errors_of_the_smaller_network_are_still_verdicts():
     model = Failing()
     session = session_of(model)
