@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.pages import RESULTS, ReportFiles
-from benchmarks.zoo.more_report import save_rows, write_page
+from benchmarks.zoo.more_report import ORACLES, save_rows, write_page
 from benchmarks.zoo.strangers.case import Case
 from benchmarks.zoo.strangers.catalogue import catalogue
 from benchmarks.zoo.worker import STRANGERS, Limit, context, run
@@ -93,7 +93,7 @@ def _line(row: dict[str, Any]) -> str:
     cuts = {kind: row[kind] for kind in ("half", "random", "free") if kind in row}
     parts = [
         f"{kind} {cut.get('verdict', cut['status'])} {cut.get('share', '')} "
-        f"{min((cut[name] for name in ('masked', 'dead', 'zeroed') if name in cut), default=-1):.0e} "
+        f"{min((cut[name] for name in ORACLES if name in cut), default=-1):.0e} "
         + f"refused {len(cut['refusals'])}"
         * bool(cut.get("refusals"))
         for kind, cut in cuts.items()

@@ -16,7 +16,7 @@ __all__ = ["facts", "save_rows", "write_page"]
 Row = dict[str, Any]
 HALF = 0.5
 KINDS = ("half", "random")
-ORACLES = ("masked", "dead", "zeroed")
+ORACLES = ("masked", "dead", "zeroed", "distinct")
 NOT_MEASURED = ("not installed", "unusable")
 PACKAGES = (
     "torch", "torchvision", "transformers", "monai", "dynamic-network-architectures", "ultralytics", "vit-pytorch",

@@ -14,10 +14,14 @@ from lightning_prune.tracing.calls import Recording
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.recorder import raised_in, record_forward
-from lightning_prune.tracing.rules.dynamic_sizes import pin_converted_size, pin_mismatched_sizes
+from lightning_prune.tracing.rules.dynamic_sizes import (
+    pin_converted_size,
+    pin_mismatched_sizes,
+    require_equality,
+)
 from lightning_prune.tracing.rules.registry import apply_rule
 from lightning_prune.tracing.traceable import refusal_reason, unprunable_tensors, unwrapped
-from lightning_prune.tracing.traced_int import Attribute, evaluate, leaves
+from lightning_prune.tracing.traced_int import Attribute, evaluate, form_of, leaves
 from lightning_prune.tracing.tracker import SizeUse, Tracker
 from lightning_prune.tracing.unreached import pin_unreached
 from lightning_prune.utils.example_inputs import Example, as_example
@@ -78,6 +82,7 @@ def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: 
         modes, notes = analyse(tracker, examples, MODES)
         notes += pin_unreached(tracker)
         _tie_by_attributes(tracker)
+        _tie_by_expressions(tracker)
         pin_mismatched_sizes(tracker)
         for tensor, reason in [*pinned_tensors(model), *unprunable_tensors(model)]:
             tracker.pin_all([tensor], reason)
@@ -164,6 +169,8 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
     tracker.entered |= recording.entered
     # Sizes that depend on values are not those of the smaller network.
     tracker.outputs += [] if tracker.met_values else [tensor.shape for tensor in recording.outputs]
+    for pair in recording.size_events.equal:
+        require_equality(pair, tracker)
     for size in recording.size_events.as_floats:
         tracker.mark_as_float(size)
     for size in recording.size_events.as_ints:
@@ -188,6 +195,16 @@ def _tie_by_attributes(tracker: Tracker) -> None:
             times, rest = divmod(len(use.ids), len(ids))
             if not rest and _is_proportional(use, origins[0], len(ids)):
                 tracker.ties.tie(ids, tracker.tie_across(use.ids.view(times, -1)), use.where)
+
+
+def _tie_by_expressions(tracker: Tracker) -> None:
+    """Tie dimensions of equal size that is computed from several attributes in the same way: ``width // heads``."""
+    firsts: dict[Any, Ids] = {}
+    for use in tracker.size_uses:
+        origins = list(leaves(use.size))
+        if len(origins) > 1 and all(isinstance(origin, Attribute) for origin in origins) and not use.others:
+            ids = firsts.setdefault((form_of(use.size), len(use.ids)), use.ids)
+            tracker.ties.tie(ids, use.ids, use.where)
 
 
 def _is_proportional(use: SizeUse, attribute: Attribute, num_ids: int) -> bool:

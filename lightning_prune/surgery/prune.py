@@ -186,9 +186,18 @@ def _solve_use(
     # An attribute that an earlier use has fixed must keep its value.
     if solved is None or evaluate(use.size, solved) != size or not values.items() <= solved.items():
         raise SurgeryError(
-            f"no value of an attribute gives the size {size} at {use.where}", _units_of_use(evidence, use)
+            f"no value of an attribute gives the size {size} at {use.where}", _units_of_related(evidence, use)
         )
     return solved
+
+
+def _units_of_related(evidence: DenseTrace, use: SizeUse) -> Units:
+    """Return the units of all dimensions whose sizes depend on an attribute that this one depends on."""
+    keys = {leaf.key for leaf in leaves(use.size)}
+    uses = [
+        other for other in evidence.tracker.size_uses if any(leaf.key in keys for leaf in leaves(other.size))
+    ]
+    return np.unique(np.concatenate([_units_of_use(evidence, other) for other in uses]))
 
 
 def _units_of_use(evidence: DenseTrace, use: SizeUse) -> Units:

@@ -17,9 +17,13 @@ __all__ = ["with_masked_statistics"]
 
 aten = torch.ops.aten
 Result = Tensor | tuple[Tensor, ...]
+#: (channels, values) -> mask over channels
+Present = Callable[[Tensor], Tensor]
 
 
-def with_masked_statistics(model: nn.Module, graph: ChannelGraph, remove: Iterable[int]) -> nn.Module:
+def with_masked_statistics(
+    model: nn.Module, graph: ChannelGraph, remove: Iterable[int], leave_out_equal: bool = False
+) -> nn.Module:
     """Return the dense network with zeros for the removed units, whose statistics across channels leave these out.
 
     All parameters and buffers of the removed units are zero, of filters as well as of the weights that read them.
@@ -32,6 +36,8 @@ def with_masked_statistics(model: nn.Module, graph: ChannelGraph, remove: Iterab
         model: the dense network, before :func:`~lightning_prune.prune_`, or a copy of it.
         graph: of the dense network.
         remove: numbers of the units to remove.
+        leave_out_equal: leave out channels that equal another one, too: where the code adds the same to all channels
+            (positions, a mask), removed ones are not zero, but equal. At least two have to be removed then.
 
     Returns:
         A network to be called as the dense one, without gradients.
@@ -51,46 +57,61 @@ def with_masked_statistics(model: nn.Module, graph: ChannelGraph, remove: Iterab
     for name, dims in graph.bindings.items():
         for dim, units in dims.items() if name in tensors and tensors[name].is_floating_point() else ():
             tensors[name].data.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[units])), 0)
-    return _MaskedStatistics(twin)
+    return _MaskedStatistics(twin, _distinct if leave_out_equal else _nonzero)
 
 
 class _MaskedStatistics(nn.Module):
-    """Run a network in eval mode, with statistics over those channels that are not zero."""
+    """Run a network, with statistics over those channels that ``present`` finds."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, present: Present) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.present = network, present
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the outputs of the network."""
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # has its layer norms inside one operator
         try:
-            with torch.no_grad(), _StatisticsMode():
+            with torch.no_grad(), _StatisticsMode(self.present):
                 return self.network(*inputs, **kwargs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 class _StatisticsMode(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, present: Present) -> None:
+        super().__init__()
+        self.present = present
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         rule = RULES.get(func)
-        return rule(func, *args, **(kwargs or {})) if rule else func(*args, **(kwargs or {}))
+        return rule(self, func, *args, **(kwargs or {})) if rule else func(*args, **(kwargs or {}))
+
+    def mask(self, x: Tensor, dims: Iterable[int]) -> Tensor:
+        """Return a mask that broadcasts to ``x``, False for what statistics over these dimensions leave out."""
+        mask = torch.ones((1,) * x.dim(), dtype=torch.bool)
+        for dim in dims:
+            channels = x.movedim(dim, 0).reshape(x.shape[dim], -1)
+            found = self.present(channels)
+            shape = [1] * x.dim()
+            shape[dim] = len(found)
+            mask = mask & (found if found.any() else torch.ones_like(found)).view(shape)
+        return mask
 
 
-def _present(x: Tensor, dims: Iterable[int]) -> Tensor:
-    """Return a mask that broadcasts to ``x``: False where ``x`` is zero along all other dimensions than one of these.
+def _nonzero(channels: Tensor) -> Tensor:
+    """Return which rows of (channels, values) have a value that is not zero."""
+    return (channels != 0).any(dim=1)
 
-    All True if nothing else is left, or if ``x`` is zero in one dimension only.
-    """
-    mask = torch.ones((1,) * x.dim(), dtype=torch.bool)
-    for dim in dims:
-        others = [d for d in range(x.dim()) if d != dim % x.dim()]
-        nonzero = (x != 0).any(dim=others, keepdim=True) if others else x != 0
-        mask = mask & (nonzero if nonzero.any() else torch.ones_like(nonzero))
-    return mask
+
+def _distinct(channels: Tensor) -> Tensor:
+    """Return which rows of (channels, values) are not zero, and equal no other row."""
+    _, numbers, counts = torch.unique(channels, dim=0, return_inverse=True, return_counts=True)
+    return _nonzero(channels) & (counts[numbers] == 1)
 
 
 def _dims(x: Tensor, dim: Any) -> list[int]:
@@ -114,16 +135,23 @@ def _normalised(x: Tensor, dims: list[int], mask: Tensor, eps: float) -> Tensor:
 
 
 def _layer_norm(
-    func: Any, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    mode: _StatisticsMode,
+    func: Any,
+    x: Tensor,
+    shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Result:
     dims = list(range(x.dim() - len(shape), x.dim()))
-    mask = _present(x, dims) if weight is None else weight != 0
+    mask = mode.mask(x, dims) if weight is None else mode.mask(x, dims) & (weight != 0)
     out = _normalised(x, dims, mask, eps)
     out = out if weight is None else out * weight
     return (out if bias is None else out + bias), x.new_zeros(1), x.new_zeros(1)
 
 
 def _group_norm(
+    mode: _StatisticsMode,
     func: Any,
     x: Tensor,
     weight: Tensor | None,
@@ -134,25 +162,48 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> Result:
-    mask = _present(x, [1]) if weight is None else (weight != 0).view(1, c, *[1] * (x.dim() - 2))
     parts, shape = x.reshape(n, groups, -1), (1, c, *[1] * (x.dim() - 2))
+    mask = mode.mask(x, [1]) if weight is None else mode.mask(x, [1]) & (weight != 0).view(shape)
     out = _normalised(parts, [2], mask.expand(x.shape).reshape(n, groups, -1), eps).reshape(x.shape)
     out = out if weight is None else out * weight.view(shape)
     return (out if bias is None else out + bias.view(shape)), x.new_zeros(1), x.new_zeros(1)
 
 
-def _rms_norm(func: Any, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Result:
+def _batch_norm(
+    mode: _StatisticsMode,
+    func: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *args: Any,
+) -> Any:
+    """Normalise each channel by its own statistics, as the standardisation of a kernel does."""
+    training, eps = args[-3], args[-1]
+    dims = [d for d in range(x.dim()) if d != 1]
+    mask = mode.mask(x, dims)
+    if not training or bool(mask.all()):
+        return func(x, weight, bias, *args)
+    out, shape = _normalised(x, dims, mask, eps), (1, -1, *[1] * (x.dim() - 2))
+    out = out if weight is None else out * weight.view(shape)
+    return (out if bias is None else out + bias.view(shape)), x.new_zeros(0), x.new_zeros(0)
+
+
+def _rms_norm(
+    mode: _StatisticsMode, func: Any, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None
+) -> Result:
     dims = list(range(x.dim() - len(shape), x.dim()))
-    mask = _present(x, dims) if weight is None else weight != 0
+    mask = mode.mask(x, dims) if weight is None else mode.mask(x, dims) & (weight != 0)
     square = _moments(x * mask, dims, mask)
     scale = (square[1] + square[0] ** 2 + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
     return x * scale * (1 if weight is None else weight), scale
 
 
-def _mean(func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def _mean(
+    mode: _StatisticsMode, func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
     x = x if dtype is None else x.to(dtype)
     dims = _dims(x, dim)
-    mean = _moments(x, dims, _present(x, dims))[0]
+    mean = _moments(x, dims, mode.mask(x, dims))[0]
     return mean if keepdim else _squeezed(mean, dims)
 
 
@@ -160,9 +211,17 @@ def _squeezed(x: Tensor, dims: list[int]) -> Tensor:
     return x.reshape([size for d, size in enumerate(x.shape) if d not in dims])
 
 
-def _variance(func: Any, x: Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Result:
+def _variance(
+    mode: _StatisticsMode,
+    func: Any,
+    x: Tensor,
+    dim: Any = None,
+    *,
+    correction: Any = 1,
+    keepdim: bool = False,
+) -> Result:
     dims = _dims(x, dim)
-    mask = _present(x, dims)
+    mask = mode.mask(x, dims)
     mean, variance = _moments(x, dims, mask)
     number = mask.expand(x.shape).sum(dims, keepdim=True)
     variance = variance * number / (number - (1 if correction is None else correction))
@@ -171,15 +230,18 @@ def _variance(func: Any, x: Tensor, dim: Any = None, *, correction: Any = 1, kee
     return (variance if name == "var" else variance.sqrt()) if "mean" not in name else (variance, mean)
 
 
-def _without_zeros(func: Any, x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
+def _without_zeros(mode: _StatisticsMode, func: Any, x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a maximum or softmax with minus infinity in place of the channels that are zero."""
-    mask = _present(x, _dims(x, dim))
+    mask = mode.mask(x, _dims(x, dim))
     return func(x if bool(mask.all()) else x.masked_fill(~mask, -torch.inf), dim, *args, **kwargs)
 
 
 RULES: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
+    aten.native_batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit.default: _batch_norm,
+    aten._native_batch_norm_legit.no_stats: _batch_norm,
     aten._fused_rms_norm.default: _rms_norm,
     aten.mean.dim: _mean,
     aten.mean.default: _mean,

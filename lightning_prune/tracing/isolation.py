@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,8 +37,10 @@ def restored(model: nn.Module) -> Iterator[None]:
     # Fake tensors do not change buffers, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
     torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     # Networks that choose layers or sizes at random choose the same ones in every recording.
     random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     torch.default_generator.manual_seed(0)
     try:
         yield
@@ -51,6 +54,7 @@ def restored(model: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "TensorSize",
     "TracedInt",
     "evaluate",
+    "form_of",
     "leaves",
     "record_size_events",
     "set_attribute",
@@ -98,10 +99,11 @@ Expression = Leaf | Arithmetic | int
 
 @dataclass(eq=False)
 class SizeEvents:
-    """Traced ints that were converted while a forward was recorded, so that their expression was lost."""
+    """What happened to traced ints while a forward was recorded, apart from arithmetic."""
 
     as_floats: list[TracedInt] = field(default_factory=list)  # their values enter the arithmetic on tensors
     as_ints: list[TracedInt] = field(default_factory=list)  # they cannot be told from constants of the code
+    equal: list[tuple[TracedInt, TracedInt]] = field(default_factory=list)  # compared by the code
 
 
 _ACTIVE_EVENTS: list[SizeEvents] = []
@@ -109,7 +111,7 @@ _ACTIVE_EVENTS: list[SizeEvents] = []
 
 @contextlib.contextmanager
 def record_size_events() -> Iterator[SizeEvents]:
-    """Record the traced ints that are converted to floats or plain ints within the block."""
+    """Record the traced ints that are converted to floats or plain ints, or compared, within the block."""
     _ACTIVE_EVENTS.append(SizeEvents())
     try:
         yield _ACTIVE_EVENTS[-1]
@@ -143,6 +145,21 @@ class TracedInt(int):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (int, (_to_int(self),))  # copies and pickles are plain ints
+
+    def __eq__(self, other: object) -> Any:
+        """Compare as ints; record two traced ints that are equal."""
+        equal = int.__eq__(self, other) if isinstance(other, int) else NotImplemented
+        if equal is True and isinstance(other, TracedInt):
+            for events in _ACTIVE_EVENTS[-1:]:
+                events.equal.append((self, other))
+        return equal
+
+    def __ne__(self, other: object) -> Any:
+        """Compare as ints; record two traced ints that are equal."""
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    __hash__ = int.__hash__
 
     def __int__(self) -> int:
         """Convert to a plain int, which the trace cannot tell from a constant of the code; record that."""
@@ -218,6 +235,17 @@ def evaluate(size: int, values: Mapping[Any, int]) -> int:
         return node if isinstance(node, int) else values.get(node.key, node.value)
 
     return value(_expression(size))
+
+
+def form_of(size: int) -> Hashable:
+    """Return a key that is equal for sizes that are computed from the same leaves in the same way."""
+    return _form_of(_expression(size))
+
+
+def _form_of(expression: Expression) -> Hashable:
+    if isinstance(expression, Arithmetic):
+        return (expression.operator, _form_of(expression.left), _form_of(expression.right))
+    return expression if isinstance(expression, int) else expression.key
 
 
 def try_evaluate(size: int, values: Mapping[Any, int]) -> int | None:

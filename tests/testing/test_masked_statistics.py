@@ -32,7 +32,24 @@ class Shares(nn.Module):
         return x * x.softmax(-1)
 
 
+class Plus(nn.LayerNorm):
+    """A layer norm whose scale is stored without its one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias)
+
+
+class Standard(nn.Linear):
+    """A layer whose rows of weights are standardised."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = nn.functional.batch_norm(self.weight[None], None, None, training=True)
+        return nn.functional.linear(x, rows[0], self.bias)
+
+
 NORMS = {
+    "standardised weights": Standard(8, 6),
+    "layer norm with another one": Plus(8),
     "layer norm": nn.LayerNorm(8),
     "layer norm without scale": nn.LayerNorm(8, elementwise_affine=False),
     "rms norm": nn.RMSNorm(8),
@@ -46,7 +63,9 @@ NORMS = {
 
 def network(norm: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    return randomise_(nn.Sequential(nn.Linear(3, 8), copy.deepcopy(norm), nn.Linear(8, 5))).double()
+    return randomise_(
+        nn.Sequential(nn.Linear(3, 8), copy.deepcopy(norm), nn.Linear(getattr(norm, "out_features", 8), 5))
+    ).double()
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -54,12 +73,32 @@ def test_oracle_equals_the_network_after_a_cut(name: str):
     dense, x = network(NORMS[name]), torch.randn(4, 3).double()
     pruned = copy.deepcopy(dense)
     graph = trace(pruned, x)
-    assert len(graph.prunable) == len(graph.statistics_units) > 0
+    assert set(graph.layers["0.weight"].tolist()) <= set(graph.statistics_units.tolist())
     remove = np.unique(graph.layers["0.weight"][[1, 4]])
     prune_(pruned, graph, remove)
     assert error(with_masked_statistics(dense, graph, remove), pruned, x) < 1e-12
     assert error(dense, pruned, x) > 1e-2
     assert error(with_dead_filters(dense, graph, remove), pruned, x) > 1e-2
+
+
+class Shifted(nn.Module):
+    """A norm of channels to all of which the same positions are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.norm = nn.Parameter(torch.randn(4, 1)), nn.LayerNorm(8, elementwise_affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.positions)
+
+
+def test_equal_channels_can_be_left_out_too():
+    dense, x = network(Shifted()), torch.randn(4, 3).double()
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    prune_(pruned, graph, [1, 4])
+    assert error(with_masked_statistics(dense, graph, [1, 4]), pruned, x) > 1e-2
+    assert error(with_masked_statistics(dense, graph, [1, 4], leave_out_equal=True), pruned, x) < 1e-12
 
 
 def test_oracle_differs_from_a_wrong_cut():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_prune import trace
+from lightning_prune import prune_, trace
 from lightning_prune.testing import randomise_
 from tests.support.nets import Net, Small, assert_same, independent_units, state
 
@@ -68,3 +69,27 @@ def test_no_unit_of_a_trace_depends_on_the_values_or_the_mode_of_the_model(model
         {n: u.tolist() for n, u in second.layers.items()}, {n: u.tolist() for n, u in first.layers.items()}
     )
     assert independent_units(second).tolist() == independent_units(first).tolist()
+
+
+class Masked(nn.Module):
+    """Mask random positions in training, chosen by numpy, as the speech models of Transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.training:
+            keep = np.random.rand(x.shape[1]) > 0.5  # noqa: NPY002
+            x = x * torch.tensor(keep, dtype=x.dtype)[:, None]
+        return self.last(x)
+
+
+def test_random_numbers_of_numpy_are_the_same_in_each_trace_and_its_state_stays():
+    np.random.seed(7)  # noqa: NPY002
+    net, before = Masked(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    graph = trace(net, torch.randn(1, 50, 3))
+    prune_(net, graph, graph.layers["first.weight"][:3])
+    assert net.first.out_features == 5
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002

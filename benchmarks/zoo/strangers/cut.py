@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -43,10 +44,11 @@ from lightning_prune.testing import (
 __all__ = ["measure"]
 
 ATTEMPTS = 10  # as the callback
-ORACLES = {
+ORACLES: dict[str, Callable[..., nn.Module]] = {
     "masked": with_masked_statistics,
     "dead": with_dead_filters,
     "zeroed": with_zeroed_consumers,
+    "distinct": partial(with_masked_statistics, leave_out_equal=True),
 }
 Choice = Callable[[ChannelGraph, nn.Module], Units]
 

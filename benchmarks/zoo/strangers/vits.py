@@ -143,10 +143,6 @@ VITS: dict[str, tuple[str, str, dict[str, Any], Inputs]] = {
         },
         LARGER,
     ),
-    "ViT-nd-rotary": (
-        "vit_nd_rotary", "ViTND",
-        {"ndim": 2, "input_shape": (32, 32), "patch_size": 8, **NARROW, "dim_head": 16}, IMAGE,
-    ),
 }  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.rules.passed_sizes import sizes_match
-from lightning_prune.tracing.traced_int import TensorSize, TracedInt, leaves, solve
+from lightning_prune.tracing.traced_int import Attribute, TensorSize, TracedInt, leaves, solve
 from lightning_prune.tracing.tracker import TracedReshape, Tracker
 
-__all__ = ["pin_converted_size", "pin_mismatched_sizes"]
+__all__ = ["pin_converted_size", "pin_mismatched_sizes", "require_equality"]
 
 Components = NDArray[np.int64]
 MISMATCH = "its number sizes a reshape of other channels"
@@ -33,6 +33,19 @@ def pin_converted_size(size: TracedInt, tracker: Tracker) -> None:
             tracker.pin(
                 tracker.sizes[leaf.key], "its number is made plain by int() or len(), and cannot be followed"
             )
+
+
+def require_equality(pair: tuple[TracedInt, TracedInt], tracker: Tracker) -> None:
+    """Set an attribute that the code has compared with a number of channels: ``x.shape[1] != self.num_channels``.
+
+    The code raises, or takes another branch, if they differ after a cut.
+    """
+    for size, attribute in (pair, pair[::-1]):
+        read, kept = size.expression, attribute.expression
+        if isinstance(read, TensorSize) and isinstance(kept, Attribute):
+            ids = tracker.along(read.tensor, read.dim)
+            if ids is not None:
+                tracker.require_size(attribute, ids)
 
 
 def pin_mismatched_sizes(tracker: Tracker) -> None:

@@ -6,6 +6,8 @@ tensors.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -44,11 +46,18 @@ def _part_labels(
         return [(ids,) if ids is not None else ()] * len(lengths)
     parts = list(ids.split(lengths))
     passed = _passed_part_sizes(call)
-    if len(passed) > 1 and not any(_reads_tensor_size(size) for size in passed):
+    if len(passed) > 1 and all(map(partial(_is_followable, tracker), passed, parts)):
         for size, part in zip(passed, parts, strict=True):
-            tracker.require_size(size, part)
+            if _reads_tensor_size(size):
+                tracker.tie(part, _ids_of_size(size, tracker))
+            else:
+                tracker.require_size(size, part)
     elif len(set(lengths)) > 1:
         tracker.pin(ids, "is split into unequal parts by sizes that do not follow it")
+        for size in passed:
+            tracker.register_size(size)
+            for leaf in leaves(size) if size is not None else ():
+                tracker.pin(tracker.sizes.get(leaf.key), "its number sizes a split of other channels")
     else:
         for size in passed:
             tie_equal_parts(ids.view(len(lengths), -1), size, tracker)
@@ -65,6 +74,20 @@ def _passed_part_sizes(call: OperatorCall) -> list[PassedSize]:
 
 def _reads_tensor_size(size: PassedSize) -> bool:
     return size is not None and any(isinstance(leaf, TensorSize) for leaf in leaves(size))
+
+
+def _ids_of_size(size: PassedSize, tracker: Tracker) -> Ids | None:
+    """Return the ids of the dimension that a size was read from; None if it was computed, or has no ids."""
+    if not isinstance(size, TracedInt) or not isinstance(size.expression, TensorSize):
+        return None
+    tracker.register_size(size)
+    return tracker.sizes[size.expression.key]
+
+
+def _is_followable(tracker: Tracker, size: PassedSize, part: Ids) -> bool:
+    """Return whether a part can shrink with its size: an attribute or constant, or the size of another tensor."""
+    ids = _ids_of_size(size, tracker)
+    return not _reads_tensor_size(size) or (ids is not None and len(ids) == len(part))
 
 
 def tie_equal_parts(grid: Tensor, size: PassedSize, tracker: Tracker) -> None:

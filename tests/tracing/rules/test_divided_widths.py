@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,3 +151,38 @@ def test_embedding_of_three_dimensional_swin_is_free(shift):
     small.load_state_dict(attention.state_dict())
     y = torch.randn(1, 4, 4, 4, 21)
     torch.testing.assert_close(attention(y), small(y))
+
+
+class ByAttributes(nn.Module):
+    """Pass ``width // heads``, both attributes, for queries, keys and values, as CvT does with a single head."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = 12, heads
+        self.q, self.k, self.v, self.proj = (
+            nn.Linear(5, 12),
+            nn.Linear(5, 12),
+            nn.Linear(5, 12),
+            nn.Linear(12, 2),
+        )
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).view(*x.shape[:2], self.heads, self.width // self.heads).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        head = self.width // self.heads
+        return self.proj(mixed.transpose(1, 2).reshape(*x.shape[:2], self.heads * head))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_widths_that_two_attributes_determine_together_shrink_together(heads):
+    dense, x = ByAttributes(heads), torch.randn(2, 7, 5)
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    unit = graph.layers["v.weight"][:1]
+    assert np.isin(unit, graph.layers["q.weight"]).all()
+    prune_(pruned, graph, unit)
+    assert pruned.q.out_features == pruned.v.out_features == (11 if heads == 1 else 9)
+    torch.testing.assert_close(pruned(x), with_dead_filters(dense, graph, unit)(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import SurgeryError, prune_, trace
+from lightning_prune.testing import with_zeroed_consumers
 from tests.support.rule_cases import TOKENS, check_pin_reason, tokens
 
 PINNED = {
@@ -61,3 +63,36 @@ def test_number_computed_from_a_size_is_marked_pinned_or_refused(name, place):
     with pytest.raises(SurgeryError) as refused:
         prune_(net, graph, units[:2])
     assert set(units[:2]) <= set(refused.value.units)
+
+
+class Checked(nn.Module):
+    """Compare the number of channels with an attribute that nothing else reads, as Transformers and torchaudio do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.num_channels, self.how = 8, how
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        differs = {
+            "unequal": lambda: x.shape[-1] != self.num_channels,
+            "the other way": lambda: self.num_channels != x.shape[-1],
+            "not equal": lambda: not x.size(-1) == self.num_channels,  # noqa: SIM201
+            "shape": lambda: x.shape[1:] != (x.shape[1], self.num_channels),
+        }[self.how]()
+        if differs:
+            raise ValueError("Make sure that the channels match")
+        return self.last(x)
+
+
+@pytest.mark.parametrize("how", ["unequal", "the other way", "not equal", "shape"])
+def test_attribute_that_the_code_compares_with_channels_is_set(how):
+    dense, x = Checked(how), torch.randn(2, 5, 3)
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    units = graph.layers["first.weight"][[1, 6]]
+    record = prune_(pruned, graph, units)
+    assert pruned.num_channels == 6
+    assert record.attributes["num_channels"] == 6
+    torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, units)(x))

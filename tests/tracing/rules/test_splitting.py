@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_prune import prune_, trace
+from lightning_prune.testing import with_zeroed_consumers
 from tests.support.rule_cases import (
     TOKENS,
     Case,
@@ -136,3 +139,35 @@ PINNED = {
 @pytest.mark.parametrize("name", PINNED)
 def test_pin_reason_names_the_operator(name):
     check_pin_reason(*PINNED[name])
+
+
+class Focal(nn.Module):
+    """Split a projection by the width of its input and a number of gates, as FocalNet does."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.levels, self.computed = 2, computed
+        self.embed, self.project, self.out = nn.Linear(3, 6), nn.Linear(6, 15), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        width = x.shape[-1] * 2 // 2 if self.computed else x.shape[-1]
+        query, context, gates = torch.split(self.project(x), (width, width, self.levels + 1), -1)
+        return self.out(query * context * gates.sum(-1, keepdim=True))
+
+
+def test_parts_follow_the_width_of_another_tensor():
+    dense, x = Focal(False), torch.randn(2, 5, 3)
+    pruned = copy.deepcopy(dense)
+    graph = trace(pruned, x)
+    width, project = graph.layers["embed.weight"], graph.layers["project.weight"]
+    assert project[:12].tolist() == [*width.tolist(), *width.tolist()]
+    prune_(pruned, graph, width[[0, 4]])
+    assert pruned.project.out_features == 15 - 4
+    torch.testing.assert_close(pruned(x), with_zeroed_consumers(dense, graph, width[[0, 4]])(x))
+
+
+def test_widths_whose_computed_number_sizes_a_split_stay():
+    graph = trace(Focal(True), torch.randn(2, 5, 3))
+    assert {"embed.weight", "project.weight"} <= graph.layers.keys()
+    assert not len(graph.prunable)
