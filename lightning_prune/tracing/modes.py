@@ -179,6 +179,7 @@ class OperatorMode(TorchDispatchMode):
         self.python, self.modules, self.kind = python, modules, kind
         self.calls: list[OperatorCall] = []
         self.paused = False
+        self.num_random = 0  # operators that drew random numbers
         # id of a real tensor -> the tensor, which keeps its id in use, and its copy without data
         self._meta_copies: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -189,6 +190,10 @@ class OperatorMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = self._run_on_meta(func, args, kwargs) if self.kind == "meta" else func(*args, **kwargs)
+        if self.kind == "real" and torch.Tag.nondeterministic_seeded in func.tags:
+            # A dropout draws fewer numbers after a cut; layers that are skipped at random must be the same ones.
+            self.num_random += 1
+            torch.default_generator.manual_seed(self.num_random)
         if func.namespace != "prim" and not self.paused:  # prim.device and the like return no tensor
             self._append(func, args, kwargs, out)
         return out

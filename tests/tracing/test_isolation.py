@@ -93,3 +93,27 @@ def test_random_numbers_of_numpy_are_the_same_in_each_trace_and_its_state_stays(
     prune_(net, graph, graph.layers["first.weight"][:3])
     assert net.first.out_features == 5
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+class Skipped(nn.Module):
+    """Skip layers at random in training, after a dropout whose numbers depend on the width (LayerDrop)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = self.drop(x)
+            if not self.training or torch.rand([]) < 0.5:
+                x = x + layer(x).relu()
+        return self.last(x)
+
+
+def test_layers_that_are_skipped_at_random_are_the_same_ones_after_a_cut():
+    net = Skipped()
+    graph = trace(net, torch.randn(1, 5, 3))
+    prune_(net, graph, graph.layers["first.weight"][:3])
+    assert net.first.out_features == 5

@@ -223,12 +223,6 @@ def _nnunet_vgg(name: str) -> nn.Module:
     return getattr(vgg, name)(3, 1, 2)
 
 
-def _primus() -> nn.Module:
-    from dynamic_network_architectures.architectures.primus import Primus
-
-    return Primus(1, 96, (8, 8, 8), 3, eva_depth=2, eva_numheads=4, input_shape=(32, 32, 32))
-
-
 PLAIN, RESIDUAL = "n_conv_per_stage", "n_blocks_per_stage"
 NNUNET: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "PlainConvUNet-2d": (partial(_nnunet, "PlainConvUNet", 2, PLAIN), FLAT),
@@ -241,7 +235,6 @@ NNUNET: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         partial(_nnunet, "ResidualEncoderUNet", 2, RESIDUAL, bottleneck=True), FLAT
     ),
     "ResidualUNet-2d": (partial(_nnunet, "ResidualUNet", 2, RESIDUAL), FLAT),
-    "Primus": (_primus, SOLID),
     "ResNet18_CIFAR": (partial(_nnunet_resnet, "ResNet18_CIFAR"), FLAT),
     "ResNet50bn_CIFAR": (partial(_nnunet_resnet, "ResNet50bn_CIFAR"), FLAT),
     "VGG16": (partial(_nnunet_vgg, "VGG16"), FLAT),
