@@ -1,8 +1,8 @@
-"""Prune some 280 further networks to half and at random, of packages that this project never saw, and check each.
+"""Prune some 200 networks of other packages to half of their MACs, and at random, and check each with an oracle.
 
-    python -m benchmarks.zoo.more                              all networks; those with a result are kept
-    python -m benchmarks.zoo.more --again 'monai/*' smp/FPN    networks of these names (patterns) again
-    python -m benchmarks.zoo.more --report                     only write the page again
+    python -m benchmarks.zoo.more                            all networks; those with a result are kept
+    python -m benchmarks.zoo.more --again 'monai/*'          networks of these names (patterns) again
+    python -m benchmarks.zoo.more --report                   only write the page again
 
 Each network runs in a process of its own, with limits of time and memory; its result is a file in the folder. A
 network whose package is missing has the status "not installed".

@@ -121,10 +121,12 @@ METHOD = [
     "Units that surgery refuses are pinned and others chosen, as the callback does. *right*: in double precision, "
     "on other inputs than the traced ones, the outputs agree to 1e-4 with the dense network in which the removed "
     "units are zero. This oracle knows nothing of the surgery; norms, means, variances and softmax across "
-    "channels leave out channels that are zero (`lightning_prune.testing.with_masked_statistics`; otherwise the "
-    "two older oracles, *dead* and *zeroed*, are asked). *effect*: relative change of the output by the cut to "
-    "half. *lowest*: the smallest possible share of MACs. *pinned*: share of the units that must stay. Where a "
-    "cut is wrong, a third one leaves out the units that enter statistics.",
+    "channels leave out channels that are zero (*masked*: `lightning_prune.testing.with_masked_statistics`). "
+    "Where it does not hold, since the code adds the same to removed channels too or has no zero at zero, a cut "
+    "is right if another oracle agrees: *dead*, *zeroed*, or *distinct*, which leaves out channels that equal "
+    "each other as well. Dropouts that run in eval mode too are switched off. *effect*: relative change of the "
+    "output by the cut to half. *lowest*: the smallest possible share of MACs. *pinned*: share of the units that "
+    "must stay. Where a cut is wrong, a third one leaves out the units that enter statistics.",
 ]
 
 

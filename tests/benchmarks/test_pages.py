@@ -19,6 +19,7 @@ pytest.importorskip("timm")
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "zoo": ("benchmarks.zoo.__main__", "--results"),
+    "zoo_more": ("benchmarks.zoo.more", "--folder"),
     "quality": ("benchmarks.quality.__main__", "--folder"),
     "methods": ("benchmarks.methods.__main__", "--folder"),
     "distillation": ("benchmarks.distillation.__main__", "--folder"),
