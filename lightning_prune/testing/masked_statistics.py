@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.utils.modules import drop_caches_
 
 __all__ = ["with_masked_statistics"]
 
@@ -57,6 +58,7 @@ def with_masked_statistics(
     for name, dims in graph.bindings.items():
         for dim, units in dims.items() if name in tensors and tensors[name].is_floating_point() else ():
             tensors[name].data.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[units])), 0)
+    drop_caches_(twin)
     return _MaskedStatistics(twin, _distinct if leave_out_equal else _nonzero)
 
 

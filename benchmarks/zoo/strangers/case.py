@@ -31,6 +31,7 @@ class Case:
         build: makes the network, with random weights.
         inputs: makes random inputs of its forward; the first ones are the example of the trace, others are compared.
         outputs: chooses the outputs that are compared, out of what the network returns.
+        prepare: changes the network after it was given random norms, in place.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     build: Callable[[], nn.Module]
     inputs: Inputs
     outputs: Callable[[Any], Any] = whole
+    prepare: Callable[[nn.Module], object] = whole
 
     @property
     def is_installed(self) -> bool:

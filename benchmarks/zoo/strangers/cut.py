@@ -60,6 +60,7 @@ def measure(case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     start = time.process_time()
     dense = awake_(randomise_(case.build())).eval()
+    case.prepare(dense)
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in dense.parameters())}
     try:
         for kind, choose in CHOICES.items():

@@ -26,7 +26,9 @@ CLASSES = 5
 def cases() -> Iterator[Case]:
     """Yield the networks of torchvision and smp."""
     for name in DETECTORS:
-        yield Case(f"torchvision/{name}", "torchvision", partial(_detector, name), _two_images)
+        yield Case(
+            f"torchvision/{name}", "torchvision", partial(_detector, name), _two_images, prepare=_calibrate_
+        )
     for name in VIDEO:
         clip = (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
         yield Case(f"torchvision/{name}", "torchvision", partial(_video, name), images(*clip))
@@ -71,6 +73,20 @@ def _detector(name: str) -> nn.Module:
     return torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=CLASSES, **small, **few
     )
+
+
+def _calibrate_(detector: nn.Module) -> None:
+    """Estimate the norms of the backbone, without which its features are so large that no box remains."""
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    detector.backbone.train()
+    with torch.no_grad():
+        detector.backbone(torch.randn(4, 3, 64, 64))
+    detector.eval()
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 def _video(name: str) -> nn.Module:
