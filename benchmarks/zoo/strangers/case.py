@@ -32,6 +32,7 @@ class Case:
         inputs: makes random inputs of its forward; the first ones are the example of the trace, others are compared.
         outputs: chooses the outputs that are compared, out of what the network returns.
         prepare: changes the network after it was given random norms, in place.
+        reference: changes the dense network of an oracle, in place, where code computes with a number of channels.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     inputs: Inputs
     outputs: Callable[[Any], Any] = whole
     prepare: Callable[[nn.Module], object] = whole
+    reference: Callable[[nn.Module], object] = whole
 
     @property
     def is_installed(self) -> bool:

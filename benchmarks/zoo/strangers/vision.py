@@ -33,7 +33,9 @@ def cases() -> Iterator[Case]:
         clip = (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
         yield Case(f"torchvision/{name}", "torchvision", partial(_video, name), images(*clip))
     for name in ("raft_small", "raft_large"):
-        yield Case(f"torchvision/{name}", "torchvision", partial(_flow, name), _pair)
+        yield Case(
+            f"torchvision/{name}", "torchvision", partial(_flow, name), _pair, reference=_scale_by_kept_
+        )
     for head in ("fcn", "deeplabv3"):
         for backbone in ("resnet18", "mobilenet_v2", "regnet_y_400mf"):
             build = partial(_segmenter, head, backbone)
@@ -127,6 +129,18 @@ def _flow(name: str) -> nn.Module:
     import torchvision
 
     return _Flow(torchvision.models.get_model(name, weights=None))
+
+
+def _scale_by_kept_(network: nn.Module) -> None:
+    """Divide correlations by the root of the number of channels that are not zero, which RAFT reads from a shape."""
+    from torchvision.models.optical_flow.raft import CorrBlock
+
+    def volume(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        kept = (first != 0).any(dim=3).any(dim=2).any(dim=0).sum()
+        return CorrBlock._compute_corr_volume(block, first, second) * (first.shape[1] / kept) ** 0.5
+
+    block = next(module for module in network.modules() if isinstance(module, CorrBlock))
+    block._compute_corr_volume = volume
 
 
 def _segmenter(head: str, backbone: str) -> nn.Module:
