@@ -104,7 +104,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**TEXT, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
     ),
     "FNet": ("ForSequenceClassification", {k: v for k, v in TEXT.items() if k != "num_attention_heads"}),
-    "Nystromformer": ("ForSequenceClassification", {**TEXT, "num_landmarks": 2, "segment_means_seq_len": 64}),
+    "Nystromformer": ("ForSequenceClassification", {**TEXT, "num_landmarks": 2, "segment_means_seq_len": 8}),
     "ModernBert": ("ForSequenceClassification", {**TEXT, "global_attn_every_n_layers": 2, "local_attention": 4}),
     "RoFormer": ("ForSequenceClassification", {**TEXT, "embedding_size": 32}),
     "Esm": ("ForMaskedLM", {**TEXT, "position_embedding_type": "rotary", "mask_token_id": 2}),
