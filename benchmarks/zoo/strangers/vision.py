@@ -80,6 +80,8 @@ def _detector(name: str) -> nn.Module:
 def _calibrate_(detector: nn.Module) -> None:
     """Estimate the norms of the backbone, without which its features are so large that no box remains."""
     norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
