@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_prune import PruningRecord, RecordError, load_pruned, prune_, save_pruned, trace
-from lightning_prune.reporting.run_folder import Summary, save_net
+from lightning_prune.reporting.run_folder import Summary, load_net, save_net
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.torch_file import load_torch_file
 from lightning_prune.testing import randomise_
@@ -209,3 +209,11 @@ def test_a_file_of_torch_is_read_as_it_was_written(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("new.pt", "old.pt"):
         assert str(load_torch_file(tmp_path / name)) == str(content)
+
+
+def test_a_run_in_low_precision_is_loaded_into_a_network_of_its_own_dtype(tmp_path: Path) -> None:
+    net = build().bfloat16()
+    save_net(tmp_path / "net.pt", net, PruningRecord(dense=fingerprint(net)))
+    loaded = load_net(build(), tmp_path / "net.pt")
+    assert loaded[0].weight.dtype == torch.float32
+    assert torch.equal(loaded[0].weight, net[0].weight.float())
