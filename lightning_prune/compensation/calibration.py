@@ -61,7 +61,7 @@ class CompensationSettings:
         refit: fit once more to all images, once the held-out ones have accepted the repair.
         refine_passes: passes over the images in which all repaired layers are moved together by gradient steps, so
             that the outputs come nearer to the dense ones: a distillation without labels, for networks that are not
-            trained afterwards. 15 double or treble the time of the repair. ``refit`` is left out then.
+            trained afterwards. The repair takes two to four times as long with 15. ``refit`` is left out then.
         images: number of training images that a cut within training is repaired with; None: 32 for dense prediction,
             256 for classification. Calls that are given batches use all of them.
 

@@ -53,7 +53,7 @@ def one_shot(
         compensate: fit the remaining layers to the outputs of the dense network on ``batches``, without labels, as
             :func:`~lightning_prune.compensation.cut_and_compensate_` does. The statistics of batch norms stay then.
             None: if there are batches. Settings repair too: ``CompensationSettings(refine_passes=15)`` takes two to
-            three times as long and keeps more of a network that is not trained afterwards.
+            four times as long and keeps more of a network that is not trained afterwards.
 
     Returns:
         The record of what was removed.

@@ -1,61 +1,72 @@
 """Score networks right after one cut, without training: as cut, with recalibrated norms, and repaired.
 
-    python -m benchmarks.quality.one_cut                 # 18 dense networks, 216 cuts; half an hour of one core
+    python -m benchmarks.quality.one_cut                 # 18 dense networks, 288 cuts; two hours of one core
     python -m benchmarks.quality.one_cut --part 1/2      # half of the cuts; start --part 2/2 as a second process
     python -m benchmarks.quality.one_cut --report        # only write docs/results/one_cut.md
 
 Six networks (those of ``benchmarks.quality``, a MobileNetV2, a vision transformer, one with group norms) are trained
-once per seed, and cut to 50 and 26 % of the MACs by six criteria. Every layer keeps an eighth of its channels and at
-least four. Criteria, recalibration and repair see the same training images, 512 for classifiers, 32 for U-Nets.
+once per seed, and cut to 50 and 26 % of the MACs by eight criteria. Every layer keeps an eighth of its channels and
+at least four. Criteria, recalibration and repair see the same training images, 512 for classifiers, 32 for U-Nets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.common.studies import Row, finished, jobs, study, study_parser
 from benchmarks.quality.one_cut.cuts import CRITERIA, TEST_IMAGES, measured
 from benchmarks.quality.one_cut.networks import NETWORKS, task_of
 from benchmarks.quality.one_cut.report import write
-from benchmarks.quality.tasks import FOLDER, dense, score
+from benchmarks.quality.one_cut.trials import TRIALS_FOLDER
+from benchmarks.quality.tasks import FOLDER, Task, dense, score
 
 SHARES = (0.5, 0.26)
-Job = tuple[int, str, float]  # seed, network, share of the MACs
+Job = tuple[int, float, str, str]  # seed, share of the MACs, network, criterion
 
 
-def execute(job: Job, size: str, networks: Path, criteria: Sequence[str]) -> Iterator[Row]:
-    """Yield one row per criterion."""
-    seed, name, share = job
+@lru_cache(maxsize=1)
+def trained(name: str, size: str, seed: int, networks: Path) -> tuple[Task, nn.Module, float]:
+    """Return a task, its dense network, and the network's score."""
     task = task_of(name, size)
-    trained = dense(task, seed, networks).eval()
-    dense_score = score(trained, task, task.data.test.first(TEST_IMAGES)).value
-    for criterion in criteria:
-        cut = measured(task, trained, criterion, share, seed)
-        yield {
-            "seed": seed,
-            "network": name,
-            "share": share,
-            "criterion": criterion,
-            "dense": dense_score,
-            "macs": round(cut.macs, 4),
-            "raw": cut.raw,
-            "recalibrated": cut.recalibrated,
-            "repaired": cut.repaired,
-            "seconds": round(cut.repair.seconds, 2),
-            "forwards": cut.repair.forwards,
-            "megabytes": round(cut.repair.megabytes),
-            "accepted": cut.repair.report.accepted,
-            "images": task.calibration,
-            "left_alone": len(cut.repair.report.left_alone),
-        }
+    network = dense(task, seed, networks).eval()
+    return task, network, score(network, task, task.data.test.first(TEST_IMAGES)).value
+
+
+def execute(job: Job, size: str, networks: Path) -> Iterator[Row]:
+    """Yield the row of one cut."""
+    seed, share, name, criterion = job
+    task, network, dense_score = trained(name, size, seed, networks)
+    cut = measured(task, network, criterion, share, seed)
+    yield {
+        "seed": seed,
+        "network": name,
+        "share": share,
+        "criterion": criterion,
+        "dense": dense_score,
+        "macs": round(cut.macs, 4),
+        "raw": cut.raw,
+        "recalibrated": cut.recalibrated,
+        "repaired": cut.repaired,
+        "refined": cut.refined,
+        "seconds": round(cut.repair.seconds, 2),
+        "forwards": cut.repair.forwards,
+        "megabytes": round(cut.repair.megabytes),
+        "refined_seconds": round(cut.refinement.seconds, 2),
+        "refined_megabytes": round(cut.refinement.megabytes),
+        "accepted": cut.repair.report.accepted,
+        "not_refined": cut.refinement.report.not_refined,
+        "images": task.calibration,
+        "left_alone": len(cut.repair.report.left_alone),
+    }
 
 
 def job_of(row: Row) -> Job:
-    return row["seed"], row["network"], row["share"]
+    return row["seed"], row["share"], row["network"], row["criterion"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,10 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.report:
         torch.set_num_threads(1)
         size = "small" if args.small else "study"
-        run = partial(execute, size=size, networks=args.dense, criteria=args.criteria)
-        todo = jobs(args.seeds, args.networks, args.shares, part=args.part)
+        run = partial(execute, size=size, networks=args.dense)
+        todo = jobs(args.seeds, args.shares, args.networks, args.criteria, part=args.part)
         study(todo, args.folder, args.part, run, job_of)
-    write(finished(args.folder), args.docs)
+    rows = finished(args.folder)
+    write([*rows, *finished(args.folder / TRIALS_FOLDER)] if rows else [], args.docs)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from lightning_prune.compensation import (
     collect_targets,
     compensate_,
 )
-from lightning_prune.criteria import IPAD, L2, LAMP, Criterion, Random, TaylorGate
+from lightning_prune.criteria import IPAD, L2, LAMP, Criterion, OutputEnergy, Random, TaylorGate
+from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -29,9 +30,10 @@ from lightning_prune.surgery.prune import surviving_indices
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
 
-__all__ = ["CRITERIA", "Repair", "Scores", "criteria", "measured", "plan_of", "repaired_"]
+__all__ = ["CRITERIA", "REFINE_PASSES", "Repair", "Scores", "criteria", "measured", "plan_of", "repaired_"]
 
 TEST_IMAGES = 1000  # that each network is scored on
+REFINE_PASSES = 15  # see CompensationSettings
 
 
 def criteria(seed: int) -> dict[str, Criterion]:
@@ -42,6 +44,8 @@ def criteria(seed: int) -> dict[str, Criterion]:
         "LAMP": LAMP(),
         "IPAD 1": IPAD(omega=1.0),
         "Taylor": TaylorGate(),
+        "energy": OutputEnergy(),
+        "default": default_criterion(),
         "random": Random(seed),
     }
 
@@ -75,14 +79,18 @@ class Scores:
         raw: as the cut leaves it.
         recalibrated: with the statistics of its batch norms estimated anew.
         repaired: after the repair.
+        refined: after a repair with ``refine_passes``.
         repair: see :class:`Repair`.
+        refinement: in the same way, with ``refine_passes``.
     """
 
     macs: float
     raw: float
     recalibrated: float
     repaired: float
+    refined: float
     repair: Repair
+    refinement: Repair
 
 
 def plan_of(task: Task, network: nn.Module, criterion: Criterion, share: float) -> tuple[ChannelGraph, Plan]:
@@ -124,23 +132,18 @@ def _counted(network: nn.Module, calls: list[int]) -> Iterator[None]:
         handle.remove()
 
 
-def measured(
-    task: Task,
-    dense: nn.Module,
-    criterion: str,
-    share: float,
-    seed: int,
-    settings: CompensationSettings | None = None,
-) -> Scores:
+def measured(task: Task, dense: nn.Module, criterion: str, share: float, seed: int) -> Scores:
     """Cut a trained network to ``share`` of its MACs and score it; ``dense`` stays as it is."""
     graph, plan = plan_of(task, dense, criteria(seed)[criterion], share)
     test = task.data.test.first(TEST_IMAGES)
-    cut, repaired = copy.deepcopy(dense), copy.deepcopy(dense)
+    cut, repaired, refined = (copy.deepcopy(dense) for _ in range(3))
     prune_(cut, trace(cut, task.example), plan.remove)
     raw = score(cut, task, test).value
     recalibrated = raw
     if recalibrate_(cut, [((images,), {}) for images, _ in task.calibration_batches()]):
         recalibrated = score(cut, task, test).value
-    repair = repaired_(task, repaired, plan.remove, settings)
+    repair = repaired_(task, repaired, plan.remove)
+    refinement = repaired_(task, refined, plan.remove, CompensationSettings(refine_passes=REFINE_PASSES))
     macs = graph.cost("macs", plan.remove) / graph.cost("macs")
-    return Scores(macs, raw, recalibrated, score(repaired, task, test).value, repair)
+    after = (score(net, task, test).value for net in (repaired, refined))
+    return Scores(macs, raw, recalibrated, *after, repair, refinement)
