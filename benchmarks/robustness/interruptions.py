@@ -3,6 +3,8 @@
     python -m benchmarks.robustness.interruptions              # writes docs/results/interruptions.md
     python -m benchmarks.robustness.interruptions --report     # runs nothing, writes the page from its JSON
 
+The result of each case is saved when it is there, and the same command continues with those that are missing.
+
 Runs, processes and the comparison of final states are those of :mod:`benchmarks.robustness.kill`.
 """
 
@@ -86,11 +88,11 @@ CASES: dict[str, Callable[[Path], None]] = {
     "out of memory in a training step": lambda folder: _at_call(
         Classifier, "training_step", 17, _raise(torch.OutOfMemoryError("CUDA out of memory"))
     ),
-    "a data worker dies": _end_worker,
     "the disk is full while a checkpoint is written": lambda folder: _at_call(torch, "save", 9, _fill_disk),
     "the folder of checkpoints becomes read-only": lambda folder: _at_call(
         torch, "save", 9, _raise(OSError(EROFS, os.strerror(EROFS)))
     ),
+    "a data worker dies": _end_worker,
 }
 
 
@@ -171,19 +173,20 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all cases that have no result yet, and write the page."""
+    """Run all cases that have no result yet, and write the page after each."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
     parser.add_argument("--report", action="store_true", help="run nothing, write the page from its JSON")
     args = parser.parse_args(arguments)
     files = ReportFiles("interruptions", args.docs)
-    rows = files.load()["runs"] if args.report else []
-    if not args.report:
-        with tempfile.TemporaryDirectory() as parent:
-            for case in CASES:
-                rows.append(result(case, Path(parent)))
-                print(*rows[-1].values(), sep=" | ", flush=True)
-        files.save_runs(rows)
+    rows = list(files.load()["runs"]) if files.data.is_file() else []
+    done = {row["case"] for row in rows}
+    with tempfile.TemporaryDirectory() as parent:
+        for case in () if args.report else (case for case in CASES if case not in done):
+            rows.append(result(case, Path(parent)))
+            print(*rows[-1].values(), sep=" | ", flush=True)
+            files.save_runs(rows)
+            files.write_section("interruptions", section(rows))
     files.write_section("interruptions", section(rows))
     sys.exit(0 if all(row["budget"] for row in rows) else "a resumed run misses its budget")
 
