@@ -32,7 +32,7 @@ from lightning_prune.pruning.training import Training
 from lightning_prune.trainer.batches import IndexedBatch
 from lightning_prune.trainer.step_outputs import step_loss
 from lightning_prune.utils.example_inputs import batched_tensors, on_device
-from lightning_prune.utils.modules import training_modes
+from lightning_prune.utils.modules import declared, training_modes
 
 __all__ = [
     "ModuleHost",
@@ -60,7 +60,7 @@ def detached_copy(module: nn.Module, without: nn.Module | None = None) -> Any:
     memo = _detached_tensors(module)
     if without is not None:
         memo[id(without)] = nn.Identity()
-    if hasattr(module, "distillation"):
+    if declared(module, "distillation") is not None:
         shallow.__dict__["distillation"] = None  # the teacher is not copied to every worker
     return copy.deepcopy(shallow, memo)
 

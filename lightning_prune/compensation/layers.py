@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lightning_prune.utils.modules import stored_tensor
+
 __all__ = ["Kept", "Layer", "find_layers", "kept_filters", "num_kept_inputs"]
 
 #: Tensor -> dimension -> indices that survive, as in :class:`~lightning_prune.PruningRecord`.
@@ -135,7 +137,7 @@ def _layers(name: str, module: nn.Module, names: Mapping[int, str]) -> Iterator[
     if isinstance(module, nn.MultiheadAttention):
         yield from _projections(name, module, names)
     elif isinstance(module, (*_KINDS, *_TRANSPOSED_KINDS)) and id(module._parameters.get("weight")) in names:
-        yield _layer(name, module, module.weight, module.bias, names)
+        yield _layer(name, module, module.get_parameter("weight"), stored_tensor(module, "bias"), names)
 
 
 def _layer(
@@ -152,12 +154,15 @@ def _layer(
 
 def _projections(name: str, module: nn.MultiheadAttention, names: Mapping[int, str]) -> Iterator[Layer]:
     """Yield the projections of queries, keys and values; that of the outputs is a module of its own."""
-    separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    for part, (letter, weight) in enumerate(zip("qkv", separate, strict=True)):
-        matrix = module.in_proj_weight if weight is None else weight
-        if id(matrix) in names:
+    if stored_tensor(module.out_proj, "weight") is None:
+        return
+    bias = stored_tensor(module, "in_proj_bias")
+    for part, letter in enumerate("qkv"):
+        weight = stored_tensor(module, f"{letter}_proj_weight")
+        matrix = stored_tensor(module, "in_proj_weight") if weight is None else weight
+        if matrix is not None and id(matrix) in names:
             stacked = part if weight is None else None
-            yield _layer(f"{name}.{letter}", module, matrix, module.in_proj_bias, names, stacked, part)
+            yield _layer(f"{name}.{letter}", module, matrix, bias, names, stacked, part)
 
 
 def _readers(model: nn.Module) -> dict[int, list[str]]:
@@ -201,9 +206,10 @@ def _parametrised(model: nn.Module) -> dict[str, str]:
     """Return the layers whose weight is computed from others, as by ``spectral_norm``."""
     kinds = (*_KINDS, *_TRANSPOSED_KINDS)
     return {
-        name: "its weight is computed"
+        name: "its weight or bias is computed"
         for name, module in model.named_modules()
-        if isinstance(module, kinds) and module._parameters.get("weight") is None
+        if isinstance(module, kinds)
+        and (module._parameters.get("weight") is None or "bias" not in module._parameters)
     }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
@@ -25,7 +26,8 @@ __all__ = ["Collector"]
 
 def channels_second(module: nn.Module, activation: Tensor) -> Tensor:
     """Return a layer's input or output as (N, C, ...); a linear layer has its channels last."""
-    batchless = isinstance(module, nn.modules.conv._ConvNd) and activation.dim() < module.weight.dim()
+    # Not by the weight: a parametrised one is computed whenever it is read.
+    batchless = isinstance(module, _ConvNd) and activation.dim() < len(module.kernel_size) + 2
     activation = activation[None] if batchless or activation.dim() < 2 else activation
     return activation.movedim(-1, 1) if isinstance(module, nn.Linear) else activation
 

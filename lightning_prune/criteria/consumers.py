@@ -22,6 +22,7 @@ from lightning_prune.criteria.layer_metrics import LayerMetrics, layers_by_weigh
 from lightning_prune.criteria.reduction import plain
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.modules import stored_tensor
 
 __all__ = ["Consumer", "ConsumerInputs", "find_consumers"]
 
@@ -109,7 +110,7 @@ def find_consumers(graph: ChannelGraph, model: nn.Module) -> list[Consumer]:
 
 def _inputs(attention: nn.MultiheadAttention) -> list[Tensor | None]:
     names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return [getattr(attention, name) for name in names]
+    return [stored_tensor(attention, name) for name in names]
 
 
 def _layer(
@@ -127,10 +128,10 @@ def _projections(
     """Yield the projections of queries, keys and values; that of the outputs is a linear layer of its own."""
     if 1 not in dims:
         return
-    if weight is attention.in_proj_weight:
+    stacked, *separate = _inputs(attention)
+    if weight is stacked:
         parts = list(zip(_ATTENTION_INPUTS, weight.chunk(3), strict=True))
     else:
-        separate = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
         parts = [(read, w) for read, w in zip(_ATTENTION_INPUTS, separate, strict=True) if w is weight]
     for read, rows_of_part in parts:
         yield Consumer(f"{name}:1:{read}", rows_of_part, 1, 1, dims[1], (attention,))
@@ -200,7 +201,8 @@ def heads(attention: nn.MultiheadAttention, forward: Callable[[], Tensor]) -> Te
 
     The state of the random numbers (dropout) stays as it is.
     """
-    devices = [attention.out_proj.weight.device] if attention.out_proj.weight.is_cuda else []
+    device = next(attention.parameters()).device
+    devices = [device] if device.type == "cuda" else []
     with _identity(attention.out_proj), torch.random.fork_rng(devices):
         return forward()
 
@@ -208,7 +210,8 @@ def heads(attention: nn.MultiheadAttention, forward: Callable[[], Tensor]) -> Te
 @contextmanager
 def _identity(layer: nn.Linear) -> Iterator[None]:
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-    eye = torch.eye(layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    assert weight is not None
+    eye = torch.eye(layer.in_features, dtype=weight.dtype, device=weight.device)
     zeros = None if bias is None else nn.Parameter(bias.new_zeros(layer.in_features), requires_grad=False)
     layer._parameters.update(weight=nn.Parameter(eye, requires_grad=False), bias=zeros)
     try:

@@ -15,6 +15,7 @@ from lightning_prune.criteria.base import Importance, Values
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.arguments import check_choice
+from lightning_prune.utils.modules import stored_tensor
 
 __all__ = ["Importance", "Normalise", "Reduction", "Scope", "per_unit", "reduced"]
 
@@ -242,7 +243,8 @@ def norm_scales(graph: ChannelGraph, model: nn.Module) -> dict[str, Units]:
     Batch, instance, group, layer and RMS norms with one learnt scale per channel.
     """
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    scales = {id(m.weight) for m in model.modules() if isinstance(m, kinds) and m.weight is not None}
+    weights = [stored_tensor(m, "weight") for m in model.modules() if isinstance(m, kinds)]
+    scales = {id(weight) for weight in weights if weight is not None}
     return {
         name: graph.bindings[name][0]
         for name, parameter in model.named_parameters()

@@ -7,6 +7,8 @@ from weakref import ref
 
 from torch import Tensor, nn
 
+from lightning_prune.utils.modules import declared
+
 __all__ = ["optional_parts", "pin", "pinned_tensors", "unpin"]
 
 # Keyed by identity; the weak reference deletes a pin together with its module or parameter.
@@ -75,5 +77,5 @@ def optional_parts(model: nn.Module) -> list[list[str]]:
         [['0.branches.0', '0.branches.1']]
     """
     names = {id(module): name for name, module in model.named_modules()}
-    declared = [[names[id(part)] for part in getattr(m, "optional_parts", ())] for m in model.modules()]
-    return [parts for parts in declared if parts]
+    sets = [[names[id(part)] for part in declared(m, "optional_parts") or ()] for m in model.modules()]
+    return [parts for parts in sets if parts]

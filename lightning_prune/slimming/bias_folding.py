@@ -22,6 +22,7 @@ from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.distributed import broadcast
 from lightning_prune.utils.example_inputs import Example, batched_tensors
+from lightning_prune.utils.modules import stored_tensor
 
 __all__ = ["Folded", "MeasuredShifts", "fold_", "outputs", "relative_change"]
 
@@ -65,8 +66,8 @@ def fold_(model: nn.Module, measured: list[Shift]) -> Folded:
 
 def _destination(model: nn.Module, shift: Shift) -> tuple[Tensor, int] | None:
     """Return the tensor to which the shift is added, and with which sign; None if there is none."""
-    bias = getattr(model.get_submodule(shift.layer), "bias", None)
-    if isinstance(bias, Tensor):
+    bias = stored_tensor(model.get_submodule(shift.layer), "bias")
+    if bias is not None:
         return bias, 1
     return (model.get_submodule(shift.norm).get_buffer("running_mean"), -1) if shift.norm else None
 

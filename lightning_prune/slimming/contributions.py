@@ -174,7 +174,7 @@ def _contribution(layer: nn.Module, x: Tensor, inputs: Tensor, filters: Tensor) 
     Returns:
         Shape (samples * positions, filters in the mask).
     """
-    spatial_dims = 0 if isinstance(layer, nn.Linear) else layer.get_parameter("weight").dim() - 2
+    spatial_dims = len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else 0
     channel_dim = x.dim() - 1 - spatial_dims
     mask = inputs.to(x.device).view([-1 if dim == channel_dim else 1 for dim in range(x.dim())])
     # The forward of the class: calling the layer itself would run the measuring hook again.

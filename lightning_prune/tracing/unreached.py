@@ -65,7 +65,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _sizes(module: nn.Module) -> set[int]:
-    groups = getattr(module, "groups", 1)
+    groups = vars(module).get("groups", 1)
     groups = groups if isinstance(groups, int) else 1  # any module may give the name to something else
     sizes = {size for parameter in module.parameters(recurse=False) for size in parameter.shape}
     inputs = {p.shape[1] * groups for p in module.parameters(recurse=False) if p.dim() > 1}

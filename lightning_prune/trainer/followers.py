@@ -21,7 +21,7 @@ from lightning_prune.serialization.record import PruningRecord, rerooted
 from lightning_prune.surgery.optimizer_state import CutParameter
 from lightning_prune.trainer.training_state import target_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy, averaged_copies
-from lightning_prune.utils.modules import is_within, named_shapes, named_tensors
+from lightning_prune.utils.modules import declared, is_within, named_shapes, named_tensors
 
 __all__ = [
     "AFTER_PRUNE",
@@ -202,7 +202,7 @@ def own_record(
 
 def has_hook(pl_module: L.LightningModule, submodule: str | None) -> bool:
     """Return whether the LightningModule or its pruned submodule defines ``on_after_prune``."""
-    return any(hasattr(module, AFTER_PRUNE) for module in (pl_module, target_of(pl_module, submodule)))
+    return any(declared(module, AFTER_PRUNE) for module in (pl_module, target_of(pl_module, submodule)))
 
 
 def call_after_prune(pl_module: L.LightningModule, submodule: str | None, record: PruningRecord) -> None:
@@ -211,9 +211,9 @@ def call_after_prune(pl_module: L.LightningModule, submodule: str | None, record
     Names in the record are relative to the module whose method is called.
     """
     target = target_of(pl_module, submodule)
-    if (hook := getattr(pl_module, AFTER_PRUNE, None)) is not None:
+    if (hook := declared(pl_module, AFTER_PRUNE)) is not None:
         hook(rerooted(record, submodule or "", ""))
-    if target is not pl_module and (hook := getattr(target, AFTER_PRUNE, None)) is not None:
+    if target is not pl_module and (hook := declared(target, AFTER_PRUNE)) is not None:
         hook(record)
 
 

@@ -27,6 +27,25 @@ def named_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named_tensors(model).items()}
 
 
+def stored_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer of a module as it is stored; None if it has none, or computes it when it is read.
+
+    Reading the attribute would run the code of a parametrisation, and change the vectors of spectral norm.
+    """
+    stored = module._parameters.get(name)
+    return module._buffers.get(name) if stored is None else stored
+
+
+def declared(module: nn.Module, name: str) -> Any:
+    """Return an attribute that a module or its class defines, else None; its ``__getattr__`` is not asked.
+
+    Example:
+        >>> declared(nn.Linear(1, 1), "in_features"), declared(nn.Linear(1, 1), "weight")
+        (1, None)
+    """
+    return getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
+
+
 def is_within(name: str, module: str) -> bool:
     """Return whether ``name`` is that of ``module`` or of something in it; ``""`` is the whole.
 
