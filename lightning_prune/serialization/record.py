@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_prune.graph.pins import optional_parts
 from lightning_prune.serialization.atomic import write_text
+from lightning_prune.serialization.cut_notes import CutState, cut_again, note_cut
 from lightning_prune.serialization.integrity import (
     INSIST,
     Fingerprint,
@@ -94,13 +95,14 @@ class PruningRecord:
             RecordError: the record does not fit the model, which is then unchanged.
         """
         self.check(model, verify)
-        tensors = named_tensors(model)
+        tensors, before = named_tensors(model), CutState.of(model, self.kept, self.attributes)
         for name, dims in self.kept.items():
             set_data(tensors[name], cut(tensors[name], dims))
         for path, value in self.attributes.items():
             owner, attribute = _owner_of(model, path)
             write_size(owner, attribute, _as_type_of(read_size(owner, attribute), value))
         freeze_empty_(tensors.values())
+        note_cut(model, self.kept, self.shapes, self.attributes, before)
         drop_caches_(model)
         return model
 
@@ -143,13 +145,8 @@ class PruningRecord:
             >>> first.then(PruningRecord({"w": {0: [0, 2]}}, {"w": [3]})).kept
             {'w': {0: [0, 3]}}
         """
-        kept = {
-            name: {dim: list(indices) for dim, indices in dims.items()} for name, dims in self.kept.items()
-        }
-        for name, dims in later.kept.items():
-            for dim, indices in dims.items():
-                before = kept.setdefault(name, {}).get(dim)
-                kept[name][dim] = [before[i] for i in indices] if before is not None else list(indices)
+        names = [*self.kept, *(name for name in later.kept if name not in self.kept)]
+        kept = {name: cut_again(self.kept.get(name, {}), later.kept.get(name, {})) for name in names}
         attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
         dense = self.dense or {
             name: [dtype, self.shapes.get(name, s)] for name, (dtype, s) in later.dense.items()

@@ -7,6 +7,7 @@ Two formats, neither of which can run code when it is read: files of ``torch.sav
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_prune.serialization.carried_record import dense_again_
+from lightning_prune.serialization.cut_notes import notes_of
 from lightning_prune.serialization.integrity import INSIST, first_names
 from lightning_prune.serialization.model_state import unchanged_on_error
 from lightning_prune.serialization.record import PruningRecord, RecordError
@@ -49,14 +52,15 @@ __all__ = [
 
 
 def load_pruned(model: nn.Module, path: str | Path, verify: bool = True) -> nn.Module:
-    """Cut a newly built, dense ``model`` in place to the shapes in a file, load the weights, and return the model.
+    """Cut ``model`` in place to the shapes in a file, load the weights, and return the model.
 
     No trainer is needed. ``model`` may be the LightningModule that was trained, or only the ``submodule`` that was
     pruned. Everything is checked before anything is changed; if loading fails nevertheless, for example in a
     ``set_extra_state`` of the model, all is put back.
 
     Args:
-        model: built as for training.
+        model: built as for training, or cut before: it carries the record of its cuts, and gets its dense shapes
+            back.
         path: a Lightning checkpoint (also one with weights only), the ``net.pt`` of a run, or a ``.safetensors``
             file that :func:`save_pruned` wrote.
         verify: whether the checksums of the file must be right, and names, shapes and dtypes of ``model`` those of
@@ -90,11 +94,19 @@ def load_network_(model: nn.Module, saved: SavedNetwork, verify: bool = True) ->
     if saved.submodule and set(model.state_dict()).isdisjoint(saved.weights):
         weights = without_prefix(saved.weights, f"{saved.submodule}.")
         saved = replace(saved, weights=weights, submodule="", copies={})
-    target, parts = find_submodule(model, saved.submodule), saved.parts(model)
+    parts = saved.parts(model)
+    find_submodule(model, saved.submodule)
+    with _dense_if_needed_(model, parts, saved.weights):
+        _cut_and_load_(model, parts, saved, verify)
+    return model
+
+
+def _cut_and_load_(model: nn.Module, parts: Sequence[Part], saved: SavedNetwork, verify: bool) -> None:
+    """Cut the parts of a dense model and load its weights; if that fails, all is put back."""
     check_weights(model, parts, saved.weights)
     _check_kinds(model, saved.weights, same_dtype=saved.verified)
     if saved.record is not None:
-        saved.record.check(target, verify)
+        saved.record.check(parts[0][0], verify)
     replaced = [x for part, record in parts for name, x in named_tensors(part).items() if name in record.kept]
     try:
         with unchanged_on_error(model, replaced):
@@ -107,7 +119,25 @@ def load_network_(model: nn.Module, saved: SavedNetwork, verify: bool = True) ->
         raise RecordError(
             f"the file does not load into {type(model).__name__}, which is as it was: {error}"
         ) from error
-    return model
+
+
+@contextmanager
+def _dense_if_needed_(model: nn.Module, parts: Sequence[Part], weights: Mapping[str, Any]) -> Iterator[None]:
+    """Give a model that was cut before its dense shapes back, unless the weights fit its present ones.
+
+    If the block raises, the model is cut as before.
+    """
+    try:
+        check_weights(model, parts, weights)
+    except RecordError:
+        if any(notes_of(model)):
+            networks = [part for part, _ in parts] or [model]
+            with dense_again_(
+                [(network, networks[1:] if n == 0 else ()) for n, network in enumerate(networks)]
+            ):
+                yield
+            return
+    yield
 
 
 def save_pruned(

@@ -37,6 +37,8 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
     for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
         if attribute == "hidden_size" and isinstance(module, nn.LSTM) and module.proj_size:
             continue  # the width of the projection stands there; that of the states never changes
+        if attribute not in vars(module):  # a property, say, which follows the tensors by itself
+            continue
         tensor = _stored_tensor(module, name)
         tensor = _stored_tensor(module, "running_mean") if tensor is None else tensor  # norms without weight
         if tensor is not None:
@@ -64,6 +66,15 @@ def _stored_tensor(module: nn.Module, name: str) -> Tensor | None:
     parts = parametrizations[name]
     originals = [tensor for tensor in {**parts._parameters, **parts._buffers}.values() if tensor is not None]
     return max(originals, key=Tensor.numel, default=None)  # weight norm stores magnitudes and directions
+
+
+def size_paths(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the paths of the size attributes of the modules that own the tensors ``names``."""
+    owners = sorted({name.rpartition(".")[0] for name in names})
+    paths = (
+        (owner, attribute) for owner in owners for attribute, _ in current_sizes(model.get_submodule(owner))
+    )
+    return [f"{owner}.{attribute}".lstrip(".") for owner, attribute in paths]
 
 
 def update_sizes_(model: nn.Module, names: Iterable[str]) -> dict[str, int | tuple[int, ...]]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.serialization.cut_notes import CutState, note_cut
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.surgery.module_sizes import update_sizes_
+from lightning_prune.surgery.module_sizes import size_paths, update_sizes_
 from lightning_prune.surgery.optimizer_state import CutParameter, check_buffers, cut_state_
 from lightning_prune.surgery.proof import ProofError, concerned_units, prove
 from lightning_prune.surgery.rollback import snapshot
@@ -96,6 +97,8 @@ def prune_(
     tensors = named_tensors(model)
     before = {name: tensors[name].data for name in indices}
     shapes, dense = {name: list(data.shape) for name, data in before.items()}, fingerprint(model)
+    paths = _attribute_paths(model, settings)
+    state = CutState.of(model, indices, [*paths, *size_paths(model, indices)])
     with gc_paused(), _rolled_back(snapshot(model, indices, optimizers), graph, remove):
         _cut_(tensors, indices, optimizers)
         for attribute, value in settings:
@@ -105,8 +108,9 @@ def prune_(
         prove(graph, kept, indices)
         drop_caches_(model)
     freeze_empty_(tensors.values())
-    attributes = _new_attributes(model, settings, updated_sizes)
-    return PruningRecord(indices, shapes, attributes, dense=dense)
+    record = PruningRecord(indices, shapes, _new_attributes(paths, updated_sizes), dense=dense)
+    note_cut(model, record.kept, record.shapes, record.attributes, state)
+    return record
 
 
 def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
@@ -260,15 +264,23 @@ def _rolled_back(restore: Callable[[], None], graph: ChannelGraph, remove: Units
         raise
 
 
-def _new_attributes(
-    model: nn.Module, settings: Sequence[tuple[Attribute, int]], updated_sizes: Mapping[str, Any]
-) -> dict[str, int | list[int]]:
-    """Return every attribute that was set, by its path, with its present value."""
+def _attribute_paths(
+    model: nn.Module, settings: Sequence[tuple[Attribute, int]]
+) -> dict[str, tuple[nn.Module, str]]:
+    """Return the path of every attribute that will be set -> its module, and its name there."""
     names = {id(module): name for name, module in model.named_modules()}
-    values: dict[str, Any] = {}
+    paths = {}
     for attribute, _ in settings:
         item = attribute.item
         name = named_path(attribute.name, item) if isinstance(item, str) else attribute.name
-        values[f"{names[id(attribute.owner)]}.{name}".lstrip(".")] = read_size(attribute.owner, name)
+        paths[f"{names[id(attribute.owner)]}.{name}".lstrip(".")] = (attribute.owner, name)
+    return paths
+
+
+def _new_attributes(
+    paths: Mapping[str, tuple[nn.Module, str]], updated_sizes: Mapping[str, Any]
+) -> dict[str, int | list[int]]:
+    """Return every attribute that was set, by its path, with its present value."""
+    values = {path: read_size(owner, name) for path, (owner, name) in paths.items()}
     values.update(updated_sizes)
     return {path: size if isinstance(size, int) else list(size) for path, size in values.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_prune.serialization.cut_notes import NOTE
 from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
 from lightning_prune.utils.modules import named_tensors, set_data
 
@@ -47,6 +48,8 @@ def snapshot(
             tensor.grad = grad
             tensor.requires_grad_(requires_grad)
         for module, attributes in modules:
+            if NOTE not in attributes:
+                vars(module).pop(NOTE, None)
             vars(module).update(attributes)
         for tensor, data in buffers:
             set_data(tensor, data)
