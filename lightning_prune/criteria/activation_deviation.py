@@ -127,9 +127,10 @@ class ActivationDeviation(Metric):
         if self.grid is None and coarse_shape(activation, None) != cells:
             sizes = f"{cells}, then {tuple(activation.shape[2:])}"
             raise ValueError(f"the exact form needs maps of one size, got {sizes}; set a grid")
-        self.total += summed_map(activation, cells)
-        self.samples += len(activation)
-        self.positions += len(activation) * int(np.prod(activation.shape[2:], dtype=np.int64))
+        # New tensors, since LayerMetrics.rewind goes back to the old ones.
+        self.total = self.total + summed_map(activation, cells)
+        self.samples = self.samples + len(activation)
+        self.positions = self.positions + len(activation) * int(np.prod(activation.shape[2:], dtype=np.int64))
 
     def compute(self) -> Tensor:
         """Return the deviation of each channel, shape (C,)."""

@@ -41,7 +41,7 @@ class MeanActivation(Metric):
         """Add one batch of a layer's output, shape (N, C) or (N, C, ...)."""
         magnitude = activation.detach().movedim(1, 0).flatten(1).abs().sum(1, dtype=torch.float32)
         self.total = self.total + magnitude if len(self.total) else magnitude
-        self.positions += activation.numel() // activation.shape[1]
+        self.positions = self.positions + activation.numel() // activation.shape[1]
 
     def compute(self) -> Tensor:
         """Return the mean of each channel, shape (C,)."""

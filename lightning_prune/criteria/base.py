@@ -38,6 +38,9 @@ NO_STATISTICS: Statistics = MappingProxyType({})
 class Observer(Protocol):
     """Collects the statistics of a criterion while the network trains.
 
+    It may also define ``mark()`` and ``rewind()``, to go back to what it had collected when a batch began: a batch
+    that an exception has ended is observed again when training resumes.
+
     Attributes:
         active: whether forwards and steps are observed at the moment; set by the caller.
         observes_steps: True if :meth:`on_step` supplies the data, which only training itself can do; False if

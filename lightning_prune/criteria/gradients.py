@@ -27,6 +27,7 @@ from lightning_prune.criteria.reduction import (
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.arguments import check_choice
+from lightning_prune.utils.modules import stored_tensor
 
 __all__ = ["Gradients", "TaylorGate", "TaylorWeight"]
 
@@ -80,6 +81,7 @@ class Gradients:
         self.sources = dict(sources)
         self.sums: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
+        self._marked: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     def attach(self) -> Gradients:
         """Start to observe; no hooks are needed."""
@@ -98,6 +100,14 @@ class Gradients:
         finite = values.isfinite().all()  # stays on the device: no synchronisation
         self.sums[name] = self.sums.get(name, 0) + torch.where(finite, values, 0)
         self.steps[name] = self.steps.get(name, 0) + finite.long()
+
+    def mark(self) -> None:
+        """Remember the present sums, for :meth:`rewind`."""
+        self._marked = dict(self.sums), dict(self.steps)
+
+    def rewind(self) -> None:
+        """Go back to the sums of the last :meth:`mark`."""
+        self.sums, self.steps = map(dict, self._marked)
 
     def detach(self) -> None:
         """Stop observing."""
@@ -285,6 +295,6 @@ def gates(graph: ChannelGraph, model: nn.Module) -> dict[str, Gate]:
 
 def _gate(model: nn.Module, name: str, dim: int, units: Units) -> Gate:
     owner = model.get_submodule(name.rpartition(".")[0])
-    bias = getattr(owner, "bias", None)
+    bias = stored_tensor(owner, "bias")
     bias = bias if isinstance(bias, nn.Parameter) and len(bias) == len(units) else None
     return Gate(units, model.get_parameter(name), bias, dim)

@@ -45,6 +45,7 @@ class LayerMetrics:
         self.active = True
         self.metrics = dict(metrics)
         self._handles: list[RemovableHandle] = []
+        self._marked: dict[str, dict[str, Any]] = {}
 
     def register_hooks(self) -> Iterable[RemovableHandle]:
         """Register the forward hooks and return their handles."""
@@ -64,6 +65,16 @@ class LayerMetrics:
 
     def on_step(self, parameters: Iterable[Tensor]) -> None:
         """Do nothing: gradients are not observed."""
+
+    def mark(self) -> None:
+        """Remember the present statistics for :meth:`rewind`; metrics must replace their states, not change them."""
+        self._marked = {name: dict(vars(metric)) for name, metric in self.metrics.items()}
+
+    def rewind(self) -> None:
+        """Go back to the statistics of the last :meth:`mark`."""
+        for name, attributes in self._marked.items():
+            vars(self.metrics[name]).clear()
+            vars(self.metrics[name]).update(attributes)
 
     def reset(self) -> None:
         """Discard the statistics."""

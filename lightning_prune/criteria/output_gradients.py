@@ -59,6 +59,7 @@ class OutputGradients:
             name: torch.zeros(len(gate.units), device=gate.weight.device) for name, gate in self.gates.items()
         }
         self.observed = 0
+        self._marked = dict(self.sums), 0
         self._handle: RemovableHandle | None = None
 
     def attach(self) -> Self:
@@ -73,13 +74,22 @@ class OutputGradients:
             self._handle.remove()
         self._handle = None
 
+    def mark(self) -> None:
+        """Remember the present sums, for :meth:`rewind`."""
+        self._marked = dict(self.sums), self.observed
+
+    def rewind(self) -> None:
+        """Go back to the sums of the last :meth:`mark`."""
+        sums, self.observed = self._marked
+        self.sums = dict(sums)
+
     def on_step(self, parameters: Iterable[Tensor]) -> None:
         """Do nothing: the gradients of the loss are not observed."""
 
     def _observe(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.active and self.observed < self.batches:
             for name, values in self._squares(args, kwargs).items():
-                self.sums[name] += values
+                self.sums[name] = self.sums[name] + values
             self.observed += 1
 
     def _squares(self, args: Any, kwargs: Any) -> dict[str, Tensor]:

@@ -62,6 +62,7 @@ class PruningSession:
     exhausted: bool = False
     owed: int | None = None
     surgery: Surgery | None = None
+    _within_batch: bool = False
 
     @property
     def stopped(self) -> Stop:
@@ -86,6 +87,24 @@ class PruningSession:
         """Activate or pause the observer."""
         if self.observer is not None:
             self.observer.active = active
+
+    def begin_batch(self) -> None:
+        """Observe the training batch that begins."""
+        self.set_observing(True)
+        self._within_batch = self.observer is not None
+        if (mark := getattr(self.observer, "mark", None)) is not None:
+            mark()
+
+    def end_batch(self) -> None:
+        """Stop observing after a training batch."""
+        self.set_observing(False)
+        self._within_batch = False
+
+    def drop_batch(self) -> None:
+        """Forget what was observed of a batch that an exception has ended: it is repeated when training resumes."""
+        if self._within_batch and (rewind := getattr(self.observer, "rewind", None)) is not None:
+            rewind()
+        self._within_batch = False
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Show the observer the gradients with which ``optimizer`` is about to step."""

@@ -22,7 +22,7 @@ from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.seeding import random_state, set_random_state
 
-__all__ = ["Resumption"]
+__all__ = ["Resumption", "is_within_batch"]
 
 
 def generators_of(trainer: L.Trainer) -> list[torch.Generator]:
@@ -50,12 +50,16 @@ class Resumption:
         self._epoch_start: dict[str, Any] | None = (
             None  # random state from which this epoch's batches are drawn
         )
+        self._before_batch: Any = (
+            None  # random state from which the next batch is drawn; None: the epoch's first
+        )
+        self._interrupted: dict[str, Any] = {}  # after an exception: the random state to continue with
         self._loaded: Mapping[str, Any] | None = None  # result of `save`, until it is restored
         self._batch_ended = self._epoch_ended = False  # which hook the checkpoint came from
 
     def save(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the entry for a checkpoint, as tensors and plain values. All processes must call it."""
-        now = random_state(generators_of(trainer))
+        now = self._interrupted["now"] if self._interrupted else random_state(generators_of(trainer))
         metrics = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
         ranks = gather_all({"start": self._epoch_start, "now": now})
         return {"epoch": trainer.current_epoch, "ranks": ranks, "metrics": metrics}
@@ -99,8 +103,20 @@ class Resumption:
             self._restore(trainer)
             # An uninterrupted run draws the batches of an epoch after this hook; a resumed one must do so, too.
             internals.fetch_after_epoch_start(trainer)
+        self._before_batch = None
         if trainer.current_epoch > 0:
             self._epoch_start = random_state(generators_of(trainer))
+
+    def before_batch(self, trainer: L.Trainer) -> None:
+        """Note the random state from which the next batch will be drawn."""
+        self._before_batch = random_state(generators_of(trainer))
+
+    def on_exception(self, trainer: L.Trainer) -> None:
+        """Continue with the batch that the exception has ended, or kept from being drawn."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_drawn = not progress.is_last_batch and not is_batch_complete(trainer)
+        if trainer.training and (is_within_batch(trainer) or is_drawn):
+            self._interrupted = {"now": self._before_batch}
 
     def on_train_epoch_end(self, trainer: L.Trainer) -> None:
         """Have Lightning step plateau schedulers: after a restart it skips them, as if their metrics were missing."""
@@ -132,8 +148,22 @@ class Resumption:
 
     def _restore(self, trainer: L.Trainer) -> None:
         assert self._loaded is not None
-        set_random_state(self._loaded["ranks"][trainer.global_rank]["now"], generators_of(trainer))
-        self._loaded = None
+        now = self._loaded["ranks"][trainer.global_rank]["now"]
+        if now is not None:  # else nothing was drawn yet from the state in which the epoch began
+            set_random_state(now, generators_of(trainer))
+        self._before_batch, self._loaded = now, None
+
+
+def is_within_batch(trainer: L.Trainer) -> bool:
+    """Return whether a training batch has begun, and a run that is resumed now will begin with it."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]
+    return bool(batches["ready"] > batches["processed"])
+
+
+def is_batch_complete(trainer: L.Trainer) -> bool:
+    """Return whether the last training batch has ended but for the hooks of its end."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]
+    return bool(batches["processed"] > batches["completed"])
 
 
 def _complete_batch_(loops: dict[str, Any]) -> bool:
