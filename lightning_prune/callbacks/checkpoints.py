@@ -10,7 +10,7 @@ dense baseline runs with the same configuration.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,14 @@ class BudgetCheckpoint(ConditionalCheckpoint):
         super().on_train_end(trainer, pl_module)
         if not self.best_model_path:
             _warn_nothing_written(self)
+
+    def worker_results(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return, in a process that a launcher started, where the best model is."""
+        return {"best": str(self.best_model_path), "score": self.best_model_score}
+
+    def on_worker_results(self, trainer: L.Trainer, results: Mapping[str, Any], weights: Any) -> None:
+        """Take over the result of :meth:`worker_results` in the main process."""
+        self.best_model_path, self.best_model_score = results["best"], results["score"]
 
     def monitored(self, trainer: L.Trainer, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add the value of the function, if a function is monitored."""
@@ -184,6 +192,14 @@ class BestOfLast(Checkpoint):
         choose = min if self.mode == "min" else max
         self.best_value, model = choose(reversed(self._models), key=lambda entry: entry[0])
         rank_zero_only(write_safetensors)(model, self.path)
+
+    def worker_results(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return, in a process that a launcher started, the value of the model that was written."""
+        return {"best": self.best_value}
+
+    def on_worker_results(self, trainer: L.Trainer, results: Mapping[str, Any], weights: Any) -> None:
+        """Take over the result of :meth:`worker_results` in the main process."""
+        self.best_value = results["best"]
 
 
 def best_weights(trainer: L.Trainer) -> dict[str, Tensor] | None:

@@ -7,10 +7,13 @@ Each docstring names the private member and says why no public interface does th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
@@ -19,8 +22,10 @@ from lightning.pytorch.core.optimizer import _configure_optimizers
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -180,6 +185,56 @@ def is_unwrapped_compiled(module: L.LightningModule) -> bool:
 def is_local_path(path: str | Path) -> bool:
     """Call ``_is_local_file_protocol``: Lightning's own test which paths ``torch.save`` can write."""
     return _is_local_file_protocol(path)
+
+
+def hand_over_worker_results() -> None:
+    """Have launchers that start processes give the main process what callbacks of the first one hand over.
+
+    ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook`` train in other processes; the main one gets back weights, the
+    path of the best checkpoint, and metrics. A callback that defines ``worker_results(trainer) -> dict`` is asked
+    after training in the first process, and ``on_worker_results(trainer, results, weights)`` of the same callback,
+    by ``state_key``, is called in the main process before the weights are loaded.
+
+    Calls ``_CallbackConnector._attach_model_callbacks``, and overrides
+    ``_MultiProcessingLauncher.get_extra_results`` and ``_recover_results_in_main_process``: no callback has a hook
+    in the main process.
+    """
+    launcher, key = _MultiProcessingLauncher, "lightning_prune"
+    get, recover = launcher.get_extra_results, launcher._recover_results_in_main_process
+    if hasattr(get, "_hands_over"):
+        return
+
+    @wraps(get)
+    def get_extra_results(self: Any, trainer: L.Trainer) -> dict[str, Any]:
+        callbacks: list[Any] = trainer.callbacks if trainer.state.fn == TrainerFn.FITTING else []  # type: ignore[attr-defined]
+        results = {
+            it.state_key: it.worker_results(trainer) for it in callbacks if hasattr(it, "worker_results")
+        }
+        buffer = BytesIO()
+        torch.save(
+            results, buffer
+        )  # as bytes, like Lightning's own: shared memory of tensors ends with the process
+        return {**get(self, trainer), key: buffer.getvalue()}
+
+    @wraps(recover)
+    def _recover_results_in_main_process(self: Any, worker_output: Any, trainer: L.Trainer) -> None:
+        packed = BytesIO(worker_output.extra[key])
+        results = torch.load(packed, map_location="cpu", weights_only=True)
+        if results and worker_output.weights_path is not None:
+            if not results.keys() <= {it.state_key for it in trainer.callbacks}:  # type: ignore[attr-defined]
+                trainer._callback_connector._attach_model_callbacks()  # those that the module brings
+            weights = self._strategy.checkpoint_io.load_checkpoint(worker_output.weights_path)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if callback.state_key in results and hasattr(callback, "on_worker_results"):
+                    callback.on_worker_results(trainer, results[callback.state_key], weights)
+        recover(self, worker_output, trainer)
+
+    get_extra_results._hands_over = True  # type: ignore[attr-defined]
+    launcher.get_extra_results = get_extra_results  # type: ignore[method-assign]
+    launcher._recover_results_in_main_process = _recover_results_in_main_process  # type: ignore[method-assign]
+
+
+hand_over_worker_results()
 
 
 # -- callbacks -------------------------------------------------------------------------------------------------
