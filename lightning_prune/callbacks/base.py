@@ -14,13 +14,16 @@ from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import CHECKPOINT_KEY, names_of_copies
+from lightning_prune.serialization.carried_record import carried_record
+from lightning_prune.serialization.record import PruningRecord, RecordError
+from lightning_prune.serialization.saving import CHECKPOINT_KEY, find_submodule, names_of_copies
 from lightning_prune.surgery.optimizer_state import CutParameter
 from lightning_prune.trainer.checkpoint_hooks import (
     add_to_checkpoints,
+    fits_module,
+    resize_with_copies_,
+    saved_entry,
     set_load_hook,
-    shrink_with_copies_,
 )
 from lightning_prune.trainer.checks import check_alone, check_strategy
 from lightning_prune.trainer.copy_watch import CopyWatch
@@ -35,11 +38,12 @@ from lightning_prune.trainer.followers import (
     resolve_followers,
     unnamed_copies,
 )
-from lightning_prune.trainer.resume import Resumption
+from lightning_prune.trainer.resume import Resumption, is_within_batch
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.training_state import callbacks_of, target_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
 from lightning_prune.utils.distributed import gather_all
+from lightning_prune.utils.modules import is_within
 
 __all__ = ["PruningCallbackBase"]
 
@@ -75,6 +79,7 @@ class PruningCallbackBase(L.Callback):
         self._resumption = Resumption()
         self._watch: CopyWatch | None = None
         self._session_state: Mapping[str, Any] | None = None  # from a checkpoint, until training starts
+        self._ended_session: Mapping[str, Any] | None = None  # of the last training, for checkpoints after it
 
     def has_current_score(self, trainer: L.Trainer) -> bool:
         """Return whether the latest metrics are those of the network after its last cut."""
@@ -90,15 +95,25 @@ class PruningCallbackBase(L.Callback):
         check_alone(
             [callback for callback in callbacks_of(trainer) if isinstance(callback, PruningCallbackBase)]
         )
-        self._resumption, self._session_state, self._watch = Resumption(), None, None
+        self._session_state, self._watch = None, None
+        if stage == "fit":
+            self._resumption, self._ended_session = Resumption(), None
         self.copies = self.copies if self.record else {}
-        set_load_hook(pl_module, lambda checkpoint: self._shrink(trainer, pl_module, checkpoint))
+        self._take_over_record(pl_module)
+        set_load_hook(pl_module, lambda checkpoint: self._resize(trainer, pl_module, checkpoint))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; keep what was observed, for checkpoints that are written from now on."""
+        if stage in ("validate", "test", "predict"):
+            # The state may be that of a checkpoint before the end of training, where the trainer still is.
+            ended = trainer.global_step if self.timing.by_steps else trainer.current_epoch - 1
+            self._last_handled = max(self._last_handled, ended)
         set_load_hook(pl_module, None)
         self.retraining.warmup.detach()
         if self._session:
+            if is_within_batch(trainer):
+                self._session.drop_batch()
+            self._ended_session = self._session.state()
             self._session.stop_observing()
         self._session = None
 
@@ -108,6 +123,7 @@ class PruningCallbackBase(L.Callback):
         """Remove all hooks; say what may be wrong if a copy of the network was not cut along."""
         if self._watch is not None and self.history and isinstance(exception, Exception):
             self._watch.explain(exception)
+        self._resumption.on_exception(trainer)
         self.teardown(trainer, pl_module, "exception")
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,7 +154,7 @@ class PruningCallbackBase(L.Callback):
         """Add the record, and all that resuming needs, at the top level of the checkpoint."""
         checkpoint[CHECKPOINT_KEY] = {
             **self._record_entry(),
-            "runs": gather_all(self._session.state() if self._session else None),
+            "runs": gather_all(self._session.state() if self._session else self._ended_session),
             "resume": self._resumption.save(trainer),
             "final": self.retraining.final and not self.retraining.pending,
         }
@@ -148,27 +164,107 @@ class PruningCallbackBase(L.Callback):
     ) -> None:
         """Prepare to resume training; testing needs weights and record only."""
         saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if trainer.state.fn != TrainerFn.FITTING or "resume" not in saved:
+        if "resume" not in saved:
+            return
+        states = saved["runs"]
+        state = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._ended_session = state
             return
         self._resumption.load(trainer, saved["resume"], checkpoint)
-        states = saved["runs"]
-        self._session_state = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        self._session_state = state
         if saved["final"]:
             self.retraining.use_final_phase(pl_module)
+
+    def worker_results(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return, in a process that a launcher started for training, what the main process has to know."""
+        return {"entry": self._record_entry(), "state": self.state_dict(), "session": self._ended_session}
+
+    def on_worker_results(
+        self, trainer: L.Trainer, results: Mapping[str, Any], weights: Mapping[str, Any]
+    ) -> None:
+        """Follow the training in other processes: resize the module of this one, and take over the state.
+
+        Args:
+            trainer: of the main process.
+            results: what :meth:`worker_results` returned.
+            weights: of the trained network, which are loaded next.
+        """
+        checkpoint = {CHECKPOINT_KEY: results["entry"], "state_dict": weights}
+        self._resize(trainer, trainer.lightning_module, checkpoint)
+        self.load_state_dict(results["state"])
+        self._ended_session = results["session"]
 
     def _record_entry(self) -> dict[str, Any]:
         """Return the part of the checkpoint's entry that loading the weights needs."""
         record = self.record.to_dict() if self.record else None
         return {"record": record, "submodule": self.submodule, "copies": dict(self.copies)}
 
-    def _shrink(
+    def _resize(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Cut the network and its copies to a checkpoint's record, before the weights are loaded."""
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if saved.get("record") is not None:
-            self.record = shrink_with_copies_(trainer, pl_module, saved, checkpoint["state_dict"])
-            self.copies = names_of_copies(saved)
+        """Give the network and its copies the sizes of a checkpoint, before the weights are loaded."""
+        saved, weights = checkpoint.get(CHECKPOINT_KEY), checkpoint["state_dict"]
+        if saved is None:  # a training without pruning wrote it
+            saved = {"record": None, "submodule": self.submodule}
+            if self.record is None or fits_module(pl_module, weights):
+                return
+        self._check_submodule(pl_module, saved)
+        is_resized = resize_with_copies_(trainer, pl_module, saved, weights, self.copies)
+        record = saved.get("record")
+        if record is None and self.record is None:
+            return
+        self.record = None if record is None else PruningRecord.from_dict(record)
+        self.copies = names_of_copies(saved)
+        add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
+        if is_resized:
+            self._forget(trainer, saved)
+
+    def _check_submodule(self, pl_module: L.LightningModule, saved: Mapping[str, Any]) -> None:
+        """Raise RecordError if a checkpoint's record names other tensors than this callback's record would."""
+        submodule = saved.get("submodule")
+        find_submodule(pl_module, submodule or "")
+        if saved.get("record") is not None and (submodule or "") != (self.submodule or ""):
+            raise RecordError(
+                f"the checkpoint was written with submodule={submodule!r}, the callback has {self.submodule!r}: set "
+                "it as in that run"
+            )
+
+    def _forget(self, trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
+        """Forget what belongs to the size that the network had before; a checkpoint with callbacks restores it.
+
+        Args:
+            trainer: holds the optimizers of the training that has ended.
+            saved: this package's entry of the checkpoint whose size the network has now.
+        """
+        self.history, self._ended_session = [], None
+        if trainer.state.fn != TrainerFn.FITTING:
+            for optimizer in trainer.optimizers:  # of the training that has ended, for the next checkpoint
+                optimizer.state.clear()
+
+    def _take_over_record(self, pl_module: L.LightningModule) -> None:
+        """Continue the record that the network carries, if it was pruned before this callback was given to a trainer.
+
+        Raises:
+            ValueError: other parts of the module were pruned, and checkpoints of this callback would not say so.
+        """
+        modules, saved = dict(pl_module.named_modules()), saved_entry(pl_module, CHECKPOINT_KEY)
+        if self.record is not None or (self.submodule or "") not in modules:
+            return
+        before = saved.get("submodule") or ""
+        copies = {name: original for name, original in names_of_copies(saved).items() if name in modules}
+        left_out = [modules[name] for name in copies]
+        is_elsewhere = (
+            saved.get("record") and before in modules and not is_within(before, self.submodule or "")
+        )
+        if is_elsewhere and carried_record(modules[before], left_out):
+            raise ValueError(
+                f"{before or 'the whole module'!r} was pruned before, and checkpoints of a callback that prunes "
+                f"{self.submodule!r} would not say so: set submodule={before or None!r}, or build the module anew"
+            )
+        record = carried_record(modules[self.submodule or ""], left_out)
+        if record or saved:
+            self.record, self.copies = record or None, copies if record else {}
             add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
 
     def _find_copies(self, trainer: L.Trainer, pl_module: L.LightningModule, graph: ChannelGraph) -> None:
@@ -180,7 +276,11 @@ class PruningCallbackBase(L.Callback):
         prunable = prunable_tensors(graph, self.submodule)
         followers = self.followers if self.followers is not None else dict(self.copies)
         originals = resolve_followers(followers, pl_module, prunable)
-        self.copies = copies_by_name(pl_module, copies_to_cut(trainer, pl_module, originals))
+        before, copies = self.copies, copies_to_cut(trainer, pl_module, originals)
+        self.copies = copies_by_name(pl_module, copies)
+        for name in before.keys() - self.copies.keys() if self.record else ():
+            if carried_record(target_of(pl_module, name)):
+                raise ValueError(f"{name!r} was cut along before: name it in followers again")
         if self.followers is None and self.record is None and not has_hook(pl_module, self.submodule):
             self._watch = CopyWatch(unnamed_copies(pl_module, prunable), pl_module, trainer.optimizers)
             self._watch.warn_at_start()

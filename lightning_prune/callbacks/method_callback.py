@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
+from lightning_prune.callbacks.candidate_training import detached_copy
 from lightning_prune.callbacks.compensation import TrainerCompensation
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.compensation.calibration import CompensationSettings
@@ -22,6 +24,7 @@ from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.serialization.carried_record import carried_record, regrow_
 from lightning_prune.surgery.optimizer_state import cut_state_
 from lightning_prune.trainer.batches import first_sample
 from lightning_prune.trainer.checks import (
@@ -168,7 +171,7 @@ class PruningCallback(PruningCallbackBase):
         if not self._batch_seen:
             self._batch_seen = True
             self.method.on_first_batch(trainer, session, batch)
-        session.set_observing(True)
+        session.begin_batch()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
@@ -185,7 +188,8 @@ class PruningCallback(PruningCallbackBase):
     ) -> None:
         """Stop observing outside of training batches; cut if it is due after this step."""
         if self._session:
-            self._session.set_observing(False)
+            self._session.end_batch()
+        self._resumption.before_batch(trainer)
         if self._watch is not None and self.record is None:
             self._watch.on_batch_end()
         cuts = len(self.history)
@@ -198,6 +202,11 @@ class PruningCallback(PruningCallbackBase):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember that the present network is scored."""
         self._validated = self._validated or not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the random state with which training continues."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._resumption.before_batch(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut if it is due, and log."""
@@ -233,10 +242,22 @@ class PruningCallback(PruningCallbackBase):
         super().load_state_dict(state_dict)
         self.method.load_state_dict(state_dict)
 
+    def _record_entry(self) -> dict[str, Any]:
+        """Return the part of the checkpoint's entry that loading the weights needs."""
+        return {**super()._record_entry(), "status": [self.within_budget, self.finished]}
+
+    def _forget(self, trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
+        """Forget what belongs to the size that the network had before."""
+        super()._forget(trainer, saved)
+        self.method.forget()
+        within_budget, finished = saved.get("status", (False, False))
+        self._final_status = (bool(within_budget), bool(finished))
+
     def _start_session(
         self, trainer: L.Trainer, pl_module: L.LightningModule, example: Example
     ) -> PruningSession:
         """Trace the network, and check all that can be checked before training."""
+        self._take_over_record(pl_module)
         target = target_of(pl_module, self.submodule)
         check_no_average_inside(target)
         check_record(target, self.record)
@@ -244,6 +265,8 @@ class PruningCallback(PruningCallbackBase):
         graph = on_all(lambda: self.policy.trace(target, example))
         if self.record is None:
             self._dense = checked_dense_sizes(self.policy, graph, target)
+        elif self._dense is None and carried_record(target):
+            self._dense = self._sizes_before_pruning(target, example)
         shapes = self.record.shapes if self.record else {}
         dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
         session = PruningSession(target, example, graph, dense, is_compiled(pl_module))
@@ -251,6 +274,12 @@ class PruningCallback(PruningCallbackBase):
         self._session = session
         self.method.on_session_start(trainer, session, is_dense=self.record is None)
         return session
+
+    def _sizes_before_pruning(self, target: nn.Module, example: Example) -> DenseSizes:
+        """Return the sizes of the dense network of which ``target`` is what earlier prunings have left."""
+        dense = detached_copy(target)
+        regrow_(dense)
+        return checked_dense_sizes(self.policy, self.policy.trace(dense, example), dense)
 
     def _prune_if_due(self, trainer: L.Trainer, now: int) -> None:
         """Cut at the end of epoch ``now``, or after as many steps, unless that was done already."""

@@ -62,13 +62,14 @@ class Searcher:
         rounds: Rounds,
         workers: Workers,
         repair: SearchRepair | None = None,
+        dense: DenseSizes | None = None,
     ) -> None:
         self.model, self.example, self.training = model, example, training
         self.rounds, self.resource = rounds, single_resource(policy.budget)
         self.policy = replace(policy, amount=None)
         self.ranking = CandidateRanking(model, example, training, rounds, workers, self.resource, repair)
         graph = self._trace()
-        self.dense = DenseSizes.of(graph)
+        self.dense = DenseSizes.of(graph) if dense is None else dense  # of a network that was pruned before
         self.blocks = find_blocks(graph, rounds.blocks, policy.exclude)
         self.reductions = rounds.reductions(target_share(policy.budget, self.dense))
         if not len(training.batches):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
-from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.serialization.carried_record import carried_record, dense_again_
+from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saved_network import CHECKPOINT_KEY, INTEGRITY, integrity_of
 from lightning_prune.serialization.saving import (
+    Part,
     check_weights,
     find_submodule,
     has_shapes_of,
@@ -18,47 +24,155 @@ from lightning_prune.serialization.saving import (
     shrink_,
 )
 from lightning_prune.trainer.followers import call_after_prune, copies_to_cut, has_hook, own_record
+from lightning_prune.utils.modules import named_tensors
 
 #: Former class name of a callback -> its name today. Lightning stores the state of a callback under its class name.
 OLD_STATE_KEYS = {"Teaching": "DistillationCallback"}
 
 
-def shrink_with_copies_(
-    trainer: L.Trainer, pl_module: L.LightningModule, saved: Mapping[str, Any], weights: Mapping[str, Any]
-) -> PruningRecord:
+@dataclass(frozen=True)
+class _Part:
+    """A network that a checkpoint describes: what was pruned, or a copy that was cut along.
+
+    Attributes:
+        module: the network.
+        record: what is removed from it in the checkpoint.
+        copies: copies within it, which are parts of their own.
+        inside: whether its weights belong to the LightningModule.
+    """
+
+    module: nn.Module
+    record: PruningRecord
+    copies: Sequence[nn.Module]
+    inside: bool
+
+
+def resize_with_copies_(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    saved: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    copies: Mapping[str, str],
+) -> bool:
     """Cut the network, and all copies that were cut along, to the record of a checkpoint, before its weights load.
 
-    If that changes the network, ``on_after_prune`` of the module is called with the record.
+    A network that was cut already takes on any other size: it gets its dense shapes back first. If a dense module is
+    cut, its ``on_after_prune`` is called with the record.
 
     Args:
         trainer: its callbacks may hold averaged copies.
-        pl_module: is cut in place.
-        saved: this package's entry of the checkpoint: ``record``, ``submodule`` and ``copies``.
+        pl_module: is resized in place.
+        saved: this package's entry of the checkpoint: ``record`` (None: nothing was removed), ``submodule`` and
+            ``copies``.
         weights: the ``state_dict`` of the checkpoint.
+        copies: copies in the module that were cut along so far -> their originals.
 
     Returns:
-        The record of the checkpoint.
+        Whether the network was resized.
 
     Raises:
-        RecordError: weights and module do not fit.
+        RecordError: weights and module do not fit; the module is as it was.
     """
-    record, submodule = PruningRecord.from_dict(saved["record"]), saved["submodule"]
-    target, names = find_submodule(pl_module, submodule or ""), names_of_copies(saved)
+    parts = _parts(trainer, pl_module, saved, copies)
+    present = [carried_record(part.module, part.copies) for part in parts]
+    if all(now.kept == part.record.kept for now, part in zip(present, parts, strict=True)):
+        return False
+    if not any(present):
+        return _cut_dense_(pl_module, parts, saved.get("submodule"), weights)
+    _check_grown(pl_module, parts, weights)
+    with dense_again_([(part.module, part.copies) for part in parts]):
+        check_weights(pl_module, _of_module(parts), weights, strict=False)
+        for part in parts:
+            part.record.apply_(part.module, verify=False)
+    if has_hook(pl_module, saved.get("submodule")):
+        _check_hook(trainer)
+    return True
+
+
+def _parts(
+    trainer: L.Trainer, pl_module: L.LightningModule, saved: Mapping[str, Any], present: Mapping[str, str]
+) -> list[_Part]:
+    """Return the network and its copies, each with its record in the checkpoint."""
+    plain = saved.get("record")
+    record = PruningRecord() if plain is None else PruningRecord.from_dict(plain)
+    submodule, names = saved.get("submodule"), names_of_copies(saved)
+    target = find_submodule(pl_module, submodule or "")
     for name in names:
         find_submodule(pl_module, name)
+    modules = dict(pl_module.named_modules())
+    names = {name: original for name, original in present.items() if name in modules} | names
     copies = copies_to_cut(trainer, pl_module, names)
-    parts = [(copy.module, own_record(copy, pl_module, record, submodule)) for copy in copies]
+    inside, own = {id(module) for module in modules.values()}, {id(module) for module in target.modules()}
+    within = [copy.module for copy in copies if id(copy.module) in own]
+    parts = [_Part(target, record, within, True)]
+    for copy in copies:
+        cut = own_record(copy, pl_module, record, submodule)
+        parts.append(_Part(copy.module, cut, (), id(copy.module) in inside))
+    return parts
+
+
+def _of_module(parts: Sequence[_Part]) -> list[Part]:
+    return [(part.module, part.record) for part in parts if part.inside]
+
+
+def _cut_dense_(
+    pl_module: L.LightningModule, parts: Sequence[_Part], submodule: str | None, weights: Mapping[str, Any]
+) -> bool:
+    """Cut a dense module; return False if it was built with the sizes of the checkpoint."""
+    target, record = parts[0].module, parts[0].record
     is_dense = not has_shapes_of(target, record)
     if is_dense and not has_hook(pl_module, submodule):
-        inside = {id(module) for module in pl_module.modules()}
-        inner = [part for part in parts if id(part[0]) in inside]
-        check_weights(pl_module, [(target, record), *inner], weights, strict=False)
-    shrink_(target, record)
-    for copy, own in parts:
-        shrink_(copy, own)
+        check_weights(pl_module, _of_module(parts), weights, strict=False)
+    for part in parts:
+        shrink_(part.module, part.record)
     if is_dense:
         call_after_prune(pl_module, submodule, record)
-    return record
+    return is_dense
+
+
+def _check_grown(pl_module: L.LightningModule, parts: Sequence[_Part], weights: Mapping[str, Any]) -> None:
+    """Raise RecordError if a tensor has to grow and the checkpoint has no values for it."""
+    grown = {
+        id(tensor): name
+        for part in parts
+        if part.inside
+        for name, tensor in named_tensors(part.module).items()
+        if name in carried_record(part.module, part.copies).kept
+    }
+    persistent = pl_module.state_dict(keep_vars=True)
+    in_file = {id(tensor) for name, tensor in persistent.items() if name in weights}
+    missing = [grown[key] for key in grown if key in set(map(id, persistent.values())) - in_file]
+    if missing:
+        raise RecordError(
+            f"the network was cut since, and the checkpoint has no values for {missing[0]!r}, which was removed in "
+            "part; load it into a module that is built anew"
+        )
+
+
+def _check_hook(trainer: L.Trainer) -> None:
+    """Warn, or raise RecordError if training continues: tensors of the user's own cannot grow again."""
+    message = (
+        "the module was cut further than the checkpoint, and what its on_after_prune has cut keeps its size: build "
+        "the module anew to train on"
+    )
+    if trainer.state.fn == TrainerFn.FITTING:
+        raise RecordError(message)
+    rank_zero_warn(message)
+
+
+def saved_entry(pl_module: L.LightningModule, key: str) -> Mapping[str, Any]:
+    """Return an entry that :func:`add_to_checkpoints` has given to the module; empty if there is none."""
+    hook = vars(pl_module).get("on_save_checkpoint")
+    return hook.args[1].get(key, {}) if isinstance(hook, partial) and hook.func is _save_with else {}
+
+
+def fits_module(pl_module: L.LightningModule, weights: Mapping[str, Any]) -> bool:
+    """Return whether weights have the present shapes of a module, where it has tensors of their names."""
+    try:
+        check_weights(pl_module, [], weights, strict=False)
+    except RecordError:
+        return False
+    return True
 
 
 def set_load_hook(pl_module: L.LightningModule, hook: Callable[[dict[str, Any]], None] | None) -> None:
@@ -66,27 +180,43 @@ def set_load_hook(pl_module: L.LightningModule, hook: Callable[[dict[str, Any]],
 
     Lightning calls the hooks of callbacks only after it has loaded the weights, which is too late to cut.
     """
-    pl_module.__dict__.pop("on_load_checkpoint", None)
+    present = vars(pl_module).get("on_load_checkpoint")
+    if isinstance(present, _LoadHook):
+        del pl_module.on_load_checkpoint
+        if present.replaced is not None:
+            pl_module.on_load_checkpoint = present.replaced  # type: ignore[method-assign]
     if hook is not None:
-        original = pl_module.on_load_checkpoint
-        pl_module.on_load_checkpoint = _LoadHook(hook, original)  # type: ignore[method-assign]
+        replaced = vars(pl_module).get("on_load_checkpoint")
+        pl_module.on_load_checkpoint = _LoadHook(pl_module, replaced, hook)  # type: ignore[method-assign]
 
 
 class _LoadHook:
-    """Calls a hook, then the module's own method. Copies and pickles of the module have the method only."""
+    """The ``on_load_checkpoint`` of a module, after another function; a copy of the module has its own without that.
+
+    Args:
+        pl_module: the module.
+        replaced: what the instance had under that name; None: the method of its class.
+        hook: is called first.
+    """
 
     def __init__(
-        self, hook: Callable[[dict[str, Any]], None] | None, original: Callable[[dict[str, Any]], None]
+        self, pl_module: L.LightningModule, replaced: Callable[..., Any] | None, hook: Callable[..., Any]
     ) -> None:
-        self.hook, self.original = hook, original
+        self.pl_module, self.replaced, self.hook = pl_module, replaced, hook
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if self.hook is not None:
-            self.hook(checkpoint)
-        self.original(checkpoint)
+        self.hook(checkpoint)
+        (self.replaced or partial(type(self.pl_module).on_load_checkpoint, self.pl_module))(checkpoint)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"hook": None, "original": self.original}
+    def __reduce__(self) -> Any:
+        if self.replaced is not None:
+            return _same, (self.replaced,)
+        # Called while the copy is still empty, so that this finds the method of its class.
+        return getattr, (self.pl_module, "on_load_checkpoint")
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any]) -> None:
@@ -97,7 +227,8 @@ def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any])
     """
     hook = vars(pl_module).get("on_save_checkpoint")
     # A partial of an earlier call is replaced, not wrapped: its entries are out of date.
-    original = hook.args[0] if isinstance(hook, partial) else pl_module.on_save_checkpoint
+    is_own = isinstance(hook, partial) and hook.func is _save_with
+    original = hook.args[0] if is_own and hook is not None else pl_module.on_save_checkpoint
     pl_module.on_save_checkpoint = partial(_save_with, original, dict(entries))  # type: ignore[method-assign]
 
 

@@ -15,6 +15,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.serialization.carried_record import carried_record
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import has_shapes_of
 from lightning_prune.utils.distributed import gather_all
@@ -50,8 +51,12 @@ def check_alone(pruning: Sequence[L.Callback]) -> None:
 
 
 def check_record(target: nn.Module, record: PruningRecord | None) -> None:
-    """Raise ValueError if ``target`` does not have the shapes of a callback's record."""
-    if record is not None and not has_shapes_of(target, record):
+    """Raise ValueError if ``target`` was not cut to a callback's record."""
+    if record is None:
+        return
+    kept = carried_record(target).kept
+    is_other = bool(kept) and any(kept.get(name) != dims for name, dims in record.kept.items())
+    if is_other or not has_shapes_of(target, record):
         raise ValueError(
             "this callback has pruned a network of other sizes; give a fresh network a new callback, or resume from "
             "the checkpoint of that run"

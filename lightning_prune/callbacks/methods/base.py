@@ -140,6 +140,9 @@ class PruningMethod(ABC):
     def teardown(self, trainer: L.Trainer) -> None:
         """Undo what :meth:`setup` did."""
 
+    def forget(self) -> None:
+        """Forget what belongs to the size that the network had before a checkpoint of another size was loaded."""
+
     def report(self, summary: str, session: PruningSession) -> str:
         """Return what to print after a cut, given the line that sums it up."""
         return (

@@ -178,6 +178,10 @@ class NetAdapt(PruningMethod):
         resource = next(iter(self.policy.budget))
         return f"{rounds_table(self.rounds_done, resource).markdown()}\n{summary}"
 
+    def forget(self) -> None:
+        """Forget the finished rounds."""
+        self.rounds_done = []
+
     def state_dict(self) -> dict[str, Any]:
         """Return the finished rounds as plain values."""
         return {"rounds": [asdict(each) for each in self.rounds_done]}
@@ -212,7 +216,9 @@ class NetAdapt(PruningMethod):
         optimizer_state = optimizers[0].state_dict() if optimizers else None
         workers = with_default_device(self.workers, trainer)
         repair = SearchRepair.of(self.compensate, network, session.example, batches)
-        search = Searcher(network, session.example, self.policy, training, self.rounds, workers, repair)
+        search = Searcher(
+            network, session.example, self.policy, training, self.rounds, workers, repair, session.dense
+        )
         key = search.key(self.metric, batch_digest(held_out))
         folder = Path(self.folder or Path(trainer.default_root_dir) / "netadapt") / key
         return search.run(optimizer_state, folder, lambda line: self._print(trainer, line), self.verbose)

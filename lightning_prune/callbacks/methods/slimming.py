@@ -70,6 +70,7 @@ class Slimming(PruningMethod):
         self.changes: list[float] = []
         self.folded: list[Folded] = []
         self._average: dict[str, Tensor] = {}  # the moving average of the scales that the method keeps itself
+        self._averaged_at = -1  # number of the last step before which the average was updated
         self.is_closed = False
         self._scales: NormScales | None = None
         self._warned = False
@@ -153,8 +154,11 @@ class Slimming(PruningMethod):
             return
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scales, scaler = self._scales_of(session), getattr(trainer.precision_plugin, "scaler", None)
-        # The average takes in the values before this step, so that a checkpoint is the same in any hook.
-        scales.update_average_(self._average, parameters, self.average_decay)
+        # The average takes in the values before this step, so that a checkpoint is the same in any hook; only once,
+        # since a step that an exception has ended is repeated.
+        if trainer.global_step != self._averaged_at:
+            scales.update_average_(self._average, parameters, self.average_decay)
+            self._averaged_at = trainer.global_step
         scales.penalty.add_(self._current_rho(trainer) * loss_scale(scaler, optimizer), parameters)
 
     def epoch_metrics(self, trainer: L.Trainer, session: PruningSession | None) -> dict[str, float]:
@@ -184,11 +188,17 @@ class Slimming(PruningMethod):
         """Release the scales of this network."""
         self._scales, self._warned = None, False
 
+    def forget(self) -> None:
+        """Forget the moving average, and what cuts have changed."""
+        self._average, self._averaged_at = {}, -1
+        self.is_closed, self.changes, self.folded = False, [], []
+
     def state_dict(self) -> dict[str, Any]:
         """Return the moving average of the scales, and what cuts have changed."""
         folded = [[counts.exact, counts.approximate, counts.lost] for counts in self.folded]
         return {
             "average": dict(self._average),
+            "averaged_at": self._averaged_at,
             "closed": self.is_closed,
             "changes": self.changes,
             "folded": folded,
@@ -197,6 +207,7 @@ class Slimming(PruningMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._average, self.is_closed = dict(state["average"]), state["closed"]
+        self._averaged_at = state.get("averaged_at", -1)
         self.changes = list(state["changes"])
         self.folded = [Folded(*counts) for counts in state["folded"]]
 
