@@ -148,12 +148,15 @@ def test_copies_that_were_cut_along_are_followed_again(tmp_path: Path) -> None:
 def test_the_callback_of_a_run_is_refused_on_a_network_with_other_cuts() -> None:
     callback = pruning()
     run(module := Classifier(), callback)
-    plain = callback.record.to_dict()
-    for name, dims in plain["kept"].items():
-        for dim, indices in dims.items():  # as many others
-            last = plain["shapes"][name][int(dim)] - 1
-            dims[dim] = [last - index for index in reversed(indices)]
-    other = PruningRecord.from_dict(plain).apply_(Classifier())
+    record = callback.record
+    others = {  # as many, but the mirrored ones
+        name: {
+            dim: [record.shapes[name][dim] - 1 - index for index in reversed(indices)]
+            for dim, indices in dims.items()
+        }
+        for name, dims in record.kept.items()
+    }
+    other = PruningRecord(others, record.shapes, record.attributes).apply_(Classifier())
     assert str(other) == str(module)
     assert carried_record(other) != carried_record(module)
     with pytest.raises(ValueError, match="has pruned a network of other sizes"):
