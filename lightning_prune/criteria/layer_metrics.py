@@ -27,6 +27,10 @@ def layers_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:
     return layers
 
 
+#: what torchmetrics binds to each metric; its functions cannot be pickled
+_METHODS = {"update", "compute", "_update_signature"}
+
+
 class LayerMetrics:
     """Base class of observers with one metric per key, which forward hooks feed while attached and active.
 
@@ -68,12 +72,14 @@ class LayerMetrics:
 
     def mark(self) -> None:
         """Remember the present statistics for :meth:`rewind`; metrics must replace their states, not change them."""
-        self._marked = {name: dict(vars(metric)) for name, metric in self.metrics.items()}
+        self._marked = {
+            name: {key: value for key, value in vars(metric).items() if key not in _METHODS}
+            for name, metric in self.metrics.items()
+        }
 
     def rewind(self) -> None:
         """Go back to the statistics of the last :meth:`mark`."""
         for name, attributes in self._marked.items():
-            vars(self.metrics[name]).clear()
             vars(self.metrics[name]).update(attributes)
 
     def reset(self) -> None:

@@ -211,9 +211,8 @@ def hand_over_worker_results() -> None:
             it.state_key: it.worker_results(trainer) for it in callbacks if hasattr(it, "worker_results")
         }
         buffer = BytesIO()
-        torch.save(
-            results, buffer
-        )  # as bytes, like Lightning's own: shared memory of tensors ends with the process
+        # As bytes, like Lightning's own: shared memory of tensors ends with the process.
+        torch.save(results, buffer)
         return {**get(self, trainer), key: buffer.getvalue()}
 
     @wraps(recover)

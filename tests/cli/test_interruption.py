@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended"),
 ]
 CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Let the process hear SIGINT, which shells have background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_what_cannot_be_repaired_is_named():
     assert report.left_alone == {
         "frozen": "frozen",
         "own": "it has a forward of its own",
-        "normed": "its weight is computed",
+        "normed": "its weight or bias is computed",
         "unused": "it did not run",
     }
     assert report.layers.keys() == {"head"}
