@@ -87,6 +87,7 @@ def _summary(content: Row) -> Iterator[str]:
     data, measured = content["summary"], max(content["summary"]["measured"], 1)
     packages = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     missing = content["listed"] - len(content["rows"])
+    since = min((row["at"] for row in content["rows"] if "at" in row), default=content["date"])
     yield f"{content['date']} · {packages} · {content['machine']}. Made by `python -m benchmarks.zoo.more`."
     yield ""
     yield (
@@ -110,7 +111,7 @@ def _summary(content: Row) -> Iterator[str]:
     yield (
         f"- Of {content['listed']} networks on the list, {missing} were not run, {data['not_installed']} belong to "
         f"packages that are not installed, {data['unusable']} cannot be built or run. {data['seconds']} s of "
-        "processor time in all."
+        f"processor time in all. The rows were measured from {since} on, with the code of their time."
     )
 
 
