@@ -5,7 +5,9 @@ In a single process every function returns its input. In a distributed run every
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from torch import Tensor, distributed
@@ -16,10 +18,14 @@ __all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all
 
 T = TypeVar("T")
 
+_ALONE = ContextVar("alone", default=False)  # whether the other processes wait for this one in `from_first`
+
 
 def world_size() -> int:
-    """Return the number of processes."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """Return the number of processes; 1 within :func:`from_first`, since the others wait for its end."""
+    if _ALONE.get() or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
 
 
 def gather_all(value: T) -> list[T]:
@@ -53,6 +59,8 @@ def broadcast(value: T) -> T:
 def from_first(compute: Callable[[], T]) -> T:
     """Run ``compute`` in the process with rank 0 only, and return its result, or raise its error, in all of them.
 
+    The functions of this module that ``compute`` calls take rank 0 for the only process.
+
     Example:
         >>> from_first(lambda: 3)
         3
@@ -62,13 +70,23 @@ def from_first(compute: Callable[[], T]) -> T:
     outcome: tuple[T | None, Exception | None] = (None, None)
     if distributed.get_rank() == 0:
         try:
-            outcome = (compute(), None)
+            with _alone():
+                outcome = (compute(), None)
         except Exception as error:
             outcome = (None, error)
     value, failure = broadcast(outcome)
     if failure is not None:
         raise failure
     return value  # type: ignore[return-value]
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def check_agreement(name: str, value: Any) -> None:

@@ -252,7 +252,7 @@ class Rank(LatencyTable):
 
 def timed() -> Found:
     """Prune to a share of the latency; then use a table that is damaged on the first rank."""
-    table, damaged = Rank(threads=1, cuts=0), Path(sys.argv[1]) / f"damaged {rank_before()}.json"
+    table, damaged = Rank(threads=1, cuts=1), Path(sys.argv[1]) / f"damaged {rank_before()}.json"
     pruning = prune(budget={"latency": 0.6}, amount={"latency": 0.2}, resources={"latency": table})
     found = fit(Net(), pruning)
     if rank() == 0:
