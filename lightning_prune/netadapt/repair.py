@@ -56,10 +56,9 @@ class SearchRepair:
         Raises:
             ValueError: ``compensate`` is something else.
         """
-        settings = compensation_settings(compensate)
+        settings = compensation_settings(compensate, SETTINGS)
         if settings is None:
             return None
-        settings = SETTINGS if compensate is True else settings
         number, chosen = num_images(model, example, settings), list[Any]()
         for batch in batches:
             size = num_samples(inputs_of(batch, model.forward))

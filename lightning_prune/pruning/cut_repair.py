@@ -29,23 +29,28 @@ from lightning_prune.utils.example_inputs import Example, is_image_list
 __all__ = ["CutRepair", "compensation_settings", "num_images"]
 
 FEWEST_IMAGES, FEWEST_ROWS = 32, 256
+#: Without the second fit to all images, which doubles the time and gains little where training follows.
+WITHIN_TRAINING = CompensationSettings(refit=False)
 
 
-def compensation_settings(compensate: bool | CompensationSettings) -> CompensationSettings | None:
+def compensation_settings(
+    compensate: bool | CompensationSettings, default: CompensationSettings = WITHIN_TRAINING
+) -> CompensationSettings | None:
     """Return the settings that an argument ``compensate`` stands for; None: cuts are not repaired.
 
-    ``True`` stands for a repair without the second fit to all images, which doubles the time and gains little where
-    training follows.
+    Args:
+        compensate: the argument.
+        default: settings that ``True`` stands for.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``compensate`` is something else.
 
     Example:
         >>> compensation_settings(False), compensation_settings(True).positions
         (None, 4096)
     """
     if isinstance(compensate, bool):
-        return CompensationSettings(refit=False) if compensate else None
+        return default if compensate else None
     if not isinstance(compensate, CompensationSettings):
         raise ValueError(f"compensate must be True, False or CompensationSettings, got {compensate!r}")
     return compensate

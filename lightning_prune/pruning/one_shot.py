@@ -17,6 +17,7 @@ from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.pruning.cut_repair import compensation_settings
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
@@ -68,7 +69,8 @@ def one_shot(
         >>> net[0].out_channels
         4
     """
-    settings = _settings(bool(batches) if compensate is None else compensate)
+    compensate = bool(batches) if compensate is None else compensate
+    settings = compensation_settings(compensate, CompensationSettings())
     if settings is not None and not batches:
         raise ValueError(
             "compensate needs batches: some 32 images for dense prediction, 128 or more otherwise"
@@ -85,15 +87,6 @@ def one_shot(
         inputs = (inputs_of(batch, model.forward) for batch in batches)
         recalibrate_(model, [batch_inputs for batch_inputs in inputs if batch_inputs is not None])
     return record
-
-
-def _settings(compensate: bool | CompensationSettings) -> CompensationSettings | None:
-    """Return the settings of the repair; None: without one."""
-    if isinstance(compensate, bool):
-        return CompensationSettings() if compensate else None
-    if not isinstance(compensate, CompensationSettings):
-        raise ValueError(f"compensate must be True, False or CompensationSettings, got {compensate!r}")
-    return compensate
 
 
 def _cut_and_compensate_(
