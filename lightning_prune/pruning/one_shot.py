@@ -100,7 +100,7 @@ def _cut_and_compensate_(
     """Cut and repair; warn if the repair was undone, since the network is then no better than without."""
     record, report = cut_and_compensate_(model, graph, remove, batches, optimizers, settings)
     if not report.accepted:
-        warnings.warn(f"the cut was not repaired: {report.reason}", stacklevel=5)
+        warnings.warn(f"the cut was not repaired: {report.reason}", stacklevel=6)  # of the caller of one_shot
     return record
 
 

@@ -175,7 +175,7 @@ def _cut_score(
             on_all(lambda: prune_(model, graph, units[:number]))
         except SurgeryError as error:
             warnings.warn(
-                f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=3
+                f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=4
             )
             return math.nan
         return _score(model, evaluate, examples)

@@ -153,12 +153,14 @@ def test_a_refused_cut_is_a_gap_with_a_warning_that_names_layer_and_reason(
         return prune_(net, graph, remove)
 
     monkeypatch.setattr("lightning_prune.pruning.sensitivity.prune_", refuse)
-    with pytest.warns(UserWarning, match="inner without 5 of 10 filters is refused: nothing for five"):
+    reason = "inner without 5 of 10 filters is refused: nothing for five"
+    with pytest.warns(UserWarning, match=reason) as warned:
         result = sensitivity(model(), EXAMPLE, mean_magnitude, shares=[0.25, 0.5])
     assert [[math.isnan(score) for score in row.scores] for row in result.rows] == [
         [False] * 2,
         [False, True],
     ]
+    assert [warning.filename for warning in warned] == [__file__]
     assert result.to_dict()["rows"][1]["scores"][1] is None
     assert table(result).rows[1][-1] == "-"
     texts = [text.get_text() for text in figure(result).axes[0].texts]
