@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 
 import numpy as np
 from torch import nn
@@ -87,16 +86,15 @@ def cut_(
     met = policy.met_resources(graph, dense)
     importance = on_all(lambda: importance_of(criterion, graph, model, statistics, met))
     restore = snapshot(model, graph.bindings, optimizers)
-    plan = broadcast(policy.plan(graph, importance, dense))
-    for attempt in count(1):
-        if not len(plan):
-            return plan, PruningRecord()
-        attempt_cut = partial(_attempt, surgery or prune_, model, graph, plan, optimizers)
-        record, error = on_all(attempt_cut, undo=restore)
+    plan, refusals = broadcast(policy.plan(graph, importance, dense)), 0
+    while len(plan):
+        attempt = partial(_attempt, surgery or prune_, model, graph, plan, optimizers)
+        record, error = on_all(attempt, undo=restore)
         check_agreement("the cut", record.kept if error is None else str(error))
         if error is None:
             return plan, record
-        refused = _refused_units(graph, plan, error, whole_layers=attempt >= ATTEMPTS)
+        refusals += 1
+        refused = _refused_units(graph, plan, error, whole_layers=refusals >= ATTEMPTS)
         if not len(refused):
             raise error
         warnings.warn(f"{error}; {_described(graph, refused)} stay, selecting again", stacklevel=2)
@@ -106,7 +104,7 @@ def cut_(
             plan = broadcast(policy.plan(graph, importance, dense))
         except ValueError:  # nothing is left that could be removed
             raise error from None
-    raise AssertionError("unreachable")
+    return plan, PruningRecord()
 
 
 def _refused_units(graph: ChannelGraph, plan: Plan, error: SurgeryError, whole_layers: bool) -> Units:
