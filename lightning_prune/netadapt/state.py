@@ -131,7 +131,7 @@ def _read_state(path: Path, verify: bool) -> tuple[SavedNetwork, dict[str, Any],
         if not isinstance(search["start"], str) or not isinstance(search["settings"], dict):
             raise RecordError("the settings of the search are missing")
         rounds = [Round(**item) for item in search["rounds"]]
-        if not (rounds and "optimizer" in search and all(math.isfinite(item.before) for item in rounds[:1])):
+        if not (rounds and "optimizer" in search and math.isfinite(rounds[0].before)):
             raise RecordError("its rounds are missing")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecordError(f"{path} is not the state of a search, or damaged: {error!r}") from error
