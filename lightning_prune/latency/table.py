@@ -106,15 +106,18 @@ class LatencyTable:
             self.execution, torch.device(self.device), self.threads or torch.get_num_threads()
         )
 
+    @property
+    def _is_file(self) -> bool:
+        """Whether ``path`` is one table, and not a folder of several."""
+        return self.path is not None and Path(self.path).suffix == ".json"
+
     def __call__(self, graph: ChannelGraph) -> list[Term]:
         """Return one term for every operator, and one for the constant time of the whole network."""
         if self.measured is None:
             self.measured = from_first(partial(self._load_or_build, graph))
         pieces = EXECUTIONS[self.execution].pieces(graph)
         check_fits(self.measured, pieces, graph)
-        if self.verify and str(self.path).endswith(
-            ".json"
-        ):  # in a folder, files are found by what was measured
+        if self.verify and self._is_file:  # in a folder, files are found by what was measured
             check_network(self.measured, dense_layers(pieces, graph))
         terms = [_term(piece, self.measured) for piece in pieces if self.measured.curve(piece) is not None]
         return [Term("", round(self.measured.correction.constant), ()), *terms]
@@ -177,8 +180,10 @@ class LatencyTable:
 
     def file(self, graph: ChannelGraph) -> Path | None:
         """Return the file of this network's table, None if the table is in memory only."""
-        if self.path is None or Path(self.path).suffix == ".json":
-            return None if self.path is None else Path(self.path)
+        if self.path is None:
+            return None
+        if self._is_file:
+            return Path(self.path)
         evidence, place = dense_trace_of(graph), self.place
         identity = [
             VERSION,
