@@ -21,7 +21,7 @@ from lightning_prune.slimming.contributions import Shift, forward_in_eval_mode, 
 from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.distributed import broadcast
-from lightning_prune.utils.example_inputs import Example, batched_tensors
+from lightning_prune.utils.example_inputs import Example, num_samples
 from lightning_prune.utils.modules import stored_tensor
 
 __all__ = ["Folded", "MeasuredShifts", "fold_", "outputs", "relative_change"]
@@ -142,5 +142,5 @@ class MeasuredShifts:
         if not self.example:
             return math.nan, math.nan
         after = outputs(self.networks[0], self.example)
-        images = Calibration(self.example, len(batched_tensors(self.example)[0]), num_fit=0)
+        images = Calibration(self.example, num_samples(self.example), num_fit=0)
         return relative_change(self.before, after), output_change(self.before, after, images)

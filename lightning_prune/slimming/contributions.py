@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import tracked_norms
-from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.example_inputs import Example, on_device
 from lightning_prune.utils.modules import training_modes
 
 __all__ = ["Shift", "forward_in_eval_mode", "shifts"]
@@ -189,6 +188,6 @@ def _contribution(layer: nn.Module, x: Tensor, inputs: Tensor, filters: Tensor) 
 def forward_in_eval_mode(model: nn.Module, example: Example) -> Any:
     """Run ``model`` in eval mode, without compiled code, on the device of its parameters."""
     device = next(model.parameters()).device  # an averaged copy may be on another device than the batch
-    args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+    args, kwargs = on_device(example, device)
     with training_modes(model, lambda module: False), torch.compiler.set_stance("force_eager"):
         return model(*args, **kwargs)
