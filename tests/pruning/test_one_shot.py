@@ -72,6 +72,8 @@ def test_a_repair_without_batches_is_refused_and_changes_nothing(net):
 
 def test_the_warning_that_nothing_was_repaired_is_at_the_call_of_one_shot(net):
     nn.init.zeros_(net[6].weight)
-    with pytest.warns(UserWarning, match="the cut was not repaired: its outputs are the dense ones") as warned:
+    with pytest.warns(
+        UserWarning, match="the cut was not repaired: its outputs are the dense ones"
+    ) as warned:
         one_shot(net, EXAMPLE, {"macs": 0.5}, L2(), [images()])
     assert [warning.filename for warning in warned] == [__file__]
