@@ -28,7 +28,7 @@ from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.hashing import json_digest
-from lightning_prune.utils.modules import named_shapes
+from lightning_prune.utils.modules import floating_dtype, named_shapes
 
 __all__ = ["Components", "build", "run"]
 
@@ -130,10 +130,10 @@ def _write_interrupted(config: DictConfig, folder: Path, parts: Components, sett
 
 
 def _is_described(config: DictConfig, parts: Components) -> bool:
-    """Return whether the record leads from the dense network to the present one."""
+    """Return whether the record leads from the dense network to the present one, by the shapes of both."""
     dense: nn.Module = instantiate(config.net, _convert_="all")
     record = (parts.pruning.record if parts.pruning else None) or PruningRecord()
-    return named_shapes(record.apply_(dense)) == named_shapes(parts.module.net)
+    return named_shapes(record.apply_(dense, verify=False)) == named_shapes(parts.module.net)
 
 
 def _summary(config: DictConfig, parts: Components, settings: Summary, test: Mapping[str, float]) -> Summary:
@@ -195,13 +195,17 @@ def _prepare(config: DictConfig) -> None:
 
 
 def _measured(config: DictConfig, parts: Components) -> dict[str, Any]:
-    """Return the sizes of the trained network and of a newly built dense one, as arguments of a summary."""
+    """Return the sizes of the trained network and of a newly built dense one, as arguments of a summary.
+
+    Both are measured in the dtype of the trained one, which ``precision="bf16-true"`` and ``"64-true"`` change.
+    """
     device = parts.trainer.strategy.root_device
-    dense: nn.Module = instantiate(config.net, _convert_="all").to(device).eval()
     net = parts.module.net.to(device).eval()
+    dtype = floating_dtype(net.parameters())
+    dense: nn.Module = instantiate(config.net, _convert_="all").to(device, dtype).eval()
     image = parts.module.example_input_array
     assert isinstance(image, torch.Tensor)
-    before, after = compare(dense, net, image[:1].to(device), config.latency_runs)
+    before, after = compare(dense, net, image[:1].to(device, dtype), config.latency_runs)
     return {
         "dense": before.sizes,
         "final": after.sizes,

@@ -28,6 +28,7 @@ from lightning_prune.serialization.json_file import read_json
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saved_network import SavedNetwork, read_network, write_torch
 from lightning_prune.serialization.saving import load_network_
+from lightning_prune.utils.modules import floating_dtype
 
 __all__ = ["Summary", "find_runs", "load_net", "save_net"]
 
@@ -163,10 +164,8 @@ def load_net(net: nn.Module, path: Path) -> nn.Module:
         RecordError: as :func:`~lightning_prune.load_pruned`.
     """
     saved = read_network(path)
-    here, stored = (
-        next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-        for tensors in (net.parameters(), (x for x in saved.weights.values() if isinstance(x, Tensor)))
-    )
+    here = floating_dtype(net.parameters())
+    stored = floating_dtype(x for x in saved.weights.values() if isinstance(x, Tensor))
     if here is None or stored is None or here == stored:
         return load_network_(net, saved)
     return load_network_(net.to(stored), saved).to(here)

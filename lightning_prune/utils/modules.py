@@ -27,6 +27,16 @@ def named_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named_tensors(model).items()}
 
 
+def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """Return the dtype of the first tensor of floating-point numbers; None if there is none.
+
+    Example:
+        >>> floating_dtype([torch.tensor(1), torch.tensor(0.5)])
+        torch.float32
+    """
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+
 def stored_tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return a parameter or buffer of a module as it is stored; None if it has none, or computes it when it is read.
 

@@ -88,6 +88,20 @@ def test_an_interrupted_run_leaves_what_it_has_and_goes_on_to_the_same_bits(
     assert all(torch.equal(value, expected[key]) for key, value in weights(tmp_path / "on").items())
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_an_interrupted_run_in_another_precision_leaves_its_network_and_its_sizes(
+    precision: str, small_run: list[str], tmp_path: Path
+) -> None:
+    assert interrupted([*small_run, f"trainer.precision={precision}"], tmp_path, "SIGTERM", 1) == 143
+    summary, net_weights = Summary.load(tmp_path), weights(tmp_path)
+    assert (summary.status, len(summary.cuts)) == ("interrupted", 1)
+    assert summary.final is not None
+    assert summary.final.macs < summary.dense.macs
+    assert summary.final.bytes < summary.dense.bytes
+    expected = {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert {value.dtype for value in net_weights.values() if value.is_floating_point()} == {expected}
+
+
 def test_a_run_that_is_interrupted_in_its_test_leaves_the_trained_network(
     small_run: list[str], whole: Path, tmp_path: Path
 ) -> None:
