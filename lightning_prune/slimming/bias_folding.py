@@ -80,13 +80,15 @@ def outputs(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
-    """Return ``||after - before|| / ||before||`` over all outputs together; NaN if there are none.
+    """Return ``||after - before|| / ||before||`` over all outputs together; NaN if there are none to compare.
+
+    Outputs whose sizes depend on values, such as the boxes of a detector, may differ in number.
 
     Example:
         >>> relative_change([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 3.0])])
         0.2
     """
-    if not before:
+    if not before or [x.shape for x in before] != [x.shape for x in after]:
         return math.nan
     change = float(sum((a - b).double().square().sum() for b, a in zip(before, after, strict=True)))
     size = float(sum(b.double().square().sum() for b in before))
@@ -134,7 +136,7 @@ class MeasuredShifts:
         return folded[0]
 
     def changes(self) -> tuple[float, float]:
-        """Return by how much the cut has changed the network's outputs; NaN if there was no batch.
+        """Return by how much the cut has changed the network's outputs; NaN if they cannot be compared.
 
         Returns:
             The :func:`relative_change`; and the squared distance as a share of the variance, as a repair measures it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -88,3 +89,24 @@ def test_measuring_does_not_change_the_network() -> None:
     MeasuredShifts([net], graph, scales, graph.layers["0.weight"][:3], ((example,), {}))
     assert same(net.state_dict(), before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+class Chosen(nn.Module):
+    """Returns the rows whose first number is positive, as a detector returns boxes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0]
+
+
+def test_outputs_whose_number_depends_on_values_are_not_compared() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3), Chosen())
+    set_small_scales(net, 1e-4)
+    example = torch.randn(16, 2)
+    graph = trace(net, example)
+    remove = graph.layers["0.weight"][:3]
+    measured = MeasuredShifts([net], graph, slimmable(graph, net), remove, ((example,), {}))
+    assert len(measured.before[0])
+    prune_(net, graph, remove)
+    nn.init.constant_(net[3].bias, -100.0)
+    assert all(map(math.isnan, measured.changes()))
