@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common.machine import machine, versions
 from lightning_prune.serialization.atomic import write_text
 
-__all__ = ["RESULTS", "ReportFiles", "mean_spread", "page_parser"]
+__all__ = ["RESULTS", "ReportFiles", "cell", "mean_spread", "page_parser"]
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -60,6 +60,10 @@ class ReportFiles:
                 f"no results yet: {self.data} does not exist. Run without --report first."
             )
         return dict(json.loads(self.data.read_text()))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the stored runs of a study, to which further ones are added; none without a file."""
+        return list(self.load()["runs"]) if self.data.is_file() else []
 
     def save(self, content: dict[str, Any]) -> None:
         """Write the numbers."""
@@ -110,6 +114,16 @@ def page_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
     return parser
+
+
+def cell(text: str, length: int = 160) -> str:
+    """Return a text as a cell of a Markdown table: one line without bars, cut off at ``length``.
+
+    Example:
+        >>> cell("a | b\\nc")
+        'a / b c'
+    """
+    return " ".join(text.replace("|", "/").split())[:length]
 
 
 def mean_spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:

@@ -10,16 +10,13 @@ Runs, processes and the comparison of final states are those of :mod:`benchmarks
 
 from __future__ import annotations
 
-import argparse
 import errno
-import functools
-import io
 import os
-import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +24,22 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import get_worker_info
 
-from benchmarks.common.pages import RESULTS, ReportFiles
-from benchmarks.robustness.kill import STILL_RUNNING, processes, save
+from benchmarks.common.pages import ReportFiles, page_parser
+from benchmarks.robustness.kill import STILL_RUNNING, processes
+from benchmarks.robustness.kill_child import at_call, half_of, save
 from benchmarks.robustness.kill_run import EPOCHS, PRUNINGS, Classifier, Stripes, fit, same, shuffled
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 
 COMMAND = "python -m benchmarks.robustness.interruptions"
 
 
-def _at_call(owner: Any, name: str, number: int, fail: Callable[..., Any]) -> None:
-    """Have the ``number``-th call of a function or method call ``fail`` instead."""
-    original, calls_left = getattr(owner, name, lambda *_: None), number
-
-    @functools.wraps(original)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls_left
-        calls_left -= 1
-        return fail(*args, **kwargs) if calls_left == 0 else original(*args, **kwargs)
-
-    setattr(owner, name, counted)
+def _raise(error: Exception, *_: Any, **__: Any) -> None:
+    raise error
 
 
-def _raise(error: Exception) -> Callable[..., Any]:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return fail
-
-
-def _fill_disk(checkpoint: Any, file: Any, *_: Any) -> None:
+def _fill_disk(original: Any, checkpoint: Any, file: Any, *_: Any) -> None:
     """Write half of a checkpoint, then fail as a full disk does."""
-    buffer = io.BytesIO()
-    save(checkpoint, buffer)
-    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.write(half_of(checkpoint)[0])
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -77,21 +57,20 @@ def _end_worker(folder: Path) -> None:
     Stripes.__getitem__ = get  # type: ignore[method-assign]
 
 
-ENOSPC, EROFS = errno.ENOSPC, errno.EROFS
 #: what goes wrong -> a function that arms it in the process of the run, given the run's folder
 CASES: dict[str, Callable[[Path], None]] = {
-    "`on_after_prune` of the module raises after the second cut": lambda folder: _at_call(
-        Classifier, "on_after_prune", 2, _raise(ValueError("in on_after_prune"))
+    "`on_after_prune` of the module raises after the second cut": lambda folder: at_call(
+        Classifier, "on_after_prune", 2, partial(_raise, ValueError("in on_after_prune"))
     ),
-    "`on_after_cut` of a callback raises after the second cut": lambda folder: _at_call(
-        ModelCheckpoint, "on_after_cut", 4, _raise(ValueError("in on_after_cut"))
+    "`on_after_cut` of a callback raises after the second cut": lambda folder: at_call(
+        ModelCheckpoint, "on_after_cut", 4, partial(_raise, ValueError("in on_after_cut"))
     ),
-    "out of memory in a training step": lambda folder: _at_call(
-        Classifier, "training_step", 17, _raise(torch.OutOfMemoryError("CUDA out of memory"))
+    "out of memory in a training step": lambda folder: at_call(
+        Classifier, "training_step", 17, partial(_raise, torch.OutOfMemoryError("CUDA out of memory"))
     ),
-    "the disk is full while a checkpoint is written": lambda folder: _at_call(torch, "save", 9, _fill_disk),
-    "the folder of checkpoints becomes read-only": lambda folder: _at_call(
-        torch, "save", 9, _raise(OSError(EROFS, os.strerror(EROFS)))
+    "the disk is full while a checkpoint is written": lambda folder: at_call(torch, "save", 9, _fill_disk),
+    "the folder of checkpoints becomes read-only": lambda folder: at_call(
+        torch, "save", 9, partial(_raise, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     ),
     "a data worker dies": _end_worker,
 }
@@ -156,15 +135,15 @@ def result(case: str, parent: Path) -> dict[str, Any]:
     }
 
 
-def section(rows: Sequence[dict[str, Any]]) -> str:
+def section(content: dict[str, Any]) -> str:
     """Return the table (Markdown)."""
     lines = [
-        f"`{COMMAND}` (torch {torch.__version__}, CPU)",
+        f"`{COMMAND}` (torch {content['versions']['torch']}, CPU)",
         "",
         "| what goes wrong | error that ends the run | files left | resumed from | reaches the budget | same bits |",
         "|:--|:--|:--|:--|:--|:--|",
     ]
-    for row in rows:
+    for row in content["runs"]:
         same_bits, budget = ("yes" if row[key] else "NO" for key in ("same", "budget"))
         files = "<br>".join(row["files"])
         lines.append(
@@ -175,21 +154,19 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all cases that have no result yet, and write the page after each."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the page from its JSON")
-    args = parser.parse_args(arguments)
+    args = page_parser("robustness.interruptions", __doc__).parse_args(arguments)
     files = ReportFiles("interruptions", args.docs)
-    rows = list(files.load()["runs"]) if files.data.is_file() else []
-    done = {row["case"] for row in rows}
+    rows = files.runs()
+    todo = [] if args.report else [case for case in CASES if case not in {row["case"] for row in rows}]
     with tempfile.TemporaryDirectory() as parent:
-        for case in () if args.report else (case for case in CASES if case not in done):
+        for case in todo:
             rows.append(result(case, Path(parent)))
             print(*rows[-1].values(), sep=" | ", flush=True)
-            files.save_runs(rows)
-            files.write_section("interruptions", section(rows))
-    files.write_section("interruptions", section(rows))
-    sys.exit(0 if all(row["budget"] for row in rows) else "a resumed run misses its budget")
+            files.write_section("interruptions", section(files.save_runs(rows)))
+    content = files.load()
+    files.write_section("interruptions", section(content))
+    if not all(row["budget"] for row in content["runs"]):
+        raise SystemExit("a resumed run misses its budget")
 
 
 if __name__ == "__main__":

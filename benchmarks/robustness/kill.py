@@ -17,67 +17,36 @@ optimizer, scheduler, the record, the cuts, and the state of the callback.
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from benchmarks.common.pages import RESULTS, ReportFiles
-from benchmarks.robustness.kill_run import BATCHES, EPOCHS, PRUNINGS, Classifier, fit, same, shuffled
-from lightning_prune.surgery import prune as surgery
-from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
+from benchmarks.common.pages import ReportFiles, page_parser
+from benchmarks.robustness.kill_child import PLUGINS, POINTS, Kill, checkpointed, child
+from benchmarks.robustness.kill_run import EPOCHS, PRUNINGS, Classifier, fit, same, shuffled
+from lightning_prune.trainer.checkpoint_io import last_checkpoint
+
+__all__ = ["Kill", "checkpointed", "killed", "plan", "section", "study", "undisturbed"]
 
 COMMAND = "python -m benchmarks.robustness.kill"
 KILLS = 100
-POINTS = ("surgery", "writing", "validation", "anywhere")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-PLUGINS = {"AtomicCheckpointIO": AtomicCheckpointIO, "Lightning's": TorchCheckpointIO}
-MAX_COUNTS = {"surgery": 20, "writing": 30, "validation": EPOCHS * BATCHES, "anywhere": 0}
 ENDED = " (run had ended)"
 STILL_RUNNING = 900.0  # seconds after which a run counts as stuck
 #: Processes are forked from a server that has imported everything, but has trained nothing: torch needs that.
 processes = multiprocessing.get_context("forkserver")
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill: which run, how and when.
-
-    Attributes:
-        number: from 1.
-        prune: one of ``PRUNINGS``.
-        signal: one of ``SIGNALS``.
-        plugin: one of ``PLUGINS``, which writes the checkpoints.
-        point: one of ``POINTS``.
-        share: from 0 to 1, which call of the point, or which time of the run.
-    """
-
-    number: int
-    prune: str
-    signal: str
-    plugin: str
-    point: str
-    share: float
-
-    @property
-    def count(self) -> int:
-        """Number of the call at which the run is killed; 0: at a time instead."""
-        return min(1 + int(self.share * MAX_COUNTS[self.point]), MAX_COUNTS[self.point])
 
 
 def plan(kills: int, seed: int = 0) -> list[Kill]:
@@ -95,90 +64,6 @@ def plan(kills: int, seed: int = 0) -> list[Kill]:
         Kill(number, *combination, random.Random(f"{seed} {number}").random())
         for number, combination in enumerate(combinations, start=1)
     ]
-
-
-# -- the process that is killed ---------------------------------------------------------------------------------
-
-
-save = torch.save  # the original: `arm` replaces torch.save
-
-
-def arm(point: str, count: int, signum: int, plugin: str) -> None:
-    """Send this process a signal at the ``count``-th call of the function that belongs to ``point``."""
-
-    def send() -> None:
-        os.kill(os.getpid(), signum)
-
-    def write_half(original: Callable[..., Any], checkpoint: Any, file: Any, *_: Any) -> None:
-        """Write half of a checkpoint, send the signal, and write the rest if it is not the end."""
-        if isinstance(file, (str, Path)):
-            write_half_file(original, None, checkpoint, file)
-            return
-        buffer = io.BytesIO()
-        save(checkpoint, buffer)
-        content = buffer.getvalue()
-        file.write(content[: len(content) // 2])
-        file.flush()
-        send()
-        file.write(content[len(content) // 2 :])
-
-    def write_half_file(
-        original: Callable[..., Any], plugin: Any, checkpoint: Any, path: Any, *_: Any
-    ) -> None:
-        """Leave half a file under the final name, as a move to another file system does that is interrupted."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("wb") as file:
-            write_half(original, checkpoint, file)
-
-    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        send()
-        return original(*args, **kwargs)
-
-    owner: Any
-    owner, name, at_the_end = {
-        "surgery": (surgery, "set_data", call),
-        "writing": (torch, "save", write_half)
-        if plugin == "AtomicCheckpointIO"
-        else (TorchCheckpointIO, "save_checkpoint", write_half_file),
-        "validation": (Classifier, "validation_step", call),
-    }[point]
-    original, calls_left = getattr(owner, name), count
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls_left
-        calls_left -= 1
-        return at_the_end(original, *args, **kwargs) if calls_left == 0 else original(*args, **kwargs)
-
-    setattr(owner, name, counted)
-
-
-def checkpointed(folder: Path, prune: str = "filters", plugin: str = "AtomicCheckpointIO") -> dict[str, Any]:
-    """Train with checkpoints in ``folder``, from the last complete one if there is one; return the final state."""
-    checkpoints = [
-        ModelCheckpoint(folder / "steps", every_n_train_steps=2),
-        ModelCheckpoint(folder / "validated", save_on_train_epoch_end=False),
-        ModelCheckpoint(folder / "epochs", save_on_train_epoch_end=True, every_n_epochs=2),
-    ]
-    callbacks, resume = [*PRUNINGS[prune](), *checkpoints], last_checkpoint(folder)
-    arguments = {"max_epochs": EPOCHS, "default_root_dir": folder}
-    return fit(Classifier(), shuffled(), callbacks, resume, plugin=PLUGINS[plugin](), **arguments)
-
-
-def child(folder: Path, kill: Kill | None, prune: str, plugin: str, started: Any) -> None:
-    """Train, and die at the moment of ``kill``, or write the final state."""
-    warnings.simplefilter("ignore")
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell ignores it for commands in the background
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    if kill is not None and kill.count:
-        arm(kill.point, kill.count, signal.Signals[kill.signal], plugin)
-    started.set()
-    save(checkpointed(folder, prune, plugin), folder / "final.pt")
-
-
-# -- the process that kills -------------------------------------------------------------------------------------
 
 
 def start(folder: Path, prune: str, plugin: str, kill: Kill | None = None) -> BaseProcess:
@@ -249,8 +134,7 @@ def result(kill: Kill, expected: Any, seconds: float, parent: Path) -> dict[str,
 
 def study(kills: Sequence[Kill], files: ReportFiles) -> list[dict[str, Any]]:
     """Make those kills that have no result yet, save each, and return all results."""
-    rows = list(files.load()["runs"]) if files.data.is_file() else []
-    rows = [row for row in rows if row["number"] <= len(kills)]
+    rows = files.runs()
     done = {row["number"] for row in rows}
     whole: dict[str, tuple[Any, float]] = {}
     with tempfile.TemporaryDirectory() as parent:
@@ -269,13 +153,14 @@ def study(kills: Sequence[Kill], files: ReportFiles) -> list[dict[str, Any]]:
 # -- the page ---------------------------------------------------------------------------------------------------
 
 
-def section(rows: Sequence[dict[str, Any]], kills: int = KILLS) -> str:
+def section(content: dict[str, Any]) -> str:
     """Return what the page says about the results (Markdown)."""
+    rows = content["runs"]
     good, ended = sum(row["same"] for row in rows), sum(ENDED in row["where"] for row in rows)
     lines = [
-        f"`{COMMAND}` (torch {torch.__version__}, CPU): {len(rows)} of {kills} kills were made, and {good} of the "
-        f"{len(rows)} runs ended with the same bits. {ended} of them had ended before their signal came, and were "
-        "resumed from their last checkpoint all the same.",
+        f"`{COMMAND}` (torch {content['versions']['torch']}, CPU): {len(rows)} of {KILLS} kills were made, and "
+        f"{good} of the {len(rows)} runs ended with the same bits. {ended} of them had ended before their "
+        "signal came, and were resumed from their last checkpoint all the same.",
         "",
         "| pruning | " + " | ".join(SIGNALS) + " | with Lightning's checkpoint plugin | same bits |",
         "|:--|" + "--:|" * (len(SIGNALS) + 2),
@@ -298,10 +183,8 @@ def section(rows: Sequence[dict[str, Any]], kills: int = KILLS) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
+    parser = page_parser("robustness.kill", __doc__)
     parser.add_argument("--kills", type=int, default=KILLS, help=f"number of kills; default: {KILLS}")
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    parser.add_argument("--report", action="store_true", help="kill nothing, write the page from its JSON")
     return parser.parse_args(arguments)
 
 
@@ -309,9 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, resume, compare, and write the page."""
     args = parse(arguments)
     files = ReportFiles("kill", args.docs)
-    rows = files.load()["runs"] if args.report else study(plan(args.kills), files)
-    files.write_section("kills", section(rows))
-    sys.exit(0 if all(row["same"] for row in rows) else "the final state of a resumed run differs")
+    if not args.report:
+        study(plan(args.kills), files)
+    content = files.load()
+    files.write_section("kills", section(content))
+    if not all(row["same"] for row in content["runs"]):
+        raise SystemExit("the final state of a resumed run differs")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ COMMANDS = {
     "distillation": ("benchmarks.distillation.__main__", "--folder"),
     "one_cut": ("benchmarks.quality.one_cut.__main__", "--folder"),
     "latency": ("benchmarks.latency.__main__", None),
+    "kill": ("benchmarks.robustness.kill", None),
+    "interruptions": ("benchmarks.robustness.interruptions", None),
     "fuzz": ("benchmarks.robustness.fuzz.__main__", None),
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),
