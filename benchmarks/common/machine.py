@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -12,10 +13,10 @@ __all__ = ["PACKAGES", "machine", "versions"]
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "torch-pruning")
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each of ``PACKAGES`` that is installed."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     installed = {package.metadata["Name"].lower().replace("_", "-") for package in distributions()}
-    return {package: version(package) for package in PACKAGES if package in installed}
+    return {package: version(package) for package in packages if package in installed}
 
 
 def machine() -> str:

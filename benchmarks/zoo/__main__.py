@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from benchmarks.zoo.networks import Network, catalogue
 from benchmarks.zoo.report import save_rows, write_page
 from benchmarks.zoo.worker import TOOLS, Limit, context, run
@@ -48,20 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.split("\n")[0])
+    parser = page_parser("zoo", __doc__)
     add = parser.add_argument
     add("--only", default="*", help="pattern of network names, such as 'timm/*'")
     add("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     add("--resume", action="store_true", help="keep the results of the file, run what is missing")
     add("--only-failed", action="store_true", help="with --resume: repeat ours where it failed")
     add("--paired", action="store_true", help="with --resume: repeat both that passed at different times")
-    add("--report", action="store_true", help="run nothing, write the page")
     add("--jobs", type=int, default=1, help="networks at a time; with more than 1 the times are wrong")
     add("--seconds", type=float, default=180, help="limit of processor time per process, ours")
     add("--peer-seconds", type=float, default=180, help="the same for torch-pruning")
     add("--megabytes", type=float, default=10_000, help="limit of resident memory per process")
     add("--results", type=Path, default=ROOT / "outputs" / "zoo.jsonl", help="file of all results")
-    add("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
     return parser.parse_args(arguments)
 
 

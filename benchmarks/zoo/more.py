@@ -18,11 +18,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, page_parser
 from benchmarks.zoo.more_report import ORACLES, save_rows, write_page
 from benchmarks.zoo.strangers.case import Case
 from benchmarks.zoo.strangers.catalogue import catalogue
 from benchmarks.zoo.worker import STRANGERS, Limit, context, run
+from lightning_prune.serialization.atomic import write_text
 
 ROOT = Path(__file__).parents[2]
 PRELOAD = [
@@ -46,13 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zoo.more", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = page_parser("zoo.more", __doc__ or "")
     add = parser.add_argument
     add("names", nargs="*", default=["*"], help="networks, or patterns such as 'monai/*'")
     add("--again", action="store_true", help="run also networks with a result")
-    add("--report", action="store_true", help="run nothing, write the page")
     add("--seconds", type=float, default=300, help="limit of processor time per network")
     add("--megabytes", type=float, default=8_000, help="limit of resident memory per network")
     add(
@@ -61,7 +59,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=ROOT / "outputs" / "zoo_more",
         help="of the results, one file per network",
     )
-    add("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
     return parser.parse_args(arguments)
 
 
@@ -76,7 +73,7 @@ def _run_all(networks: Sequence[Case], args: argparse.Namespace) -> None:
     todo = [network for network in networks if args.again or not _file(args.folder, network.name).exists()]
     for number, network in enumerate(todo, 1):
         row = {**run(forkserver, STRANGERS, network.name, limit), "at": time.strftime("%Y-%m-%d %H:%M")}
-        _file(args.folder, network.name).write_text(json.dumps(row, indent=1))
+        write_text(_file(args.folder, network.name), json.dumps(row, indent=1))
         print(f"{number}/{len(todo)} {_line(row)}", flush=True)
 
 

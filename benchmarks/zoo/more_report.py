@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from benchmarks.common.machine import machine
-from benchmarks.common.pages import ReportFiles
+from benchmarks.common.machine import machine, versions
+from benchmarks.common.pages import ReportFiles, cell
 
 __all__ = ["facts", "save_rows", "write_page"]
 
@@ -31,25 +30,16 @@ KEPT = (
 def save_rows(rows: Sequence[Row], names: Sequence[str], files: ReportFiles) -> None:
     """Write the JSON: rows of the networks ``names``, with date, versions and machine."""
     listed = [{key: row[key] for key in KEPT if key in row} for row in rows if row["network"] in set(names)]
+    found = versions(PACKAGES)
     head = {
         "date": max((row["at"] for row in listed), default=""),
-        "versions": _versions(),
+        "versions": {name: found.get(name, "not installed") for name in PACKAGES},
         "machine": machine(),
         "listed": len(names),
     }
     files.save(
         {**head, "summary": facts(listed), "rows": sorted(listed, key=lambda row: row["network"].lower())}
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def facts(rows: Sequence[Row]) -> dict[str, Any]:
@@ -145,12 +135,8 @@ def _reason(row: Row) -> str:
     """Return why a network was refused, or why most of its units are pinned."""
     reasons = [row.get("reason"), *(row.get(kind, {}).get("reason") for kind in KINDS)]
     pins = [f"{reason} ({count})" for reason, count in list(row.get("pinned_reasons", {}).items())[:2]]
-    return _cell(next((reason for reason in reasons if reason), "; ".join(pins)))
-
-
-def _cell(text: str, length: int = 200) -> str:
-    text = re.sub(r"/\S*/site-packages/", "", text)
-    return " ".join(text.replace("|", "/").split())[:length]
+    reason = next((reason for reason in reasons if reason), "; ".join(pins))
+    return cell(re.sub(r"/\S*/site-packages/", "", reason), 200)
 
 
 COLUMNS = "network | status | half | by | error | random | by | error | effect | pinned | lowest | refusals | seconds"

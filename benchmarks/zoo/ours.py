@@ -41,6 +41,7 @@ __all__ = [
     "verdict",
     "warm_up",
     "with_one_left",
+    "without_refused",
 ]
 
 Units = NDArray[np.int64]
@@ -177,8 +178,13 @@ def cut_with_retries(model: nn.Module, graph: ChannelGraph, refusals: list[str],
             refusals.append(str(failure)[:300])
             if not len(failure.units) or len(refusals) == ATTEMPTS:
                 raise
-            pinned = dict.fromkeys(failure.units.tolist(), f"surgery refused: {failure}")
-            graph = replace(graph, pinned={**pinned, **graph.pinned})
+            graph = without_refused(graph, failure)
+
+
+def without_refused(graph: ChannelGraph, refusal: SurgeryError) -> ChannelGraph:
+    """Return the graph with the units of a refusal pinned, as the callback does."""
+    pinned = dict.fromkeys(refusal.units.tolist(), f"surgery refused: {refusal}")
+    return replace(graph, pinned={**pinned, **graph.pinned})
 
 
 @contextmanager

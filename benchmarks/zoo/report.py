@@ -10,7 +10,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.common.machine import machine, versions
-from benchmarks.common.pages import ReportFiles
+from benchmarks.common.pages import ReportFiles, cell
 from benchmarks.zoo.ours import verdict
 from benchmarks.zoo.worker import TOOLS
 
@@ -209,11 +209,7 @@ def _refusals(summary: Summary) -> list[str]:
 
 def _kind(reason: str) -> str:
     """Return a reason without the parts that differ from network to network."""
-    return _cell(re.sub(r"\d+", "N", reason.split(" at ")[0]), 120)
-
-
-def _cell(text: str, length: int = 160) -> str:
-    return " ".join(text.replace("|", "/").split())[:length]
+    return cell(re.sub(r"\d+", "N", reason.split(" at ")[0]), 120)
 
 
 COLUMNS = (
@@ -233,7 +229,7 @@ def _our_table(summary: Summary) -> list[str]:
 def _our_line(row: Row) -> str:
     cells = [
         row["network"],
-        _verdict(row) or f"{row['status']}: {_cell(row.get('reason', ''))}",
+        _verdict(row) or f"{row['status']}: {cell(row.get('reason', ''))}",
         *(_error(row, key) for key in ("dead", "zeroed")),
         f"{row['effect']:.0e}" if "effect" in row else "",
         *(f"{row[key]:.3f}" if key in row else "" for key in ("pinned_share", "lowest")),
@@ -266,7 +262,7 @@ def _peer_line(row: Row, ours: Row | None, ratio: float | None) -> str:
     cpu = row.get("cpu", {})
     cells = [
         row["network"],
-        row["status"] + (f": {_cell(row['reason'], 120)}" if "reason" in row else ""),
+        row["status"] + (f": {cell(row['reason'], 120)}" if "reason" in row else ""),
         row.get("oracle", ""),
         *(f"{row[key]:.0e}" if key in row else "" for key in ("dead", "zeroed")),
         *(_number(cpu.get(step)) for step in ("build", "step")),

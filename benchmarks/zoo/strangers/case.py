@@ -60,6 +60,5 @@ def tokens(length: int, vocabulary: int = 64, number: int = 1) -> Inputs:
 
 
 def _tokens(length: int, vocabulary: int) -> Tensor:
-    return torch.randint(
-        3, vocabulary, (1, length)
-    )  # the first numbers are often special: padding, begin, end
+    # The first numbers are often special: padding, begin, end.
+    return torch.randint(3, vocabulary, (1, length))

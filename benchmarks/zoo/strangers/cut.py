@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +26,7 @@ from benchmarks.zoo.ours import (
     lowest,
     units_of,
     with_one_left,
+    without_refused,
 )
 from benchmarks.zoo.strangers.case import Case
 from lightning_prune import ChannelGraph, SurgeryError, prune_, trace
@@ -144,8 +144,7 @@ def _remove(
             refusals.append({"units": len(refusal.units), "reason": str(refusal)[:600]})
             if not len(refusal.units) or len(refusals) == ATTEMPTS:
                 return remove, graph, refusals, refusals[-1]["reason"]
-            pinned = dict.fromkeys(refusal.units.tolist(), f"surgery refused: {refusal}")
-            graph = replace(graph, pinned={**pinned, **graph.pinned})
+            graph = without_refused(graph, refusal)
 
 
 def _last_reason(refusals: list[dict[str, Any]]) -> str:
