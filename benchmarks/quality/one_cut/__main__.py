@@ -12,35 +12,26 @@ at least four. Criteria, recalibration and repair see the same training images, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.common.studies import Row, finished, jobs, study, study_parser
-from benchmarks.quality.one_cut.cuts import CRITERIA, TEST_IMAGES, measured
-from benchmarks.quality.one_cut.networks import NETWORKS, task_of
+from benchmarks.quality.one_cut.cuts import CRITERIA, measured, trained
+from benchmarks.quality.one_cut.networks import NETWORKS
 from benchmarks.quality.one_cut.report import write
 from benchmarks.quality.one_cut.trials import TRIALS_FOLDER
-from benchmarks.quality.tasks import FOLDER, Task, dense, score
+from benchmarks.quality.tasks import FOLDER
 
 SHARES = (0.5, 0.26)
 Job = tuple[int, float, str, str]  # seed, share of the MACs, network, criterion
 
 
-@lru_cache(maxsize=1)
-def trained(name: str, size: str, seed: int, networks: Path) -> tuple[Task, nn.Module, float]:
-    """Return a task, its dense network, and the network's score."""
-    task = task_of(name, size)
-    network = dense(task, seed, networks).eval()
-    return task, network, score(network, task, task.data.test.first(TEST_IMAGES)).value
-
-
 def execute(job: Job, size: str, networks: Path) -> Iterator[Row]:
     """Yield the row of one cut."""
     seed, share, name, criterion = job
-    task, network, dense_score = trained(name, size, seed, networks)
+    task, network, dense_score = trained(name, size, seed, networks, "test")
     cut = measured(task, network, criterion, share, seed)
     yield {
         "seed": seed,

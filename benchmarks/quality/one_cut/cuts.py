@@ -7,12 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from torch import nn
 
 from benchmarks.common.memory import peak_memory
+from benchmarks.quality.data import Part
 from benchmarks.quality.networks import Uniform, floors_of, policy
-from benchmarks.quality.tasks import Task, score
+from benchmarks.quality.one_cut.networks import task_of
+from benchmarks.quality.tasks import Task, dense, score
 from benchmarks.quality.training import cross_entropy
 from lightning_prune import ChannelGraph, Plan, prune_, trace
 from lightning_prune.compensation import (
@@ -30,7 +34,17 @@ from lightning_prune.surgery.prune import surviving_indices
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
 
-__all__ = ["CRITERIA", "REFINE_PASSES", "Repair", "Scores", "criteria", "measured", "plan_of", "repaired_"]
+__all__ = [
+    "CRITERIA",
+    "REFINE_PASSES",
+    "Repair",
+    "Scores",
+    "criteria",
+    "measured",
+    "plan_of",
+    "repaired_",
+    "trained",
+]
 
 TEST_IMAGES = 1000  # that each network is scored on
 REFINE_PASSES = 15  # see CompensationSettings
@@ -91,6 +105,23 @@ class Scores:
     refined: float
     repair: Repair
     refinement: Repair
+
+
+@lru_cache(maxsize=1)
+def trained(name: str, size: str, seed: int, folder: Path, part: str) -> tuple[Task, nn.Module, float]:
+    """Return a task, its dense network, and the network's score.
+
+    Args:
+        name: of the network, one of ``NETWORKS``.
+        size: see ``benchmarks.quality.tasks``.
+        seed: of the network.
+        folder: of trained networks.
+        part: of the data that the network is scored on: ``"val"`` or ``"test"``.
+    """
+    task = task_of(name, size)
+    network = dense(task, seed, folder).eval()
+    images: Part = getattr(task.data, part)
+    return task, network, score(network, task, images.first(TEST_IMAGES)).value
 
 
 def plan_of(task: Task, network: nn.Module, criterion: Criterion, share: float) -> tuple[ChannelGraph, Plan]:

@@ -15,12 +15,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.common.studies import Row, jobs, study, study_parser
-from benchmarks.quality.one_cut.cuts import TEST_IMAGES, criteria, plan_of
-from benchmarks.quality.one_cut.networks import task_of
-from benchmarks.quality.tasks import FOLDER, Task, dense, score
+from benchmarks.quality.one_cut.cuts import TEST_IMAGES, criteria, plan_of, trained
+from benchmarks.quality.tasks import FOLDER, score
 from lightning_prune import ChannelGraph, Plan, prune_, trace
 from lightning_prune.compensation import CompensationSettings, collect_targets, compensate_
 from lightning_prune.surgery.prune import surviving_indices
@@ -64,24 +62,16 @@ Job = tuple[str, str, str]  # network, criterion, trial
 
 
 @lru_cache(maxsize=1)
-def trained(name: str, size: str, networks: Path) -> tuple[Task, nn.Module, float]:
-    """Return a task, its dense network, and the network's score."""
-    task = task_of(name, size)
-    network = dense(task, SEED, networks).eval()
-    return task, network, score(network, task, task.data.val.first(TEST_IMAGES)).value
-
-
-@lru_cache(maxsize=1)
 def planned(name: str, criterion: str, size: str, networks: Path) -> tuple[ChannelGraph, Plan]:
     """Return the cut that all trials repair."""
-    task, network, _ = trained(name, size, networks)
+    task, network, _ = trained(name, size, SEED, networks, "val")
     return plan_of(task, network, criteria(SEED)[criterion], SHARE)
 
 
 def execute(job: Job, size: str, networks: Path) -> Iterator[Row]:
     """Yield the row of one trial."""
     name, criterion, trial = job
-    task, network, dense_score = trained(name, size, networks)
+    task, network, dense_score = trained(name, size, SEED, networks, "val")
     graph, plan = planned(name, criterion, size, networks)
     small = copy.deepcopy(network)
     images = list(task.data.train.first(task.calibration * TRIALS[trial].images).images.split(32))
