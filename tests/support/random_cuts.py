@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ def examine(net: Net, seed: int, share: float, mixing: bool = False) -> Outcome:
     """
     generator, outcome = np.random.default_rng(seed), Outcome()
     model = net.build()
-    graph = _trace_around_forward(net, model) if seed % 2 else _trace(net, model)
+    graph = _trace_around_forward(net, model) if seed % 2 else traced(net, model)
     outcome.prunable, outcome.units = len(graph.prunable), _count_filters(graph)
     for _ in range(2):
         for _ in range(ATTEMPTS):
@@ -131,30 +131,22 @@ def examine(net: Net, seed: int, share: float, mixing: bool = False) -> Outcome:
     return outcome
 
 
-def _trace(net: Net, model: nn.Module) -> ChannelGraph:
+def traced(net: Net, model: nn.Module) -> ChannelGraph:
+    """Trace the network of a spec, on all its examples."""
     return trace(model, net.example(), others=net.other_examples() if net.others else ())
 
 
 def _trace_around_forward(net: Net, model: nn.Module) -> ChannelGraph:
     """Trace, run the network as in an evaluation, and trace again; both graphs must be the same."""
-    before = _trace(net, model)
+    before = traced(net, model)
     with torch.no_grad():
         model.eval()(net.example())
-    after = _trace(net, model)
-    difference = graph_difference(before, after)
+    after = traced(net, model)
+    facts, facts_after = description(before), description(after)
+    difference = next((name for name in facts if facts[name] != facts_after[name]), None)
     if difference is not None and not (net.keeps_constants() and before.pinned.keys() <= after.pinned.keys()):
         raise CheckFailed(f"a forward changes the graph: {difference}")
     return after
-
-
-def graph_difference(first: ChannelGraph, second: ChannelGraph) -> str | None:
-    """Return what differs between two graphs: units, pins with their reasons, costs; None if nothing does."""
-    return next((name for name, a, b in _facts(first, second) if a != b), None)
-
-
-def _facts(*graphs: ChannelGraph) -> Iterator[tuple[str, Any, Any]]:
-    rows = [description(graph) for graph in graphs]
-    return ((name, rows[0][name], rows[1][name]) for name in rows[0])
 
 
 def description(graph: ChannelGraph) -> dict[str, Any]:
@@ -200,7 +192,7 @@ def _cut(
     if not mixing:
         _check_values(model, oracles, examples)
         outcome.changes_output |= error(dense, model, examples[0]) > TOLERANCE
-    again = _trace(net, model)
+    again = traced(net, model)
     _check_costs(net, model, graph, again, remove)
     if max(error(record.apply_(copy.deepcopy(dense)), model, example) for example in examples) > 0:
         raise CheckFailed("the record, applied to the dense network, gives a different network")

@@ -17,13 +17,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given
 
-from lightning_prune import ChannelGraph, trace
-from tests.support.random_cuts import description
+from lightning_prune import ChannelGraph
+from tests.support.random_cuts import description, traced
 from tests.support.random_nets import BLOCKS, N, Net, nets
 
 CHILD = """
 import json, sys
-from tests.tracing.test_same_graph import as_json, evaluated, traced
+from tests.support.random_cuts import traced
+from tests.tracing.test_same_graph import as_json, evaluated
 specs = json.load(sys.stdin)
 json.dump([as_json(traced(net, net.build())) for net in map(evaluated, specs)], sys.stdout)
 """
@@ -35,11 +36,6 @@ def evaluated(spec: str) -> Net:
     net = eval(spec, {"Net": Net, "N": N})
     assert isinstance(net, Net)
     return net
-
-
-def traced(net: Net, model: torch.nn.Module) -> ChannelGraph:
-    """Trace the network of a spec on all its examples."""
-    return trace(model, net.example(), others=net.other_examples() if net.others else ())
 
 
 def as_json(graph: ChannelGraph) -> Any:
