@@ -23,15 +23,21 @@ EXAMPLE = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1), dt
 
 @dataclass(frozen=True)
 class Fault:
-    """A planted fault: its name, the network that shows it, and how it is planted."""
+    """A planted fault.
+
+    Attributes:
+        name: of the fault, for people.
+        build: makes the network that shows it.
+        plant: plants it.
+        mixing: whether it concerns statistics over channels: the oracle is then the cut with correct rules.
+        examples: on which cuts are compared; the network is traced on ``EXAMPLE``.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     plant: Plant
-    mixing: bool = False  # statistics over channels: the oracle is the cut with correct rules
-    examples: tuple[Tensor, ...] = (
-        EXAMPLE,
-    )  # on which cuts are compared; the network is traced on the first
+    mixing: bool = False
+    examples: tuple[Tensor, ...] = (EXAMPLE,)
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")

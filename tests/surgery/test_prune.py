@@ -344,9 +344,8 @@ def test_an_error_that_names_kept_units_concerns_the_nearest_removed_ones():
     first, last = graph.layers["0.0.weight"], graph.layers["2.weight"]
     refusal = ProofError("made up", last[:1], "0.2")
     assert concerned_units(graph, refusal, last[:2]).tolist() == last[:1].tolist()  # as it says
-    assert (
-        concerned_units(graph, refusal, np.r_[first[:2], last[1:]]).tolist() == first[:2].tolist()
-    )  # read there
+    both = np.r_[first[:2], last[1:]]
+    assert concerned_units(graph, refusal, both).tolist() == first[:2].tolist()  # read there
     refusal.module = "2"
     assert concerned_units(graph, refusal, first[:2]).tolist() == first[:2].tolist()  # nothing nearer
     refusal.module = ""

@@ -86,9 +86,8 @@ def divisor(channels: int, limit: int) -> int:
 def shape_after(module: nn.Module, shape: Shape) -> Shape:
     """Return channels, height and width of the output of ``module`` for an input of ``shape``."""
     with torch.no_grad():
-        out = copy.deepcopy(module).eval()(
-            torch.zeros(2, *shape)
-        )  # a copy, since modules keep what they compute
+        # A copy, since modules keep what they compute.
+        out = copy.deepcopy(module).eval()(torch.zeros(2, *shape))
     return tuple(out.shape[1:])
 
 
