@@ -13,72 +13,21 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import CellType, FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.tracing.traced_int import TracedInt
+from lightning_prune.utils.cached_functions import CachedPlace, cached_at
 
 __all__ = ["caches_bypassed"]
 
-_CachedFunction = type(functools.lru_cache(lambda: None))
 #: Libraries whose caches never see sizes of a network; scanning them would take longer than a trace.
 _SCANNED_NEVER = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "lightning", "pytest", "_pytest"}
-_METHODS = (staticmethod, classmethod)
 #: name of a Python module -> number of its attributes when it was scanned, and what was found
-_SCANNED: dict[str, tuple[int, list[_Place]]] = {}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a cached function is kept: an attribute of a module or class, or a variable that a decorator closed over.
-
-    Attributes:
-        owner: a module, class, or cell of a closure.
-        name: of the attribute; "" in a cell.
-        value: what is kept there: the function, or a static or class method of it.
-        function: the cached function.
-    """
-
-    owner: Any
-    name: str
-    value: Any
-    function: Any
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the function is still there; a name may have been bound anew since it was found."""
-        return _read(self.owner, self.name) is self.value
-
-    def put(self, function: Any) -> None:
-        """Keep another function there, as the same kind of method."""
-        wrap = type(self.value) if isinstance(self.value, _METHODS) else None
-        _write(self.owner, self.name, function if wrap is None else wrap(function))
-
-    def restore(self) -> None:
-        """Keep again what was there."""
-        _write(self.owner, self.name, self.value)
-
-
-def _read(owner: Any, name: str) -> Any:
-    if isinstance(owner, CellType):
-        try:
-            return owner.cell_contents
-        except ValueError:  # an empty cell
-            return None
-    return vars(owner).get(name)
-
-
-def _write(owner: Any, name: str, value: Any) -> None:
-    if isinstance(owner, CellType):
-        owner.cell_contents = value
-    elif isinstance(owner, type):
-        setattr(owner, name, value)
-    else:
-        vars(owner)[name] = value
+_SCANNED: dict[str, tuple[int, list[CachedPlace]]] = {}
 
 
 @contextlib.contextmanager
@@ -116,13 +65,13 @@ def _bypass(function: Any) -> Callable[..., Any]:
     return call
 
 
-def _cached_in_attributes(model: nn.Module) -> Iterator[_Place]:
+def _cached_in_attributes(model: nn.Module) -> Iterator[CachedPlace]:
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            yield from _cached_at(module, name, value)
+            yield from cached_at(module, name, value)
 
 
-def _cached_in_libraries() -> Iterator[_Place]:
+def _cached_in_libraries() -> Iterator[CachedPlace]:
     """Yield the place of every cached function of the loaded modules, and of their classes."""
     for name, module in _scanned_modules(len(sys.modules), next(reversed(sys.modules))):
         count, found = _SCANNED.get(name, (-1, []))
@@ -142,22 +91,10 @@ def _scanned_modules(count: int, last: str) -> list[tuple[str, ModuleType]]:
     ]
 
 
-def _cached_in(module: ModuleType, name: str) -> Iterator[_Place]:
+def _cached_in(module: ModuleType, name: str) -> Iterator[CachedPlace]:
     for attribute, value in list(vars(module).items()):
         if isinstance(value, type) and value.__module__ == name:
             for method, function in list(vars(value).items()):
-                yield from _cached_at(value, method, function)
+                yield from cached_at(value, method, function)
         else:
-            yield from _cached_at(module, attribute, value)
-
-
-def _cached_at(owner: Any, name: str, value: Any) -> Iterator[_Place]:
-    """Yield the cached function that an attribute is, or that its decorator calls."""
-    function = value.__func__ if isinstance(value, _METHODS) else value
-    if isinstance(function, _CachedFunction):
-        yield _Place(owner, name, value, function)
-    elif isinstance(function, FunctionType):
-        for cell in function.__closure__ or ():
-            content = _read(cell, "")
-            if isinstance(content, _CachedFunction):
-                yield _Place(cell, "", content, content)
+            yield from cached_at(module, attribute, value)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import FunctionType, ModuleType
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.utils.cached_functions import cached_at
+
 Value = TypeVar("Value")
-_CachedFunction = type(functools.lru_cache(lambda: None))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -165,20 +165,10 @@ def _cached_functions(model: nn.Module) -> set[Any]:
     own = {base for base in classes if base.__module__.partition(".")[0] not in ("torch", "builtins", "abc")}
     files = {sys.modules.get(base.__module__) for base in own} - {None}
     beside = {value for file in files for value in vars(file).values() if _is_beside(value, file)}
-    spaces = [*map(vars, own), *map(vars, files | beside), *map(vars, model.modules())]
-    return {function for space in spaces for value in space.values() for function in _cached_within(value)}
-
-
-def _cached_within(value: Any) -> Iterator[Any]:
-    """Yield the cached function that an attribute is, wraps as a method, or calls in a decorator."""
-    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
-    if isinstance(function, _CachedFunction):
-        yield function
-    elif isinstance(function, FunctionType):
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # an empty cell
-                if isinstance(cell.cell_contents, _CachedFunction):
-                    yield cell.cell_contents
+    attributes = (
+        (owner, *each) for owner in (*own, *files, *beside, *model.modules()) for each in vars(owner).items()
+    )
+    return {place.function for attribute in attributes for place in cached_at(*attribute)}
 
 
 def _is_beside(value: Any, file: Any) -> bool:
