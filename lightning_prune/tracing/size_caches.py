@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -24,26 +24,31 @@ from lightning_prune.utils.cached_functions import CachedPlace, cached_at
 
 __all__ = ["caches_bypassed"]
 
+#: the place of a cached function, and what is called in its stead
+Replacement = tuple[CachedPlace, Callable[..., Any]]
 #: Libraries whose caches never see sizes of a network; scanning them would take longer than a trace.
 _SCANNED_NEVER = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "lightning", "pytest", "_pytest"}
 #: name of a Python module -> number of its attributes when it was scanned, and what was found
-_SCANNED: dict[str, tuple[int, list[CachedPlace]]] = {}
+_SCANNED: dict[str, tuple[int, list[Replacement]]] = {}
 
 
 @contextlib.contextmanager
 def caches_bypassed(model: nn.Module) -> Iterator[None]:
     """Call cached functions without their caches, within the block, if sizes or tensors go in or come out."""
-    places = [*_cached_in_libraries(), *_cached_in_attributes(model)]
-    for place in places:
-        place.put(_bypass(place.function))
+    replacements = [*_replacements_in_libraries(), *_replacements(_cached_in_attributes(model))]
+    for place, function in replacements:
+        place.put(function)
     try:
         yield
     finally:
-        for place in places:
+        for place, _ in replacements:
             place.restore()
 
 
-@functools.cache  # a process has hundreds of cached functions, and a trace records several forwards
+def _replacements(places: Iterable[CachedPlace]) -> list[Replacement]:
+    return [(place, _bypass(place.function)) for place in places]
+
+
 def _bypass(function: Any) -> Callable[..., Any]:
     """Return a function that calls ``function`` without its cache if the arguments carry traced sizes."""
 
@@ -71,14 +76,14 @@ def _cached_in_attributes(model: nn.Module) -> Iterator[CachedPlace]:
             yield from cached_at(module, name, value)
 
 
-def _cached_in_libraries() -> Iterator[CachedPlace]:
-    """Yield the place of every cached function of the loaded modules, and of their classes."""
+def _replacements_in_libraries() -> Iterator[Replacement]:
+    """Yield the replacement of every cached function of the loaded modules, and of their classes."""
     for name, module in _scanned_modules(len(sys.modules), next(reversed(sys.modules))):
         count, found = _SCANNED.get(name, (-1, []))
         if count != len(vars(module)):
-            found = list(_cached_in(module, name))
+            found = _replacements(_cached_in(module, name))
             _SCANNED[name] = len(vars(module)), found
-        yield from (place for place in found if place.is_current)
+        yield from (replacement for replacement in found if replacement[0].is_current)
 
 
 @functools.lru_cache(maxsize=1)

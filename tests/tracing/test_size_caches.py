@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -181,3 +183,28 @@ def test_tensors_of_a_trace_do_not_stay_in_caches_and_are_made_in_every_trace(be
     assert net.first.out_features == 6
     torch.testing.assert_close(net(x), dense(x))
     assert Biased.static.cache_info().hits + Biased.static.cache_info().misses > 0  # the cache is back
+
+
+class Halving(nn.Module):
+    """It caches a method by instance, so that the cache refers to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.half = functools.lru_cache(self.half_of)
+
+    def half_of(self, n):
+        return n // 2
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.out(h.view(len(h), 2, self.half(h.shape[1])).flatten(1))
+
+
+def test_a_trace_does_not_keep_a_network_alive():
+    net = Halving()
+    assert len(trace(net, torch.randn(1, 3)).prunable) == 4
+    reference = weakref.ref(net)
+    del net
+    gc.collect()
+    assert reference() is None
