@@ -35,7 +35,7 @@ _SCANNED: dict[str, tuple[int, list[Replacement]]] = {}
 @contextlib.contextmanager
 def caches_bypassed(model: nn.Module) -> Iterator[None]:
     """Call cached functions without their caches, within the block, if sizes or tensors go in or come out."""
-    replacements = [*_replacements_in_libraries(), *_replacements(_cached_in_attributes(model))]
+    replacements = [*_replacements_in_libraries(), *_replacements(_cached_in_network(model))]
     for place, function in replacements:
         place.put(function)
     try:
@@ -70,10 +70,13 @@ def _bypass(function: Any) -> Callable[..., Any]:
     return call
 
 
-def _cached_in_attributes(model: nn.Module) -> Iterator[CachedPlace]:
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            yield from cached_at(module, name, value)
+def _cached_in_network(model: nn.Module) -> Iterator[CachedPlace]:
+    """Yield the places in a network's modules and their classes; a class may have been defined anew in a notebook."""
+    modules = list(model.modules())
+    classes = {kind for module in modules for kind in type(module).__mro__ if _is_scanned(kind.__module__)}
+    for owner in (*classes, *modules):
+        for name, value in list(vars(owner).items()):
+            yield from cached_at(owner, name, value)
 
 
 def _replacements_in_libraries() -> Iterator[Replacement]:
@@ -92,8 +95,12 @@ def _scanned_modules(count: int, last: str) -> list[tuple[str, ModuleType]]:
     return [
         (name, module)
         for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType) and name.partition(".")[0] not in _SCANNED_NEVER
+        if isinstance(module, ModuleType) and _is_scanned(name)
     ]
+
+
+def _is_scanned(name: str) -> bool:
+    return name.partition(".")[0] not in _SCANNED_NEVER
 
 
 def _cached_in(module: ModuleType, name: str) -> Iterator[CachedPlace]:

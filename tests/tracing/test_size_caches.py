@@ -6,7 +6,9 @@ import copy
 import functools
 import gc
 import pickle
+import sys
 import weakref
+from types import ModuleType
 
 import pytest
 import torch
@@ -208,3 +210,17 @@ def test_a_trace_does_not_keep_a_network_alive():
     del net
     gc.collect()
     assert reference() is None
+
+
+def test_a_class_that_is_defined_anew_is_found_in_a_module_of_as_many_names(monkeypatch):
+    file = ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", file)
+    for _ in range(2):  # as a notebook whose cell runs again
+        members = {name: vars(Biased)[name] for name in ("__init__", "forward", "inside", "of_class")}
+        cached = functools.lru_cache(lambda n: torch.arange(n).flip(0))
+        file.Net = type(
+            "Net", (Biased,), {**members, "__module__": "notebook", "static": staticmethod(cached)}
+        )
+        graph = trace(file.Net(), torch.randn(1, 5, 3))
+        assert len(graph.prunable) == 8
+        assert not file.Net.static(5).is_meta  # nothing of the trace is in the cache
