@@ -154,12 +154,9 @@ def _check_by_numbers(before: TracedOperator, after: TracedOperator, survivors: 
     """Run both calls on the same random numbers, and describe the difference; None if there is none."""
     labels = before.labels[: len(before.shapes)]
     dense_operands = _random_operands(before, cropped_shapes(before, labels), labels, survivors)
-    try:
-        expected = _run(before.call, dense_operands)
-    except (RuntimeError, NotImplementedError) as error:
-        if is_passing(error):
-            raise
-        return None  # the operator is not defined for such numbers, or not on the CPU
+    expected = _run_if_defined(before.call, dense_operands)
+    if expected is None:
+        return None
     operands = [survivors.restrict(x, dims) for x, dims in zip(dense_operands, labels, strict=True)]
     return _check_results(expected, after.call, operands, before.labels[len(labels) :], survivors)
 
@@ -192,12 +189,10 @@ def _check_norm(before: TracedOperator, survivors: Survivors) -> str | None:
     cut_along = any(survivors.kept(arrays) is not None for dims in labels for arrays in dims)
     if before.call.op._opname not in _NORMS or not cut_along:
         return None
-    try:
-        out = _run(before.call, _random_operands(before, before.shapes, labels, survivors))[0]
-    except (RuntimeError, NotImplementedError) as error:
-        if is_passing(error):
-            raise
+    results = _run_if_defined(before.call, _random_operands(before, before.shapes, labels, survivors))
+    if results is None:
         return None
+    out = results[0]
     kept = survivors.restrict(out, _scaled_labels(before, before.labels[count]))
     num_zeros, num_removed = int((out == 0).sum()), out.numel() - kept.numel()
     right = num_zeros == num_removed and bool((kept != 0).all())
@@ -254,6 +249,16 @@ def _difference(expected: Tensor, result: Tensor) -> str | None:
     scale = expected.abs().nan_to_num().max().clamp_min(1e-6)
     error = float((expected - result).abs().nan_to_num().max() / scale)
     return f"differs by {error:.2g} of its largest value" if error > TOLERANCE else None
+
+
+def _run_if_defined(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """Repeat the recorded call with other tensors; None if it is not defined for such values, or not on the CPU."""
+    try:
+        return _run(call, tensors)
+    except RuntimeError as error:
+        if is_passing(error):
+            raise
+        return None
 
 
 def _run(call: OperatorCall, tensors: Sequence[Tensor]) -> list[Tensor]:
