@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
@@ -37,7 +37,8 @@ class IncrementalCost:
         >>> term = Term("conv", 9, (np.array([0, 1]), np.array([2, 3, 4])))
         >>> cost = IncrementalCost(CostModel([term], 5))
         >>> before = cost.total
-        >>> cost.remove([0, 4])
+        >>> cost.shift(0, -1)
+        >>> cost.shift(4, -1)
         >>> before, cost.total
         (54, 18)
     """
@@ -60,16 +61,6 @@ class IncrementalCost:
             for account in term_accounts:
                 self.accounts[account] += value
         self._index_units(model)
-
-    def remove(self, units: Iterable[int]) -> None:
-        """Remove units."""
-        for unit in units:
-            self.shift(unit, -1)
-
-    def restore(self, units: Iterable[int]) -> None:
-        """Put removed units back."""
-        for unit in units:
-            self.shift(unit, 1)
 
     def shift(self, unit: int, number: int) -> None:
         """Add ``number`` units that occur as often as ``unit`` in every factor; a negative number removes them."""

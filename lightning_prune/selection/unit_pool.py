@@ -12,10 +12,7 @@ from lightning_prune.graph.costs import Column, CostModel, Term, number_columns,
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.channel_widths import ChannelWidths
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.incremental_cost import (
-    IncrementalCost,
-    layer_incidence,
-)
+from lightning_prune.selection.incremental_cost import IncrementalCost, layer_incidence
 from lightning_prune.selection.limits import Limits, Quantity, active_limits
 
 __all__ = ["UnitPool"]
@@ -93,13 +90,8 @@ class UnitPool:
         del self._waiting[unit_class]
         return waiting if self._take(waiting) else []
 
-    def put_back(self, units: Iterable[int]) -> None:
-        """Put ``units`` that were taken back."""
-        for unit in units:
-            self._shift(unit, 1)
-
     def largest_cut(self, units: Iterable[int]) -> list[int]:
-        """Return all of ``units`` that may go of each class while no other is cut; then all are closed."""
+        """Return those of ``units`` that may go while no other class is cut; close classes that must keep some."""
         by_class: dict[int, list[int]] = {}
         for unit in units:
             by_class.setdefault(self._class[unit], []).append(unit)
@@ -116,7 +108,7 @@ class UnitPool:
         return members[: sizes[first - 1]] if first else []
 
     def _violations_without(self, unit: int, number: int) -> list[Violation]:
-        """Return what forbids to remove ``number`` units of the class of ``unit``, and leave the state as it is."""
+        """Return the limits that removing ``number`` units of the class of ``unit`` would violate; remove none."""
         self._shift(unit, -number)
         violations = self._violations(unit)
         self._shift(unit, number)
@@ -188,13 +180,13 @@ class UnitPool:
         return math.lcm(*(self._multiple // math.gcd(self._multiple, count) for count in counts))
 
     def _step(self, unit_class: int) -> int:
-        """Return the distance of the numbers of units of a class that may go."""
+        """Return how many units of a class must go at once after the first batch."""
         return math.lcm(self._multiple_step(unit_class), self._required[unit_class])
 
     def _batch_size(self, unit_class: int) -> int:
-        """Return how many units of a class must go at once, so that its layers keep a multiple.
+        """Return how many units of a class must go next at once, so that its layers keep a multiple.
 
-        It is more than remain if no number of them would do.
+        If no number of them would do, it is more than remain.
         """
         step, required = self._multiple_step(unit_class), self._required[unit_class]
         remaining = self._remaining[unit_class]
@@ -203,7 +195,7 @@ class UnitPool:
         return next((size for size in sizes if (remaining - size) % step == 0), remaining + 1)
 
     def _required_steps(self, graph: ChannelGraph) -> dict[int, int]:
-        """Return, for each class, of which number a multiple must be removed, so that operators still run."""
+        """Return class -> the number that cuts of it must be a multiple of, so that operators still run."""
         steps = dict.fromkeys(self._class, 1)
         for each in graph.multiples:
             counts = Counter(unit for unit in each.units.tolist() if unit >= 0)
@@ -223,7 +215,7 @@ class UnitPool:
         return not violations
 
     def _close(self, unit: int, violations: Iterable[Violation]) -> None:
-        """Let no more units of the class of ``unit`` go, and note why."""
+        """Close the class of ``unit``, and store the reasons."""
         self._closed_classes.add(self._class[unit])
         for name, reason, source in violations:
             self.closed[name] = reason
@@ -231,7 +223,7 @@ class UnitPool:
                 self.sources.setdefault(source, []).append(name)
 
     def _violations(self, unit: int) -> list[Violation]:
-        """Return what forbids the present state, from which units of the class of ``unit`` were removed."""
+        """Return the limits that the present state violates, after units of the class of ``unit`` were removed."""
         unit_class = self._class[unit]
         if any(cost.is_emptied(unit) for cost in self._costs.values()):
             return self._for_all_layers(unit_class, "at least one filter stays")

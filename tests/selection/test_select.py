@@ -156,10 +156,10 @@ def test_the_incremental_cost_equals_the_cost_model_after_any_moves(graph, seed)
         cost = IncrementalCost(model)
         removed: list[int] = []
         for unit in order.tolist():
-            cost.remove([unit])
+            cost.shift(unit, -1)
             removed.append(unit)
             if rng.random() < 0.4:
-                cost.restore([removed.pop()])
+                cost.shift(removed.pop(), 1)
             assert cost.total == graph.cost(resource, removed)
 
 
