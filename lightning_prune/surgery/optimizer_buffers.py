@@ -141,7 +141,7 @@ class _Walk:
 
     def _sizes_of_flat_buffers(self) -> set[int]:
         numbers = [[self.shapes[id(p)].numel() for p in group] for group in self.groups if len(group) > 1]
-        return {sum(group) for group in numbers} | {sum(map(sum, numbers))} - {0}
+        return {sum(group) for group in numbers} | {sum(map(sum, numbers))}
 
     def _owner_of_key(self, container: Any, key: Any) -> Tensor | None:
         """Return the parameter that is the key of a dictionary, or whose id is."""
@@ -151,9 +151,8 @@ class _Walk:
 
     def _owner_by_place(self, container: Any, key: Any, tensor: Tensor) -> Tensor | None:
         """Return the parameter at the same place of the group whose shapes a container has; None if it is unclear."""
-        if isinstance(
-            container, Mapping
-        ):  # its order means nothing, so the shape must be that of one parameter
+        if isinstance(container, Mapping):
+            # Its order means nothing, so the shape must be that of one parameter.
             alike = [p for p in self.parameters.values() if self.shapes[id(p)] == tensor.shape]
             return alike[0] if len(alike) == 1 else None
         if not isinstance(container, _SEQUENCES):

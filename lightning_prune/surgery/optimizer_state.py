@@ -57,10 +57,8 @@ def cut_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter])
                 [3., 3.]])
     """
     shapes = {part.parameter: part.shape_before for part in cut_parameters.values()}
-    buffers, parts = (
-        buffers_of(optimizer, shapes),
-        {id(part.parameter): part for part in cut_parameters.values()},
-    )
+    parts = {id(part.parameter): part for part in cut_parameters.values()}
+    buffers = buffers_of(optimizer, shapes)
     for each in base_optimizers(optimizer):
         if isinstance(each, LBFGS):
             _reset_lbfgs_(each, cut_parameters.values())

@@ -142,9 +142,8 @@ def _convert(kind: TensorKind, fake_mode: FakeTensorMode, inputs: Any) -> Any:
     """Return the example inputs with all their tensors of the given kind; real ones, and objects, are copied."""
 
     def converted(leaf: Any) -> Any:
-        if not isinstance(
-            leaf, Tensor
-        ):  # a forward may write into objects, such as a cache of keys and values
+        if not isinstance(leaf, Tensor):
+            # A forward may write into objects, such as a cache of keys and values.
             return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
         return torch.empty_like(leaf, device="meta") if kind == "meta" else fake_mode.from_tensor(leaf)
 

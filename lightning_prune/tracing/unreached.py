@@ -108,9 +108,8 @@ def _handled_around(tracker: Tracker, blocks: Collection[str]) -> Iterator[Ids]:
                     places.setdefault(id(tensor), set()).add(place)
                     labels[id(tensor)] = dims
         for key, seen in places.items():
-            if (
-                around in seen or len(seen) > 1
-            ):  # read or made there, or passed between its parts or to the outside
+            # Read or made there, or passed between its parts or to the outside.
+            if around in seen or len(seen) > 1:
                 yield from (ids for arrays in labels[key] for ids in arrays)
 
 

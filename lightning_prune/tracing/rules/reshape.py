@@ -92,9 +92,8 @@ def view(call: OperatorCall, tracker: Tracker) -> None:
     source, out = call.args[0], call.out
     passed = passed_sizes(call, list(out.shape))
     before, after = _with_one_for_none(source, tracker), [size or 1 for size in out.shape]
-    if prod(before) != prod(
-        after
-    ):  # any shape without elements fits: only the sizes say what the dimensions are
+    # Any shape without elements fits: only the sizes say what the dimensions are.
+    if prod(before) != prod(after):
         tracker.label(out, labels_from_sizes(passed, tracker))
         return
     labels: list[list[Ids]] = [[] for _ in out.shape]
