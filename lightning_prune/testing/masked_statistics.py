@@ -93,8 +93,11 @@ class _StatisticsMode(TorchDispatchMode):
         rule = RULES.get(func)
         return rule(self, func, *args, **(kwargs or {})) if rule else func(*args, **(kwargs or {}))
 
-    def mask(self, x: Tensor, dims: Iterable[int]) -> Tensor:
-        """Return a mask that broadcasts to ``x``, False for what statistics over these dimensions leave out."""
+    def mask(self, x: Tensor, dims: Iterable[int], weight: Tensor | None = None) -> Tensor:
+        """Return a mask that broadcasts to ``x``, False for what statistics over these dimensions leave out.
+
+        They leave out channels that are not present, and those that ``weight`` multiplies by zero.
+        """
         mask = torch.ones((1,) * x.dim(), dtype=torch.bool)
         for dim in dims:
             channels = x.movedim(dim, 0).reshape(x.shape[dim], -1)
@@ -102,7 +105,7 @@ class _StatisticsMode(TorchDispatchMode):
             shape = [1] * x.dim()
             shape[dim] = len(found)
             mask = mask & (found if found.any() else torch.ones_like(found)).view(shape)
-        return mask
+        return mask if weight is None else mask & (weight != 0)
 
 
 def _nonzero(channels: Tensor) -> Tensor:
@@ -117,9 +120,8 @@ def _distinct(channels: Tensor) -> Tensor:
 
 
 def _dims(x: Tensor, dim: Any) -> list[int]:
-    chosen = (
-        list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
-    )
+    """Return the dimensions that an argument names, counted from 0; all for None and an empty list."""
+    chosen = [dim] if isinstance(dim, int) else dim or range(x.dim())
     return [d % max(x.dim(), 1) for d in chosen]
 
 
@@ -136,6 +138,16 @@ def _normalised(x: Tensor, dims: list[int], mask: Tensor, eps: float) -> Tensor:
     return (x - mean) * (variance + eps).rsqrt() * mask
 
 
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return a parameter in a shape that broadcasts along the channels of ``x``, dimension 1."""
+    return None if parameter is None else parameter.view(1, -1, *[1] * (x.dim() - 2))
+
+
 def _layer_norm(
     mode: _StatisticsMode,
     func: Any,
@@ -146,10 +158,8 @@ def _layer_norm(
     eps: float,
 ) -> Result:
     dims = list(range(x.dim() - len(shape), x.dim()))
-    mask = mode.mask(x, dims) if weight is None else mode.mask(x, dims) & (weight != 0)
-    out = _normalised(x, dims, mask, eps)
-    out = out if weight is None else out * weight
-    return (out if bias is None else out + bias), x.new_zeros(1), x.new_zeros(1)
+    out = _normalised(x, dims, mode.mask(x, dims, weight), eps)
+    return _scaled(out, weight, bias), x.new_zeros(1), x.new_zeros(1)
 
 
 def _group_norm(
@@ -164,11 +174,10 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> Result:
-    parts, shape = x.reshape(n, groups, -1), (1, c, *[1] * (x.dim() - 2))
-    mask = mode.mask(x, [1]) if weight is None else mode.mask(x, [1]) & (weight != 0).view(shape)
-    out = _normalised(parts, [2], mask.expand(x.shape).reshape(n, groups, -1), eps).reshape(x.shape)
-    out = out if weight is None else out * weight.view(shape)
-    return (out if bias is None else out + bias.view(shape)), x.new_zeros(1), x.new_zeros(1)
+    weight, bias = _per_channel(weight, x), _per_channel(bias, x)
+    parts, mask = (t.reshape(n, groups, -1) for t in (x, mode.mask(x, [1], weight).expand(x.shape)))
+    out = _normalised(parts, [2], mask, eps).reshape(x.shape)
+    return _scaled(out, weight, bias), x.new_zeros(1), x.new_zeros(1)
 
 
 def _batch_norm(
@@ -185,18 +194,17 @@ def _batch_norm(
     mask = mode.mask(x, dims)
     if not training or bool(mask.all()):
         return func(x, weight, bias, *args)
-    out, shape = _normalised(x, dims, mask, eps), (1, -1, *[1] * (x.dim() - 2))
-    out = out if weight is None else out * weight.view(shape)
-    return (out if bias is None else out + bias.view(shape)), x.new_zeros(0), x.new_zeros(0)
+    out = _scaled(_normalised(x, dims, mask, eps), _per_channel(weight, x), _per_channel(bias, x))
+    return out, x.new_zeros(0), x.new_zeros(0)
 
 
 def _rms_norm(
     mode: _StatisticsMode, func: Any, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None
 ) -> Result:
     dims = list(range(x.dim() - len(shape), x.dim()))
-    mask = mode.mask(x, dims) if weight is None else mode.mask(x, dims) & (weight != 0)
-    square = _moments(x * mask, dims, mask)
-    scale = (square[1] + square[0] ** 2 + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    mask = mode.mask(x, dims, weight)
+    mean, variance = _moments(x * mask, dims, mask)
+    scale = (variance + mean**2 + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
     return x * scale * (1 if weight is None else weight), scale
 
 
