@@ -120,7 +120,7 @@ def _distinct(channels: Tensor) -> Tensor:
 
 
 def _dims(x: Tensor, dim: Any) -> list[int]:
-    """Return the dimensions that an argument names, counted from 0; all for None and an empty list."""
+    """Return the dimensions that an argument names, counted from 0; all for None and an empty sequence."""
     chosen = [dim] if isinstance(dim, int) else dim or range(x.dim())
     return [d % max(x.dim(), 1) for d in chosen]
 
@@ -240,7 +240,9 @@ def _variance(
     return (variance if name == "var" else variance.sqrt()) if "mean" not in name else (variance, mean)
 
 
-def _without_zeros(mode: _StatisticsMode, func: Any, x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
+def _without_zeros(
+    mode: _StatisticsMode, func: Any, x: Tensor, dim: Any = (), *args: Any, **kwargs: Any
+) -> Any:
     """Call a maximum or softmax with minus infinity in place of the channels that are zero."""
     mask = mode.mask(x, _dims(x, dim))
     return func(x if bool(mask.all()) else x.masked_fill(~mask, -torch.inf), dim, *args, **kwargs)

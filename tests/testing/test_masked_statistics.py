@@ -32,6 +32,11 @@ class Shares(nn.Module):
         return x * x.softmax(-1)
 
 
+class Largest(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.amax()
+
+
 class Plus(nn.LayerNorm):
     """A layer norm whose scale is stored without its one."""
 
@@ -56,6 +61,7 @@ NORMS = {
     "rms norm by hand": RMS(8),
     "standardised by hand": Standardised(),
     "softmax": Shares(),
+    "largest of all": Largest(),
     "group norm": nn.GroupNorm(2, 8),
     "group norm without scale": nn.GroupNorm(2, 8, affine=False),
 }
