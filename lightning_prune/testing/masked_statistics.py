@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.utils.modules import drop_caches_
+from lightning_prune.testing.oracles import zeroed_copy
+from lightning_prune.utils.modules import named_tensors
 
 __all__ = ["with_masked_statistics"]
 
@@ -44,6 +43,7 @@ def with_masked_statistics(
         A network to be called as the dense one, without gradients.
 
     Example:
+        >>> import copy
         >>> import lightning_prune as lp
         >>> from lightning_prune.testing import error
         >>> dense = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2)).double()
@@ -53,12 +53,8 @@ def with_masked_statistics(
         >>> error(with_masked_statistics(dense, graph, [0, 5]), pruned, x) < 1e-12
         True
     """
-    twin = copy.deepcopy(model)
-    tensors, kept = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}, graph.kept(remove)
-    for name, dims in graph.bindings.items():
-        for dim, units in dims.items() if name in tensors and tensors[name].is_floating_point() else ():
-            tensors[name].data.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[units])), 0)
-    drop_caches_(twin)
+    tensors = named_tensors(model)
+    twin = zeroed_copy(model, graph, remove, lambda name, dim: tensors[name].is_floating_point())
     return _MaskedStatistics(twin, _distinct if leave_out_equal else _nonzero)
 
 

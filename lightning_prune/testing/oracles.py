@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.tracing.calls import tensors_in
-from lightning_prune.utils.modules import drop_caches_
+from lightning_prune.utils.modules import drop_caches_, named_tensors
 
-__all__ = ["error", "randomise_", "with_dead_filters", "with_zeroed_consumers"]
+__all__ = ["error", "randomise_", "with_dead_filters", "with_zeroed_consumers", "zeroed_copy"]
 
 
 def with_dead_filters(model: nn.Module, graph: ChannelGraph, remove: Iterable[int]) -> nn.Module:
@@ -56,15 +56,41 @@ def with_zeroed_consumers(model: nn.Module, graph: ChannelGraph, remove: Iterabl
 
 def _with_zeros(model: nn.Module, graph: ChannelGraph, remove: Iterable[int], consumers: bool) -> nn.Module:
     """Copy the model with zeros for the removed units: in all weights that read them, or in all other parameters."""
+    parameters = dict(model.named_parameters())
+
+    def chosen(name: str, dim: int) -> bool:
+        is_consumer = name in graph.layers and dim != graph.filter_dims[name]
+        return name in parameters and is_consumer == consumers
+
+    return zeroed_copy(model, graph, remove, chosen)
+
+
+def zeroed_copy(
+    model: nn.Module, graph: ChannelGraph, remove: Iterable[int], chosen: Callable[[str, int], bool]
+) -> nn.Module:
+    """Return a copy of the model with zeros for the removed units.
+
+    Args:
+        model: the dense network.
+        graph: of the dense network.
+        remove: numbers of the units to remove.
+        chosen: name of a parameter or buffer, dimension -> whether it gets zeros along this dimension.
+
+    Example:
+        >>> from lightning_prune import trace
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> graph = trace(net, torch.zeros(1, 3))
+        >>> zeroed = zeroed_copy(net, graph, [0, 3], lambda name, dim: name == "0.bias")
+        >>> (zeroed[0].bias == 0).tolist(), torch.equal(zeroed[0].weight, net[0].weight)
+        ([True, False, False, True], True)
+    """
     twin = copy.deepcopy(model)
-    drop_caches_(twin)
-    parameters, kept = dict(twin.named_parameters()), graph.kept(remove)
+    tensors, kept = named_tensors(twin), graph.kept(remove)
     for name, dims in graph.bindings.items():
-        for dim, units in dims.items() if name in parameters else ():
-            is_consumer = name in graph.layers and dim != graph.filter_dims[name]
-            if is_consumer == consumers:
-                removed = torch.from_numpy(np.flatnonzero(~kept[units]))
-                parameters[name].data.index_fill_(dim, removed, 0)
+        for dim, units in dims.items() if name in tensors else ():
+            if chosen(name, dim):
+                tensors[name].data.index_fill_(dim, torch.from_numpy(np.flatnonzero(~kept[units])), 0)
+    drop_caches_(twin)  # after the zeros: some modules compute what they cache when they enter eval mode
     return twin
 
 

@@ -19,7 +19,7 @@ def test_outputs_without_elements_are_equal_if_their_shapes_are():
 
 
 class Caching(nn.Module):
-    """Caches in eval mode what it computes of a filter's scale."""
+    """Caches what it computes of a scale: in the first forward in eval mode, and when it enters this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,14 +27,15 @@ class Caching(nn.Module):
         self.kept = {}
 
     def train(self, mode: bool = True):
-        self.kept = {} if mode else self.kept
+        self.kept = {} if mode else {"shift": self.scale.detach() - 1.0}
         return super().train(mode)
 
     def forward(self, x):
         if not self.training and "scale" not in self.kept:
             self.kept["scale"] = self.scale + 1.0
         scale = self.scale + 1.0 if self.training else self.kept["scale"]
-        return self.b(self.a(x) * scale[:, None, None])
+        shift = self.kept.get("shift", self.scale - 1.0)
+        return self.b(self.a(x) * scale[:, None, None] + shift[:, None, None])
 
 
 def test_oracle_computes_anew_what_the_network_has_cached():
@@ -44,4 +45,5 @@ def test_oracle_computes_anew_what_the_network_has_cached():
     dead = with_dead_filters(net, graph, graph.layers["a.weight"][:2])
     dead(x)
     assert dead.kept["scale"].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert dead.kept["shift"].tolist() == [-1.0, -1.0, 0.0, 0.0]
     assert net.kept["scale"].tolist() == [2.0] * 4
