@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,7 @@ class PruningRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers, with their checksum."""
-        plain = asdict(self)
-        plain["kept"] = {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}
-        return sealed({"version": VERSION, **plain, "info": plain_json(self.info)})
+        return sealed({"version": VERSION, **vars(self), "info": plain_json(self.info)})
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], verify: bool = True) -> PruningRecord:
