@@ -189,7 +189,6 @@ class PruningCallback(PruningCallbackBase):
         """Stop observing outside of training batches; cut if it is due after this step."""
         if self._session:
             self._session.end_batch()
-        self._resumption.before_batch(trainer)
         if self._watch is not None and self.record is None:
             self._watch.on_batch_end()
         cuts = len(self.history)
@@ -198,6 +197,7 @@ class PruningCallback(PruningCallbackBase):
         if len(self.history) > cuts and (metrics := self.history[-1].metrics):
             for logger in trainer.loggers:  # log_dict would wait for a multiple of log_every_n_steps
                 logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+        self._resumption.before_batch(trainer)  # after the cut, which may draw random numbers
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember that the present network is scored."""

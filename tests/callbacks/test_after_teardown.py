@@ -88,6 +88,20 @@ def test_a_checkpoint_of_an_exception_resumes_to_the_same_bits(
     assert same(resumed(make, path), whole(make))
 
 
+def test_an_exception_right_after_a_cut_by_steps_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """The norms are estimated anew after the cut, on batches that draw random numbers."""
+
+    def make() -> Any:
+        return pruning(every_n_steps=BATCHES + 1, compensate=False, recalibrate_batches=2)
+
+    fail = Fail(BATCHES + 1, "on_train_batch_start")
+    failed(make, Classifier(), fail, OnExceptionCheckpoint(tmp_path))
+    (path,) = tmp_path.glob("*.ckpt")
+    expected = whole(make)
+    assert expected["cuts"][0][0] == 1
+    assert same(resumed(make, path), expected)
+
+
 @pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_train_batch_end", "on_validation_epoch_end"])
 def test_an_exception_in_any_hook_resumes_to_the_same_cuts(tmp_path: Path, hook: str) -> None:
     failed(pruning, Classifier(), Fail(2 * BATCHES, hook), OnExceptionCheckpoint(tmp_path))
