@@ -14,8 +14,11 @@ from timm.optim import Lookahead
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import FilterPruningCallback, OneShot, last_checkpoint
+from lightning_prune import FilterPruningCallback, NetAdaptCallback, OneShot, last_checkpoint
+from lightning_prune.callbacks.methods.netadapt import NetAdapt
 from lightning_prune.criteria import L2
+from lightning_prune.netadapt import Rounds
+from lightning_prune.serialization.carried_record import carried_record
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(GPU available|exists and is not empty|resuming from a checkpoint)"),
@@ -97,6 +100,45 @@ def test_a_cut_by_steps_is_tried_again_after_as_many_steps() -> None:
     with pytest.warns(UserWarning, match="no cut this time"):
         fit(Net(faults=4), pruning)
     assert [cut.step for cut in pruning.history] == [6, 9]
+
+
+class SharedFaults(Faults):
+    """Are those of all copies of a network."""
+
+    def __deepcopy__(self, memo: Any) -> SharedFaults:
+        return self
+
+
+class Scored(Net):
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no .val_dataloader")
+def test_a_search_whose_network_cannot_be_traced_for_now_changes_nothing_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, widths, search = Scored(), list[int](), NetAdapt._search
+
+    def search_then_lack_memory(self: NetAdapt, trainer: Any, session: Any, network: Any, *more: Any) -> Any:
+        module.faults.number = 0
+        result = search(self, trainer, session, network, *more)
+        module.faults.number = 0 if widths else 99
+        widths.append(module.net[0].out_channels + module.net[2].out_channels)
+        return result
+
+    module.faults = SharedFaults()
+    monkeypatch.setattr(NetAdapt, "_search", search_then_lack_memory)
+    rounds = Rounds(rounds=1, decay=1.0, steps=1)
+    pruning = NetAdaptCallback(
+        {"macs": 0.6}, start_epoch=1, rounds=rounds, metric="val_loss", folder=tmp_path, verbose=False
+    )
+    with pytest.warns(UserWarning, match="no cut this time"):
+        fit(module, pruning)
+    assert widths == [16, 16]
+    assert [cut.epoch for cut in pruning.history] == [2]
+    assert pruning.record == carried_record(module)
+    assert pruning.within_budget
 
 
 class WithLookahead(Net):

@@ -37,7 +37,7 @@ from lightning_prune.trainer.batches import IndexedBatch, held_out_batches, trai
 from lightning_prune.trainer.lightning_internals import set_training_source, training_source
 from lightning_prune.trainer.training_state import is_last_epoch, print_line
 from lightning_prune.utils.hashing import batch_digest
-from lightning_prune.utils.passing import PassingFailure
+from lightning_prune.utils.passing import PassingFailure, on_all
 from lightning_prune.utils.seeding import seeded
 
 __all__ = ["NetAdapt"]
@@ -99,16 +99,18 @@ class NetAdapt(PruningMethod):
         network = detached_copy(session.target)
         try:
             result = self._search(trainer, session, network, optimizers)
+            # The copy is traced, so that nothing has changed yet if that fails.
+            graph = on_all(lambda: self.policy.trace(network, session.example))
         except PassingFailure as error:
             session.postpone(now, error)
             return PruningRecord()
         self.rounds_done = result.rounds
-        session.exhausted = not result.reached
+        session.exhausted, session.owed = not result.reached, None
         if result.record:
             result.record.apply_(session.target)
             session.target.load_state_dict(network.state_dict())
             self._optimizer_state = result.optimizer if optimizers else None
-            session.graph = session.traced(self.policy)
+            session.graph = graph
         return result.record
 
     def after_cut_(self, trainer: L.Trainer, session: PruningSession) -> None:
