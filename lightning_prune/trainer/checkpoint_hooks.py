@@ -79,7 +79,7 @@ def resize_with_copies_(
         return False
     if not any(present):
         return _cut_dense_(pl_module, parts, saved.get("submodule"), weights)
-    _check_grown(pl_module, parts, weights)
+    _check_grown(pl_module, parts, present, weights)
     with dense_again_([(part.module, part.copies) for part in parts]):
         check_weights(pl_module, _of_module(parts), weights, strict=False)
         for part in parts:
@@ -130,18 +130,30 @@ def _cut_dense_(
     return is_dense
 
 
-def _check_grown(pl_module: L.LightningModule, parts: Sequence[_Part], weights: Mapping[str, Any]) -> None:
-    """Raise RecordError if a tensor has to grow and the checkpoint has no values for it."""
-    grown = {
-        id(tensor): name
-        for part in parts
-        if part.inside
-        for name, tensor in named_tensors(part.module).items()
-        if name in carried_record(part.module, part.copies).kept
-    }
+def _check_grown(
+    pl_module: L.LightningModule,
+    parts: Sequence[_Part],
+    present: Sequence[PruningRecord],
+    weights: Mapping[str, Any],
+) -> None:
+    """Raise RecordError if a tensor has to grow and the checkpoint has no values for it.
+
+    Args:
+        pl_module: holds the parts that are inside.
+        parts: the network and its copies.
+        present: what is removed from each of them now.
+        weights: the ``state_dict`` of the checkpoint.
+    """
     persistent = pl_module.state_dict(keep_vars=True)
     in_file = {id(tensor) for name, tensor in persistent.items() if name in weights}
-    missing = [grown[key] for key in grown if key in set(map(id, persistent.values())) - in_file]
+    absent = {id(tensor) for tensor in persistent.values()} - in_file
+    missing = [
+        name
+        for part, now in zip(parts, present, strict=True)
+        if part.inside
+        for name, tensor in named_tensors(part.module).items()
+        if name in now.kept and id(tensor) in absent
+    ]
     if missing:
         raise RecordError(
             f"the network was cut since, and the checkpoint has no values for {missing[0]!r}, which was removed in "
