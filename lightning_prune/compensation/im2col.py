@@ -115,7 +115,7 @@ def _padding(module: _ConvNd) -> list[int]:
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
     assert not isinstance(module.padding, str)
-    return [side for side in reversed(module.padding) for _ in "ab"]
+    return [side for side in reversed(module.padding) for _ in range(2)]
 
 
 def _transposed_taps(module: _ConvNd, x: Tensor, at: Positions) -> list[Tensor]:

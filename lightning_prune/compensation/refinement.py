@@ -7,7 +7,7 @@ distillation of the dense network on the images of the repair, without labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,7 @@ def refine_(
     images: Calibration,
     dense: Sequence[Tensor],
     passes: int,
+    before: float,
     measure: Callable[[], float],
 ) -> Refinement:
     """Take gradient steps with weights and biases of ``layers``; undo them unless the outputs came nearer.
@@ -62,9 +63,10 @@ def refine_(
         images: of the repair.
         dense: outputs of the dense network on all images.
         passes: number of passes over the images.
-        measure: returns the distance of the outputs from the dense ones on held-out images.
+        before: distance of the outputs from the dense ones on held-out images.
+        measure: returns that distance anew.
     """
-    before, parameters = measure(), _parameters(layers)
+    parameters = _parameters(layers)
     restore = _snapshot(parameters.values())
     try:
         reason = _take_steps(model, parameters, _rates(layers), images, dense, passes)
@@ -99,8 +101,8 @@ def _rates(layers: Sequence[Layer]) -> dict[str, float]:
     return rates
 
 
-def _snapshot(parameters: Any) -> Callable[[bool], None]:
-    """Return a function that restores which parameters require gradients and, if told so, their values."""
+def _snapshot(parameters: Iterable[Tensor]) -> Callable[[bool], None]:
+    """Return a function that restores whether parameters require gradients; called with True, their values too."""
     states = [(parameter, parameter.requires_grad, parameter.data.clone()) for parameter in parameters]
 
     def restore(values: bool) -> None:

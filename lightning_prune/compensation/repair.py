@@ -165,7 +165,7 @@ def _repair_layers(
         _run(model, images, layers, repairer, refits=False)
     after = _change(model, targets, images)
     if targets.settings.refine_passes and after < before:
-        refined = _refine(model, targets, images, repairer, layers)
+        refined = _refine(model, targets, images, repairer, layers, after)
         if refined < after:
             return refined
     if targets.settings.refit and after < before:
@@ -182,13 +182,12 @@ def _refine(
     images: Calibration,
     repairer: LayerRepairer,
     layers: Sequence[Layer],
+    before: float,
 ) -> float:
     """Refine the layers that were not left alone; return the distance of the outputs on held-out images."""
     layers = [layer for layer in layers if layer.name not in repairer.left_alone]
-    passes = targets.settings.refine_passes
-    outcome = refine_(
-        model, layers, images, targets.outputs, passes, partial(_change, model, targets, images)
-    )
+    passes, measure = targets.settings.refine_passes, partial(_change, model, targets, images)
+    outcome = refine_(model, layers, images, targets.outputs, passes, before, measure)
     repairer.names.update(outcome.names)
     repairer.not_refined = outcome.reason
     return outcome.change

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_prune.tracing.calls import operator_tensors
 from lightning_prune.tracing.value_sizes import size_depends_on_values
 
 __all__ = ["CallKey", "ValueWatch"]
@@ -59,12 +59,13 @@ class ValueWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and hand on what is known of its operands."""
-        out = func(*args, **(kwargs or {}))
-        operands, results = _tensors((args, kwargs)), _tensors(out)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operands, results = operator_tensors((*args, *kwargs.values())), operator_tensors((out,))
         fixed = [tensor for tensor in operands if tensor not in self._value_sized]
         layers = {call: None for tensor in fixed for call in self._layers.get(tensor, ())}
         behind_values = len(fixed) < len(operands) and not _has_size_of_fixed(func, fixed, results)
-        if behind_values or size_depends_on_values(func, args, kwargs or {}):
+        if behind_values or size_depends_on_values(func, args, kwargs):
             self.last_comparable.update(layers)
             self._note(self._value_sized, results, True)
         elif layers:
@@ -74,10 +75,6 @@ class ValueWatch(TorchDispatchMode):
     def _note(self, notes: WeakTensorKeyDictionary, results: Iterable[Tensor], note: Any) -> None:
         for tensor in results:
             notes[tensor] = note
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _has_size_of_fixed(func: OpOverload, fixed: Sequence[Tensor], results: Sequence[Tensor]) -> bool:

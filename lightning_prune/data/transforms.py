@@ -70,7 +70,7 @@ class CropAndFlip(nn.Module):
         self.fill = torch.tensor(fill, dtype=torch.float32).reshape(-1, 1, 1)
 
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the image, padded, cropped and perhaps flipped, and the target as it is."""
+        """Pad, crop and flip the image by random numbers; return it and the unchanged target."""
         image = image.as_subclass(Tensor)
         if image.shape[1:] != (self.size, self.size):
             raise ValueError(f"the images have shape {tuple(image.shape)}, but size={self.size}")

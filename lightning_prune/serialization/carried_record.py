@@ -13,8 +13,8 @@ from lightning_prune.serialization.cut_notes import NOTE, CutNote, dense_values,
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.load_errors import explain_load_errors
 from lightning_prune.serialization.record import PruningRecord, RecordError
-from lightning_prune.utils.modules import drop_caches_, named_tensors, set_data
-from lightning_prune.utils.named_sizes import read_size, write_size
+from lightning_prune.utils.modules import cut_shape, drop_caches_, named_tensors, set_data
+from lightning_prune.utils.named_sizes import write_size
 
 __all__ = ["carried_record", "dense_again_", "regrow_"]
 
@@ -88,10 +88,7 @@ def regrow_(model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
             if name in note.frozen:
                 tensor.requires_grad_(True)
         for attribute, (dense, _) in note.attributes.items():
-            current = read_size(module, attribute)
-            write_size(
-                module, attribute, type(current)(dense) if isinstance(current, (tuple, list)) else dense
-            )
+            write_size(module, attribute, dense)
         vars(module).pop(NOTE)
     drop_caches_(model)
 
@@ -136,8 +133,8 @@ def _grown(tensor: Tensor, note: CutNote, name: str) -> Tensor:
 
 def _check_shape(name: str, tensor: Tensor, note: CutNote, local: str) -> None:
     """Raise RecordError unless the tensor has the shape that its cuts have left."""
-    kept, dense = note.kept[local], note.shapes[local]
-    expected = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(dense)]
+    dense = note.shapes[local]
+    expected = cut_shape(dense, note.kept[local])
     if list(tensor.shape) != expected:
         raise RecordError(
             f"{name!r} has shape {list(tensor.shape)}, but pruning left {expected} of {dense}: it was replaced "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.utils.hashing import json_digest, value_digest
+from lightning_prune.utils.modules import named_tensors
 
 __all__ = [
     "CHECKSUM",
@@ -88,8 +89,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         for name in module._non_persistent_buffers_set
         if module._buffers.get(name) is not None
     }
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: _form(tensor) for name, tensor in tensors.items() if id(tensor) not in transient}
+    tensors = named_tensors(model).items()
+    return {name: _form(tensor) for name, tensor in tensors if id(tensor) not in transient}
 
 
 def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:

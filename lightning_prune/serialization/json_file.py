@@ -8,13 +8,14 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["MAX_BYTES", "parse_json", "plain_json", "read_json"]
+__all__ = ["MAX_BYTES", "integers", "parse_json", "plain_json", "read_json"]
 
 MAX_BYTES = 100_000_000  # of a file; a safetensors header may have as many
 MAX_CONTAINERS = (
     1_000_000  # lists, objects and strings; an empty list takes 3 bytes in a file and 64 in memory
 )
 MAX_VALUES = 10_000_000
+LARGEST = 2**63 - 1  # the largest size that a tensor can have
 
 
 def read_json(path: str | Path) -> Any:
@@ -52,6 +53,24 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(data.decode("utf-8"), parse_float=_finite, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def integers(values: Any) -> list[int]:
+    """Return values of a JSON file as a list of integers that tensors can have as sizes.
+
+    Raises:
+        ValueError: they are a text, are not all integers, or one is too large.
+
+    Example:
+        >>> integers([3, 4])
+        [3, 4]
+    """
+    result = list(values)
+    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in result):
+        raise ValueError(f"expected a list of integers, got {str(values)[:40]}")
+    if result and not -LARGEST <= min(result) <= max(result) <= LARGEST:
+        raise ValueError("a number is larger than any size")
+    return result
 
 
 def plain_json(value: Any) -> Any:

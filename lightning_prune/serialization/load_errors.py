@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import wraps
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.serialization.cut_notes import notes_of
+from lightning_prune.utils.modules import tensors_by_all_names
 
 __all__ = ["explain_load_errors"]
 
@@ -51,10 +51,8 @@ def advice_for(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
         >>> advice_for(nn.Linear(2, 2), {"weight": Tensor(3, 2)})
         ''
     """
-    named = chain(
-        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
-    )
-    pairs = [(tensor.shape, state_dict[name].shape) for name, tensor in named if _is_tensor(state_dict, name)]
+    tensors = tensors_by_all_names(module)
+    pairs = [(own.shape, state_dict[name].shape) for name, own in tensors if _is_tensor(state_dict, name)]
     different = [(own, given) for own, given in pairs if own != given]
     if not different:
         return ""

@@ -22,7 +22,7 @@ from lightning_prune.serialization.integrity import (
     sealed,
     unsealed,
 )
-from lightning_prune.serialization.json_file import plain_json, read_json
+from lightning_prune.serialization.json_file import integers, plain_json, read_json
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -31,12 +31,11 @@ from lightning_prune.utils.modules import (
     set_data,
     without_prefix,
 )
-from lightning_prune.utils.named_sizes import read_size, write_size
+from lightning_prune.utils.named_sizes import can_replace, grows, read_size, write_size
 
 __all__ = ["PruningRecord", "RecordError"]
 
 VERSION = 1
-LARGEST = 2**63 - 1  # the largest size that a tensor can have
 
 
 class RecordError(ValueError):
@@ -100,7 +99,7 @@ class PruningRecord:
             set_data(tensors[name], cut(tensors[name], dims))
         for path, value in self.attributes.items():
             owner, attribute = _owner_of(model, path)
-            write_size(owner, attribute, _as_type_of(read_size(owner, attribute), value))
+            write_size(owner, attribute, value)
         freeze_empty_(tensors.values())
         note_cut(model, self.kept, self.shapes, self.attributes, before)
         drop_caches_(model)
@@ -122,11 +121,11 @@ class PruningRecord:
         for path, value in self.attributes.items():
             owner, attribute = _owner_of(model, path)
             current = read_size(owner, attribute)
-            if not _can_replace(current, value, least=0 if path.startswith(optional) else 1):
+            if not can_replace(current, value, least=0 if path.startswith(optional) else 1):
                 raise RecordError(
                     f"the record sets {path!r} to {value}, but its value in {type(model).__name__} is {current!r}"
                 )
-            if verify and not self.dense and _grows(current, value):
+            if verify and not self.dense and grows(current, value):
                 raise RecordError(
                     f"the record sets {path!r} to {value}, more than its value in {type(model).__name__}, "
                     f"{current!r}, which no cut does; {INSIST}"
@@ -210,16 +209,17 @@ class PruningRecord:
         try:
             plain = unsealed(plain, "the pruning record", verify)
             kept = {
-                str(n): {_dimension(d): _integers(i) for d, i in dims.items()}
+                str(n): {_dimension(d): integers(i) for d, i in dims.items()}
                 for n, dims in plain["kept"].items()
             }
-            shapes = {str(name): _integers(shape) for name, shape in plain["shapes"].items()}
+            shapes = {str(name): integers(shape) for name, shape in plain["shapes"].items()}
             attributes = {
-                str(p): _integers([v])[0] if type(v) is int else _integers(v)
+                str(p): integers([v])[0] if type(v) is int else integers(v)
                 for p, v in plain["attributes"].items()
             }
             dense = {
-                str(name): [str(dtype), _shape(s)] for name, (dtype, s) in plain.get("dense", {}).items()
+                str(name): [str(dtype), None if s is None else integers(s)]
+                for name, (dtype, s) in plain.get("dense", {}).items()
             }
             return cls(kept, shapes, attributes, dict(plain.get("info", {})), dense)
         except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -284,42 +284,10 @@ def _optional_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{part}." for parts in optional_parts(model) for part in parts)
 
 
-def _can_replace(current: Any, value: int | list[int], least: int) -> bool:
-    """Whether ``current`` is an integer or a sequence of integers, and ``value`` has the same form."""
-    sizes = value if isinstance(value, list) else [value]
-    before = list(current) if isinstance(current, (tuple, list)) else [current]
-    same = isinstance(value, list) == isinstance(current, (tuple, list)) and len(sizes) == len(before)
-    return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
-
-
-def _grows(current: Any, value: int | list[int]) -> bool:
-    """Whether a size would become larger; 0 and negative numbers are no sizes."""
-    sizes = value if isinstance(value, list) else [value]
-    before = list(current) if isinstance(current, (tuple, list)) else [current]
-    return any(size > old > 0 for size, old in zip(sizes, before, strict=True))
-
-
-def _as_type_of(current: Any, value: int | list[int]) -> Any:
-    return type(current)(value) if isinstance(current, (tuple, list)) and isinstance(value, list) else value
-
-
 def _dimension(key: Any) -> int:
     if type(key) is not int and not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key):
         raise ValueError(f"expected the number of a dimension, got {key!r}")
     return int(key)
-
-
-def _integers(values: Any) -> list[int]:
-    integers = list(values)
-    if isinstance(values, (str, bytes)) or any(type(value) is not int for value in integers):
-        raise ValueError(f"expected a list of integers, got {str(values)[:40]}")
-    if integers and not -LARGEST <= min(integers) <= max(integers) <= LARGEST:
-        raise ValueError("a number is larger than any size")
-    return integers
-
-
-def _shape(values: Any) -> list[int] | None:
-    return None if values is None else _integers(values)
 
 
 def _check_indices(name: str, dim: int, indices: list[int], shape: list[int], least: int) -> None:

@@ -32,7 +32,7 @@ from lightning_prune.serialization.saved_network import (
 )
 from lightning_prune.serialization.torch_file import load_torch_file
 from lightning_prune.utils.hashing import is_plain_tensor
-from lightning_prune.utils.modules import named_tensors, without_prefix
+from lightning_prune.utils.modules import cut_shape, named_tensors, tensors_by_all_names, without_prefix
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -208,7 +208,7 @@ def _shape_of(value: Any) -> list[int] | str:
 
 def _check_kinds(model: nn.Module, weights: Mapping[str, Any], same_dtype: bool) -> None:
     """Raise RecordError if a weight has no plain values, or would be another number in the model's dtype."""
-    for name, tensor in _all_tensors(model):
+    for name, tensor in tensors_by_all_names(model):
         value = weights.get(name)
         if not isinstance(value, Tensor):
             continue
@@ -236,17 +236,8 @@ def _pruned_shapes(model: nn.Module, parts: Sequence[Part]) -> dict[str, list[in
         for name, tensor in named_tensors(part).items()
         if name in record.kept
     }
-    return {name: _pruned_shape(tensor, cuts.get(id(tensor), {})) for name, tensor in _all_tensors(model)}
-
-
-def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer of ``model``, under all of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def _pruned_shape(tensor: Tensor, dims: Mapping[int, list[int]]) -> list[int]:
-    return [len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape)]
+    tensors = tensors_by_all_names(model)
+    return {name: cut_shape(tensor.shape, cuts.get(id(tensor), {})) for name, tensor in tensors}
 
 
 def shrink_(target: nn.Module, record: PruningRecord) -> None:

@@ -174,8 +174,8 @@ def _check_hook(trainer: L.Trainer) -> None:
 
 def saved_entry(pl_module: L.LightningModule, key: str) -> Mapping[str, Any]:
     """Return an entry that :func:`add_to_checkpoints` has given to the module; empty if there is none."""
-    hook = vars(pl_module).get("on_save_checkpoint")
-    return hook.args[1].get(key, {}) if isinstance(hook, partial) and hook.func is _save_with else {}
+    added = _added(pl_module)
+    return {} if added is None else added.args[1].get(key, {})
 
 
 def fits_module(pl_module: L.LightningModule, weights: Mapping[str, Any]) -> bool:
@@ -192,23 +192,22 @@ def set_load_hook(pl_module: L.LightningModule, hook: Callable[[dict[str, Any]],
 
     Lightning calls the hooks of callbacks only after it has loaded the weights, which is too late to cut.
     """
-    present = vars(pl_module).get("on_load_checkpoint")
-    if isinstance(present, _LoadHook):
-        del pl_module.on_load_checkpoint
-        if present.replaced is not None:
-            pl_module.on_load_checkpoint = present.replaced  # type: ignore[method-assign]
+    original = vars(pl_module).pop("on_load_checkpoint", None)
+    if isinstance(original, _LoadHook):
+        original = original.replaced
     if hook is not None:
-        replaced = vars(pl_module).get("on_load_checkpoint")
-        pl_module.on_load_checkpoint = _LoadHook(pl_module, replaced, hook)  # type: ignore[method-assign]
+        original = _LoadHook(pl_module, original, hook)
+    if original is not None:
+        vars(pl_module)["on_load_checkpoint"] = original
 
 
 class _LoadHook:
-    """The ``on_load_checkpoint`` of a module, after another function; a copy of the module has its own without that.
+    """Call a function, and then the ``on_load_checkpoint`` of a module; copies of the module only have the latter.
 
     Args:
         pl_module: the module.
-        replaced: what the instance had under that name; None: the method of its class.
-        hook: is called first.
+        replaced: what the instance had as ``on_load_checkpoint``; None: nothing, only the method of its class.
+        hook: the function.
     """
 
     def __init__(
@@ -237,11 +236,16 @@ def add_to_checkpoints(pl_module: L.LightningModule, entries: Mapping[str, Any])
     For checkpoints with weights only, and for those after training, Lightning calls no hook of a callback, but
     calls ``on_save_checkpoint`` of the module. A second call replaces the entries of the first.
     """
+    # What an earlier call has added is replaced, not wrapped: its entries are out of date.
+    added = _added(pl_module)
+    original = pl_module.on_save_checkpoint if added is None else added.args[0]
+    vars(pl_module)["on_save_checkpoint"] = partial(_save_with, original, dict(entries))
+
+
+def _added(pl_module: L.LightningModule) -> partial[None] | None:
+    """Return the hook that :func:`add_to_checkpoints` has given to the module, if any."""
     hook = vars(pl_module).get("on_save_checkpoint")
-    # A partial of an earlier call is replaced, not wrapped: its entries are out of date.
-    is_own = isinstance(hook, partial) and hook.func is _save_with
-    original = hook.args[0] if is_own and hook is not None else pl_module.on_save_checkpoint
-    pl_module.on_save_checkpoint = partial(_save_with, original, dict(entries))  # type: ignore[method-assign]
+    return hook if isinstance(hook, partial) and hook.func is _save_with else None
 
 
 def _save_with(
@@ -251,9 +255,8 @@ def _save_with(
         checkpoint.setdefault(name, value)
     original(checkpoint)
     pruned = checkpoint.get(CHECKPOINT_KEY)
-    if (
-        isinstance(pruned, Mapping) and "state_dict" in checkpoint
-    ):  # the last hook: nothing changes them any more
+    if isinstance(pruned, Mapping) and "state_dict" in checkpoint:
+        # This is the last hook: nothing changes the weights any more.
         checkpoint[CHECKPOINT_KEY] = {**pruned, INTEGRITY: integrity_of(checkpoint["state_dict"], pruned)}
 
 

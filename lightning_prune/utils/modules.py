@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -20,6 +20,12 @@ Value = TypeVar("Value")
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by qualified name, shared ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def tensors_by_all_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer under all of its qualified names, as ``state_dict()`` has them."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def named_shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -85,6 +91,16 @@ def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
     if channels_last and not tensor.is_contiguous():
         return data.contiguous(memory_format=torch.channels_last)
     return data.contiguous()
+
+
+def cut_shape(shape: Sequence[int], dims: Mapping[int, list[int]]) -> list[int]:
+    """Return the shape that :func:`cut` leaves of a tensor.
+
+    Example:
+        >>> cut_shape([4, 3], {0: [1, 2]})
+        [2, 3]
+    """
+    return [len(dims[dim]) if dim in dims else size for dim, size in enumerate(shape)]
 
 
 def set_data(tensor: Tensor, data: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""Integers under a name, in an attribute of a module: ``(("h", 4),)``, as the layers of einops keep their sizes.
+"""Sizes in attributes of modules: integers, sequences of integers, and integers under a name.
 
-Such an integer is addressed as ``attribute[key]``; every other attribute by its name alone.
+The layers of einops keep their sizes under names, ``(("h", 4),)``. Such an integer is addressed as
+``attribute[key]``; every other attribute by its name alone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["is_named_sizes", "named_path", "read_size", "write_size"]
+__all__ = ["can_replace", "grows", "is_named_sizes", "named_path", "read_size", "write_size"]
 
 #: einops keeps a second copy, from which a layer is shown and copied: attribute -> attribute of the copy.
 _COPIES = {"_axes_lengths": "axes_lengths"}
@@ -47,9 +48,15 @@ def read_size(module: nn.Module, path: str) -> Any:
 
 
 def write_size(module: nn.Module, path: str, value: Any) -> None:
-    """Set an attribute, or one of its named integers and its copy; containers are replaced, not changed."""
+    """Set an attribute, or one of its named integers and its copy; containers are replaced, not changed.
+
+    A list replaces a tuple or another sequence as an object of that type.
+    """
     attribute, key = _split(path)
     if key is None:
+        current = vars(module).get(attribute)
+        if isinstance(current, (tuple, list)) and isinstance(value, list):
+            value = type(current)(value)
         setattr(module, attribute, value)
         return
     sizes = {**dict(vars(module)[attribute]), key: value}
@@ -57,6 +64,32 @@ def write_size(module: nn.Module, path: str, value: Any) -> None:
     copy = _COPIES.get(attribute)
     if copy is not None and isinstance(vars(module).get(copy), dict):
         setattr(module, copy, {**vars(module)[copy], key: value})
+
+
+def can_replace(current: Any, value: int | list[int], least: int) -> bool:
+    """Return whether ``current`` is an integer or a sequence of integers, and ``value``, from ``least`` on, likewise.
+
+    Example:
+        >>> can_replace((4, 4), [2, 4], least=1), can_replace(4, [2], least=1), can_replace(4, 0, least=1)
+        (True, False, False)
+    """
+    sizes, before = _as_list(value), _as_list(current)
+    same = isinstance(value, list) == isinstance(current, (tuple, list)) and len(sizes) == len(before)
+    return same and all(type(size) is int for size in before) and all(size >= least for size in sizes)
+
+
+def grows(current: Any, value: int | list[int]) -> bool:
+    """Return whether a size would become larger; 0 and negative numbers are no sizes.
+
+    Example:
+        >>> grows((4, 4), [2, 5]), grows(4, 3), grows(-1, 3)
+        (True, False, False)
+    """
+    return any(size > old > 0 for size, old in zip(_as_list(value), _as_list(current), strict=True))
+
+
+def _as_list(sizes: Any) -> list[Any]:
+    return list(sizes) if isinstance(sizes, (tuple, list)) else [sizes]
 
 
 def _split(path: str) -> tuple[str, str | None]:
