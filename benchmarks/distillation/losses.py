@@ -26,6 +26,7 @@ from benchmarks.common import intervals
 from benchmarks.quality.tasks import STAGE_RATES, TASKS, Task, dense, make_task, score
 from benchmarks.quality.training import LogitLoss, batches_of, cross_entropy, distilled, fit, recalibrate
 from lightning_prune import Limits, PruningPolicy, one_shot
+from lightning_prune.compensation import CompensationSettings
 from lightning_prune.criteria import LAMP
 from lightning_prune.distillation import cwd, dist, hinton, standardised
 
@@ -46,7 +47,14 @@ VARIANTS: dict[str, tuple[LogitLoss, float] | None] = {
 def cut(task: Task, net: nn.Module, budget: float) -> None:
     """Cut a network to its budget by LAMP, and repair it."""
     policy = PruningPolicy.of({"macs": budget}, limits=Limits(layers=0.95))
-    one_shot(net, task.example, policy, LAMP(), batches=task.calibration_batches(), compensate=True)
+    one_shot(
+        net,
+        task.example,
+        policy,
+        LAMP(),
+        batches=task.calibration_batches(),
+        compensate=CompensationSettings(),
+    )
 
 
 def gradients(task: Task, seed: int, budget: float, folder: Path) -> Row:

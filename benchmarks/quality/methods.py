@@ -14,6 +14,7 @@ from benchmarks.quality.plan import DEFAULT, OMEGAS
 from benchmarks.quality.tasks import Task, score
 from benchmarks.quality.training import LogitLoss, batches_of, cross_entropy
 from lightning_prune import one_shot, trace
+from lightning_prune.compensation import CompensationSettings
 from lightning_prune.criteria import (
     IPAD,
     L1,
@@ -87,7 +88,7 @@ class Ours:
             self.criterion,
             task.calibration_batches(),
             cross_entropy,
-            compensate=self.setting.repair,
+            compensate=CompensationSettings() if self.setting.repair else False,  # training follows
         )
         return 0
 

@@ -26,11 +26,13 @@ from lightning_prune.surgery.prune import prune_, surviving_indices
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.example_inputs import Example, is_image_list
 
-__all__ = ["CutRepair", "compensation_settings", "num_images"]
+__all__ = ["WITHOUT_TRAINING", "CutRepair", "compensation_settings", "num_images"]
 
 FEWEST_IMAGES, FEWEST_ROWS = 32, 256
 #: Without the second fit to all images, which doubles the time and gains little where training follows.
 WITHIN_TRAINING = CompensationSettings(refit=False)
+#: No training follows that would make up for what layers fitted one by one leave.
+WITHOUT_TRAINING = CompensationSettings(refine_passes=15)
 
 
 def compensation_settings(

@@ -181,9 +181,9 @@ def page(content: dict[str, Any]) -> str:
         "# Right after one cut",
         "",
         "What is left of a trained network after one cut, without training: as it is cut, with the statistics of its "
-        "batch norms estimated anew, and [repaired](../guides/one_shot.md) with `compensate=True`, which needs no "
-        "labels. *Refined*: repaired with `CompensationSettings(refine_passes=15)`, which adds gradient steps on the "
-        "outputs, also without labels, on the same images. Scores are accuracies, and mean IoUs of the U-Nets, on "
+        "batch norms estimated anew, [repaired](../guides/one_shot.md) layer by layer, which needs no labels "
+        "(`compensate=CompensationSettings()`), and *refined* after the repair, as `one_shot` does by default: steps "
+        "on the outputs, also without labels, on the same images. Scores are accuracies, and mean IoUs of U-Nets, on "
         "test images.",
         "",
         f"{content['date']} · torch {content['versions']['torch']} · {content['machine']} · "
