@@ -6,6 +6,7 @@
     benchmarks.distillation  Does a teacher recover accuracy that pruning lost?
     benchmarks.latency       How close is the predicted latency to the measured one?
     benchmarks.speed         How much time and memory does pruning itself take?
+    benchmarks.gpu           Does everything work on a GPU, and what does pruning bring there?
     benchmarks.robustness    Does pruning stay correct in unusual networks, settings and interrupted runs?
 
 ``python -m benchmarks.<package> --help`` shows the options of each. Pages are written to ``docs/results``, their

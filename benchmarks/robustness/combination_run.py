@@ -148,15 +148,22 @@ def data(processes: int) -> DataLoader:
     return DataLoader(TensorDataset(x, y), 16 // processes)
 
 
-def run(combination: Combination, backend: str = "aot_eager") -> Outcome:
-    """Train and prune once; ``backend`` is that of ``torch.compile``."""
+def run(combination: Combination, backend: str = "aot_eager", accelerator: str = "") -> Outcome:
+    """Train and prune once.
+
+    Args:
+        combination: the settings.
+        backend: of ``torch.compile``.
+        accelerator: of the trainer; by default the CPU, except for 16-mixed.
+    """
     torch.compiler.reset()
     module, inspector = StripeClassifier(combination.optimizer), Inspector()
     if combination.compiled:
         module.net.compile(backend=backend)
     pruning = _pruning(combination)
     averaging = [EMAWeightAveraging(decay=0.9)] if combination.averaged else []
-    trainer = _trainer(combination, [inspector, pruning, *averaging])
+    accelerator = accelerator or ("gpu" if combination.precision == "16-mixed" else "cpu")
+    trainer = _trainer(combination, [inspector, pruning, *averaging], accelerator)
     trainer.fit(module, data(combination.processes))
     wrong = [
         *inspector.wrong,
@@ -179,10 +186,10 @@ def _pruning(combination: Combination) -> FilterPruningCallback:
     )
 
 
-def _trainer(combination: Combination, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(combination: Combination, callbacks: list[L.Callback], accelerator: str) -> L.Trainer:
     return L.Trainer(
         max_epochs=EPOCHS,
-        accelerator="gpu" if combination.precision == "16-mixed" else "cpu",
+        accelerator=accelerator,
         devices=combination.processes,
         strategy="ddp" if combination.processes > 1 else "auto",
         precision=combination.precision,  # type: ignore[arg-type]

@@ -131,6 +131,7 @@ def fit(
     callbacks: Sequence[L.Callback],
     resume: Path | None,
     plugin: CheckpointIO | None = None,
+    accelerator: str = "cpu",
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train from the beginning or from a checkpoint; return the final state.
@@ -141,6 +142,7 @@ def fit(
         callbacks: one of them prunes.
         resume: the checkpoint.
         plugin: writes checkpoints; by default ``AtomicCheckpointIO``.
+        accelerator: of the trainer.
         arguments: of the trainer.
     """
     # Another seed for a resume: it must restore the state of the generators from the checkpoint.
@@ -148,7 +150,7 @@ def fit(
     for layer in module.net:
         getattr(layer, "reset_parameters", bool)()
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -53,12 +53,19 @@ class _OperatorModule(nn.Module):
         operator = self.operator
         leaves = [next(inputs) if isinstance(leaf, Slot) else _dense_size(leaf) for leaf in operator.leaves]
         args, kwargs = tree_unflatten(leaves, operator.spec)
-        result = operator.op(*args, **kwargs)
+        result = operator.op(*_without_scales(operator, args), **kwargs)
         for activation in operator.activations:
             leaves = [result if isinstance(leaf, Slot) else _dense_size(leaf) for leaf in activation.leaves]
             args, kwargs = tree_unflatten(leaves, activation.spec)
             result = activation.op(*args, **kwargs)
         return result
+
+
+def _without_scales(operator: Operator, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of an interpolation without scales, which torch cannot export beside the output size."""
+    if not operator.op._opname.startswith("upsample_"):
+        return args
+    return tuple(None if isinstance(argument, float) else argument for argument in args)
 
 
 def _dense_size(leaf: Any) -> Any:

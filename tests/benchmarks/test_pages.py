@@ -31,6 +31,10 @@ COMMANDS = {
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),
     "training_cost": ("benchmarks.speed.training", None),
+    "gpu": ("benchmarks.gpu.__main__", None),
+}
+COMMANDS = {
+    name: command for name, command in COMMANDS.items() if name != "gpu" or ReportFiles(name).data.is_file()
 }
 
 
