@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -118,7 +119,8 @@ def _clean_state() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(False)
         torch.set_default_device(None)
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds
+            torch.compiler.reset()
         with contextlib.suppress(torch.AcceleratorError):  # the check's own error is reported, not this one
             free_memory()
 

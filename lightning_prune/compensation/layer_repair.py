@@ -17,6 +17,7 @@ from lightning_prune.compensation.layers import Layer
 from lightning_prune.compensation.report import LayerRepair
 from lightning_prune.compensation.sums import Summand, SumWatch
 from lightning_prune.compensation.target_records import CallTargets, SampledRows, Targets, compute_dtype
+from lightning_prune.utils.precision import exact_products
 
 __all__ = ["LayerRepairer"]
 
@@ -119,7 +120,7 @@ class LayerRepairer:
         """Fit a layer so that a call gives the rows that are wanted; return whether it changed."""
         layer, weight, x = call.layer, self._weights[call.layer.key], call.read()
         target = self.targets.calls[layer.name][number]
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), exact_products():
             weight.rows[layer.name, number] = self._rows(layer, weight, target, x, wanted)
             return self._repair(weight)
 

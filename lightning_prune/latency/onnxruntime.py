@@ -211,13 +211,20 @@ def node_times(model: bytes, inputs: Sequence[Tensor]) -> list[tuple[str, float]
 
 
 def session_call(model: bytes, inputs: Sequence[Tensor], device: torch.device) -> TimedCall:
-    """Return a call that runs a model once, without copies of inputs and outputs."""
+    """Return a call that runs a model once, without copies of inputs and outputs.
+
+    Raises:
+        ValueError: this ONNX Runtime does not run on the device.
+    """
     import onnxruntime
 
-    provider = "CUDA" if device.type == "cuda" else "CPU"
-    session = onnxruntime.InferenceSession(
-        model, _session_options(), providers=[f"{provider}ExecutionProvider"]
-    )
+    provider = f"{'CUDA' if device.type == 'cuda' else 'CPU'}ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError(
+            f"this onnxruntime has no {provider} and cannot run on {device}: install onnxruntime-gpu, or measure on "
+            "the processor with device='cpu'"
+        )
+    session = onnxruntime.InferenceSession(model, _session_options(), providers=[provider])
     binding = session.io_binding()
     for value, tensor in zip(session.get_inputs(), inputs, strict=True):
         ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy(), device.type, device.index or 0)

@@ -101,11 +101,13 @@ def measure_curves(
     for piece in pieces:
         kinds.setdefault(piece.signature, []).append(piece)
     with settings.active():
+        call_time = _empty_call_time(
+            settings
+        )  # first: it also shows if the execution runs on this device at all
         points = {kind: list(_points(members, settings, clock)) for kind, members in kinds.items()}
         all_points = [point for kind_points in points.values() for point in kind_points]
         for index in track(list(turn_order(len(all_points), TURNS))):
             all_points[index].measure(settings, clock)
-        call_time = _empty_call_time(settings)
     curves = {kind: _curve(kind_points, call_time) for kind, kind_points in points.items()}
     measured = {kind: curve for kind, curve in curves.items() if curve is not None}
     return measured, [kind for kind, curve in curves.items() if curve is None]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
+
+from lightning_prune.utils.seeding import torch_generators
 
 __all__ = ["gc_paused", "restored"]
 
@@ -36,12 +37,14 @@ def restored(model: nn.Module) -> Iterator[None]:
     ]
     # Fake tensors do not change buffers, except counters: a scalar on the CPU is computed for real.
     counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    generators = torch_generators()
+    torch_states, python_state = [generator.get_state() for generator in generators], random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
     # Networks that choose layers or sizes at random choose the same ones in every recording.
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    torch.default_generator.manual_seed(0)
+    for generator in generators:
+        generator.manual_seed(0)
     try:
         yield
     finally:
@@ -52,7 +55,8 @@ def restored(model: nn.Module) -> Iterator[None]:
             _refill(container, content)
         for buffer, value in counters:
             buffer.data.copy_(value)
-        torch.set_rng_state(torch_state)
+        for generator, state in zip(generators, torch_states, strict=True):
+            generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 

@@ -24,6 +24,7 @@ from lightning_prune.tracing.calls import OperatorCall, PythonCall
 from lightning_prune.tracing.einsum import contraction_arguments
 from lightning_prune.tracing.shape_functions import infer
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
+from lightning_prune.utils.seeding import torch_generators
 
 __all__ = ["ModuleStack", "OperatorMode", "PythonCallMode", "TensorKind"]
 
@@ -117,7 +118,7 @@ class PythonCallMode(TorchFunctionMode):
             int(_traced_sizes(args[0], func(*args), 0))  # `len` returns a plain int, as `int` does
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
-            if func is F.scaled_dot_product_attention and self.operators.kind == "meta":
+            if func is F.scaled_dot_product_attention and self.operators.runs_attention(*args, **kwargs):
                 return self.operators.run_attention(*args, **kwargs)
             if (composite := _composite(func, args, kwargs)) is not None:
                 return self.operators.run_composite(*composite)
@@ -193,26 +194,41 @@ class OperatorMode(TorchDispatchMode):
         if self.kind == "real" and torch.Tag.nondeterministic_seeded in func.tags:
             # A dropout draws fewer numbers after a cut; layers that are skipped at random must be the same ones.
             self.num_random += 1
-            torch.default_generator.manual_seed(self.num_random)
+            for generator in torch_generators():
+                generator.manual_seed(self.num_random)
         if func.namespace != "prim" and not self.paused:  # prim.device and the like return no tensor
             self._append(func, args, kwargs, out)
         return out
 
+    def runs_attention(self, query: Tensor, *args: Any, **kwargs: Any) -> bool:
+        """Whether fused attention is recorded as one operator, and not as torch runs it on the device.
+
+        On the meta device torch would decompose it, and a GPU has several operators for it, of which none can be
+        checked on the CPU.
+        """
+        return self.kind == "meta" or query.is_cuda
+
     def run_attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Record fused attention as one operator, which torch would decompose on the meta device."""
+        """Record fused attention as one operator."""
+        if self.kind != "meta":
+            return self.run_composite(
+                aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs
+            )
         with _disable_current_modes():
             out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
         self._append(aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out)
         return out
 
-    def run_composite(self, op: OpOverload, args: tuple[Any, ...]) -> Any:
+    def run_composite(
+        self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run and record ``op`` as one operator, without the operators that torch decomposes it into."""
         self.paused = True
         try:
-            out = op(*args)
+            out = op(*args, **(kwargs or {}))
         finally:
             self.paused = False
-        self._append(op, args, {}, out)
+        self._append(op, args, kwargs or {}, out)
         return out
 
     def _append(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:

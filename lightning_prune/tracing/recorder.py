@@ -159,10 +159,13 @@ def _needs_values(error: Exception) -> bool:
 def _patched_torch() -> Iterator[None]:
     """Make torch show all operators to the modes within the block, and log no errors that are handled here.
 
-    ``nn.MultiheadAttention`` has a fast path of one opaque operator; it is disabled.
+    ``nn.MultiheadAttention`` has a fast path of one opaque operator; it is disabled. So is cuDNN, whose norms and
+    recurrent layers are operators that nothing can repeat on the CPU.
     """
     fast_path, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_TENSOR_LOGGER.level
+    cudnn = torch._C._get_cudnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_cudnn_enabled(False)
     _FAKE_TENSOR_LOGGER.setLevel(logging.CRITICAL)
     replacements = _functional_replacements()
     originals = {name: getattr(F, name) for name in replacements}
@@ -172,6 +175,7 @@ def _patched_torch() -> Iterator[None]:
     finally:
         vars(F).update(originals)
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_cudnn_enabled(cudnn)
         _FAKE_TENSOR_LOGGER.setLevel(level)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-__all__ = ["derive_seed", "random_state", "seeded", "set_random_state"]
+__all__ = ["derive_seed", "random_state", "seeded", "set_random_state", "torch_generators"]
 
 
 def random_state(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
@@ -56,9 +56,20 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+def torch_generators() -> list[torch.Generator]:
+    """Return the global generators of torch: that of the CPU, and those of all GPUs if this process uses any.
+
+    Example:
+        >>> torch_generators()[0] is torch.default_generator
+        True
+    """
+    gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *gpus]
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators within the block, and restore their states afterwards.
+    """Seed the global generators within the block, those of all GPUs too, and restore their states afterwards.
 
     Example:
         >>> with seeded(1):
@@ -67,14 +78,17 @@ def seeded(seed: int) -> Iterator[None]:
         ...     first == torch.rand(())
         tensor(True)
     """
-    before = random_state()
+    generators = torch_generators()
+    before, had_gpus = random_state(generators), torch.cuda.is_initialized()
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
     try:
         yield
     finally:
-        set_random_state(before)
+        set_random_state(before, generators)
+        if torch.cuda.is_available() and not had_gpus:  # they have, or will get, the seed of this block
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def derive_seed(*names: object) -> int:
