@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -23,7 +25,7 @@ NOT_COLLECTED = "the method does not cut through its session"
 
 
 class TrainerCompensation:
-    """Repairs the cuts of a training with images of its training data, in its precision.
+    """Repairs the cuts of a training with images of its training data, in the precision of its weights.
 
     If the data cannot be used for that, pruning goes on without repairs, after one warning.
 
@@ -48,10 +50,10 @@ class TrainerCompensation:
         """
         if self.settings is None:
             return None
-        repair = CutRepair([session.target, *copies], [], self.settings, partial(forward_context, trainer))
+        repair = CutRepair([session.target, *copies], [], self.settings, partial(without_autocast, trainer))
 
         def draw() -> None:
-            with forward_context(trainer):
+            with without_autocast(trainer):
                 number = num_images(session.target, session.example, repair.settings)
             repair.batches = calibration_batches(trainer, session.target, number, seed=cut)
 
@@ -71,3 +73,14 @@ class TrainerCompensation:
                 "what the forward takes"
             )
         return reports[0] if reports else CompensationReport(False, repair.failure or NOT_COLLECTED)
+
+
+@contextmanager
+def without_autocast(trainer: L.Trainer) -> Iterator[None]:
+    """Run forwards as in training, but in the precision of the weights.
+
+    Half precision would round what layers are fitted to, and outputs that training never sees overflow it, as those of
+    a hardly trained network in eval mode.
+    """
+    with forward_context(trainer), torch.autocast(trainer.strategy.root_device.type, enabled=False):
+        yield

@@ -95,6 +95,28 @@ def distance(dense: nn.Module, small: nn.Module) -> float:
     return float((after - before).square().sum() / (before - before.mean()).square().sum())
 
 
+class WithoutAutocast(Unscheduled):
+    """Counts forwards in eval mode; under autocast their outputs are not finite, as after an overflow."""
+
+    evaluations = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        self.evaluations += 1
+        return super().forward(x) / (0 if torch.is_autocast_enabled("cpu") else 1)
+
+
+def test_a_repair_under_mixed_precision_runs_in_the_precision_of_the_weights() -> None:
+    seed()
+    module, cut = WithoutAutocast(), pruning(submodule=None)
+    fit(module, cut, precision="bf16-mixed", limit_val_batches=0)
+    change = cut.history[-1].change
+    assert module.evaluations
+    assert change is not None
+    assert change < 1
+
+
 def test_outputs_are_nearer_to_those_before_the_cut() -> None:
     distances = {}
     for compensate in (False, True):
