@@ -79,8 +79,8 @@ class TrainerCompensation:
 def without_autocast(trainer: L.Trainer) -> Iterator[None]:
     """Run forwards as in training, but in the precision of the weights.
 
-    Half precision would round what layers are fitted to, and outputs that training never sees overflow it, as those of
-    a hardly trained network in eval mode.
+    Half precision would round what layers are fitted to. Outputs that training never sees overflow it, as those of a
+    hardly trained network in eval mode.
     """
     with forward_context(trainer), torch.autocast(trainer.strategy.root_device.type, enabled=False):
         yield
