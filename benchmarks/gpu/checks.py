@@ -62,7 +62,7 @@ class Check:
 
     Attributes:
         name: unique.
-        group: ``"correctness"``, ``"latency"`` or ``"memory"``.
+        group: ``"correctness"``, ``"latency"``, ``"memory"`` or ``"compiled"``.
         run: returns what was measured. An entry ``"wrong"`` lists what is wrong; the check is right without one.
         gpu_only: why it needs a GPU; empty if it does not.
     """
@@ -73,7 +73,7 @@ class Check:
     gpu_only: str = ""
 
 
-def run_check(check: Check, place: Place, seconds: int = 150) -> Row:
+def run_check(check: Check, place: Place, seconds: int = 200) -> Row:
     """Run a check, and return its row: name, group, outcome, reason, figures and seconds.
 
     Args:

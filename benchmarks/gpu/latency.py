@@ -174,9 +174,9 @@ CHECKS = [
     Check("latency table, eager", "latency", partial(table, execution="eager")),
     *(Check(f"speed-up of {name}", "latency", partial(speed_up, name=name)) for name in NETWORKS),
     *(
-        Check(f"speed-up of {name}, compiled", "latency", partial(compiled, name=name), SLOW)
+        Check(f"speed-up of {name}, compiled", "compiled", partial(compiled, name=name), SLOW)
         for name in NETWORKS
     ),
-    Check("latency table, compiled", "latency", partial(table, execution="compiled"), SLOW),
+    Check("latency table, compiled", "compiled", partial(table, execution="compiled"), SLOW),
     Check("latency table, ONNX Runtime", "latency", partial(table, execution="onnx")),
 ]

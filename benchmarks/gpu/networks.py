@@ -86,7 +86,7 @@ class Segmenter(DistillationMixin, L.LightningModule):
 
     Args:
         net: to train.
-        fused: whether AdamW is fused.
+        fused: whether AdamW is fused; if not, it is capturable on a GPU: its rate and its steps are tensors there.
         channels_last: whether images get that memory format; the network must have it already.
     """
 
@@ -121,7 +121,10 @@ class Segmenter(DistillationMixin, L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW."""
-        return torch.optim.AdamW(self.parameters(), 3e-3, fused=self.fused)
+        if self.fused or self.device.type != "cuda":
+            return torch.optim.AdamW(self.parameters(), 3e-3, fused=self.fused)
+        rate = torch.tensor(3e-3, device=self.device)
+        return torch.optim.AdamW(self.parameters(), rate, capturable=True)
 
     def mean_losses(self) -> list[float]:
         """Return the mean loss of each epoch."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_prune.compensation.layers import Layer
+from lightning_prune.utils.devices import on_cpu
 
 __all__ = ["ImageAxis", "Positions", "columns", "image_axis", "output_rows", "position_shape", "sample"]
 
@@ -52,6 +53,7 @@ def position_shape(layer: Layer, output: Tensor) -> torch.Size | None:
     return torch.Size((output.shape[0], *output.shape[2:]))
 
 
+@on_cpu()
 def sample(
     shape: torch.Size, axis: ImageAxis, images: tuple[int, int], number: int, generator: torch.Generator
 ) -> Positions:

@@ -218,10 +218,12 @@ def kept_filters(layer: Layer, kept: Kept) -> Tensor | None:
     dims = kept.get(layer.weight_name, {})
     if layer.part is not None:
         size = len(layer.weight_data())
-        survivors = torch.tensor(dims.get(0, range(3 * size)), dtype=torch.int64) - layer.part * size
+        survivors = (
+            torch.tensor(dims.get(0, range(3 * size)), dtype=torch.int64, device="cpu") - layer.part * size
+        )
         return survivors[(survivors >= 0) & (survivors < size)] if 0 in dims else None
     if not isinstance(layer.module, _ConvTransposeNd):
-        return torch.tensor(dims[0], dtype=torch.int64) if 0 in dims else None
+        return torch.tensor(dims[0], dtype=torch.int64, device="cpu") if 0 in dims else None
     return _kept_filters_of_transposed(layer, dims)
 
 
@@ -230,8 +232,8 @@ def _kept_filters_of_transposed(layer: Layer, dims: Mapping[int, list[int]]) -> 
     if not dims:
         return None
     inputs, filters = layer.weight.shape[0] // layer.groups, layer.weight.shape[1]
-    within = torch.tensor(dims.get(1, range(filters)), dtype=torch.int64)
-    survivors = torch.tensor(dims.get(0, range(layer.weight.shape[0])), dtype=torch.int64)
+    within = torch.tensor(dims.get(1, range(filters)), dtype=torch.int64, device="cpu")
+    survivors = torch.tensor(dims.get(0, range(layer.weight.shape[0])), dtype=torch.int64, device="cpu")
     groups = (survivors // inputs).unique()
     return (groups[:, None] * filters + within).flatten()
 

@@ -138,7 +138,7 @@ def _batches(num_images: int, passes: int) -> Iterator[Tensor]:
     """Yield the numbers of the images of each step."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(passes):
-        yield from torch.randperm(num_images, generator=generator).split(_BATCH)
+        yield from torch.randperm(num_images, generator=generator, device="cpu").split(_BATCH)
 
 
 class _Optimizer:
@@ -205,7 +205,7 @@ def _part(images: Calibration, batch: Tensor) -> Any:
 
 def _distance(output: Tensor, dense: Tensor, axis: ImageAxis, batch: Tensor) -> Tensor:
     """Return the squared distance of one output from that of the dense network for all images."""
-    entries = (batch[:, None] * axis.entries + torch.arange(axis.entries)).flatten()
+    entries = (batch[:, None] * axis.entries + torch.arange(axis.entries, device=batch.device)).flatten()
     target = dense.index_select(axis.dim, entries.to(dense.device))
     if output.shape != target.shape:
         raise ValueError(f"an output is of shape {tuple(output.shape)}, not {tuple(target.shape)}")

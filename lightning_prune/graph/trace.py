@@ -24,6 +24,7 @@ from lightning_prune.tracing.traceable import refusal_reason, unprunable_tensors
 from lightning_prune.tracing.traced_int import Attribute, evaluate, form_of, leaves
 from lightning_prune.tracing.tracker import SizeUse, Tracker
 from lightning_prune.tracing.unreached import pin_unreached
+from lightning_prune.utils.devices import on_cpu
 from lightning_prune.utils.example_inputs import Example, as_example
 from lightning_prune.utils.passing import is_passing
 
@@ -45,6 +46,7 @@ class TraceError(RuntimeError):
     """
 
 
+@on_cpu()
 def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: Any) -> ChannelGraph:
     """Trace the forward of ``model`` on example inputs, and return which channels depend on which.
 

@@ -24,6 +24,7 @@ from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
+from lightning_prune.utils.devices import on_cpu
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -54,6 +55,7 @@ class SurgeryError(RuntimeError):
         self.units = np.empty(0, np.int64) if units is None else units
 
 
+@on_cpu()
 def prune_(
     model: nn.Module, graph: ChannelGraph, remove: Iterable[int], optimizers: Sequence[Optimizer] = ()
 ) -> PruningRecord:

@@ -31,6 +31,7 @@ from lightning_prune.tracing.isolation import restored
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
 from lightning_prune.tracing.size_caches import caches_bypassed
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
+from lightning_prune.utils.devices import on_default_device
 from lightning_prune.utils.passing import is_passing
 
 __all__ = ["raised_in", "record_forward"]
@@ -82,6 +83,7 @@ class _Forward:
             with (
                 record_size_events() as events,
                 torch.no_grad(),
+                on_default_device(),
                 outer_mode,
                 modules.hooked(),
                 python,

@@ -47,7 +47,7 @@ def test_names_of_checks_are_unique_and_correctness_comes_first():
     names = [check.name for check in command.CHECKS]
     assert len(set(names)) == len(names)
     groups = list(dict.fromkeys(check.group for check in command.CHECKS))
-    assert groups == ["correctness", "latency", "memory"]
+    assert groups == ["correctness", "latency", "memory", "compiled"]
 
 
 def test_a_check_that_fails_is_recorded_and_the_next_one_is_made(
