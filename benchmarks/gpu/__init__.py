@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --small      # the same checks on tiny networks, on the CPU too, in a minute
     python -m benchmarks.gpu --report     # writes docs/results/gpu.md from docs/results/data/gpu.json
 
-Correctness comes first, then latency and memory, and last what inductor compiles. An error in one check is recorded and does not stop the others.
+Correctness comes first, then latency and memory, and last what inductor compiles. An error in one check is recorded
+and does not stop the others; ``--resume`` goes on where a process died.
 
 The checks need this repository and torch, torchvision, lightning, torchmetrics, numpy, scipy, pillow, safetensors,
 matplotlib, tensorboard, rich, tqdm, joblib, cloudpickle, timm and huggingface-hub, with triton and a C compiler for

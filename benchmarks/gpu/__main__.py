@@ -101,21 +101,28 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     for check in selected(args.checks, args.skip):
         if any(row["name"] == check.name for row in rows):
             continue
-        if time.perf_counter() - start > args.limit:
-            rows.append(_late(check))
-        else:
-            rows.append(run_check(check, place))
-        line = f"{rows[-1]['outcome']:8}{rows[-1].get('seconds', 0):6.1f} s  {check.name}"
+        late = time.perf_counter() - start > args.limit
+        # Written before, so that a check which ends the process is not made again.
+        _write(file, place, start, [*rows, _without_result(check, "failed", "the process died")])
+        rows.append(
+            _without_result(check, "skipped", "no time was left") if late else run_check(check, place)
+        )
+        _write(file, place, start, rows)
+        line = f"{rows[-1]['outcome']:8}{rows[-1]['seconds']:6.1f} s  {check.name}"
         print(f"{line}  {rows[-1]['reason'][:300]}", flush=True)
-        seconds = round(time.perf_counter() - start, 1)
-        write_text(file, json.dumps({**head(place), "seconds": seconds, "rows": rows}, indent=1) + "\n")
         if rows[-1].get("sticky"):  # this process cannot use the GPU any more
-            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *_again(args, seconds)])
+            again = _again(args, time.perf_counter() - start)
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *again])
     return rows
 
 
-def _late(check: Check) -> Row:
-    row = {"name": check.name, "group": check.group, "outcome": "skipped", "reason": "no time was left"}
+def _write(file: Path, place: Place, start: float, rows: Sequence[Row]) -> None:
+    content = {**head(place), "seconds": round(time.perf_counter() - start, 1), "rows": list(rows)}
+    write_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def _without_result(check: Check, outcome: str, reason: str) -> Row:
+    row = {"name": check.name, "group": check.group, "outcome": outcome, "reason": reason}
     return {**row, "figures": {}, "seconds": 0.0}
 
 

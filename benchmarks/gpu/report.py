@@ -30,7 +30,7 @@ def page(content: dict[str, Any]) -> str:
     lines = [
         "# On a GPU",
         "",
-        f"{content['date']} · {content['device']}{cuda} · {packages} · {content['seconds']:.0f} s. Made by "
+        f"{content['date']} · {content['device']}{cuda} · {packages} · {sum(row['seconds'] for row in rows):.0f} s. Made by "
         f"`python -m benchmarks.gpu{' --small' if content['small'] else ''}`.",
         "",
         f"**{counts['ok']} checks are right, {counts['failed']} failed, {counts['skipped']} were skipped.**",

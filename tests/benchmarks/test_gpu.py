@@ -54,6 +54,8 @@ def test_a_check_that_fails_is_recorded_and_the_next_one_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(place: Place) -> dict[str, Any]:
+        # What is on disk now is what is left if this check ends the process.
+        assert json.loads((tmp_path / "gpu.json").read_text())["rows"][0]["reason"] == "the process died"
         raise RuntimeError("no such kernel")
 
     checks = [
