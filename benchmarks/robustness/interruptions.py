@@ -83,7 +83,8 @@ def run(folder: Path, workers: int) -> dict[str, Any]:
         ModelCheckpoint(folder / "epochs", save_on_train_epoch_end=True),
     ]
     callbacks, resume = [*PRUNINGS["compensation"](), *checkpoints], last_checkpoint(folder)
-    loaders = shuffled(num_workers=workers)
+    # Only a forked worker has what `_end_worker` replaces, and processes of a fork server do not fork by default.
+    loaders = shuffled(num_workers=workers, multiprocessing_context="fork" if workers else None)
     return fit(Classifier(), loaders, callbacks, resume, max_epochs=EPOCHS, default_root_dir=folder)
 
 
