@@ -38,7 +38,7 @@ from lightning_prune.trainer.followers import (
     resolve_followers,
     unnamed_copies,
 )
-from lightning_prune.trainer.resume import Resumption, is_within_batch
+from lightning_prune.trainer.resume import Resumption, is_within_batch, session_of_rank
 from lightning_prune.trainer.retraining import Retraining
 from lightning_prune.trainer.training_state import callbacks_of, target_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
@@ -166,8 +166,7 @@ class PruningCallbackBase(L.Callback):
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "resume" not in saved:
             return
-        states = saved["runs"]
-        state = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        state = session_of_rank(saved["runs"], trainer)
         if trainer.state.fn != TrainerFn.FITTING:
             self._ended_session = state
             return

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lightning_prune.utils.passing import is_passing
 from lightning_prune.utils.seeding import torch_generators
 
 __all__ = ["gc_paused", "restored"]
@@ -23,7 +24,8 @@ _CONTAINERS = frozenset((dict, OrderedDict, list, set))
 def restored(model: nn.Module) -> Iterator[None]:
     """Restore the model's attributes, modes and counters, and the random state, at the end of the block.
 
-    Buffers of more than one element are not restored.
+    Buffers of more than one element are not restored. If the block fails for lack of memory and the like, flags that
+    it has set stay: a module that notes by one that it has failed must be able to succeed the next time.
     """
     modules = list(model.modules())
     attributes_before = [dict(vars(module)) for module in modules]
@@ -47,6 +49,11 @@ def restored(model: nn.Module) -> Iterator[None]:
         generator.manual_seed(0)
     try:
         yield
+    except BaseException as error:
+        if is_passing(error):
+            for module, attributes in zip(modules, attributes_before, strict=True):
+                attributes.update(_flags(module))
+        raise
     finally:
         for module, attributes in zip(modules, attributes_before, strict=True):
             vars(module).clear()
@@ -59,6 +66,11 @@ def restored(model: nn.Module) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _flags(module: nn.Module) -> dict[str, bool]:
+    """Return the attributes that are True or False, but for the mode."""
+    return {name: value for name, value in vars(module).items() if type(value) is bool and name != "training"}
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -8,7 +8,7 @@ for an epoch that ended with the checkpoint. :class:`Resumption` corrects all of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -22,7 +22,7 @@ from lightning_prune.trainer.training_state import callbacks_of
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.seeding import random_state, set_random_state
 
-__all__ = ["Resumption", "is_within_batch"]
+__all__ = ["Resumption", "is_within_batch", "session_of_rank"]
 
 
 def generators_of(trainer: L.Trainer) -> list[torch.Generator]:
@@ -69,9 +69,9 @@ class Resumption:
         if len(saved["ranks"]) != trainer.world_size:
             rank_zero_warn(
                 f"the checkpoint was written by {len(saved['ranks'])} processes, now there are {trainer.world_size}: "
-                "training continues with other random numbers"
+                "training continues with other random numbers, and statistics of activations and gradients begin anew"
             )
-            return
+            saved = {**saved, "ranks": [{"start": None, "now": None}] * trainer.world_size}
         self._loaded = saved
         loops = checkpoint["loops"]["fit_loop"]
         self._batch_ended = _complete_batch_(loops)
@@ -81,7 +81,7 @@ class Resumption:
         """Restore or note the random state from which the batches of epoch 0 are drawn."""
         if self._loaded is not None and self._loaded["epoch"] == 0 and self._saved_start(trainer):
             set_random_state(self._saved_start(trainer))
-        elif trainer.current_epoch == 0:
+        elif trainer.current_epoch == 0 or self._loaded is not None:
             self._epoch_start = random_state()
 
     def on_train_start(self, trainer: L.Trainer) -> None:
@@ -91,8 +91,9 @@ class Resumption:
         trainer.callback_metrics.update(self._loaded["metrics"])
         loop = trainer.fit_loop
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
-            self._epoch_start = self._saved_start(trainer)
-            start = self._epoch_start if self._loaded["epoch"] else None  # on_fit_start has restored epoch 0
+            saved_start = self._saved_start(trainer)
+            self._epoch_start = saved_start or self._epoch_start
+            start = saved_start if self._loaded["epoch"] else None  # on_fit_start has restored epoch 0
             _skip_batches(trainer, start, self._batch_ended)
             self._restore(trainer)
 
@@ -152,6 +153,18 @@ class Resumption:
         if now is not None:  # else nothing was drawn yet from the state in which the epoch began
             set_random_state(now, generators_of(trainer))
         self._before_batch, self._loaded = now, None
+
+
+def session_of_rank(
+    states: Sequence[Mapping[str, Any] | None], trainer: L.Trainer
+) -> Mapping[str, Any] | None:
+    """Return what a checkpoint holds of this process's session.
+
+    All but the statistics is the same on all ranks; with another number of processes the statistics are left out.
+    """
+    if len(states) == trainer.world_size:
+        return states[trainer.global_rank]
+    return {**states[0], "statistics": None} if states and states[0] is not None else None
 
 
 def is_within_batch(trainer: L.Trainer) -> bool:

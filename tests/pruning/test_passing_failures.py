@@ -68,6 +68,26 @@ def trained(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+class FailsOnce(nn.Sequential):
+    """Notes on itself that it has failed, in its smaller size, and does not fail again."""
+
+    has_failed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self[0].out_channels < 8 and not self.has_failed:
+            self.has_failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_a_module_that_notes_on_itself_that_it_failed_is_cut_all_the_same():
+    model = FailsOnce(*Failing())
+    assert session_of(model).cut_(POLICY, L2())
+    assert model.has_failed
+    assert model[0].out_channels < 8
+    assert model.training
+
+
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_a_cut_that_fails_in_passing_is_rolled_back_and_succeeds_the_next_time(error):
     model = Failing()

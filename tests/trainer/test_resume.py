@@ -155,16 +155,30 @@ def test_examples_are_restored_by_their_shapes() -> None:
     assert args[1][1] is None
 
 
-def test_another_number_of_processes_warns_of_other_random_numbers(tmp_path: Path) -> None:
-    run("carry", None, last=(Save(tmp_path),))
-    path = tmp_path / "1-5-end.ckpt"
+def written_by_two(path: Path) -> Path:
+    """Have a checkpoint look as if two processes had written it."""
     checkpoint = torch.load(path, weights_only=True)
     saved = checkpoint["lightning_prune"]
     saved["runs"], saved["resume"]["ranks"] = saved["runs"] * 2, saved["resume"]["ranks"] * 2
     torch.save(checkpoint, path)
-    with pytest.warns(UserWarning, match="written by 2 processes, now there are 1"):
+    return path
+
+
+@pytest.mark.parametrize(
+    ("place", "epochs"),
+    [("1-3-batch", [1, 2, 3]), ("1-5-early", [2, 3]), ("1-5-batch", [2, 3]), ("1-5-end", [1, 2, 3])],
+)
+def test_no_cut_is_lost_with_another_number_of_processes(
+    place: str, epochs: list[int], tmp_path: Path
+) -> None:
+    """If the statistics of a cut are those of other processes, it comes an epoch later."""
+    run("carry", None, SaveBeforeCut(tmp_path, "early"), last=(Save(tmp_path),))
+    path = written_by_two(tmp_path / f"{place}.ckpt")
+    with pytest.warns(UserWarning, match="2 processes, now there are 1|no batch was") as caught:
         resumed = run("carry", path)
-    assert [cut[0] for cut in resumed["cuts"]] == [1, 2, 3]
+    assert [cut[0] for cut in resumed["cuts"]] == epochs
+    postponed = [each for each in caught if "no batch was observed" in str(each.message)]
+    assert len(postponed) == (0 if 1 in epochs else 1)
 
 
 # -- files -----------------------------------------------------------------------------------------------------

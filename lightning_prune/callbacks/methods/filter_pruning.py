@@ -19,6 +19,7 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.trainer.batches import forward_training_data
 from lightning_prune.trainer.checks import check_timing
 from lightning_prune.utils.arguments import check_choice
+from lightning_prune.utils.passing import PassingFailure
 
 __all__ = ["FilterPruning", "StatisticsMode"]
 
@@ -62,9 +63,17 @@ class FilterPruning(PruningMethod):
         copies: Sequence[nn.Module],
         optimizers: Sequence[Optimizer],
     ) -> PruningRecord:
-        """Make the cut that is due at ``now``, after a pass over the training data if statistics need one."""
-        if self._needs_pass(session) and session.observe(self.criterion):
-            forward_training_data(trainer, session.target)
+        """Make the cut that is due at ``now``, after a pass over the training data if statistics need one.
+
+        Right after a resume with another number of processes there are no statistics: the cut is postponed.
+        """
+        if self._needs_pass(session):
+            if session.observe(self.criterion):
+                forward_training_data(trainer, session.target)
+        elif session.observer is None and session.observe(self.criterion):
+            session.stop_observing()
+            session.postpone(now, PassingFailure("no batch was observed since training was resumed"))
+            return PruningRecord()
         policy = replace(self.policy, removed_share=self.timing.share(now))
         return session.cut_(policy, self.criterion, optimizers, now)
 
