@@ -140,12 +140,12 @@ def _inputs(
 def _cuda_graph(net: nn.Module, x: Tensor) -> Callable[[], object]:
     """Return a call that replays one forward without launching its kernels one by one."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             net(x)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    torch.clear_autocast_cache()  # casts of weights that were made outside of the graph would be left out of it
     with torch.cuda.graph(graph):
         net(x)
     return graph.replay

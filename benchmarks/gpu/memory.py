@@ -11,7 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from benchmarks.gpu.checks import Check, Place
-from benchmarks.gpu.networks import Segmenter, gradual, loader, trainer_of, unet
+from benchmarks.gpu.networks import Segmenter, gradual, loader_on_device, trainer_of, unet
 
 __all__ = ["CHECKS"]
 
@@ -48,8 +48,8 @@ class Epochs(L.Callback):
 def training(place: Place) -> dict[str, Any]:
     """Train a U-Net dense, to half of the MACs and to 26 %, in bf16-mixed and channels last; two cuts with repair."""
     batch, batches, size = place.pick((32, 24, 256), (4, 2, 16))
-    data, rows = loader(place, batch, batches, size), []
-    _train(place, DENSE, loader(place, batch, 2, size), 1)  # cuDNN and the allocator warm up
+    data, rows = loader_on_device(place, batch, batches, size), []
+    _train(place, DENSE, loader_on_device(place, batch, 2, size), 1)  # cuDNN and the allocator warm up
     for share in SHARES:
         rows.append({"share": share, **_train(place, share, data, place.pick(8, 3))})
     dense, *others = rows

@@ -58,11 +58,11 @@ def slimming(place: Place) -> dict[str, Any]:
 
 def distilled(place: Place) -> dict[str, Any]:
     """Train with the network before its first cut as the teacher, by its logits and features."""
-    module, pruning = Segmenter(unet(place)), gradual(cuts=2)
+    module, pruning = Segmenter(unet(place)), gradual(cuts=2, start_epoch=2)
     module.distillation = Distillation(
-        "before_cut", alpha=1.0, cwd_features=1.0, submodule="net", precision="bf16"
+        "before_cut", alpha=0.1, cwd_features=0.1, submodule="net", precision="bf16"
     )
-    trainer = trainer_of(place, [pruning], precision="bf16-mixed")
+    trainer = trainer_of(place, [pruning], epochs=6, precision="bf16-mixed")
     trainer.fit(module, loader(place))
     losses = module.mean_losses()
     terms = {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("distill/")}

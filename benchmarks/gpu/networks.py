@@ -12,7 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from benchmarks.gpu.checks import Place
 from lightning_prune import L2, FilterPruningCallback, Limits, PruningPolicy, one_shot, select, trace
@@ -26,6 +26,7 @@ __all__ = [
     "images",
     "l2_units",
     "loader",
+    "loader_on_device",
     "pruned",
     "trainer_of",
     "unet",
@@ -48,9 +49,17 @@ def images(number: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def loader(place: Place, batch: int = 8, batches: int = 6, size: int | None = None) -> DataLoader:
-    """Return a loader of :func:`images`."""
+    """Return a loader of :func:`images`, in pinned memory for a GPU."""
     data = TensorDataset(*images(batch * batches, size or place.pick(96, 16)))
     return DataLoader(data, batch, pin_memory=place.device.type == "cuda")
+
+
+def loader_on_device(place: Place, batch: int, batches: int, size: int) -> DataLoader:
+    """Return a loader of :func:`images` that are on the device already, so that training does not wait for data."""
+    data = TensorDataset(*(tensor.to(place.device) for tensor in images(batch * batches, size)))
+    return DataLoader(
+        data, batch_size=None, sampler=BatchSampler(SequentialSampler(data), batch, drop_last=True)
+    )
 
 
 class SmallUnet(nn.Module):
@@ -136,10 +145,9 @@ def gradual(share: float = 0.5, cuts: int = CUTS, **options: Any) -> FilterPruni
     return FilterPruningCallback(
         {"macs": share},
         amount={"macs": (1 - share) / cuts},
-        start_epoch=0,
         submodule="net",
         verbose=False,
-        **{"limits": LIMITS, **options},
+        **{"limits": LIMITS, "start_epoch": 0, **options},
     )
 
 

@@ -17,8 +17,9 @@ wheels that `benchmarks/gpu/__init__.py` names."""
 SPEED = """\
 Networks with random weights, pruned by the norm of filters. *Multiple*: each cut layer keeps a multiple of this many
 channels. Milliseconds of one forward in eval mode, medians of 15 times by CUDA events; in brackets the share of the
-dense network's time in the same mode. fp32: convolutions in TF32, as torch sets by default. *CUDA graph*: one image,
-replayed without launching kernels one by one; without it, one image takes as long as the launches."""
+dense network's time in the same mode. fp32: convolutions in TF32, as torch sets by default. bf16: autocast, with
+weights that are cast once. *CUDA graph*: one image, replayed without launching kernels one by one; without it, one
+image takes as long as the launches."""
 
 
 def page(content: dict[str, Any]) -> str:
@@ -26,11 +27,12 @@ def page(content: dict[str, Any]) -> str:
     rows, versions = content["rows"], content["versions"]
     counts = {name: sum(row["outcome"] == name for row in rows) for name in ("ok", "failed", "skipped")}
     packages = " · ".join(f"{name} {version}" for name, version in versions.items())
+    seconds = sum(row["seconds"] for row in rows)
     cuda = f" · CUDA {content['cuda']}" if "cuda" in content else ""
     lines = [
         "# On a GPU",
         "",
-        f"{content['date']} · {content['device']}{cuda} · {packages} · {sum(row['seconds'] for row in rows):.0f} s. Made by "
+        f"{content['date']} · {content['device']}{cuda} · {packages} · {seconds:.0f} s. Made by "
         f"`python -m benchmarks.gpu{' --small' if content['small'] else ''}`.",
         "",
         f"**{counts['ok']} checks are right, {counts['failed']} failed, {counts['skipped']} were skipped.**",

@@ -42,7 +42,8 @@ def trained(place: Place, precision: str = "32-true", **options: Any) -> dict[st
         net.compile(mode=mode)
     pruning = gradual(**options.pop("pruning", {}))
     averages = [EMAWeightAveraging(decay=0.9)] if options.pop("averaged", False) else []
-    trainer = trainer_of(place, [pruning, *averages], precision=precision, **options)
+    inspector = Inspector(place, net if channels_last else None)
+    trainer = trainer_of(place, [pruning, *averages, inspector], precision=precision, **options)
     trainer.fit(module, loader(place))
     losses = module.mean_losses()
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -57,12 +58,28 @@ def trained(place: Place, precision: str = "32-true", **options: Any) -> dict[st
     wrong = [
         *_wrong_cuts(figures["macs"]),
         *_wrong_losses(losses),
-        *_wrong_tensors(module, place),
-        *_wrong_state(trainer, place),
-        *(_wrong_format(net) if channels_last else ()),
+        *inspector.wrong,
         *_wrong_averages(averages, module),
     ]
     return {**figures, "wrong": wrong}
+
+
+class Inspector(L.Callback):
+    """Checks tensors and the optimizer's state when training ends: afterwards Lightning moves them to the CPU.
+
+    Args:
+        place: of the training.
+        channels_last: network whose weights must have that memory format; None: none.
+    """
+
+    def __init__(self, place: Place, channels_last: nn.Module | None = None) -> None:
+        self.place, self.channels_last = place, channels_last
+        self.wrong = ["training did not end"]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Collect what is wrong."""
+        self.wrong = [*_wrong_tensors(pl_module, self.place), *_wrong_state(trainer)]
+        self.wrong += [] if self.channels_last is None else _wrong_format(self.channels_last)
 
 
 def _wrong_cuts(shares: list[float]) -> list[str]:
@@ -84,7 +101,7 @@ def _wrong_tensors(module: nn.Module, place: Place) -> list[str]:
     ]
 
 
-def _wrong_state(trainer: L.Trainer, place: Place) -> list[str]:
+def _wrong_state(trainer: L.Trainer) -> list[str]:
     """Check that state has the shapes and the device of its parameters."""
     return [
         f"state {key} of shape {tuple(value.shape)} on {value.device}"
@@ -165,10 +182,11 @@ def carried(place: Place) -> dict[str, Any]:
         expected, output = module.to(place.device).eval()(x.to(place.device)).cpu(), loaded(x)
     error = float((expected - output).abs().max() / expected.abs().max())
     again, cut = Segmenter(unet(place, seed=2)), gradual()
-    trainer = trainer_of(place, [cut], epochs=CUTS + 4)
+    inspector = Inspector(place)
+    trainer = trainer_of(place, [cut, inspector], epochs=CUTS + 4)
     trainer.fit(again, loader(place), ckpt_path=last)
     wrong = [] if error < 0.01 else [f"outputs on the CPU differ by {error:.2g}"]
-    wrong += _wrong_tensors(again, place) + _wrong_state(trainer, place)
+    wrong += inspector.wrong
     wrong += [] if cut.record == pruning.record else ["the record changed"]
     return {"error_on_cpu": error, "losses": [*module.mean_losses(), *again.mean_losses()], "wrong": wrong}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +88,32 @@ def unprunable_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
 def unwrapped(model: nn.Module) -> Iterator[None]:
     """Run compiled code uncompiled, and the module inside each ``nn.DataParallel`` directly, within the block.
 
-    The wrappers stay in the model, so names remain those of its ``state_dict``.
+    Synchronised batch norms run as plain ones: they would wait for other processes, and refuse tensors that are not
+    on a GPU. The wrappers stay in the model, so names remain those of its ``state_dict``.
     """
-    parallel = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
-    for module in parallel:
-        vars(module)["forward"] = module.module
+    forwards = {
+        module: forward for module in model.modules() if (forward := _inner_forward(module)) is not None
+    }
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
     try:
         with _eager():
             yield
     finally:
-        for module in parallel:
+        for module in forwards:
             vars(module).pop("forward", None)
+
+
+def _inner_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Return what runs in place of the forward of a module that deals with other devices or processes."""
+    if isinstance(module, nn.DataParallel):
+        return module.module
+    if (
+        isinstance(module, nn.SyncBatchNorm)
+        and getattr(module.forward, "__func__", None) is nn.SyncBatchNorm.forward
+    ):
+        return partial(nn.modules.batchnorm._BatchNorm.forward, module)
+    return None
 
 
 @contextlib.contextmanager

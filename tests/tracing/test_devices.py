@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import L2, one_shot, trace
+from lightning_prune import L2, one_shot, prune_, trace
 from lightning_prune.tracing import isolation, modes
 from lightning_prune.tracing.isolation import restored
 from lightning_prune.tracing.recorder import record_forward
@@ -62,6 +64,29 @@ def test_a_recording_on_values_draws_the_same_numbers_on_a_gpu_however_many_were
     for size in (3, 7):
         assert record_forward(Dropping(size), (torch.ones(2, 4),), {}, training=True).real
     assert drawn[-1] == drawn[-3 if len(drawn) > 3 else 0]
+
+
+@pytest.fixture
+def _process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_synchronised_norms_are_traced_as_plain_ones_in_a_distributed_run():
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    x = torch.rand(2, 3, 8, 8)
+    graph, expected = trace(net, x), trace(plain, x)
+    assert not graph.notes
+    assert graph.bindings.keys() == expected.bindings.keys()
+    assert graph.prunable.tolist() == expected.prunable.tolist()
+    prune_(net, graph, graph.layers["0.weight"][:5])
+    assert (net[1].weight.shape, net[1].running_mean.shape) == ((3,), (3,))
+    assert "forward" not in vars(net[1])
+    with pytest.raises(ValueError, match="on GPU"):  # the norm itself is as it was
+        net.train()(x)
 
 
 def test_cudnn_is_off_within_a_trace_only():
