@@ -69,11 +69,11 @@ def _run_all(networks: Sequence[Network], args: argparse.Namespace) -> None:
         args.results.unlink(missing_ok=True)
     finished = _newest(args.results)
     todo = [(network, tools) for network in networks if (tools := _missing(network, finished, args))]
-    forkserver, commit = context(), _commit()
+    forkserver, version = context(), commit()
 
     def visit(job: tuple[Network, list[str]]) -> list[dict[str, Any]]:
         network, tools = job
-        return _visit(network, tools, args, forkserver, commit)
+        return _visit(network, tools, args, forkserver, version)
 
     with ThreadPoolExecutor(args.jobs) as pool, args.results.open("a") as results:
         for number, rows in enumerate(pool.map(visit, todo), 1):
@@ -130,7 +130,8 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short hash of the present commit."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 

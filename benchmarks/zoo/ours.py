@@ -36,6 +36,7 @@ __all__ = [
     "describe_failure",
     "lowest",
     "measure",
+    "proof_timed",
     "random_half",
     "units_of",
     "verdict",
@@ -118,7 +119,7 @@ def run_engine(model: nn.Module, example: Tensor, row: dict[str, Any]) -> tuple[
     """
     seconds, refusals = Seconds(), list[str]()
     row |= {"wall": seconds.wall, "cpu": seconds.cpu, "retried": refusals}
-    with peak_memory() as peak, _proof_timed(seconds):
+    with peak_memory() as peak, proof_timed(seconds):
         with seconds.of("trace"):
             graph = trace(model, example)
         row |= {**units_of(graph), **_costs(graph, model, seconds)}
@@ -188,7 +189,8 @@ def without_refused(graph: ChannelGraph, refusal: SurgeryError) -> ChannelGraph:
 
 
 @contextmanager
-def _proof_timed(seconds: Seconds) -> Iterator[None]:
+def proof_timed(seconds: Seconds) -> Iterator[None]:
+    """Add the time of each proof within the block to ``proof``."""
     prove = surgery.prove
 
     def timed(*args: Any, **kwargs: Any) -> None:

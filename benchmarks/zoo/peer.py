@@ -23,7 +23,7 @@ from lightning_prune import trace
 from lightning_prune.testing import error, randomise_
 from lightning_prune.tracing.calls import tensors_in
 
-__all__ = ["measure"]
+__all__ = ["measure", "prune", "warm_up"]
 
 #: removed indices: (parameter, dimension, indices in the dense network, whether the dimension is an input)
 Removed = list[tuple[str, int, list[int], bool]]
@@ -33,7 +33,7 @@ Log = list[tuple[nn.Module | nn.Parameter, str, list[int]]]
 
 def measure(network: Network) -> dict[str, Any]:
     """Build the dependency graph, prune one step, check the result; return the row of the network."""
-    _warm_up()
+    warm_up()
     torch.manual_seed(0)
     model = awake_(randomise_(network.build())).eval()
     dense = copy.deepcopy(model)
@@ -42,7 +42,7 @@ def measure(network: Network) -> dict[str, Any]:
     names = _names(model)
     try:
         with peak_memory() as peak:
-            log = _prune(model, example, network.classes, seconds)
+            log = prune(model, example, network.classes, seconds)
     except Exception as failure:
         return {**_failure("raised", failure), "wall": seconds.wall, "cpu": seconds.cpu}
     row: dict[str, Any] = {"wall": seconds.wall, "cpu": seconds.cpu, "peak_mb": peak.megabytes}
@@ -57,12 +57,14 @@ def _failure(status: str, failure: Exception) -> dict[str, Any]:
     return {"status": status, "reason": f"{type(failure).__name__}: {failure}"[:300]}
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
+    """Prune a tiny network, so that imports and caches of the first call are not part of the times."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
-    _prune(net, torch.zeros(1, 3, 8, 8), 2, Seconds())
+    prune(net, torch.zeros(1, 3, 8, 8), 2, Seconds())
 
 
-def _prune(model: nn.Module, example: Tensor, classes: int, seconds: Seconds) -> Log:
+def prune(model: nn.Module, example: Tensor, classes: int, seconds: Seconds, logged: bool = True) -> Log:
+    """Build the dependency graph and prune half of every group; return the log, which is empty unless ``logged``."""
     log: Log = []
     with seconds.of("build"):
         pruner = tp.pruner.BasePruner(
@@ -74,7 +76,8 @@ def _prune(model: nn.Module, example: Tensor, classes: int, seconds: Seconds) ->
         )
     with seconds.of("step"):
         for group in pruner.step(interactive=True):
-            log += [(dep.target.module, dep.handler.__name__, list(indices)) for dep, indices in group]
+            if logged:
+                log += [(dep.target.module, dep.handler.__name__, list(indices)) for dep, indices in group]
             group.prune()
     return log
 

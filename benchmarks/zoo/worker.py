@@ -8,16 +8,17 @@ import resource
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.common.memory import cpu_seconds, private_megabytes, resident
 
-__all__ = ["STRANGERS", "TOOLS", "Limit", "context", "run"]
+__all__ = ["SPEED", "STRANGERS", "TOOLS", "Limit", "context", "run"]
 
 TOOLS = ("ours", "torch-pruning")
 STRANGERS = "strangers"  # ours on the networks of the second zoo
+SPEED = "speed"  # both tools in turn
 PRELOAD = [
     "benchmarks.zoo.ours",
     "benchmarks.zoo.peer",
@@ -86,22 +87,27 @@ def _work(tool: str, name: str, pipe: Connection, limit: Limit, parent: int) -> 
     _enforce(limit, parent)
     measure, networks = _measured_by(tool)
     try:
-        result = measure({network.name: network for network in networks}[name])
+        result = measure(networks[name])
     except Exception as error:  # the network cannot even be built or run
         result = {"status": "unusable", "reason": f"{type(error).__name__}: {error}"[:300]}
     pipe.send(result)
 
 
-def _measured_by(tool: str) -> tuple[Callable[[Any], dict[str, Any]], Sequence[Any]]:
-    """Return the function that measures a network with a tool, and the networks that it is for."""
+def _measured_by(tool: str) -> tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]:
+    """Return the function that measures a network with a tool, and the networks that it is for, by name."""
+    if tool == SPEED:
+        from benchmarks.speed import engine
+
+        return engine.measure, engine.networks()
     if tool == STRANGERS:
         from benchmarks.zoo.strangers import catalogue as more
         from benchmarks.zoo.strangers import cut
 
-        return cut.measure, more.catalogue()
+        return cut.measure, {network.name: network for network in more.catalogue()}
     from benchmarks.zoo import networks, ours, peer
 
-    return ours.measure if tool == TOOLS[0] else peer.measure, networks.catalogue()
+    by_name = {network.name: network for network in networks.catalogue()}
+    return ours.measure if tool == TOOLS[0] else peer.measure, by_name
 
 
 def _enforce(limit: Limit, parent: int) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "kill": ("benchmarks.robustness.kill", None),
     "interruptions": ("benchmarks.robustness.interruptions", None),
     "fuzz": ("benchmarks.robustness.fuzz.__main__", None),
+    "speed": ("benchmarks.speed.__main__", "--folder"),
     "scaling": ("benchmarks.speed.scaling", None),
     "overhead": ("benchmarks.speed.overhead", None),
     "training_cost": ("benchmarks.speed.training", None),

@@ -1,0 +1,96 @@
+"""Write the page of the engine's speed, from the stored seconds of each network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import geometric_mean
+from typing import Any
+
+from benchmarks.speed.engine import NAMED, PARTS
+
+__all__ = ["page", "ratios"]
+
+Row = dict[str, Any]
+
+
+def ratios(rows: Mapping[str, Row]) -> dict[str, float]:
+    """Return network -> their time over ours, where both were measured.
+
+    Example:
+        >>> ratios({"a": {"ours": {"total": 2.0}, "peer": {"total": 3.0}}, "b": {"ours": {"total": 1.0}}})
+        {'a': 1.5}
+    """
+    both = {name: row for name, row in rows.items() if "ours" in row and "peer" in row}
+    return {name: row["peer"]["total"] / row["ours"]["total"] for name, row in both.items()}
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """Return the page (Markdown) of the stored seconds, now and before."""
+    now, before = (_by_network(content.get(label, {})) for label in ("now", "before"))
+    head = content.get("now") or content["before"]
+    lines = [
+        "# Speed of the engine",
+        "",
+        f"{head['date']} · torch {head['versions']['torch']}, torch-pruning {head['versions']['torch-pruning']} · "
+        f"{head['machine']}. Made by `python -m benchmarks.speed`.",
+        "",
+        *_summary("Now", now),
+        *_summary("Before", before),
+        "",
+        "Processor time, medians of three runs in one process in which both tools take turns, each on a copy of "
+        "the same network with random weights. Ours: trace, plan, surgery and proof. Theirs: dependency graph and "
+        "one step of `BasePruner` with `MagnitudeImportance` and ratio 0.5, which proves nothing. Ours plans for "
+        "the share of the parameters that theirs leaves. "
+        "The networks are those of [the zoo](zoo.md) that both tools pass, or each "
+        "n-th of them, and those of the first table. Goal: 3 times their speed, slower on none.",
+        "",
+        "## Parts of twelve networks",
+        "",
+        *_parts_table(now, before),
+        "",
+        "## All networks",
+        "",
+        *_all_table(now, before),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _by_network(results: Mapping[str, Any]) -> dict[str, Row]:
+    return {row["network"]: row for row in results.get("runs", ())}
+
+
+def _summary(title: str, rows: Mapping[str, Row]) -> list[str]:
+    times = ratios(rows)
+    if not times:
+        return []
+    slower = sorted((ratio, name) for name, ratio in times.items() if ratio < 1)
+    listed = ", ".join(f"{name} {ratio:.2f}" for ratio, name in slower)
+    mean = geometric_mean(times.values())
+    return [
+        f"- {title}: **{mean:.2f} times the speed of torch-pruning** in the geometric mean over {len(times)} "
+        f"networks; slower on {len(slower)}{': ' + listed if slower else ''}."
+    ]
+
+
+def _parts_table(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
+    """Return a table with the milliseconds of each part, before and now."""
+    rows = [f"| {name} | {_cells(now.get(name), before.get(name))} |" for name in NAMED]
+    head = " | ".join((*PARTS, "all", "torch-pruning", "times faster"))
+    return [f"| network, milliseconds (before → now) | {head} |", "|:--|" + "--:|" * (len(PARTS) + 3), *rows]
+
+
+def _cells(now: Row | None, before: Row | None) -> str:
+    rows = [row for row in (before, now) if row is not None and "ours" in row]
+    parts = [" → ".join(f"{1000 * row['ours'][part]:.0f}" for row in rows) for part in (*PARTS, "total")]
+    theirs = " → ".join(f"{1000 * row['peer']['total']:.0f}" if "peer" in row else "fails" for row in rows)
+    faster = " → ".join(f"{ratio:.2f}" for row in rows for ratio in ratios({"": row}).values())
+    return " | ".join((*parts, theirs, faster))
+
+
+def _all_table(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
+    """Return a table of the times faster, lowest first."""
+    newest, oldest = ratios(now), ratios(before)
+    names = sorted({**oldest, **newest}, key=lambda name: newest.get(name, oldest.get(name, 0.0)))
+    cells = [[f"{times[name]:.2f}" if name in times else "" for times in (oldest, newest)] for name in names]
+    rows = [f"| {name} | {' | '.join(each)} |" for name, each in zip(names, cells, strict=True)]
+    return ["| network | times faster, before | now |", "|:--|--:|--:|", *rows]
