@@ -14,6 +14,7 @@ from lightning_prune.graph.pins import optional_parts
 from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.module_walk import named_modules, named_parameters
 
 __all__ = ["build_graph"]
 
@@ -50,7 +51,7 @@ def build_graph(
         unsupported=tracker.unsupported,
         statistics_units=_statistics_units(tracker, units),
         notes=notes,
-        types={name: type(module) for name, module in tracker.model.named_modules()},
+        types={name: type(module) for name, module in named_modules(tracker.model)},
         optional=_optional_units(tracker.model, layers),
         multiples=_multiples(tracker, units),
         evidence=DenseTrace(examples, tracker, modes, components, unit_of, pinned_components),
@@ -165,7 +166,7 @@ def _macs_terms(tracker: Tracker, units: UnitsOf) -> list[Term]:
 
 def _params_terms(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> list[Term]:
     terms = []
-    for name, parameter in tracker.model.named_parameters():
+    for name, parameter in named_parameters(tracker.model):
         factors = bindings.get(name, {})
         fixed = [size for dim, size in enumerate(parameter.shape) if dim not in factors]
         terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(factors.values())))

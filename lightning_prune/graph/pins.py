@@ -7,6 +7,7 @@ from weakref import ref
 
 from torch import Tensor, nn
 
+from lightning_prune.utils.module_walk import modules_of, named_modules, tensors_of
 from lightning_prune.utils.modules import declared
 
 __all__ = ["optional_parts", "pin", "pinned_tensors", "unpin"]
@@ -56,11 +57,11 @@ def unpin(target: nn.Module | Tensor) -> None:
 
 def pinned_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
     """Yield the parameters and buffers of ``model`` that the user pinned, each with the reason."""
-    for module in model.modules():
+    for module in modules_of(model):
         if id(module) in _PINS:
             reason = _PINS[id(module)][1]
             yield from ((tensor, reason) for tensor in [*module.parameters(), *module.buffers()])
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in tensors_of(model):
         if id(tensor) in _PINS:
             yield tensor, _PINS[id(tensor)][1]
 
@@ -76,6 +77,6 @@ def optional_parts(model: nn.Module) -> list[list[str]]:
         >>> optional_parts(nn.Sequential(Block(4, 4, 1, (3, 5), 8)))
         [['0.branches.0', '0.branches.1']]
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    sets = [[names[id(part)] for part in declared(m, "optional_parts") or ()] for m in model.modules()]
+    names = {id(module): name for name, module in named_modules(model)}
+    sets = [[names[id(part)] for part in declared(m, "optional_parts") or ()] for m in modules_of(model)]
     return [parts for parts in sets if parts]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.modules import named_tensors
 from lightning_prune.utils.named_sizes import read_size
 
@@ -83,7 +84,7 @@ def note_cut(
     for path in attributes:
         owner, _, attribute = path.rpartition(".")
         paths.setdefault(owner, []).append(attribute)
-    for module_name, module in model.named_modules():
+    for module_name, module in named_modules(model):
         own = {
             local: cuts[id(tensor)] for local, tensor in stored_tensors(module).items() if id(tensor) in cuts
         }
@@ -120,7 +121,7 @@ class CutState:
     @classmethod
     def of(cls, model: nn.Module, names: Iterable[str], paths: Iterable[str]) -> CutState:
         """Read the state of the tensors ``names`` and the attributes ``paths``, before they are cut."""
-        tensors, modules = named_tensors(model), dict(model.named_modules())
+        tensors, modules = named_tensors(model), dict(named_modules(model))
         names = list(names)
         attributes = {}
         for path in paths:
@@ -139,7 +140,7 @@ def notes_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator[tu
         without: parts of it that are left out.
     """
     left_out = {id(module) for part in without for module in part.modules()}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if id(module) not in left_out and (note := CutNote.of(module)) is not None:
             yield name, module, note
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.utils.hashing import json_digest, value_digest
+from lightning_prune.utils.module_walk import modules_of
 from lightning_prune.utils.modules import named_tensors
 
 __all__ = [
@@ -85,7 +86,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """
     transient = {
         id(module._buffers[name])
-        for module in model.modules()
+        for module in modules_of(model)
         for name in module._non_persistent_buffers_set
         if module._buffers.get(name) is not None
     }

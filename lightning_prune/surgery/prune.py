@@ -25,6 +25,7 @@ from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
 from lightning_prune.utils.devices import on_cpu
+from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -270,7 +271,7 @@ def _attribute_paths(
     model: nn.Module, settings: Sequence[tuple[Attribute, int]]
 ) -> dict[str, tuple[nn.Module, str]]:
     """Return the path of every attribute that will be set -> its module, and its name there."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in named_modules(model)}
     paths = {}
     for attribute, _ in settings:
         item = attribute.item

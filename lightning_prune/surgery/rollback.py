@@ -9,6 +9,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_prune.serialization.cut_notes import NOTE
 from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
+from lightning_prune.utils.module_walk import modules_of
 from lightning_prune.utils.modules import named_tensors, set_data
 
 __all__ = ["snapshot"]
@@ -36,7 +37,7 @@ def snapshot(
     contents = [
         (tensors[name], tensors[name].data, tensors[name].grad, tensors[name].requires_grad) for name in names
     ]
-    modules = [(module, dict(vars(module))) for module in model.modules()]
+    modules = [(module, dict(vars(module))) for module in modules_of(model)]
     state_restorers = [
         _state_restorer(each) for optimizer in optimizers for each in base_optimizers(optimizer)
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lightning_prune.utils.module_walk import modules_of, named_buffers
 from lightning_prune.utils.passing import is_passing
 from lightning_prune.utils.seeding import torch_generators
 
@@ -27,7 +28,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     Buffers of more than one element are not restored. If the block fails for lack of memory and the like, flags that
     it has set stay: a module that notes by one that it has failed must be able to succeed the next time.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     attributes_before = [dict(vars(module)) for module in modules]
     # Registries, and caches that a forward fills: the same object must have the same content again.
     # Most are empty and need no copy.
@@ -38,7 +39,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         if type(value) in _CONTAINERS
     ]
     # Fake tensors do not change buffers, except counters: a scalar on the CPU is computed for real.
-    counters = [(b, b.detach().clone()) for b in model.buffers() if b.numel() == 1 and not b.is_meta]
+    counters = [(b, b.detach().clone()) for _, b in named_buffers(model) if b.numel() == 1 and not b.is_meta]
     generators = torch_generators()
     torch_states, python_state = [generator.get_state() for generator in generators], random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
@@ -59,7 +60,8 @@ def restored(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(attributes)
         for container, content in containers:
-            _refill(container, content)
+            if container or content:
+                _refill(container, content)
         for buffer, value in counters:
             buffer.data.copy_(value)
         for generator, state in zip(generators, torch_states, strict=True):
@@ -75,8 +77,6 @@ def _flags(module: nn.Module) -> dict[str, bool]:
 
 def _refill(container: Any, content: Any) -> None:
     """Make ``content`` the content of a dictionary, list or set."""
-    if not container and not content:
-        return
     container.clear()
     if isinstance(container, list):
         container.extend(content)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from lightning_prune.tracing.calls import OperatorCall, PythonCall
 from lightning_prune.tracing.einsum import contraction_arguments
 from lightning_prune.tracing.shape_functions import infer
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
+from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.seeding import torch_generators
 
 __all__ = ["ModuleStack", "OperatorMode", "PythonCallMode", "TensorKind"]
@@ -49,7 +51,7 @@ class ModuleStack:
     """The stack of modules whose forward is running, by name, and the names of all that have run."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in named_modules(model)}
         self.stack: list[str] = []
         self.failed_module: str | None = None
         self.entered: set[str] = set()
@@ -87,11 +89,28 @@ class ModuleStack:
 def _line() -> str:
     """Return ``file.py:12`` of the innermost frame of the network's code, outside of torch and this package."""
     frame = sys._getframe(2)
-    while frame is not None and (module := frame.f_globals.get("__name__", "")) != _RECORDER:
-        if module.split(".")[0] not in ("torch", "contextlib", _PACKAGE):
-            return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+    while frame is not None:
+        code = frame.f_code
+        file = _FILES[code] if code in _FILES else _file_of(frame)
+        if file:
+            return f"{file}:{frame.f_lineno}"
+        if file is None:
+            break
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+#: code -> its file if it is the network's; "" for code of torch and this package; None for what calls the forward
+_FILES: dict[CodeType, str | None] = {}
+
+
+def _file_of(frame: FrameType) -> str | None:
+    """Return the entry of a frame's code in ``_FILES``, which is added."""
+    module, code = frame.f_globals.get("__name__", ""), frame.f_code
+    inside = module.split(".")[0] in ("torch", "contextlib", _PACKAGE)
+    file = "" if inside else code.co_filename.rsplit("/", 1)[-1]
+    _FILES[code] = None if module == _RECORDER else file
+    return _FILES[code]
 
 
 class PythonCallMode(TorchFunctionMode):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.tracing.traced_int import TracedInt
-from lightning_prune.utils.cached_functions import CachedPlace, cached_at
+from lightning_prune.utils.cached_functions import FUNCTIONS, CachedPlace, cached_at
+from lightning_prune.utils.module_walk import modules_of
 
 __all__ = ["caches_bypassed"]
 
@@ -72,11 +73,12 @@ def _bypass(function: Any) -> Callable[..., Any]:
 
 def _cached_in_network(model: nn.Module) -> Iterator[CachedPlace]:
     """Yield the places in a network's modules and their classes; a class may have been defined anew in a notebook."""
-    modules = list(model.modules())
+    modules = modules_of(model)
     classes = {kind for module in modules for kind in type(module).__mro__ if _is_scanned(kind.__module__)}
     for owner in (*classes, *modules):
         for name, value in list(vars(owner).items()):
-            yield from cached_at(owner, name, value)
+            if isinstance(value, FUNCTIONS):
+                yield from cached_at(owner, name, value)
 
 
 def _replacements_in_libraries() -> Iterator[Replacement]:
@@ -86,7 +88,8 @@ def _replacements_in_libraries() -> Iterator[Replacement]:
         if count != len(vars(module)):
             found = _replacements(_cached_in(module, name))
             _SCANNED[name] = len(vars(module)), found
-        yield from (replacement for replacement in found if replacement[0].is_current)
+        if found:
+            yield from (replacement for replacement in found if replacement[0].is_current)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.tracing.ids import Ids, Ties
+from lightning_prune.utils.module_walk import named_buffers, named_parameters
 
 __all__ = ["TensorIds", "TensorOrigin"]
 
@@ -35,7 +36,7 @@ class TensorIds:
     def __init__(self, model: nn.Module, ties: Ties, initial: Mapping[str, Mapping[int, Ids]]) -> None:
         self.by_name: dict[str, dict[int, Ids]] = {}
         self._names_by_memory: dict[int, str] = {}
-        self.tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.tensors = [*named_parameters(model), *named_buffers(model)]
         for name, tensor in self.tensors:
             ids = initial.get(name, {})
             sizes = enumerate(tensor.shape)

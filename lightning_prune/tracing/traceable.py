@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lightning_prune.utils.module_walk import modules_of, named_modules, tensors_of
+
 __all__ = ["refusal_reason", "unprunable_tensors", "unwrapped"]
 
 _REWRAP = "stores the shapes of its parameters: trace and prune its .module, then wrap that again"
@@ -38,7 +40,7 @@ def refusal_reason(model: nn.Module) -> str | None:
         return f"can trace an nn.Module, not a {type(model).__name__}"
     if isinstance(model, torch.jit.ScriptModule):
         return "the network is scripted: trace and prune the network that was scripted, then script the smaller one"
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if (reason := _module_refusal_reason(module)) is not None:
             return f"{repr(name) if name else 'the network'} ({type(module).__name__}) {reason}"
     return None
@@ -69,12 +71,12 @@ def _is_quantised(module: nn.Module, tensors: list[Tensor]) -> bool:
 
 def unprunable_tensors(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
     """Yield parameters and buffers that cannot be pruned or whose pruning cannot be proven, with the reason."""
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in tensors_of(model):
         if tensor.layout is not torch.strided:
             yield tensor, "belongs to a sparse tensor"
         elif tensor.is_complex():
             yield tensor, "belongs to a tensor of complex numbers"
-    for module in model.modules():
+    for module in modules_of(model):
         if isinstance(module, nn.LSTM) and module.proj_size:
             for name, tensor in module.named_parameters():
                 if name.startswith("bias_ih"):
@@ -92,7 +94,7 @@ def unwrapped(model: nn.Module) -> Iterator[None]:
     on a GPU. The wrappers stay in the model, so names remain those of its ``state_dict``.
     """
     forwards = {
-        module: forward for module in model.modules() if (forward := _inner_forward(module)) is not None
+        module: forward for module in modules_of(model) if (forward := _inner_forward(module)) is not None
     }
     for module, forward in forwards.items():
         vars(module)["forward"] = forward

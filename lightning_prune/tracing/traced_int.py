@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.utils.module_walk import modules_of
 from lightning_prune.utils.named_sizes import is_named_sizes, named_path, write_size
 
 __all__ = [
@@ -283,14 +284,20 @@ def _candidate_values(value: int, target: int, size: int) -> Iterator[int]:
 # -- attributes of modules ----------------------------------------------------------------------------------
 
 
+_TRACED = frozenset((int, tuple, list))
+
+
 def trace_attributes(model: nn.Module) -> None:
     """Replace every integer attribute of the model's modules by a traced int. The caller restores them."""
-    for module in model.modules():
+    for module in modules_of(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        for name, value in list(vars(module).items()):
-            if (traced_value := _traced(module, name, value)) is not None:
-                vars(module)[name] = traced_value
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if type(value) in _TRACED and (traced_value := _traced(module, name, value)) is not None:
+                attributes[name] = (
+                    traced_value  # a new value for a key may be stored while the items are read
+                )
 
 
 def _traced(owner: nn.Module, name: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.trace_records import Labels
 from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.modules import is_within
 
 __all__ = ["pin_unreached", "readable", "unreached_layers"]
@@ -52,7 +53,7 @@ def unreached_layers(tracker: Tracker) -> dict[str, nn.Module]:
     read, memory = set(map(id, tensors)), set(map(_address, tensors)) - {0}
     return {
         name: module
-        for name, module in tracker.model.named_modules()
+        for name, module in named_modules(tracker.model)
         if (own := list(module.parameters(recurse=False)))
         and not any(id(parameter) in read or _address(parameter) in memory for parameter in own)
     }
@@ -81,7 +82,7 @@ def _unreached_blocks(tracker: Tracker, layers: Collection[str]) -> list[str]:
         return []
     return [
         name
-        for name, module in tracker.model.named_modules()
+        for name, module in named_modules(tracker.model)
         if name not in tracker.entered
         and not type(module).__module__.startswith("torch.nn.")
         and all(layer in layers for layer in _layers_within(module, name))

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from types import CellType, FunctionType
 from typing import Any
 
-__all__ = ["CachedPlace", "cached_at"]
+__all__ = ["FUNCTIONS", "CachedPlace", "cached_at"]
 
 _CachedFunction = type(functools.lru_cache(lambda: None))
 _METHODS = (staticmethod, classmethod)
+#: Types of the values in which :func:`cached_at` may find something; most attributes have others.
+FUNCTIONS = (*_METHODS, _CachedFunction, FunctionType)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.utils.cached_functions import cached_at
+from lightning_prune.utils.cached_functions import FUNCTIONS, cached_at
+from lightning_prune.utils.module_walk import modules_of, named_buffers, named_parameters
 
 Value = TypeVar("Value")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by qualified name, shared ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {**dict(named_parameters(model)), **dict(named_buffers(model))}
 
 
 def tensors_by_all_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -138,7 +139,7 @@ def same_values(left: Tensor, right: Tensor) -> bool:
 @contextmanager
 def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
     """Put modules for which ``training`` is True in train mode and the others in eval mode; restore at the end."""
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, module.training) for module in modules_of(model)]
     for module, _ in before:
         module.training = training(module)
     try:
@@ -151,7 +152,7 @@ def training_modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> I
 @contextmanager
 def without_forward_hooks(model: nn.Module) -> Iterator[None]:
     """Leave out the forward hooks of a model and its submodules, but not pre-hooks, which may compute weights."""
-    hooks = [(module, module._forward_hooks) for module in model.modules()]
+    hooks = [(module, module._forward_hooks) for module in modules_of(model)]
     for module, _ in hooks:
         module._forward_hooks = OrderedDict()
     try:
@@ -182,7 +183,10 @@ def _cached_functions(model: nn.Module) -> set[Any]:
     files = {sys.modules.get(base.__module__) for base in own} - {None}
     beside = {value for file in files for value in vars(file).values() if _is_beside(value, file)}
     attributes = (
-        (owner, *each) for owner in (*own, *files, *beside, *model.modules()) for each in vars(owner).items()
+        (owner, *each)
+        for owner in (*own, *files, *beside, *modules_of(model))
+        for each in vars(owner).items()
+        if isinstance(each[1], FUNCTIONS)
     )
     return {place.function for attribute in attributes for place in cached_at(*attribute)}
 
