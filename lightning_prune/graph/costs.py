@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from math import prod
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Column", "CostModel", "Term", "number_columns", "number_equal"]
+__all__ = ["Column", "CostModel", "Term", "number_columns", "number_equal", "number_rows"]
 
 #: non-zero entries of one column of a matrix, as (row, value), sorted
 Column = tuple[tuple[int, int], ...]
@@ -131,11 +130,49 @@ def number_columns(matrix: csc_matrix) -> tuple[list[int], list[Column]]:
     """
     matrix.sort_indices()
     entries = np.stack([matrix.indices, matrix.data], axis=1).astype(np.int64)
-    # Compare columns by the bytes of their entries: a tuple for each of thousands of columns would take longer.
-    content, starts = entries.tobytes(), (entries.strides[0] * matrix.indptr.astype(np.int64)).tolist()
-    numbers, distinct = number_equal(content[start:end] for start, end in pairwise(starts))
+    # Units of a layer have neighbouring numbers: only the first of a run of equal columns is looked up.
+    is_first = _differs_from_previous(entries, matrix.indptr.astype(np.int64))
+    firsts = np.flatnonzero(is_first)
+    content, starts = entries.tobytes(), entries.strides[0] * matrix.indptr.astype(np.int64)
+    pairs = zip(starts[firsts].tolist(), starts[firsts + 1].tolist(), strict=True)
+    numbers, distinct = number_equal(content[start:end] for start, end in pairs)
     columns = [np.frombuffer(column, np.int64).reshape(-1, 2).tolist() for column in distinct]
-    return numbers, [tuple((row, value) for row, value in column) for column in columns]
+    of_column = np.array(numbers, dtype=np.int64)[np.cumsum(is_first) - 1]
+    return of_column.tolist(), [tuple((row, value) for row, value in column) for column in columns]
+
+
+def _differs_from_previous(entries: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return, for each column of a sparse matrix, whether it is the first or has other entries than the one before.
+
+    Args:
+        entries: row and value of all entries, column by column, shape (entries, 2).
+        starts: where the entries of each column start, shape (columns + 1,).
+    """
+    sizes = np.diff(starts)
+    differs = np.ones(len(sizes), dtype=bool)
+    differs[1:] = sizes[1:] != sizes[:-1]
+    columns = np.repeat(np.arange(len(sizes)), sizes)
+    # In columns with as many entries as the one before, each entry has its partner that many places before it.
+    comparable = np.flatnonzero(~differs[columns])
+    partners = comparable - sizes[columns[comparable]]
+    unequal = (entries[comparable] != entries[partners]).any(axis=1)
+    differs[columns[comparable[unequal]]] = True
+    return differs
+
+
+def number_rows(*columns: Sequence[int]) -> list[int]:
+    """Number rows of equal numbers in the order of their first occurrence, equal rows equally.
+
+    Example:
+        >>> number_rows([5, 5, 7, 5], [1, 1, 1, 2])
+        [0, 0, 1, 2]
+    """
+    rows = np.array(columns, dtype=np.int64).T
+    is_first = np.ones(len(rows), dtype=bool)
+    is_first[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    numbers, _ = number_equal(map(tuple, rows[is_first].tolist()))
+    numbered: list[int] = np.array(numbers, dtype=np.int64)[np.cumsum(is_first) - 1].tolist()
+    return numbered
 
 
 def number_equal(items: Iterable[T]) -> tuple[list[int], list[T]]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import CostModel, Term, number_columns, number_equal
+from lightning_prune.graph.costs import CostModel, Term, number_columns, number_rows
 
 __all__ = ["IncrementalCost", "unit_classes"]
 
@@ -73,6 +73,11 @@ class IncrementalCost:
             self.total += change
             for account in self._term_accounts[term]:
                 self.accounts[account] += change
+
+    @property
+    def only_falls(self) -> bool:
+        """Whether the total cannot rise when units are removed: it is a sum of products, not of other functions."""
+        return all(term.function is None and term.scale >= 0 for term, _ in self._terms)
 
     def is_emptied(self, unit: int) -> bool:
         """Return whether a factor in which ``unit`` occurs has no index left although it must keep one."""
@@ -155,4 +160,4 @@ def unit_classes(graph: ChannelGraph) -> list[int]:
         number_columns(layer_incidence(graph))[0],
         *(m.unit_kinds[0] for m in graph.cost_models.values()),
     ]
-    return number_equal(zip(*kinds, strict=True))[0]
+    return number_rows(*kinds)

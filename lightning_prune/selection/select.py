@@ -105,16 +105,29 @@ def take_units(
     Returns:
         The units taken, and why it stopped.
     """
-    remove: list[int] = []
     goals = {resource: pool.cost(resource) - step for resource, step in steps.items()}
+
+    def end() -> Stop | None:
+        if pool.meets(targets):
+            return "budget"
+        return "amount" if any(pool.cost(resource) <= goal for resource, goal in goals.items()) else None
+
+    remove: list[int] = []
     if pool.meets(targets):
         return remove, "budget"
-    for unit in ranking:
-        remove += pool.offer(unit)
-        if pool.meets(targets):
-            return remove, "budget"
-        if any(pool.cost(resource) <= goal for resource, goal in goals.items()):
-            return remove, "amount"
+    place, size, grows = 0, 1, pool.takes_blocks({**targets, **goals})
+    while place < len(ranking):
+        block = ranking[place : place + size]
+        # Blocks grow until one of their units is forbidden or the last one; that one is found unit by unit.
+        taken = pool.take_block(block, lambda: end() is not None) if size > 1 else pool.offer(block[0])
+        if taken is None:
+            size = max(size // 8, 1)
+            continue
+        remove += taken
+        place += len(block)
+        if (stop := end() if size == 1 else None) is not None:
+            return remove, stop
+        size = 2 * size if grows else 1
     return remove, "limits"
 
 

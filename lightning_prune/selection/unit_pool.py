@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import Column, CostModel, Term, number_columns, number_equal
+from lightning_prune.graph.costs import Column, CostModel, Term, number_columns, number_rows
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.channel_widths import ChannelWidths
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -53,9 +53,7 @@ class UnitPool:
         by_identity = {id(cost): cost for cost in (*self._costs.values(), *self._limited.values())}
         self._all_costs = list(by_identity.values())
         filter_kinds, filters = number_columns(layer_incidence(graph))
-        self._class, _ = number_equal(
-            zip(filter_kinds, *(cost.kinds for cost in self._costs.values()), strict=True)
-        )
+        self._class = number_rows(filter_kinds, *(cost.kinds for cost in self._costs.values()))
         self._remaining = Counter(self._class)
         self._required = self._required_steps(graph)
         self._layers: dict[int, list[tuple[str, int]]] = {}
@@ -89,6 +87,35 @@ class UnitPool:
             return []
         del self._waiting[unit_class]
         return waiting if self._take(waiting) else []
+
+    def takes_blocks(self, resources: Iterable[str]) -> bool:
+        """Return whether :meth:`take_block` may be used: no multiple is kept, and these costs only fall."""
+        single = self._multiple == 1 and all(step == 1 for step in self._required.values())
+        return single and all(self._costs[resource].only_falls for resource in resources)
+
+    def take_block(self, units: Iterable[int], is_end: Callable[[], bool]) -> list[int] | None:
+        """Take units at once, without those of closed classes, as :meth:`offer` would take them one by one.
+
+        Limits and ends that hold for the state without all of these units hold for each state on the way there,
+        because every cost and width only falls.
+
+        Args:
+            units: in the order in which they would be offered.
+            is_end: whether the selection ends with the present state.
+
+        Returns:
+            The units taken. None, with nothing changed, if a limit forbids one or the selection ends with one.
+        """
+        block = [unit for unit in units if self._class[unit] not in self._closed_classes]
+        numbers = Counter(self._class[unit] for unit in block)
+        firsts = {self._class[unit]: unit for unit in block}
+        for unit_class, unit in firsts.items():
+            self._shift(unit, -numbers[unit_class])
+        if not is_end() and not any(self._violations(unit) for unit in firsts.values()):
+            return block
+        for unit_class, unit in firsts.items():
+            self._shift(unit, numbers[unit_class])
+        return None
 
     def largest_cut(self, units: Iterable[int]) -> list[int]:
         """Return those of ``units`` that may go while no other class is cut; close classes that must keep some."""
