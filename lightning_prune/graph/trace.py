@@ -129,6 +129,10 @@ def analyse(
                 _apply_rules(each, tracker, count_macs=not finished and not number)
             finished.append(training)
             notes += dict.fromkeys(each.reason for each in recordings if each.real)
+            if not training:
+                tracker.modes_alike = all(each.modes_alike for each in recordings)
+            if tracker.modes_alike and tracker.dense is None:
+                break
         if not finished:
             raise TraceError(f"the network raises on its example input: {_describe(errors)}") from next(
                 iter(errors.values())

@@ -8,7 +8,8 @@ each tie must be the surviving part of the dense one, position by position. Last
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -94,6 +95,10 @@ def _retrace(graph: ChannelGraph, evidence: DenseTrace, indices: Indices) -> Tra
             _units_at(graph, tracker.where),
             _module_of(tracker.where),
         ) from error
+    if dense.modes_alike and not tracker.modes_alike:
+        raise ProofError(
+            "the smaller network may do something else in train mode, the dense one not", _no_units()
+        )
     return tracker
 
 
@@ -159,8 +164,8 @@ def _check_ties(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> No
     values, the smaller network may take a branch that the dense one did not; it may read channels that all stay.
     """
     branches = evidence.tracker.branches_on_values
-    for tie, joins in _joining_ties(evidence, small.ties):
-        if joins and not (branches and _are_pinned(evidence, tie)):
+    for tie in _joining_ties(evidence, small.ties):
+        if not (branches and _are_pinned(evidence, tie)):
             known = [ids[ids < len(evidence.components)] for ids in (tie.left, tie.right)]
             units = np.union1d(_units_at(graph, tie.where), _units_of(evidence, *known))
             problem = f"a filter would read the wrong channel at {tie.where or 'the output'}"
@@ -182,19 +187,28 @@ def _nodes(evidence: DenseTrace, ties: Ties) -> NDArray[np.int64]:
     return np.concatenate([evidence.components, np.arange(num_components, num_components + num_new)])
 
 
-def _joining_ties(evidence: DenseTrace, ties: Ties) -> Iterator[tuple[Tie, bool]]:
-    """Yield each tie of the second trace, and whether it takes part in joining two dense components."""
+def _joining_ties(evidence: DenseTrace, ties: Ties) -> Iterator[Tie]:
+    """Yield each tie of the second trace that takes part in joining two dense components."""
     nodes = _nodes(evidence, ties)
     num_components = int(evidence.components.max(initial=-1)) + 1
-    edges = [(nodes[tie.left.numpy()], nodes[tie.right.numpy()]) for tie in ties.ties]
-    left = np.concatenate([a for a, _ in edges] or [_no_units()])
-    right = np.concatenate([b for _, b in edges] or [_no_units()])
+    left, right = (nodes[_joined([getattr(tie, side) for tie in ties.ties])] for side in ("left", "right"))
     size = int(nodes.max(initial=-1)) + 1
-    matrix = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(size, size))
+    joins = left != right
+    if not joins.any():
+        return
+    matrix = coo_matrix((np.ones(joins.sum(), np.int8), (left[joins], right[joins])), shape=(size, size))
     labels = connected_components(matrix, directed=False)[1]
     joined = np.bincount(labels[:num_components], minlength=size) > 1
-    for tie, (a, b) in zip(ties.ties, edges, strict=True):
-        yield tie, bool((joined[labels[a]] & (a != b)).any())
+    if not joined.any():
+        return
+    for tie in ties.ties:
+        a, b = nodes[tie.left.numpy()], nodes[tie.right.numpy()]
+        if (joined[labels[a]] & (a != b)).any():
+            yield tie
+
+
+def _joined(arrays: Sequence[Ids]) -> NDArray[np.int64]:
+    return torch.cat([*arrays, torch.empty(0, dtype=torch.int64)]).numpy()
 
 
 def _check_pins(graph: ChannelGraph, evidence: DenseTrace, small: Tracker) -> None:
@@ -212,12 +226,40 @@ def _check_positions(
     graph: ChannelGraph, evidence: DenseTrace, small: Tracker, survives: NDArray[np.bool_]
 ) -> None:
     """Compare the ties of both traces one by one, as long as the same operators made them."""
-    for dense_tie, tie in zip(evidence.tracker.ties.ties, small.ties.ties, strict=False):
-        if dense_tie.where != tie.where:
-            return  # the smaller network runs other operators, or a dimension has one element left
+    pairs = list(takewhile(_same_place, zip(evidence.tracker.ties.ties, small.ties.ties, strict=False)))
+    if _are_surviving_parts(evidence, pairs, survives):
+        return
+    for dense_tie, tie in pairs:  # find the one at fault
         for dense_ids, ids in ((dense_tie.left, tie.left), (dense_tie.right, tie.right)):
             if not _is_surviving_part(evidence, dense_ids, ids, survives):
                 _fail(graph, "a filter would read its channels in another order", tie.where)
+
+
+def _same_place(pair: tuple[Tie, Tie]) -> bool:
+    """Whether one operator made both; if not, the smaller network runs others, or a dimension has one element."""
+    return pair[0].where == pair[1].where
+
+
+def _are_surviving_parts(
+    evidence: DenseTrace, pairs: Sequence[tuple[Tie, Tie]], survives: NDArray[np.bool_]
+) -> bool:
+    """Return whether each array of the second trace is the surviving part of its partner, compared all at once."""
+    couples = [
+        couple for dense, tie in pairs for couple in ((dense.left, tie.left), (dense.right, tie.right))
+    ]
+    owner = np.repeat(np.arange(len(couples)), [ids.numel() for _, ids in couples])
+    is_new = _joined([ids for _, ids in couples]) >= len(evidence.components)
+    # Arrays with ids made during the second trace are checked by _check_ties.
+    left_out = set(owner[is_new].tolist())
+    couples = [couple for at, couple in enumerate(couples) if at not in left_out]
+    dense_arrays, arrays = [ids for ids, _ in couples], [ids for _, ids in couples]
+    dense = evidence.components[_joined(dense_arrays)]
+    kept = survives[dense]
+    ends = np.cumsum([ids.numel() for ids in dense_arrays], dtype=np.int64)
+    remaining = np.diff(np.append(0, np.cumsum(np.append(0, kept))[ends]))
+    return np.array_equal(remaining, [ids.numel() for ids in arrays]) and np.array_equal(
+        dense[kept], evidence.components[_joined(arrays)]
+    )
 
 
 def _is_surviving_part(evidence: DenseTrace, dense_ids: Ids, ids: Ids, survives: NDArray[np.bool_]) -> bool:

@@ -90,6 +90,8 @@ class Recording:
         numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
         entered: names of the modules that ran.
         reason: why it ran on real values; "" if it did not.
+        modes_alike: whether it ran in eval mode and would do the same in train mode, apart from operators that treat
+            channels alike in both.
     """
 
     calls: list[OperatorCall]
@@ -100,6 +102,7 @@ class Recording:
     numpy_tensors: list[Tensor]
     entered: set[str]
     reason: str = ""
+    modes_alike: bool = False
 
 
 def operator_tensors(values: Iterable[Any]) -> list[Tensor]:

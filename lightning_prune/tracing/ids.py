@@ -47,11 +47,46 @@ class Pin:
 
 
 @dataclass
-class _TieLabels:
-    """Component labels of the first ids, by the first ``num_ties`` ties."""
+class _Forest:
+    """The components of ids by the first ties: each id points to a smaller one of its own, the smallest to itself.
 
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    Attributes:
+        parents: the id that each id points to; there is room for more ids than there are.
+        num_ties: the number of ties that are processed.
+        num_pins: the number of pins that are processed.
+        pinned: one id of each component with a pin, of the pins that are processed.
+    """
+
+    parents: Units = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     num_ties: int = 0
+    num_pins: int = 0
+    pinned: Units = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def smallest(self, ids: Units) -> Units:
+        """Return the smallest id of the component of each id."""
+        found = self.parents[ids]
+        while not np.array_equal(found, above := self.parents[found]):
+            found = above
+        return found
+
+    def add(self, left: Units, right: Units) -> None:
+        """Join the component of ``left[i]`` with that of ``right[i]``, for each ``i``."""
+        left, right = self.smallest(left), self.smallest(right)
+        left, right = left[left != right], right[left != right]
+        if 4 * len(left) > len(self.parents):
+            smallest = _smallest(left, right, len(self.parents))
+            joined = np.flatnonzero(smallest != np.arange(len(smallest)))
+            self.parents[joined] = smallest[joined]
+        elif len(left):  # few ties of a large network: number only their nodes
+            nodes, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+            self.parents[nodes] = nodes[_smallest(ends[: len(left)], ends[len(left) :], len(nodes))]
+
+    def grow(self, count: int) -> None:
+        """Make room for ``count`` ids; new ones are components of their own."""
+        if count > len(self.parents):
+            self.parents = np.append(
+                self.parents, np.arange(len(self.parents), max(count, 2 * len(self.parents)))
+            )
 
 
 @dataclass
@@ -76,7 +111,7 @@ class Ties:
     ties: list[Tie] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     statistics: list[Ids] = field(default_factory=list)
-    _cache: _TieLabels = field(default_factory=_TieLabels, repr=False)
+    _forest: _Forest = field(default_factory=_Forest, repr=False)
 
     def fresh(self, size: int) -> Ids:
         """Return ``size`` new ids."""
@@ -100,37 +135,34 @@ class Ties:
 
     def closure(self, ids: Ids) -> Callable[[Ids], Tensor]:
         """Return a function that maps ids to a mask: True if an id is in ``ids`` or tied so far to one of them."""
-        labels = self._labels()
-        closure_labels = labels[ids].unique()
-        return lambda other_ids: torch.isin(labels[other_ids], closure_labels)
+        return self._closure(ids.numpy())
 
     def pinned_so_far(self) -> Callable[[Ids], Tensor]:
         """Return a function that maps ids to a mask: True if an id is pinned, or tied so far to a pinned one."""
-        return self.closure(torch.cat([*(pin.ids for pin in self.pins), torch.empty(0, dtype=torch.int64)]))
+        forest = self._components_so_far()
+        new = [pin.ids.numpy() for pin in self.pins[forest.num_pins :]]
+        forest.pinned = np.unique(forest.smallest(np.concatenate([forest.pinned, *new])))
+        forest.num_pins = len(self.pins)
+        return self._closure(forest.pinned)
 
-    def _labels(self) -> Tensor:
-        """Return the component of each id by the ties so far; only the ties since the last call are processed."""
-        labels, num_ties = self._cache.labels, self._cache.num_ties
-        if len(labels) == self.count and num_ties == len(self.ties):
-            return labels
-        labels = torch.cat([labels, torch.arange(len(labels), self.count)])
-        new_ties = self.ties[num_ties:]
-        left = _concatenate([labels[tie.left] for tie in new_ties])
-        right = _concatenate([labels[tie.right] for tie in new_ties])
-        if (left != right).any():  # otherwise the new ties are within the components
-            labels = torch.from_numpy(_connect(left, right, self.count).astype(np.int64))[labels]
-        self._cache = _TieLabels(labels, len(self.ties))
-        return labels
+    def _closure(self, ids: Units) -> Callable[[Ids], Tensor]:
+        forest = self._components_so_far()
+        return lambda other: torch.from_numpy(np.isin(forest.smallest(other.numpy()), forest.smallest(ids)))
+
+    def _components_so_far(self) -> _Forest:
+        """Return the components by all ties; only those since the last call are processed."""
+        forest, new = self._forest, self.ties[self._forest.num_ties :]
+        forest.grow(self.count)
+        if new:
+            forest.add(_concatenate([tie.left for tie in new]), _concatenate([tie.right for tie in new]))
+            forest.num_ties = len(self.ties)
+        return forest
 
     def components(self) -> Units:
         """Return the component of each id, shape (count,), numbered by first appearance."""
-        left = _concatenate([tie.left for tie in self.ties])
-        right = _concatenate([tie.right for tie in self.ties])
-        labels = _connect(left, right, self.count)
-        # SciPy does not promise an order of labels, and numbers of units must not depend on it.
-        _, first = np.unique(labels, return_index=True)
-        rank = np.argsort(np.argsort(first))
-        return rank[labels].astype(np.int64)
+        smallest = self._components_so_far().smallest(np.arange(self.count))
+        numbers: Units = np.cumsum(smallest == np.arange(self.count)) - 1
+        return numbers[smallest]
 
 
 def first_places(ids: Ids) -> Tensor:
@@ -149,7 +181,12 @@ def _concatenate(arrays: Sequence[Ids]) -> Units:
     return torch.cat([*arrays, torch.empty(0, dtype=torch.int64)]).numpy()
 
 
-def _connect(left: Units, right: Units, count: int) -> NDArray[np.int32]:
-    """Return the component label of each of ``count`` nodes in the graph with the edges (left[i], right[i])."""
+def _smallest(left: Units, right: Units, count: int) -> Units:
+    """Return the smallest node of the component of each node, in the graph with edges (left[i], right[i])."""
     edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
-    return connected_components(edges, directed=False)[1]
+    number, components = connected_components(edges, directed=False)
+    first = np.zeros(number, dtype=np.int64)
+    first[components[::-1]] = np.arange(count)[
+        ::-1
+    ]  # of equal places the last one is stored, that is the smallest
+    return first[components]

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.tracing.calls import Recording, tensors_in
 from lightning_prune.tracing.isolation import restored
+from lightning_prune.tracing.mode_reads import mode_is_only_a_flag, mode_reads
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
 from lightning_prune.tracing.size_caches import caches_bypassed
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
@@ -86,6 +87,7 @@ class _Forward:
                 on_default_device(),
                 outer_mode,
                 modules.hooked(),
+                mode_reads() as reads,
                 python,
                 operators,
             ):
@@ -101,6 +103,8 @@ class _Forward:
             size_events=events,
             numpy_tensors=python.numpy_tensors,
             entered=modules.entered,
+            modes_alike=not (self.training or kind == "real" or reads.unknown)
+            and mode_is_only_a_flag(self.model),
         )
 
 

@@ -27,6 +27,7 @@ from lightning_prune.tracing.trace_records import (
     TracedReshape,
 )
 from lightning_prune.tracing.traced_int import Attribute, PassedSize, TensorSize, TracedInt, leaves
+from lightning_prune.utils.module_walk import named_buffers
 
 __all__ = [
     "ContractionCost",
@@ -65,6 +66,7 @@ class Tracker:
         float_ids: ids whose number became a float, which can reach any operator that follows.
         met_values: whether sizes or Python numbers depend on values from here on, in the present forward.
         entered: names of the modules that ran in any forward.
+        modes_alike: whether eval and train mode treat channels alike, so that only eval mode needs a trace.
         branches_on_values: whether the forward ran on real values, so that other values may take other branches.
     """
 
@@ -86,10 +88,10 @@ class Tracker:
     def __post_init__(self) -> None:
         self.sizes: dict[object, Ids | None] = {}
         self.float_ids: list[Ids] = []
-        self.branches_on_values = self.met_values = False
+        self.branches_on_values = self.met_values = self.modes_alike = False
         self.entered: set[str] = set()
         self._constants: set[int] = set()
-        self.buffers = {name for name, _ in self.model.named_buffers()}
+        self.buffers = {name for name, _ in named_buffers(self.model)}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self._labels: dict[int, Labels] = {}
         self._kept_alive: list[Tensor] = []  # after a tensor is freed, another may get its id()

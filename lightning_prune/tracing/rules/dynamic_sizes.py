@@ -69,13 +69,21 @@ def _mismatched_ids(reshape: TracedReshape, tracker: Tracker, components: Compon
         _count_lost(removable, [components[ids.numpy()] for ids in dim]) for dim in reshape.labels
     ]
     # Most components remove the same numbers of indices: check each distinct case once.
-    cases, case_of = np.unique(np.stack([*read_losses, *result_losses]), axis=1, return_inverse=True)
+    cases, case_of = _distinct_columns(np.stack([*read_losses, *result_losses]))
     for case, losses in enumerate(cases.T.tolist()):
         values = {key: size_of[key].value - lost for key, lost in zip(ids_of, losses, strict=False)}
         if not _sizes_match_after(reshape, values, losses[len(ids_of) :]):
-            mismatched = removable[case_of.ravel() == case]
+            mismatched = removable[case_of == case]
             for key, array in components_of.items():
                 yield ids_of[key][torch.from_numpy(np.isin(array, mismatched))]
+
+
+def _distinct_columns(losses: Components) -> tuple[Components, Components]:
+    """Return the distinct columns of a matrix, and the number of the one that each column equals."""
+    if (losses == losses[:, :1]).all():  # by far the most frequent
+        return losses[:, :1], np.zeros(losses.shape[1], np.int64)
+    cases, case_of = np.unique(losses, axis=1, return_inverse=True)
+    return cases, case_of.ravel()
 
 
 def _count_lost(removable: Components, arrays: Iterable[Components]) -> Components:
