@@ -26,6 +26,7 @@ from lightning_prune.tracing.tracker import SizeUse, Tracker
 from lightning_prune.tracing.unreached import pin_unreached
 from lightning_prune.utils.devices import on_cpu
 from lightning_prune.utils.example_inputs import Example, as_example
+from lightning_prune.utils.module_walk import walked_once
 from lightning_prune.utils.passing import is_passing
 
 __all__ = ["TraceError", "analyse", "trace"]
@@ -78,7 +79,7 @@ def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: 
     """
     if (reason := refusal_reason(model)) is not None:
         raise TraceError(reason)
-    with gc_paused():
+    with gc_paused(), walked_once(model):
         tracker = Tracker(model)
         examples = ((inputs, kwargs), *map(as_example, others))
         modes, notes = analyse(tracker, examples, MODES)

@@ -25,7 +25,7 @@ from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
 from lightning_prune.tracing.tracker import SizeUse
 from lightning_prune.utils.devices import on_cpu
-from lightning_prune.utils.module_walk import named_modules
+from lightning_prune.utils.module_walk import named_modules, walked_once
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -90,7 +90,13 @@ def prune_(
         >>> net[0], record.kept["3.weight"]
         (Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1)), {1: [5, 6, 7]})
     """
-    remove = np.unique(np.asarray(list(remove), dtype=np.int64))
+    with walked_once(model):
+        return _prune_(model, graph, np.unique(np.asarray(list(remove), dtype=np.int64)), optimizers)
+
+
+def _prune_(
+    model: nn.Module, graph: ChannelGraph, remove: Units, optimizers: Sequence[Optimizer]
+) -> PruningRecord:
     evidence = _check(model, graph, remove)
     for optimizer in optimizers:
         check_buffers(optimizer)

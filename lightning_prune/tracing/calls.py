@@ -72,9 +72,19 @@ class OperatorCall:
         """All tensors among the results."""
         return operator_tensors(self.out if isinstance(self.out, (list, tuple)) else (self.out,))
 
-    def __str__(self) -> str:
+    @cached_property
+    def place(self) -> tuple[str, str, str]:
+        """Module, line and name of the Python-level call."""
+        return (self.module, self.line, self.python.name if self.python else "")
+
+    @cached_property
+    def description(self) -> str:
+        """Operator and place, for messages."""
         place = f" in {self.module}" if self.module else ""
         return f"{self.op.name()}{place}{f', {self.line}' if self.line else ''}"
+
+    def __str__(self) -> str:
+        return self.description
 
 
 @dataclasses.dataclass(eq=False)

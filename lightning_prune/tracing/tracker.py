@@ -103,7 +103,7 @@ class Tracker:
     @property
     def where(self) -> str:
         """The operator that is being followed and its module, for messages."""
-        return str(self.call) if self.call is not None else ""
+        return self.call.description if self.call is not None else ""
 
     # -- labels ---------------------------------------------------------------------------------------------
 
@@ -148,9 +148,10 @@ class Tracker:
         In the smaller network a dimension of one element does not show what it is. So that network is read like the
         dense one, and the proof checks whether this is right.
         """
+        if self.dense is None:
+            return None
         key = self._decision_key(name)
-        index = len(self._decisions[key])
-        decisions = self.dense._decisions[key] if self.dense is not None else []
+        index, decisions = len(self._decisions[key]), self.dense._decisions[key]
         return decisions[index] if index < len(decisions) else None
 
     def record_decision(self, name: str, decision: Any) -> None:
@@ -159,8 +160,7 @@ class Tracker:
 
     def _decision_key(self, name: str) -> tuple[str, ...]:
         # Without the operator's name: where a dimension has one element, a copy becomes a view.
-        call = self.call
-        return (name, call.module, call.line, call.python.name if call.python else "") if call else (name,)
+        return (name, *self.call.place) if self.call else (name,)
 
     # -- ties and pins --------------------------------------------------------------------------------------
 

@@ -1,16 +1,17 @@
 """The modules and tensors of a network as lists, by their qualified names.
 
 ``nn.Module.named_modules`` and what is built on it yield each module through a generator for each level above it. A
-cut needs these lists more than twenty times, which took longer than the forward. Order and names are the same.
+cut needs these lists more than forty times, which took longer than the forward. Order and names are the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-__all__ = ["modules_of", "named_buffers", "named_modules", "named_parameters", "tensors_of"]
+__all__ = ["modules_of", "named_buffers", "named_modules", "named_parameters", "tensors_of", "walked_once"]
 
 _Named = list[tuple[str, nn.Module]]
 
@@ -22,6 +23,8 @@ def named_modules(model: nn.Module) -> _Named:
         >>> [name for name, _ in named_modules(nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.ReLU())))]
         ['', '0', '1', '1.0']
     """
+    if id(model) in _STORED:
+        return _STORED[id(model)]
     found: _Named = []
     seen: set[int] = set()
     stack: _Named = [("", model)]
@@ -35,8 +38,9 @@ def named_modules(model: nn.Module) -> _Named:
         found.append((name, module))
         if children := module._modules:
             prefix = f"{name}." if name else ""
-            for key in reversed(children):
-                if (child := children[key]) is not None:
+            # Scripted modules have a registry of their own, which is no dictionary.
+            for key, child in reversed(list(children.items())):
+                if child is not None:
                     stack.append((prefix + key, child))
     return found
 
@@ -50,6 +54,27 @@ def _is_plain(kind: type[nn.Module]) -> bool:
         return False
     _PLAIN.add(kind)
     return True
+
+
+#: id of a network -> its modules by name, within :func:`walked_once`
+_STORED: dict[int, _Named] = {}
+
+
+@contextlib.contextmanager
+def walked_once(model: nn.Module) -> Iterator[None]:
+    """Look for the modules of ``model`` once for the whole block, within which none are added or removed.
+
+    The code of ``train()`` may do that: where a module defines its own, the modules are listed anew each time.
+    """
+    modules = named_modules(model)
+    if id(model) in _STORED or any(type(module).train is not nn.Module.train for _, module in modules):
+        yield
+        return
+    _STORED[id(model)] = modules
+    try:
+        yield
+    finally:
+        del _STORED[id(model)]
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
