@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine import machine, versions
+from benchmarks.common.machine import machines, versions
 from lightning_prune.serialization.atomic import write_text
 
 __all__ = ["RESULTS", "ReportFiles", "cell", "mean_spread", "page_parser"]
@@ -72,14 +72,15 @@ class ReportFiles:
     def save_runs(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the runs of a study with date, versions and machine, and return all of it.
 
-        Without runs nothing is written, and the stored numbers are returned.
+        Runs from another machine name it under ``"machine"``. Without runs nothing is written, and the stored numbers
+        are returned.
         """
         if not runs:
             return self.load()
         content = {
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),
-            "machine": machine(),
+            "machine": machines(runs),
             "threads": 1,
         }
         content["runs"] = list(runs)

@@ -18,11 +18,12 @@ Row = dict[str, Any]
 Key = tuple[str, str, bool, float]
 LOST, PRESENT = 0.05, 0.2  # IoU of a class below which it is lost, and above which the dense network has it
 SEGMENTATION = ("scenes", "brain")
+COMMON = ("task", "method", "seed", "repair", "machine")
 
 
 def flat(run: Mapping[str, Any]) -> Iterator[Row]:
     """Yield one plain row for each stage of a run, and one for its dense network with share 1."""
-    task, dense, common = run["task"], run["dense"], {k: run[k] for k in ("task", "method", "seed", "repair")}
+    task, dense, common = run["task"], run["dense"], {k: run[k] for k in COMMON if k in run}
     yield {**common, "share": 1.0, "val": dense["val"]["value"], "test": dense["test"]["value"]}
     for stage in run["stages"]:
         row = {**common, "share": stage["share"], "macs": stage["macs"], "params": stage["params"]}
