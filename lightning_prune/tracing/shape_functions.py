@@ -48,9 +48,11 @@ def _shape_function(*operators: OpOverload) -> Callable[[ShapeFunction], ShapeFu
     aten.hardtanh.default,
     aten.hardswish.default,
     aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
 )
 def _activation(x: Tensor, *options: Any, **kwargs: Any) -> Any:
-    return _empty_like(x) if x.is_floating_point() else NotImplemented
+    return _empty_like(x) if x.is_floating_point() and _is_dense(x) else NotImplemented
 
 
 @_shape_function(
@@ -68,13 +70,47 @@ def _inplace_activation(x: Tensor, *options: Any, **kwargs: Any) -> Any:
 
 @_shape_function(aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
 def _binary(x: Tensor, y: Any, **scale: Any) -> Any:
-    if not isinstance(y, Tensor) or not x.is_floating_point() or x.dtype != y.dtype or x.dim() != y.dim():
+    if not isinstance(y, Tensor) or not x.is_floating_point() or x.dtype != y.dtype:
         return NotImplemented
     if x.shape == y.shape:
-        return _empty_like(x) if x.stride() == y.stride() else NotImplemented
-    # Only y may be broadcast, to a contiguous x: other cases have strides that are not worth repeating here.
-    broadcasts = x.is_contiguous() and all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True))
-    return x.new_empty(x.shape) if broadcasts else NotImplemented
+        return _empty_like(x) if x.stride() == y.stride() and _is_dense(x) else NotImplemented
+    # Only one may be broadcast, both contiguous: other cases have strides that are not worth repeating here.
+    wide, narrow = (x, y) if x.numel() >= y.numel() else (y, x)
+    if narrow.dim() > wide.dim() or not wide.is_contiguous() or not narrow.is_contiguous():
+        return NotImplemented
+    sizes = zip(reversed(wide.shape), reversed(narrow.shape), strict=False)
+    return wide.new_empty(wide.shape) if all(b in (1, a) for a, b in sizes) else NotImplemented
+
+
+@_shape_function(aten.convolution.default)
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, *options: Any
+) -> Any:
+    transposed, _, groups = options
+    rank = weight.dim() - 2
+    if transposed or x.dim() != weight.dim() or {rank} != {len(stride), len(padding), len(dilation)}:
+        return NotImplemented
+    fits = x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0 and x.is_contiguous()
+    same_type = _is_full_precision(x) and x.dtype == weight.dtype and (bias is None or x.dtype == bias.dtype)
+    if not fits or not same_type or _misfits(bias, weight.shape[:1]):
+        return NotImplemented
+    kernels = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in kernels]
+    shape = [x.shape[0], weight.shape[0], *sizes]
+    return x.new_empty(shape) if min(*shape, *x.shape, *weight.shape) > 0 else NotImplemented
+
+
+@_shape_function(aten.mean.dim)
+def _mean(x: Tensor, dims: Any, keepdim: bool = False, dtype: Any = None) -> Any:
+    if not dims or dtype is not None or not _is_full_precision(x) or not x.is_contiguous():
+        return NotImplemented
+    if not all(-x.dim() <= dim < x.dim() for dim in dims):
+        return NotImplemented
+    reduced = {dim % x.dim() for dim in dims}
+    if len(reduced) != len(dims):
+        return NotImplemented
+    kept = [1 if dim in reduced else size for dim, size in enumerate(x.shape)]
+    return x.new_empty(kept if keepdim else [size for dim, size in enumerate(kept) if dim not in reduced])
 
 
 @_shape_function(aten.cat.default)
@@ -97,6 +133,7 @@ def _batch_norm(x: Tensor, *args: Any) -> Any:
     if (
         not _is_full_precision(x)
         or x.dim() < 2
+        or not _is_dense(x)
         or any(_misfits(tensor, x.shape[1:2]) for tensor in parameters)
     ):
         return NotImplemented
@@ -145,6 +182,14 @@ def _upsample(x: Tensor, size: Any, *options: Any) -> Any:
 def _empty_like(x: Tensor) -> Tensor:
     """Return what ``torch.empty_like`` does, which is slow Python on the meta device."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the elements fill their memory, each once: not those of a slice, nor one that is expanded."""
+    if x.is_contiguous():
+        return True
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return extent == x.numel()
 
 
 def _is_full_precision(x: Tensor) -> bool:
