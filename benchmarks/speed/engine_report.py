@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import geometric_mean
+from collections.abc import Mapping, Sequence
+from statistics import geometric_mean, median
 from typing import Any
 
 from benchmarks.speed.engine import NAMED, PARTS
@@ -36,13 +36,15 @@ def page(content: Mapping[str, Any]) -> str:
         "",
         *_summary("Now", now),
         *_summary("Before", before),
+        *_cuts(content.get("cuts", ())),
         "",
         "Processor time, medians of three runs in one process in which both tools take turns, each on a copy of "
         "the same network with random weights. Ours: trace, plan, surgery and proof. Theirs: dependency graph and "
         "one step of `BasePruner` with `MagnitudeImportance` and ratio 0.5, which proves nothing. Ours plans for "
         "the share of the parameters that theirs leaves. "
-        "The networks are those of [the zoo](zoo.md) that both tools pass, or each "
-        "n-th of them, and those of the first table. Goal: 3 times their speed, slower on none.",
+        "The networks are those of [the zoo](zoo.md) that both tools pass, or each n-th of them, and those of the "
+        "first table. *Two empty forwards*: two forwards without data under a dispatch mode that does nothing, one "
+        "for the trace and one for the proof. Goal: 3 times their speed, slower on none.",
         "",
         "## Parts of twelve networks",
         "",
@@ -72,11 +74,24 @@ def _summary(title: str, rows: Mapping[str, Row]) -> list[str]:
     ]
 
 
+def _cuts(seconds: Sequence[float]) -> list[str]:
+    """Return a line on the cuts of one training."""
+    if not seconds:
+        return []
+    third = len(seconds) // 3
+    first, last = median(seconds[:third]), median(seconds[-third:])
+    return [
+        f"- A cut in training (`smp.Unet(resnet34)`, 128 x 128) takes **{median(seconds):.3f} s** of processor time "
+        f"beyond its criterion: the median of {len(seconds)} cuts in one run; of the first third {first:.3f} s, of "
+        f"the last {last:.3f} s (`python -m benchmarks.speed.cuts`; goal: under 0.1 s)."
+    ]
+
+
 def _parts_table(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
     """Return a table with the milliseconds of each part, before and now."""
     rows = [f"| {name} | {_cells(now.get(name), before.get(name))} |" for name in NAMED]
-    head = " | ".join((*PARTS, "all", "torch-pruning", "times faster"))
-    return [f"| network, milliseconds (before → now) | {head} |", "|:--|" + "--:|" * (len(PARTS) + 3), *rows]
+    head = " | ".join((*PARTS, "all", "torch-pruning", "times faster", "two empty forwards"))
+    return [f"| network, milliseconds (before → now) | {head} |", "|:--|" + "--:|" * (len(PARTS) + 4), *rows]
 
 
 def _cells(now: Row | None, before: Row | None) -> str:
@@ -84,7 +99,8 @@ def _cells(now: Row | None, before: Row | None) -> str:
     parts = [" → ".join(f"{1000 * row['ours'][part]:.0f}" for row in rows) for part in (*PARTS, "total")]
     theirs = " → ".join(f"{1000 * row['peer']['total']:.0f}" if "peer" in row else "fails" for row in rows)
     faster = " → ".join(f"{ratio:.2f}" for row in rows for ratio in ratios({"": row}).values())
-    return " | ".join((*parts, theirs, faster))
+    floors = [f"{1000 * row['floor']:.0f}" for row in rows if "floor" in row]
+    return " | ".join((*parts, theirs, faster, *(floors[-1:] or [""])))
 
 
 def _all_table(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:

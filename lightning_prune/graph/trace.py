@@ -51,8 +51,9 @@ class TraceError(RuntimeError):
 def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: Any) -> ChannelGraph:
     """Trace the forward of ``model`` on example inputs, and return which channels depend on which.
 
-    The forward runs on fake tensors, which have shapes but no values: once in eval mode and once in train mode
-    (auxiliary heads exist only there). The model is not changed.
+    The forward runs on fake tensors, which have shapes but no values: in eval mode and in train mode (auxiliary heads
+    exist only there), or in eval mode alone if no code but that of known operators, such as batch norms and dropout,
+    reads the mode. The model is not changed.
 
     Args:
         model: any eager network.
