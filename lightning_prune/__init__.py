@@ -13,31 +13,6 @@ In training, :class:`FilterPruningCallback` does all of it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.criteria.ipad import IPAD
-from lightning_prune.criteria.weights import L1, L2, Random
-from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import Term
-from lightning_prune.graph.layer_costs import LayerCost
-from lightning_prune.graph.pins import pin, unpin
-from lightning_prune.graph.trace import TraceError, trace
-from lightning_prune.latency.store import LatencyError
-from lightning_prune.latency.table import LatencyTable
-from lightning_prune.pruning.one_shot import one_shot
-from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
-from lightning_prune.pruning.sensitivity import sensitivity
-from lightning_prune.pruning.session import PruningSession
-from lightning_prune.selection.limits import Limits
-from lightning_prune.selection.plan import Plan
-from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.selection.select import select
-from lightning_prune.serialization.export import ExportError, export
-from lightning_prune.serialization.record import PruningRecord, RecordError
-from lightning_prune.serialization.saving import load_pruned, save_pruned
-from lightning_prune.serialization.torch_file import UnsafeFileError
-from lightning_prune.surgery.prune import SurgeryError, prune_
-from lightning_prune.tracing.rules.registry import rule
-from lightning_prune.utils.passing import PassingFailure
-
 if TYPE_CHECKING:
     from lightning_prune.callbacks.checkpoints import BestOfLast, BudgetCheckpoint, BudgetEarlyStopping
     from lightning_prune.callbacks.method_callback import PruningCallback
@@ -46,11 +21,35 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.pruning import FilterPruningCallback
     from lightning_prune.callbacks.slimming import SlimmingCallback
     from lightning_prune.cli.sweep import SweepTable
+    from lightning_prune.criteria.ipad import IPAD
+    from lightning_prune.criteria.weights import L1, L2, Random
     from lightning_prune.distillation.config import Distillation
     from lightning_prune.distillation.mixin import DistillationMixin
+    from lightning_prune.graph.channel_graph import ChannelGraph
+    from lightning_prune.graph.costs import Term
+    from lightning_prune.graph.layer_costs import LayerCost
+    from lightning_prune.graph.pins import pin, unpin
+    from lightning_prune.graph.trace import TraceError, trace
+    from lightning_prune.latency.store import LatencyError
+    from lightning_prune.latency.table import LatencyTable
+    from lightning_prune.pruning.one_shot import one_shot
+    from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
+    from lightning_prune.pruning.sensitivity import sensitivity
+    from lightning_prune.pruning.session import PruningSession
     from lightning_prune.reporting.visdom import VisdomLogger
+    from lightning_prune.selection.limits import Limits
+    from lightning_prune.selection.plan import Plan
+    from lightning_prune.selection.policy import PruningPolicy
+    from lightning_prune.selection.select import select
+    from lightning_prune.serialization.export import ExportError, export
+    from lightning_prune.serialization.record import PruningRecord, RecordError
+    from lightning_prune.serialization.saving import load_pruned, save_pruned
+    from lightning_prune.serialization.torch_file import UnsafeFileError
+    from lightning_prune.surgery.prune import SurgeryError, prune_
+    from lightning_prune.tracing.rules.registry import rule
     from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO, last_checkpoint
     from lightning_prune.trainer.retraining import FinalPhase, Retraining
+    from lightning_prune.utils.passing import PassingFailure
 
 __version__ = "0.1.0"
 __all__ = [
@@ -108,28 +107,77 @@ __all__ = [
     "unpin",
 ]
 
-# Imported on first use: the engine does not need Lightning or Hydra, which take seconds to import.
+# Imported on first use: torch, Lightning and Hydra take seconds to import, for which help and messages about a wrong
+# command line need not wait.
 _MODULE_OF = {
     "AtomicCheckpointIO": "trainer.checkpoint_io",
     "BestOfLast": "callbacks.checkpoints",
     "BudgetCheckpoint": "callbacks.checkpoints",
     "BudgetEarlyStopping": "callbacks.checkpoints",
+    "ChannelGraph": "graph.channel_graph",
+    "Cubic": "pruning.schedules",
+    "Curve": "pruning.schedules",
     "Distillation": "distillation.config",
     "DistillationMixin": "distillation.mixin",
+    "ExportError": "serialization.export",
     "FilterPruningCallback": "callbacks.pruning",
     "FinalPhase": "trainer.retraining",
+    "IPAD": "criteria.ipad",
+    "L1": "criteria.weights",
+    "L2": "criteria.weights",
+    "LatencyError": "latency.store",
+    "LatencyTable": "latency.table",
+    "LayerCost": "graph.layer_costs",
+    "Limits": "selection.limits",
+    "Linear": "pruning.schedules",
     "NetAdaptCallback": "callbacks.netadapt",
+    "OneShot": "pruning.schedules",
+    "PassingFailure": "utils.passing",
+    "Plan": "selection.plan",
     "PruningCallback": "callbacks.method_callback",
     "PruningMethod": "callbacks.methods.base",
-    "SlimmingCallback": "callbacks.slimming",
+    "PruningPolicy": "selection.policy",
+    "PruningRecord": "serialization.record",
+    "PruningSession": "pruning.session",
+    "Random": "criteria.weights",
+    "RecordError": "serialization.record",
     "Retraining": "trainer.retraining",
+    "SlimmingCallback": "callbacks.slimming",
+    "SurgeryError": "surgery.prune",
     "SweepTable": "cli.sweep",
+    "Term": "graph.costs",
+    "Timing": "pruning.schedules",
+    "TraceError": "graph.trace",
+    "UnsafeFileError": "serialization.torch_file",
     "VisdomLogger": "reporting.visdom",
+    "export": "serialization.export",
     "last_checkpoint": "trainer.checkpoint_io",
+    "load_pruned": "serialization.saving",
+    "one_shot": "pruning.one_shot",
+    "pin": "graph.pins",
+    "prune_": "surgery.prune",
+    "rule": "tracing.rules.registry",
+    "save_pruned": "serialization.saving",
+    "select": "selection.select",
+    "sensitivity": "pruning.sensitivity",
+    "trace": "graph.trace",
+    "unpin": "graph.pins",
 }
+_PACKAGES = (
+    *("classification", "compensation", "criteria", "data", "distillation"),
+    *("netadapt", "segmentation", "slimming", "testing"),
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        return getattr(import_module(f"lightning_prune.{_MODULE_OF[name]}"), name)
+        value = getattr(import_module(f"lightning_prune.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # the next access is an ordinary one
+        return value
+    if name in _PACKAGES:
+        return import_module(f"lightning_prune.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

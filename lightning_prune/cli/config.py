@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-
-from lightning_prune.reporting.run_folder import CONFIG
 
 #: errors that a wrong configuration or wrong data raises; all others are shown with their traceback
 EXPECTED_ERRORS = (
@@ -77,9 +76,26 @@ def load_config(run: Path) -> DictConfig:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
+    from lightning_prune.reporting.run_folder import CONFIG  # imports torch
+
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(f"{run} holds no run: there is no {run / CONFIG}")
+    add_own_folders(run)
     config = OmegaConf.create(_with_current_targets(OmegaConf.to_container(OmegaConf.load(run / CONFIG))))
     assert isinstance(config, DictConfig)
     return config
+
+
+def add_own_folders(run: Path) -> None:
+    """Let Python import from the folder in which a run was started, and from its ``--config-dir``: own networks."""
+    notes = run / ".hydra" / "hydra.yaml"
+    if not notes.is_file():
+        return
+    runtime = OmegaConf.load(notes).hydra.runtime
+    own = [source.path for source in runtime.config_sources if source.provider == "command-line"]
+    for folder in (*own, runtime.cwd):
+        if folder not in sys.path and Path(folder).is_dir():
+            sys.path.append(folder)
 
 
 def _with_current_targets(node: Any) -> Any:

@@ -58,12 +58,13 @@ def undisturbed() -> Iterator[None]:
             signal.signal(signum, handler or signal.SIG_DFL)
 
 
-def go_on_command(overrides: Sequence[str], folder: Path) -> str:
+def go_on_command(overrides: Sequence[str], folder: Path, flags: Sequence[str] = ()) -> str:
     """Return the command that continues a run from the last checkpoint in its folder.
 
     Args:
         overrides: of the command line of the run.
         folder: of the run.
+        flags: of the command line, such as ``--config-dir``.
 
     Example:
         >>> go_on_command(["net=fpn", "ckpt_path=old.ckpt"], Path("no_run"))
@@ -73,4 +74,4 @@ def go_on_command(overrides: Sequence[str], folder: Path) -> str:
     if checkpoint is not None:
         overrides = [item for item in overrides if not item.startswith("ckpt_path=")]
         overrides = [*overrides, f"ckpt_path={checkpoint}"]
-    return shlex.join(["lightning-prune", *overrides])
+    return shlex.join(["lightning-prune", *flags, *overrides])

@@ -1,7 +1,7 @@
 """``lightning-prune``: train, prune while training, and test; one run or a sweep.
 
-``lightning-prune KEY=VALUE ...`` is a Hydra application. ``export``, ``latency``, ``netadapt``, ``oneshot`` and
-``sensitivity`` are commands of their own.
+``lightning-prune KEY=VALUE ...`` is a Hydra application; the commands in :mod:`lightning_prune.cli.commands` have
+parsers of their own. Nothing here imports torch before the command line is known to be right.
 """
 
 from __future__ import annotations
@@ -10,26 +10,35 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.commands import COMMANDS, OVERVIEW, run_command, unknown_command
 from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, overrides_as_dict, root_cause
-from lightning_prune.reporting.run_folder import ERROR, Summary
-from lightning_prune.serialization.atomic import write_text
+from lightning_prune.cli.preflight import UsageError, add_to_path, check
+
+if TYPE_CHECKING:
+    from lightning_prune.reporting.run_folder import Summary
 
 __all__ = ["conf_dir", "main"]
+
+ERROR = "error.txt"  # as in reporting.run_folder, which imports torch
 
 
 def job(config: DictConfig) -> None:
     """Run one training. In a sweep a failure is written into the run's folder, and the next run starts."""
-    # Imported here and below, because Lightning takes seconds to import, which `--help` need not wait for.
+    # Imported here, because torch and Lightning take seconds to import, which `--help` need not wait for.
     from lightning_prune.cli.interruption import Interruption, go_on_command
     from lightning_prune.cli.train import run
     from lightning_prune.reporting.figure import show_run
+    from lightning_prune.reporting.run_folder import Summary
 
     hydra_config = HydraConfig.get()
     folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
@@ -40,7 +49,11 @@ def job(config: DictConfig) -> None:
     try:
         summary = run(config, folder, overrides, choices, prefix)
     except Interruption:
-        command = go_on_command(list(hydra_config.overrides.task), folder)
+        own = [
+            source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"
+        ]
+        flags = [word for path in own for word in ("--config-dir", path)]
+        command = go_on_command(list(hydra_config.overrides.task), folder, flags)
         print(
             f"{prefix}interrupted; results so far: {folder}; to go on: {command}", file=sys.stderr, flush=True
         )
@@ -54,6 +67,8 @@ def job(config: DictConfig) -> None:
 
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
+    from lightning_prune.serialization.atomic import write_text
+
     summary.save(folder)
     write_text(folder / ERROR, "".join(traceback.format_exception(error)))
 
@@ -73,23 +88,36 @@ hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_
 
 
 def main() -> None:
-    """Run the command that the first argument names, else the Hydra application."""
-    command, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
-    if command == "export":
-        from lightning_prune.cli.export import main as export_main
-
-        export_main(arguments)
-    elif command == "latency":
-        from lightning_prune.cli.latency import main as latency_main
-
-        latency_main(arguments)
-    elif command in ("netadapt", "oneshot"):
-        from lightning_prune.cli.prune import main as prune_main
-
-        prune_main(command, arguments)
-    elif command == "sensitivity":
-        from lightning_prune.cli.sensitivity import main as sensitivity_main
-
-        sensitivity_main(arguments)
+    """Run the command that the first argument names, else ``train``."""
+    first, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
+    if first in COMMANDS:
+        add_to_path(Path.cwd())
+        run_command(first, arguments)
+    elif first in ("--help", "-h", "help"):
+        print(OVERVIEW, end="")
     else:
-        hydra_main()
+        if first == "train":
+            del sys.argv[1]
+        _train(sys.argv[1:])
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """Check the command line, then hand it to Hydra."""
+    words = TrainArguments.parse(arguments)
+    add_to_path(Path.cwd(), words.config_dir)
+    try:
+        if not words.asks:
+            _check_words(words)
+            if not os.environ.get("HYDRA_FULL_ERROR"):
+                check(words)
+    except UsageError as error:
+        print(f"lightning-prune: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    hydra_main()
+
+
+def _check_words(words: TrainArguments) -> None:
+    """Raise UsageError if the first word is neither a command nor an override."""
+    first = words.overrides[0] if words.overrides else "="
+    if "=" not in first and not first.startswith(("~", "+")):
+        raise UsageError(unknown_command(first))

@@ -1,4 +1,4 @@
-"""``lightning-prune netadapt`` and ``oneshot``: prune the trained network of a run, and continue its training."""
+"""``lightning-prune prune``: prune the trained network of a run, in one cut or in rounds, and train it further."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from lightning_prune.serialization.record import PruningRecord
 __all__ = ["main", "prune_run", "pruned_config"]
 
 DESCRIPTIONS = {
+    "prune": "Prune the trained network of a run to its budget, in one cut or in rounds. Then test the network and, "
+    "with --epochs, continue its training.",
     "netadapt": "Prune the trained network of a run by NetAdapt: in rounds, each of which keeps the best of several "
     "candidates. Then test the network and, with --epochs, continue its training. If the command is killed, the same "
     "command continues with the round that was interrupted.",
@@ -118,9 +120,10 @@ def prune_run(run: Path, out: Path, method: str, epochs: int, overrides: Sequenc
     return train(config, out, settings, {"prune": method}, weights=run / NET)
 
 
-def main(method: str, arguments: Sequence[str]) -> None:
-    """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser(method).parse_intermixed_args(arguments)
+def main(command: str, arguments: Sequence[str]) -> None:
+    """Run ``prune``, ``oneshot`` or ``netadapt`` with the arguments of its command line; ``--help`` lists them."""
+    options = _parser(command).parse_intermixed_args(arguments)
+    method = getattr(options, "method", command)
     from lightning_prune.cli.interruption import Interruption
     from lightning_prune.reporting.figure import show_run
 
@@ -132,22 +135,30 @@ def main(method: str, arguments: Sequence[str]) -> None:
         print(f"interrupted; the same command starts again{again}", file=sys.stderr, flush=True)
         raise
     except EXPECTED_ERRORS as error:
-        raise SystemExit(f"lightning-prune {method}: {root_cause(error)}") from error
+        raise SystemExit(f"lightning-prune {command}: {root_cause(error)}") from error
     show_run(summary, options.out)
 
 
-def _parser(method: str) -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        f"lightning-prune {method}", description=DESCRIPTIONS[method], epilog=EXAMPLE
+        f"lightning-prune {command}", description=DESCRIPTIONS[command], epilog=EXAMPLE
     )
     parser.add_argument("run", type=Path, help="folder of a run with a trained, dense network (prune=none)")
     parser.add_argument("out", type=Path, help="folder to write, in the form of a run")
+    group = "METHOD" if command == "prune" else command
     parser.add_argument(
         "overrides",
         nargs="*",
-        help=f"keys of conf/prune/{method}.yaml; all other keys are those of the run",
+        help=f"keys of conf/prune/{group}.yaml; all other keys are those of the run",
     )
     parser.add_argument(
         "--epochs", type=int, default=0, help="epochs of training after the cut; default 0: cut and test only"
     )
+    if command == "prune":
+        parser.add_argument(
+            "--method",
+            choices=("oneshot", "netadapt"),
+            default="oneshot",
+            help="oneshot (default): in one cut, and repair it; netadapt: in rounds, the best of several candidates",
+        )
     return parser

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
 from lightning_prune import PruningRecord
+from lightning_prune.cli.commands import COMMANDS
 from lightning_prune.cli.config import conf_dir
 from lightning_prune.cli.main import main
 from lightning_prune.compensation import CompensationSettings
@@ -52,10 +53,9 @@ def commands(page: str) -> list[str]:
     """Return the page's commands that start a training; those with their own parser are left out."""
     lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
     found = [line.split("#")[0].strip() for line in lines if line.startswith("lightning-prune")]
-    others = tuple(
-        f"lightning-prune {name}" for name in ("export", "sensitivity", "latency", "netadapt", "oneshot")
-    )
-    return [command for command in found if not command.startswith(others)]
+    return [
+        command for command in found if command.split()[1:2] not in [[name] for name in (*COMMANDS, "--help")]
+    ]
 
 
 def overrides(command: str) -> list[str]:

@@ -54,7 +54,9 @@ def test_the_wheel_holds_package_and_configurations_and_nothing_else(wheel: Path
 
 
 def test_the_command_shows_its_help_and_its_groups(environment: Path, tmp_path: Path) -> None:
-    text = call(environment / "bin" / "lightning-prune", "--help", cwd=tmp_path)
+    command = environment / "bin" / "lightning-prune"
+    assert "  compare       one table" in call(command, "--help", cwd=tmp_path)
+    text = call(command, "train", "--help", cwd=tmp_path)
     listed = next(line for line in text.splitlines() if line.startswith("prune/criterion: "))
     criteria = ROOT / "conf" / "prune" / "criterion"
     assert set(listed.removeprefix("prune/criterion: ").split(", ")) == {

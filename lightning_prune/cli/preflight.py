@@ -1,0 +1,178 @@
+"""Checks of a command line before torch is imported: what is misspelt, missing, or must be installed.
+
+The configuration is composed as Hydra will compose it, of a sweep with the first value of each key. Errors name the
+nearest key or option that exists.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.config import conf_dir
+from lightning_prune.cli.hints import did_you_mean
+
+__all__ = ["UsageError", "add_to_path", "check", "composed"]
+
+#: mandatory key -> what it is, for the message that asks for it
+MEANINGS = {
+    "data.root": "the folder of the data",
+    "task.num_classes": "the number of classes, background included",
+    "prune.criterion.path": "the import path of your scoring function",
+    "prune.schedule.path": "the import path of your function of time",
+}
+EXAMPLES = {"data.root": "DIR", "task.num_classes": "5"}
+#: class of a data set -> the package that its files come with, and what to tell who does not have it
+NEEDED = {
+    "lightning_prune.data.BrainSlices": (
+        "nilearn",
+        "the example data, slices of a brain, come with an extra package. Install it:\n"
+        "  pip install 'lightning-prune[demo]'\n"
+        "or choose other data, such as images and masks of your own:\n"
+        "  lightning-prune data=folder data.root=DIR task.num_classes=5",
+    )
+}
+
+
+class UsageError(Exception):
+    """A command line that cannot be run; its text says why, and what to type instead."""
+
+
+def add_to_path(*folders: Path | None) -> None:
+    """Let Python import modules from these folders, after all others: networks and data of one's own."""
+    for folder in folders:
+        if folder is not None and folder.is_dir() and str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))
+
+
+def check(arguments: TrainArguments) -> None:
+    """Raise UsageError if the command line cannot be run."""
+    if arguments.config_dir is not None and not arguments.config_dir.is_dir():
+        raise UsageError(f"--config-dir: there is no folder {arguments.config_dir}")
+    if any(item.lstrip("+").startswith("hydra.searchpath") for item in arguments.overrides):
+        return  # compose cannot add a folder to these, as Hydra does
+    config = composed(arguments)
+    _check_missing(config)
+    _check_installed(config)
+
+
+def composed(arguments: TrainArguments) -> DictConfig:
+    """Compose the configuration; of a sweep the first one.
+
+    Raises:
+        UsageError: a group, option or key does not exist, or an override cannot be read.
+    """
+    overrides = _first_of_sweep(arguments.overrides) if arguments.sweeps else arguments.overrides
+    own = arguments.config_dir
+    path = [] if own is None else [f"hydra.searchpath=[{_quoted_uri(own)}]"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            return compose(arguments.config_name, [*path, *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(_explained(error, arguments, path)) from error
+
+
+def _quoted_uri(folder: Path) -> str:
+    path = str(folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'file://{path}'"
+
+
+def _first_of_sweep(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which each key that is swept has its first value; those without a list are left out."""
+    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    return list(filter(None, map(_first_value, parsed)))
+
+
+def _first_value(override: Override) -> str:
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if override.is_choice_sweep() or override.is_range_sweep():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    return ""
+
+
+def _check_missing(config: DictConfig) -> None:
+    """Raise UsageError for keys without a value, all of them at once."""
+    if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
+        lines = [f"  {key}=...  {MEANINGS.get(key, '')}".rstrip() for key in missing]
+        example = " ".join(f"{key}={EXAMPLES.get(key, 'VALUE')}" for key in missing)
+        raise UsageError("\n".join(["this needs a value for", *lines, f"add for example: {example}"]))
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Yield the keys whose value is ``???``."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{path}.{key}" if path else str(key))
+    elif node == "???":
+        yield path
+
+
+def _check_installed(config: DictConfig) -> None:
+    target = str(OmegaConf.select(config, "data._target_"))
+    package, message = NEEDED.get(target, ("", ""))
+    if package and find_spec(package) is None:
+        raise UsageError(message)
+
+
+def _explained(error: Exception, arguments: TrainArguments, path: Sequence[str]) -> str:
+    """Return an error of Hydra in words, with the nearest that exists."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(error.options)
+        hint = did_you_mean(option, error.options, f"{group}={{}}")
+        return _lines(f"Could not find {group}={option!r}.", hint, f"options: {options}")
+    wrong = next((item for item in arguments.overrides if _fails(item, error)), "")
+    if isinstance(error, ConfigCompositionException) and wrong:
+        key = wrong.partition("=")[0]
+        hint = _hint_for_key(wrong, arguments, path)
+        return _lines(f"Could not override {key!r}: there is no such key.", hint)
+    return str(error)
+
+
+def _lines(*lines: str) -> str:
+    return "\n".join(filter(None, lines))
+
+
+def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) -> str:
+    """Return the key that is nearest to that of an override, among those of the groups that were chosen."""
+    key, _, value = wrong.partition("=")
+    groups = [item for item in arguments.overrides if "." not in item.partition("=")[0] and item != wrong]
+    groups = _first_of_sweep(groups) if arguments.sweeps else groups
+    try:
+        config = compose(arguments.config_name, [*path, *groups])
+    except (HydraException, OmegaConfBaseException):
+        config = compose(arguments.config_name)
+    names = [*_keys(OmegaConf.to_container(config, resolve=False)), *_groups()]
+    hint = did_you_mean(key.lstrip("+~"), names, f"{{}}={value}")
+    return hint or f"To add a key that does not exist yet: +{wrong}"
+
+
+def _fails(override: str, error: Exception) -> bool:
+    """Whether an error is that of this override, whose key it names."""
+    key = override.partition("=")[0].lstrip("+~")
+    return bool(key) and f"'{key}'" in str(error)
+
+
+def _keys(node: Any, path: str = "") -> Iterator[str]:
+    """Yield all keys of a configuration, dotted."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield (name := f"{path}.{key}" if path else str(key))
+        yield from _keys(value, name)
+
+
+def _groups() -> list[str]:
+    """Return the names of all groups: ``net``, ``prune/criterion``, ..."""
+    folders = (path for path in conf_dir().rglob("*") if path.is_dir())
+    return [folder.relative_to(conf_dir()).as_posix() for folder in folders]

@@ -1,0 +1,51 @@
+"""``lightning-prune report``: draw the picture of a run again from its summary, also against another run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_prune.reporting.figure import draw_report, show_run
+from lightning_prune.reporting.run_folder import REPORT, Summary
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = _parser().parse_args(arguments)
+    try:
+        summary = _completed(options.run)
+        baseline = None if options.baseline is None else _completed(options.baseline)
+        draw_report(summary, options.out or options.run / REPORT, baseline)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"lightning-prune report: {error}") from error
+    show_run(summary, options.run)
+
+
+def _completed(run: Path) -> Summary:
+    """Return the summary of a run that has something to draw."""
+    summary = Summary.load(run)
+    if summary.final is None:
+        raise ValueError(
+            f"{run} is {summary.status}, there is nothing to draw: {summary.error or 'no sizes'}"
+        )
+    return summary
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-prune report",
+        description="Draw the picture of a run again, from its summary.json, and print its table of results.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "baseline",
+        type=Path,
+        nargs="?",
+        metavar="BASELINE",
+        help="dense run on the same data, drawn beside it",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file to write; default: RUN/report.png")
+    return parser
