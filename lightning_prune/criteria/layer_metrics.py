@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -19,12 +20,27 @@ __all__ = ["LayerMetrics", "layers_by_weight"]
 
 
 def layers_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Map the identity of a weight to the convolutions and linear layers that hold it; several if it is shared."""
+    """Map the identity of a weight to the convolutions and linear layers that hold it; several if it is shared.
+
+    Of a computed weight (weight norm, spectral norm, other parametrisations) it is the stored tensor of its shape.
+    """
     layers: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            layers.setdefault(id(module._parameters.get("weight")), []).append(module)
+            layers.setdefault(id(_stored_weight(module)), []).append(module)
     return layers
+
+
+def _stored_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight, or the largest of the parameters that it is computed from."""
+    if (weight := module._parameters.get("weight")) is not None:
+        return weight
+    computed = module._modules.get("parametrizations")
+    originals = computed._modules.get("weight") if isinstance(computed, nn.ModuleDict) else None
+    # The older weight_norm and spectral_norm of torch keep weight_g and weight_v, or weight_orig, in the module.
+    stored = originals._parameters if originals is not None else module._parameters
+    parts = [tensor for name, tensor in stored.items() if tensor is not None and not name.startswith("bias")]
+    return max(parts, key=torch.numel, default=None)
 
 
 #: what torchmetrics binds to each metric; its functions cannot be pickled

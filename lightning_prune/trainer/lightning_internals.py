@@ -102,7 +102,12 @@ def prefetcher(trainer: L.Trainer) -> _PrefetchDataFetcher | None:
 
 
 def all_batches_started(trainer: L.Trainer) -> bool:
-    """Call ``_TrainingEpochLoop._num_ready_batches_reached``; the public ``is_last_batch`` does not count batches."""
+    """Call ``_TrainingEpochLoop._num_ready_batches_reached``; the public ``is_last_batch`` does not count batches.
+
+    That function compares by ``==``: it has to be told if the epoch now has fewer batches than were started.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress.is_last_batch |= progress.current.ready > trainer.num_training_batches
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 

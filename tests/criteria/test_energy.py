@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from lightning_prune import IPAD, ChannelGraph, trace
 from lightning_prune.criteria import (
+    ActivationMean,
     ChannelVariance,
     ConsumerInputs,
     Criterion,
@@ -190,6 +192,49 @@ def test_a_layer_called_twice_through_tied_weights_is_observed_in_every_call():
 def shares_of(energy: Tensor) -> Tensor:
     """Return shares along dimension 1, averaged over filters."""
     return (energy / energy.sum(1, keepdim=True)).mean(0).detach()
+
+
+def small_classifier() -> nn.Sequential:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(96, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm.*deprecated|is deprecated in favor of)")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "old weight_norm", "old spectral_norm"],
+)
+@pytest.mark.parametrize("criterion", [SHARES, ActivationMean()], ids=["energy", "activation"])
+def test_layers_with_computed_weights_score_as_those_with_the_same_plain_ones(compute, criterion):
+    """Energy is a share of what a filter computes, so that the scale that a norm of weights sets does not matter."""
+    torch.manual_seed(0)
+    plain = small_classifier().eval()
+    computed, x = copy.deepcopy(plain), torch.randn(8, 3, 8, 8)
+    for layer, own in zip(plain, computed, strict=True):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            compute(own).eval()
+    computed(x)  # the older norms compute their weights in a forward
+    for layer, own in zip(plain, computed, strict=True):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.data = own.weight.detach().clone()
+    torch.testing.assert_close(computed(x), plain(x))
+    found, expected = scores(criterion, computed, x), scores(criterion, plain, x)
+    graph, of_plain = trace(computed, x[:1]), trace(plain, x[:1])
+    compared = 0
+    for own, name in zip(graph.layers, of_plain.layers, strict=True):
+        prunable = np.isin(
+            graph.layers[own], graph.prunable
+        )  # spectral norm pins the inputs of linear layers
+        scored, wanted = found[graph.layers[own]], expected[of_plain.layers[name]]
+        np.testing.assert_allclose(scored[prunable], wanted[prunable], rtol=1e-4)
+        compared += int(prunable.sum())
+    assert compared >= 8
 
 
 def test_weight_energy_predicts_variances_from_scales_of_norms_else_through_the_filters():

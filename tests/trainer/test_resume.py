@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from benchmarks.common.pages import ReportFiles
 from benchmarks.robustness import kill, kill_run
@@ -179,6 +179,24 @@ def test_no_cut_is_lost_with_another_number_of_processes(
     assert [cut[0] for cut in resumed["cuts"]] == epochs
     postponed = [each for each in caught if "no batch was observed" in str(each.message)]
     assert len(postponed) == (0 if 1 in epochs else 1)
+
+
+@pytest.mark.parametrize("place", ["1-3-batch", "1-4-batch", "1-5-batch", "1-5-end"])
+def test_resumed_after_more_batches_than_an_epoch_now_has(place: str, tmp_path: Path) -> None:
+    """As on twice as many processes. Nothing is left of the epoch, and the next one has all of its batches."""
+    run("by weights", None, last=(Save(tmp_path),))
+    seen: list[tuple[int, int]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
+            seen.append((trainer.current_epoch, index))
+
+    loaders = (DataLoader(Subset(Stripes(), range(12)), 4), DataLoader(Stripes(), 4))
+    path, callbacks = written_by_two(tmp_path / f"{place}.ckpt"), [kill_run.pruning(criterion=L2()), Watch()]
+    with pytest.warns(UserWarning, match="written by 2 processes"):
+        resumed = kill_run.fit(Classifier(), loaders, callbacks, path, max_epochs=EPOCHS)
+    assert seen == [(epoch, index) for epoch in (2, 3) for index in range(3)]
+    assert [cut[0] for cut in resumed["cuts"]] == [1, 2, 3]
 
 
 # -- files -----------------------------------------------------------------------------------------------------
