@@ -2,7 +2,7 @@
 
 from benchmarks.common.parts import run_part
 
-PARTS = ("kill", "interruptions", "combinations", "random_nets", "fuzz")
+PARTS = ("kill", "interruptions", "distributed", "combinations", "random_nets", "fuzz")
 
 if __name__ == "__main__":
     run_part("robustness", PARTS)

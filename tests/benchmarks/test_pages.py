@@ -27,6 +27,7 @@ COMMANDS = {
     "latency": ("benchmarks.latency.__main__", None),
     "kill": ("benchmarks.robustness.kill", None),
     "interruptions": ("benchmarks.robustness.interruptions", None),
+    "distributed": ("benchmarks.robustness.distributed", None),
     "fuzz": ("benchmarks.robustness.fuzz.__main__", None),
     "speed": ("benchmarks.speed.__main__", "--folder"),
     "scaling": ("benchmarks.speed.scaling", None),
