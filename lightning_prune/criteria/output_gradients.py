@@ -122,7 +122,8 @@ class OutputGradients:
             torch.manual_seed(self.seed + self.observed)
             outputs = [out for out in tensors_in(self.model.forward(*args, **kwargs)) if out.requires_grad]
             for number in range(self.projections if outputs else 0):
-                signs = [torch.randint_like(out, 2) * 2 - 1 for out in outputs]
+                # Drawn on the CPU: every device has another generator, and would rank filters otherwise.
+                signs = [torch.randint_like(out, 2, device="cpu").to(out.device) * 2 - 1 for out in outputs]
                 keep = number + 1 < self.projections
                 grads = torch.autograd.grad(outputs, parameters, signs, retain_graph=keep, allow_unused=True)
                 yield {id(p): g for p, g in zip(parameters, grads, strict=True) if g is not None}
