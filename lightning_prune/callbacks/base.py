@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune.pruning.cut_summary import CutSummary, History
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -71,7 +71,7 @@ class PruningCallbackBase(L.Callback):
         self.followers = check_followers(followers)
         self.copies: dict[str, str] = {}
         self.record: PruningRecord | None = None
-        self.history: list[CutSummary] = []
+        self.history = History()
         self._dense: DenseSizes | None = None
         self._last_handled = -1  # the last epoch, or optimizer step, whose end was dealt with
         self._validated = True  # whether a validation began after the last cut
@@ -143,7 +143,7 @@ class PruningCallbackBase(L.Callback):
         self.record = PruningRecord.from_dict(record) if record else None
         if dense:  # Lightning's tuners restore a state from before the first trace, which has none
             self._dense = DenseSizes.from_dict(dense)
-        self.history = [CutSummary(**cut) for cut in state_dict["history"]]
+        self.history = History(CutSummary(**cut) for cut in state_dict["history"])
         self.retraining.load(state_dict["retraining"])
         ended, self._validated = state_dict["ended"], state_dict["scored"]
         self._last_handled = ended["last"] if ended["unit"] == self.timing.unit else -1
@@ -236,7 +236,7 @@ class PruningCallbackBase(L.Callback):
             trainer: holds the optimizers of the training that has ended.
             saved: this package's entry of the checkpoint whose size the network has now.
         """
-        self.history, self._ended_session = [], None
+        self.history, self._ended_session = History(), None
         if trainer.state.fn != TrainerFn.FITTING:
             for optimizer in trainer.optimizers:  # of the training that has ended, for the next checkpoint
                 optimizer.state.clear()

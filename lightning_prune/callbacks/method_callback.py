@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.base import PruningCallbackBase
 from lightning_prune.callbacks.candidate_training import detached_copy
 from lightning_prune.callbacks.compensation import TrainerCompensation
+from lightning_prune.callbacks.description import description, html_description
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
@@ -86,6 +87,12 @@ class PruningCallback(PruningCallbackBase):
         self.method, self.verbose, self.compensation = method, verbose, TrainerCompensation(compensate)
         self._batch_seen = False
         self._final_status = (False, False)  # within budget and finished, when the last fit ended
+
+    def __repr__(self) -> str:
+        return description(type(self).__name__, self.policy, self.history, self.within_budget)
+
+    def _repr_html_(self) -> str:
+        return html_description(repr(self), self.history)
 
     @property
     def policy(self) -> PruningPolicy:

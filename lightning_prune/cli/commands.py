@@ -11,6 +11,7 @@ __all__ = ["COMMANDS", "OVERVIEW", "run_command"]
 
 #: command -> its module in this package, and whether the module's ``main`` takes the command's name
 COMMANDS = {
+    "plan": ("plan", False),
     "prune": ("prune", True),
     "oneshot": ("prune", True),
     "netadapt": ("prune", True),
@@ -31,6 +32,7 @@ Train a network, make it smaller while it trains, and test it.
 
 commands; each has --help
   train         train, prune, test; may be left out. Lists all settings
+  plan          what would be cut, layer by layer, before anything is trained
   prune         shrink the trained network of a run in one cut, or in rounds
   sensitivity   score against the share removed, layer by layer
   latency       measure a network for budgets in time

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +16,12 @@ from numpy.typing import NDArray
 
 from lightning_prune.graph.costs import CostModel, Term
 from lightning_prune.graph.layer_tree import LayerTree
+from lightning_prune.graph.picture import Picture, draw
+from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.formatting import si
 
 __all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Multiple", "Resource", "Term", "Units"]
 
@@ -62,7 +67,7 @@ class Multiple:
     where: str
 
 
-@dataclass
+@dataclass(repr=False)
 class ChannelGraph:
     """The units of a network, the tensors they are bound to, and their costs. Made by :func:`~lightning_prune.trace`.
 
@@ -217,6 +222,45 @@ class ChannelGraph:
         reasons = Counter(self.pinned[unit] for unit in units.tolist() if unit in self.pinned)
         lines += [f"  {count} pinned: {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
+
+    def without_trace(self) -> ChannelGraph:
+        """Return the same graph without the trace, which holds most of its memory; it cannot prove a cut."""
+        graph = copy(self)
+        graph.evidence = None
+        return graph
+
+    def summary(self, remove: Iterable[int] = ()) -> NetworkSummary:
+        """Return channels, costs, pins and couplings of each layer, also without the units in ``remove``.
+
+        Printed, it fits the terminal; as the last value of a notebook's cell it is a table; ``save`` writes it.
+        """
+        return summarise(self, remove)
+
+    def show(self, path: str | Path | None = None, remove: Iterable[int] = ()) -> Picture:
+        """Draw the layers, who reads whose channels, and which layers are coupled.
+
+        From left to right is the order of the forward, from top to bottom the resolution, so that a U-Net has the
+        shape of a U. Coupled layers share a colour and a letter. A network of more than 90 layers is drawn with
+        coupled layers as one node; save it as ``.svg`` or ``.pdf`` to zoom in.
+
+        Args:
+            path: file to write, ``.png``, ``.svg`` or ``.pdf``; None: none.
+            remove: units of which each layer shows what is left.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        return draw(self, self.kept(remove), path)
+
+    def __repr__(self) -> str:
+        costs = ", ".join(f"{si(self.cost(name))} {name}" for name in self.cost_models)
+        facts = [f"{len(self.layers)} layers", f"{self.num_units} units, {len(self.prunable)} prunable"]
+        facts += [costs] if costs else []
+        facts += [f"{len(self.unsupported)} operators without a rule"] if self.unsupported else []
+        return f"ChannelGraph({'; '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        return self.summary().html()
 
     def _weight_name(self, layer: str) -> str:
         weight = layer if layer in self.layers else f"{layer}.weight"

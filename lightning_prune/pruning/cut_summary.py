@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 
 from lightning_prune.compensation.report import CompensationReport
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.summary_html import html_table
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.formatting import si
 
-__all__ = ["CutSummary", "budget_warning", "size_metrics"]
+__all__ = ["CutSummary", "History", "budget_warning", "size_metrics"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CutSummary:
     """Summary of one cut, as plain numbers.
 
@@ -105,6 +107,9 @@ class CutSummary:
         alone = f" (left alone: {len(self.left_alone)})" if self.left_alone else ""
         return f" · repaired {self.change_unrepaired:.2g} → {self.change:.2g}{alone}"
 
+    def __repr__(self) -> str:
+        return f"CutSummary({self})"
+
     def __str__(self) -> str:
         costs = "".join(
             f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
@@ -113,6 +118,52 @@ class CutSummary:
         moment = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
         cut = f"cut {self.filters} filters in {self.layers} layers"
         return f"{moment}: {cut}{costs}{self.repair_line} · {self.seconds:.1f} s"
+
+
+class History(list[CutSummary]):
+    """The cuts of a training, in order. Printed, one line per cut; as the last value of a notebook's cell, a table.
+
+    Example:
+        >>> cut = CutSummary(1, 4, 2, {"macs": 100}, {"macs": 60}, {"macs": 0.6}, "amount", 0.5)
+        >>> History([cut])
+        History(1 cut, 4 filters, 60.0% of dense macs left)
+        >>> print(History([cut]))
+        epoch 1: cut 4 filters in 2 layers · macs 100 → 60 (60.0% of dense) · 0.5 s
+    """
+
+    def __repr__(self) -> str:
+        left = (
+            ", ".join(f"{share:.1%} of dense {name}" for name, share in self[-1].share.items())
+            if self
+            else ""
+        )
+        facts = [f"{len(self)} cut{'s' * (len(self) != 1)}"]
+        facts += [f"{sum(cut.filters for cut in self)} filters", f"{left} left"] if self else []
+        return f"History({', '.join(facts)})"
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no cuts"
+
+    def _repr_html_(self) -> str:
+        resources = list(dict.fromkeys(name for cut in self for name in cut.share))
+        heads = [
+            "moment",
+            *(f"{name} left" for name in resources),
+            "filters",
+            "layers",
+            "change",
+            "unrepaired",
+            "seconds",
+        ]
+        return html_table(heads, [_html_row(cut, resources) for cut in self]) if self else "<p>no cuts</p>"
+
+
+def _html_row(cut: CutSummary, resources: Sequence[str]) -> str:
+    moment = f"epoch {cut.epoch}" + ("" if cut.step is None else f", step {cut.step}")
+    shares = [f"{cut.share[name]:.1%}" if name in cut.share else "" for name in resources]
+    changes = ["" if value is None else f"{value:.2g}" for value in (cut.change, cut.change_unrepaired)]
+    cells = [moment, *shares, str(cut.filters), str(cut.layers), *changes, f"{cut.seconds:.1f}"]
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
 def size_metrics(graph: ChannelGraph, dense: DenseSizes) -> dict[str, float]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.utils.formatting import si
 
 __all__ = ["Plan", "ResourceChange", "Stop", "si"]
@@ -48,7 +51,7 @@ class ResourceChange:
         return f"{si(self.before)} → {si(self.after)} ({share}{goal})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The units to remove, and how that changes every resource. Iterating over a plan gives the units.
 
@@ -58,6 +61,7 @@ class Plan:
         stopped: why the selection ended: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
             or the ``"limits"`` leave nothing else to remove.
         closed: layer or block -> why it loses no more filters.
+        graph: the network that the plan was made for, without its trace; None in a plan made by hand.
 
     Example:
         >>> import torch
@@ -75,6 +79,7 @@ class Plan:
     costs: Mapping[str, ResourceChange]
     stopped: Stop
     closed: Mapping[str, str] = field(default_factory=dict)
+    graph: ChannelGraph | None = field(default=None, repr=False, compare=False)
 
     @property
     def reached(self) -> bool:
@@ -90,6 +95,45 @@ class Plan:
     def __str__(self) -> str:
         costs = " · ".join(f"{resource} {change}" for resource, change in self.costs.items())
         return f"{len(self)} units · {costs} · {self.ending}"
+
+    def __repr__(self) -> str:
+        return f"Plan({self})"
+
+    def summary(self) -> NetworkSummary:
+        """Return channels, MACs, parameters and other resources of each layer before and after the cut.
+
+        With what is pinned and why, and which layers are coupled. Printed, it fits the terminal; as the last value
+        of a notebook's cell it is a table; ``save("plan.html")``, ``.json`` or ``.txt`` writes it.
+
+        Raises:
+            ValueError: the plan was made by hand, without a graph.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from lightning_prune import L2, select, trace
+            >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
+            >>> graph = trace(net, torch.zeros(1, 1, 8, 8))
+            >>> text = select(graph, L2()(graph, net), {"macs": 0.5}).summary().text(width=60)
+            >>> print(text.replace("\\n\\n", "\\n"))
+            MACs 3.74k → 1.87k, 50.0% left (budget 1.87k)
+            parameters 153 → 77, 50.3% left
+            layer  channels          MACs
+            ────────────────────────────────
+            0         8 → 4  2.59k → 1.3k
+            2             1   1.15k → 576  ¹
+            ¹ 1 pinned: is the network's output - 2
+            budget met
+        """
+        if self.graph is None:
+            raise ValueError(
+                "this plan was made by hand: only select(graph, ...) knows the network of its plan"
+            )
+        targets = {name: change.target for name, change in self.costs.items() if change.target is not None}
+        return summarise(self.graph, self.remove, targets, self.closed, [self.ending])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>" if self.graph is None else self.summary().html()
 
     @property
     def ending(self) -> str:

@@ -77,7 +77,7 @@ def select(
     pool = UnitPool(graph, limits, dense, channel_multiple)
     remove, stopped = take_units(pool, rank_units(units, scores).tolist(), targets, steps)
     changes = resource_changes(graph, remove, dense, targets)
-    return Plan(np.array(remove, dtype=np.int64), changes, stopped, pool.closed)
+    return Plan(np.array(remove, dtype=np.int64), changes, stopped, pool.closed, graph.without_trace())
 
 
 def rank_units(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray[np.int64]:

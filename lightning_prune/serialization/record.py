@@ -23,6 +23,7 @@ from lightning_prune.serialization.integrity import (
     unsealed,
 )
 from lightning_prune.serialization.json_file import integers, plain_json, read_json
+from lightning_prune.serialization.record_text import html_rows, one_line
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -51,7 +52,7 @@ class RecordError(ValueError):
     """
 
 
-@dataclass
+@dataclass(repr=False)
 class PruningRecord:
     """Surviving indices of parameters and buffers, and the attributes that a cut has set.
 
@@ -82,6 +83,12 @@ class PruningRecord:
 
     def __bool__(self) -> bool:
         return bool(self.kept)
+
+    def __repr__(self) -> str:
+        return f"PruningRecord({one_line(self.kept, self.shapes)})"
+
+    def _repr_html_(self) -> str:
+        return html_rows(self.kept, self.shapes)
 
     def apply_(self, model: nn.Module, verify: bool = True) -> nn.Module:
         """Cut a dense ``model`` in place to what survives, and return it.
@@ -253,8 +260,9 @@ def rerooted(record: PruningRecord, old_root: str, new_root: str) -> PruningReco
 
     Example:
         >>> record = PruningRecord({"conv.weight": {0: [1]}}, {"conv.weight": [2, 3]}, {"conv.out_channels": 1})
-        >>> rerooted(record, "net", "net.conv")
-        PruningRecord(kept={'weight': {0: [1]}}, shapes={'weight': [2, 3]}, attributes={'out_channels': 1}, info={})
+        >>> inner = rerooted(record, "net", "net.conv")
+        >>> inner.kept, inner.shapes, inner.attributes
+        ({'weight': {0: [1]}}, {'weight': [2, 3]}, {'out_channels': 1})
     """
     old, new = f"{old_root}." if old_root else "", f"{new_root}." if new_root else ""
 

@@ -135,6 +135,7 @@ class SlimmingPolicy(PruningPolicy):
             resource_changes(graph, removed, dense, {}),
             "budget",
             pool.closed,
+            graph.without_trace(),
         )
 
 

@@ -1,0 +1,234 @@
+"""``lightning-prune plan``: what would be cut from a network, layer by layer, or what a run has cut."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from rich.console import Console
+from torch import nn, zeros
+
+from lightning_prune.callbacks.method_callback import PruningCallback
+from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.config import EXPECTED_ERRORS, load_config, root_cause
+from lightning_prune.cli.preflight import UsageError, add_to_path, composed
+from lightning_prune.criteria.base import as_criterion
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.summary import NetworkSummary, summarise
+from lightning_prune.graph.trace import TraceError, trace
+from lightning_prune.latency.table import LatencyTable
+from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, load_net
+from lightning_prune.selection.dense_sizes import DenseSizes
+from lightning_prune.selection.plan import Plan
+from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.utils.example_inputs import as_example
+
+__all__ = ["main", "plan_of_network", "plan_of_run", "removed_units"]
+
+DEFAULT_SHAPE = (1, 3, 224, 224)
+ALREADY = "is pruned already, and its plan is what it has cut: leave out the overrides, or name a dense run"
+PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
+EPILOG = """examples:
+  lightning-prune plan                                        the default network, half of the MACs
+  lightning-prune plan net=fpn prune.budget.macs=0.26         any configuration
+  lightning-prune plan RUN                                    what a run has cut, or would cut
+  lightning-prune plan torchvision.models.resnet50 --shape 1,3,224,224 --html plan.html
+"""
+
+
+class Cut:
+    """A network's graph, the units that are or would be removed, and the summary of both.
+
+    Attributes:
+        graph: of the dense network.
+        remove: the units.
+        summary: layer by layer.
+    """
+
+    def __init__(self, graph: ChannelGraph, remove: Sequence[int], summary: NetworkSummary) -> None:
+        self.graph, self.remove, self.summary = graph, remove, summary
+
+
+def plan_of_network(
+    network: str | None,
+    shape: Sequence[int],
+    overrides: Sequence[str],
+    config_dir: Path | None = None,
+    table: Path | None = None,
+) -> Cut:
+    """Return what would be cut from an untrained network, by the criterion if it needs weights only, else by L2.
+
+    Args:
+        network: import path of a function or class that builds it; None: that of the configuration.
+        shape: of its input; empty: that of the configuration, or of one image of 224 x 224.
+        overrides: of the configuration, which gives budget, limits and criterion.
+        config_dir: folder of configurations of one's own.
+        table: latency table of the network.
+
+    Raises:
+        UsageError: an override is wrong.
+        ValueError: the budget cannot be met.
+    """
+    config = composed(TrainArguments([*overrides], config_dir, "config", sweeps=False, asks=False))
+    net = instantiate(config.net if network is None else {"_target_": network}, _convert_="all")
+    default = DEFAULT_SHAPE if network is not None else tuple(config.module.example_input_shape)
+    return _planned(net, tuple(shape) or default, config.prune, table)
+
+
+def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = None) -> Cut:
+    """Return what a run has cut; of a dense run, what would be cut from its trained network.
+
+    Args:
+        run: folder of the run.
+        overrides: of the group ``prune``, for a dense run.
+        table: latency table of the network.
+
+    Raises:
+        ValueError: there are overrides for a run that is pruned already.
+    """
+    config = load_config(run)
+    net = instantiate(config.net, _convert_="all")
+    shape = tuple(config.module.example_input_shape)
+    record = PruningRecord.load(run / RECORD) if (run / RECORD).is_file() else PruningRecord()
+    if record:
+        if overrides:
+            raise ValueError(f"{run} {ALREADY}")
+        graph = _with_latency(trace(net, zeros(shape)), table)
+        remove = removed_units(graph, record)
+        return Cut(graph, remove, summarise(graph, remove, notes=[f"cut by the run {run}"]))
+    if (run / NET).is_file():
+        load_net(net, run / NET)
+    prune = composed(TrainArguments([*overrides], None, "config", sweeps=False, asks=False)).prune
+    return _planned(net, shape, prune, table)
+
+
+def removed_units(graph: ChannelGraph, record: PruningRecord) -> list[int]:
+    """Return the units of the dense network's graph that a record has removed: those of which an index is gone.
+
+    Example:
+        >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), zeros(1, 2))
+        >>> removed_units(graph, PruningRecord({"0.weight": {0: [0, 2]}, "1.weight": {1: [0, 2]}}))
+        [1]
+    """
+    gone = [np.empty(0, np.int64)]
+    for name, dims in record.kept.items():
+        for dim, indices in dims.items():
+            if (units := graph.bindings.get(name, {}).get(dim)) is not None:
+                gone.append(np.delete(units, np.asarray(indices, dtype=np.int64)))
+    removed: list[int] = np.unique(np.concatenate(gone)).tolist()
+    return removed
+
+
+def _planned(net: nn.Module, shape: Sequence[int], prune: Any, table: Path | None) -> Cut:
+    """Select units by the group ``prune`` of a configuration, in one step."""
+    if "_target_" not in (prune or ()):
+        raise ValueError("with prune=none nothing is cut: choose a method, such as prune=ipad")
+    callback: PruningCallback = instantiate(prune, _convert_="all")
+    policy = callback.policy
+    graph = _with_latency(policy.trace(net, as_example(zeros(tuple(shape)))), table)
+    policy.check(graph)
+    plan, note = _scored(callback, graph, net)
+    notes = list(filter(None, [plan.ending, note]))
+    return Cut(graph, list(plan), summarise(graph, plan.remove, _targets(plan.costs), plan.closed, notes))
+
+
+def _scored(callback: PruningCallback, graph: ChannelGraph, net: nn.Module) -> tuple[Plan, str]:
+    """Return the plan by the criterion, or by what predicts it before training; and a note that says so."""
+    criterion = as_criterion(callback.criterion)
+    if isinstance(callback.method, FilterPruning) and criterion.observer(graph, net) is None:
+        policy = replace(callback.policy, amount=None)
+        return policy.plan(graph, criterion(graph, net, {}), DenseSizes.of(graph)), ""
+    method = type(callback).__name__.removesuffix("Callback")
+    name = type(criterion).__name__ if isinstance(callback.method, FilterPruning) else method
+    return callback.policy.predict(graph, net), f"predicted from the weights alone; {name} observes training"
+
+
+def _targets(costs: Any) -> dict[str, float]:
+    return {name: change.target for name, change in costs.items() if change.target is not None}
+
+
+def _with_latency(graph: ChannelGraph, table: Path | None) -> ChannelGraph:
+    if table is None:
+        return graph
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no table {table}; measure it: lightning-prune latency {table}")
+    return graph.with_resources({"latency": LatencyTable(table)})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the arguments of its command line; ``--help`` lists them."""
+    options = _parser().parse_intermixed_args(arguments)
+    add_to_path(options.config_dir)
+    try:
+        cut = _cut(options)
+        _write(options, cut)
+    except (UsageError, TraceError, *EXPECTED_ERRORS) as error:
+        text = str(error) if isinstance(error, UsageError) else root_cause(error)
+        raise SystemExit(f"lightning-prune plan: {text}") from error
+    if options.json != Path("-"):
+        Console(soft_wrap=False, width=options.width).print(cut.summary)
+
+
+def _cut(options: argparse.Namespace) -> Cut:
+    first, overrides = "".join(options.words[:1]), options.words
+    if first and "=" not in first and not first.startswith(("~", "+")):
+        overrides = options.words[1:]
+        if (Path(first) / CONFIG).is_file():
+            return plan_of_run(Path(first), overrides, options.latency)
+        if Path(first).is_dir() or "/" in first or "." not in first:
+            raise FileNotFoundError(
+                f"{first!r} is neither the folder of a run, nor KEY=VALUE, nor the import path of a network"
+            )
+        return plan_of_network(first, options.shape, overrides, options.config_dir, options.latency)
+    return plan_of_network(None, options.shape, overrides, options.config_dir, options.latency)
+
+
+def _write(options: argparse.Namespace, cut: Cut) -> None:
+    if options.json == Path("-"):
+        print(cut.summary.json())
+    for path in filter(None, (options.json, options.html)):
+        if path != Path("-"):
+            cut.summary.save(path)
+            print(f"wrote {path}", file=sys.stderr)
+    if options.picture:
+        cut.graph.show(options.picture, cut.remove)
+        print(f"wrote {options.picture}", file=sys.stderr)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    if min(sizes) < 1:
+        raise ValueError(f"sizes must be positive, got {text}")
+    return sizes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-prune plan",
+        description="Show what would be cut from a network, layer by layer, before anything is trained: channels, "
+        "MACs, parameters and latency before and after, what is pinned and why, and which layers are coupled.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="RUN | NETWORK | KEY=VALUE", help="a run, an import path, or overrides"
+    )
+    parser.add_argument("--shape", type=_shape, default=(), help="of the input, batch included: 1,3,224,224")
+    parser.add_argument("--latency", type=Path, metavar="TABLE", help="latency table of this network (.json)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write JSON; -: print it instead of the table"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help=PICTURE)
+    parser.add_argument("--width", type=int, help="columns of the table; default: those of the terminal")
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="configurations and modules of your own"
+    )
+    return parser

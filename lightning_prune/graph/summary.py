@@ -1,0 +1,226 @@
+"""Sizes of a network layer by layer, before and after a cut, with what is pinned and what is coupled."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, ConsoleOptions, RenderResult
+
+from lightning_prune.graph.costs import CostModel
+from lightning_prune.graph.coupling import CoupledLayers, coupled_layers
+from lightning_prune.graph.layer_tree import module_of
+from lightning_prune.graph.summary_html import html_of
+from lightning_prune.graph.summary_text import renderables
+from lightning_prune.tracing.ids import Units
+
+__all__ = ["Change", "LayerSummary", "NetworkSummary", "summarise"]
+
+OTHER = "norms and other operators"
+
+
+class GraphLike(Protocol):
+    """What is needed of a :class:`~lightning_prune.ChannelGraph`."""
+
+    layers: dict[str, Units]
+    pinned: dict[int, str]
+    types: dict[str, type]
+    unsupported: dict[str, list[str]]
+    notes: list[str]
+
+    @property
+    def cost_models(self) -> dict[str, CostModel]:
+        """Resource -> its cost model."""
+
+    def kept(self, remove: Iterable[int] = ()) -> NDArray[np.bool_]:
+        """Return a mask over units."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number before and after a cut."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer.
+
+    Attributes:
+        name: qualified name of its module, or of its weight if the module has several.
+        kind: class of the module.
+        channels: number of filters.
+        costs: resource -> the cost of the layer.
+        pinned: reason -> number of filters that must stay for it.
+        group: number of the coupled layers that it belongs to, from 0; None if it is coupled to none.
+        closed: the limit for which it loses no more filters; empty if there is none.
+    """
+
+    name: str
+    kind: str
+    channels: Change
+    costs: Mapping[str, Change]
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    group: int | None = None
+    closed: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkSummary:
+    """A network layer by layer, before and after a cut. Made by ``graph.summary()`` and ``plan.summary()``.
+
+    Printed by rich, it fits the width of the terminal; in a notebook it is a table. ``str`` gives plain text.
+
+    Attributes:
+        layers: in the order of the network's tensors.
+        others: resource -> cost of everything that is not a layer: norms, products of activations, ...
+        totals: resource -> cost of the network.
+        groups: layers that share channels.
+        targets: resource -> the budget, as an amount.
+        notes: remarks: how the selection ended, what the trace met.
+        cut: whether something is removed; without a cut only one size is shown.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import trace
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 2, 3))
+        >>> summary = trace(net, torch.zeros(1, 1, 8, 8)).summary(remove=[0, 1])
+        >>> summary.layers[0].channels, summary.layers[1].costs["params"]
+        (Change(before=8, after=6), Change(before=146, after=110))
+    """
+
+    layers: Sequence[LayerSummary]
+    others: Mapping[str, Change]
+    totals: Mapping[str, Change]
+    groups: Sequence[CoupledLayers] = ()
+    targets: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    cut: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries, lists, numbers and strings."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """Return the summary as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def html(self) -> str:
+        """Return a table with its legend, as a piece of HTML that needs nothing else."""
+        return html_of(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``.json``, ``.html`` (a whole page) or, for any other ending, plain text of 100 columns."""
+        head = "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        page = f"{head}<title>{Path(path).stem}</title>{self.html()}\n"
+        texts = {".json": self.json, ".html": lambda: page}
+        Path(path).write_text(texts.get(Path(path).suffix, self.__str__)(), encoding="utf-8")
+
+    def text(self, width: int = 100) -> str:
+        """Return plain text of at most so many columns (60 or more are readable)."""
+        console = Console(width=width, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from renderables(self, options.max_width)
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+def summarise(
+    graph: GraphLike,
+    remove: Iterable[int] = (),
+    targets: Mapping[str, float] | None = None,
+    closed: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> NetworkSummary:
+    """Return the sizes of each layer of ``graph`` with and without the units in ``remove``.
+
+    The costs of the layers and of the others add up to the totals exactly.
+
+    Args:
+        graph: of the network.
+        remove: units.
+        targets: resource -> the budget, as an amount.
+        closed: layer or block -> why it loses no more filters.
+        notes: remarks, before those of the trace.
+    """
+    removed = list(remove)
+    masks = graph.kept(), graph.kept(removed)
+    costs = {resource: _costs(model, graph.layers, masks) for resource, model in graph.cost_models.items()}
+    groups = [group for group in coupled_layers(graph.layers) if len(group.layers) > 1]
+    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+    labels = _labels(graph.layers)
+    layers = [
+        LayerSummary(
+            labels[name],
+            graph.types[module_of(name)].__name__ if module_of(name) in graph.types else "Parameter",
+            Change(*(int(mask[units].sum()) for mask in masks)),
+            {resource: per_layer[name] for resource, per_layer in costs.items()},
+            dict(Counter(graph.pinned[unit] for unit in units.tolist() if unit in graph.pinned)),
+            group_of.get(name),
+            _closed(name, closed or {}),
+        )
+        for name, units in graph.layers.items()
+    ]
+    unsupported = [f"no rule for {operator}: its channels stay" for operator in graph.unsupported]
+    named = [CoupledLayers(tuple(labels[layer] for layer in group.layers), group.units) for group in groups]
+    return NetworkSummary(
+        layers,
+        {resource: per_layer[OTHER] for resource, per_layer in costs.items()},
+        {r: Change(*(model.total(mask) for mask in masks)) for r, model in graph.cost_models.items()},
+        named,
+        dict(targets or {}),
+        [*notes, *graph.notes, *unsupported],
+        bool(removed),
+    )
+
+
+def _labels(layers: Iterable[str]) -> dict[str, str]:
+    """Return the name of the module for each weight, or of the weight where a module has several."""
+    count = Counter(map(module_of, layers))
+    return {name: name if count[module_of(name)] > 1 else module_of(name) for name in layers}
+
+
+def _costs(
+    model: CostModel, layers: Mapping[str, Units], masks: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+) -> dict[str, Change]:
+    """Return the cost of each layer, and of the others under ``OTHER``, with each of two masks of units."""
+    first = {module_of(name): name for name in reversed(list(layers))}
+    owners = [_owner(term.layer, layers, first) for term in model.terms]
+    sums = []
+    for mask in masks:
+        total = dict.fromkeys([*layers, OTHER], 0)
+        for owner, value in zip(owners, model.per_term(mask).tolist(), strict=True):
+            total[owner] += int(value)
+        sums.append(total)
+    before, after = sums
+    return {name: Change(before[name], after[name]) for name in before}
+
+
+def _owner(name: str, layers: Mapping[str, Units], first: Mapping[str, str]) -> str:
+    """Return the layer that a term belongs to, which names a weight, another parameter or a module."""
+    if name in layers:
+        return name
+    return first.get(name) or first.get(module_of(name)) or OTHER
+
+
+def _closed(name: str, closed: Mapping[str, str]) -> str:
+    """Return the reason for which a layer, or the innermost block around it, loses no more filters."""
+    parts = module_of(name).split(".")
+    names = [name, *(".".join(parts[:end]) for end in range(len(parts), 0, -1))]
+    return next((closed[each] for each in names if each in closed), "")
