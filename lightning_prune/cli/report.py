@@ -18,10 +18,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         summary = _completed(options.run)
         baseline = None if options.baseline is None else _completed(options.baseline)
-        draw_report(summary, options.out or options.run / REPORT, baseline)
+        path = options.out or options.run / REPORT
+        draw_report(summary, path, baseline)
     except (OSError, ValueError) as error:
         raise SystemExit(f"lightning-prune report: {error}") from error
-    show_run(summary, options.run)
+    show_run(summary, path)
 
 
 def _completed(run: Path) -> Summary:

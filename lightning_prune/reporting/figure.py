@@ -156,10 +156,18 @@ def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
 
 
 def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = True) -> None:
-    """Print the results of a run: a table unless ``whole`` is false, and a line with the path of the figure."""
+    """Print the results of a run: a table unless ``whole`` is false, and a line with the path of the figure.
+
+    Args:
+        summary: results of the run.
+        folder: of the run, or the path of its figure.
+        prefix: before the line.
+        whole: whether to print the table.
+    """
+    picture = folder if folder.suffix == ".png" else folder / REPORT
     if whole and summary.dense and summary.final:
         show(_table(summary, summary.dense, summary.final))
-    print(f"{prefix}{headline(summary)} · {folder / REPORT}", flush=True)
+    print(f"{prefix}{headline(summary)} · {picture}", flush=True)
 
 
 def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:

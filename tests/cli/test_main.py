@@ -164,6 +164,61 @@ def test_a_table_from_several_folders(
     assert not PruningRecord.load(tmp_path / "dense" / "record.json")
 
 
+def test_runs_are_compared_and_a_report_is_drawn_again(
+    sweep: Path, completed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lightning_prune("compare", str(sweep), "--out", str(tmp_path))
+    written = (tmp_path / "sweep.md").read_text()
+    assert "| 0.5 " in written
+    lightning_prune("compare", str(sweep / "0"), str(sweep / "2"))
+    shown = capsys.readouterr().out
+    assert f"{Summary.load(sweep / '0').test['miou']:.4f}" in shown
+    assert "failed: prune.criterion: ValueError: omega" in shown
+    lightning_prune("report", str(completed), str(sweep / "1"), "--out", str(tmp_path / "again.png"))
+    assert (tmp_path / "again.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "again.png") in capsys.readouterr().out
+    for command, wrong, message in (
+        ("report", sweep / "2", "is failed, there is nothing to draw: prune.criterion"),
+        ("report", tmp_path, "No such file"),
+        ("compare", tmp_path / "none", "holds no run"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            lightning_prune(command, str(wrong))
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def tiny(width, classes):
+    return nn.Sequential(nn.Conv2d(1, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, classes, 1))
+"""
+
+
+def test_a_network_and_an_experiment_of_ones_own_folder(
+    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "mine"
+    for group in ("net", "experiment"):
+        (own / group).mkdir(parents=True)
+    (own / "net" / "tiny.yaml").write_text(
+        "_target_: nets_of_my_own.tiny\nwidth: 16\nclasses: ${task.num_classes}\n"
+    )
+    (own / "experiment" / "first.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /net: tiny\nnet:\n  width: 24\n"
+    )
+    (own / "nets_of_my_own.py").write_text(OWN_NETWORK)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    data = [item for item in small_run if not item.startswith("net.")]
+    run = tmp_path / "run"
+    lightning_prune("--config-dir", str(own), "experiment=first", *data, "prune=l2", f"hydra.run.dir={run}")
+    assert Summary.load(run).widths["0"][0] == 24
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(own)])
+    monkeypatch.delitem(sys.modules, "nets_of_my_own")
+    capsys.readouterr()
+    lightning_prune("plan", str(run))  # the run remembers where its network is
+    assert f"24 → {Summary.load(run).widths['0'][1]}" in capsys.readouterr().out
+
+
 def test_a_run_resumed_from_its_last_checkpoint_ends_with_the_same_weights(
     small_run: list[str], tmp_path: Path
 ) -> None:
