@@ -33,10 +33,10 @@ class TrainArguments:
     """
 
     overrides: list[str]
-    config_dir: Path | None
-    config_name: str
-    sweeps: bool
-    asks: bool
+    config_dir: Path | None = None
+    config_name: str = "config"
+    sweeps: bool = False
+    asks: bool = False
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> TrainArguments:

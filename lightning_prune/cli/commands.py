@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lightning_prune.cli.hints import did_you_mean
+from lightning_prune.cli.parsers import read
 
 __all__ = ["COMMANDS", "OVERVIEW", "run_command"]
 
@@ -46,7 +47,8 @@ tab completion in bash: eval "$(lightning-prune -sc install=bash)"
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Run a command other than ``train``."""
+    """Run a command other than ``train``, whose arguments are read before anything slow is imported."""
+    read(name, arguments)
     module, takes_name = COMMANDS[name]
     main = import_module(f"lightning_prune.cli.{module}").main
     if takes_name:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_prune.cli.parsers import read
 from lightning_prune.cli.sweep import CAPTION, failures, group_runs, summarise, table
 from lightning_prune.reporting.run_folder import find_runs
 from lightning_prune.utils.tables import show
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser().parse_args(arguments)
+    options = read("compare", arguments)
     try:
         if options.out:
             summarise(options.runs, options.out)
@@ -29,16 +29,3 @@ def _show(folders: Sequence[Path]) -> None:
     runs = find_runs(folders)
     show(table(group_runs(runs)))
     print("\n".join([*failures(runs), CAPTION]), flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "lightning-prune compare",
-        description="Print one table of several runs: the settings in which they differ, sizes, latency, scores. "
-        "Runs that differ in their seed only share a row.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run or of a sweep")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write sweep.md, .csv and .json into this folder too"
-    )
-    return parser

@@ -11,6 +11,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+
+class UsageError(ValueError):
+    """A command line that cannot be run; its text says why, and what to type instead."""
+
+
 #: errors that a wrong configuration or wrong data raises; all others are shown with their traceback
 EXPECTED_ERRORS = (
     ValueError,
@@ -140,6 +145,8 @@ def root_cause(error: BaseException) -> str:
         ...     root_cause(error)
         'prune.criterion: ValueError: omega is 2'
     """
+    if isinstance(error, UsageError):
+        return str(error)
     lines = str(error).splitlines() if isinstance(error, InstantiationException) else []
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     while error.__cause__ is not None:

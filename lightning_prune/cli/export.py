@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from lightning_prune.cli.config import load_config
+from lightning_prune.cli.parsers import read
 from lightning_prune.reporting.run_folder import NET, load_net
 from lightning_prune.serialization.export import export
 from lightning_prune.serialization.saving import read_network
@@ -44,7 +44,7 @@ def export_run(
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser().parse_args(arguments)
+    options = read("export", arguments)
     path = options.path or options.run / "net.onnx"
     try:
         difference = export_run(options.run, path, options.weights, not options.fixed_batch, options.shape)
@@ -54,25 +54,3 @@ def main(arguments: Sequence[str]) -> None:
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, with the pruning record; outputs within {difference:.1g} "
         "of those in PyTorch"
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-prune export", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument(
-        "path", type=Path, nargs="?", help="file to write, .onnx or .pt2; default: RUN/net.onnx"
-    )
-    parser.add_argument(
-        "--weights", type=Path, help="checkpoint or .safetensors file of the run; default: RUN/net.pt"
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        default=(),
-        help="shape of the input, batch included; default: that of the run",
-    )
-    parser.add_argument(
-        "--fixed-batch", action="store_true", help="export for the number of samples in the shape only"
-    )
-    return parser

@@ -18,7 +18,8 @@ from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import EXPECTED_ERRORS, load_config, root_cause
-from lightning_prune.cli.preflight import UsageError, add_to_path, composed
+from lightning_prune.cli.parsers import read
+from lightning_prune.cli.preflight import add_to_path, composed
 from lightning_prune.criteria.base import as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
@@ -34,13 +35,6 @@ __all__ = ["main", "plan_of_network", "plan_of_run", "removed_units"]
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 ALREADY = "is pruned already, and its plan is what it has cut: leave out the overrides, or name a dense run"
-PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
-EPILOG = """examples:
-  lightning-prune plan                                        the default network, half of the MACs
-  lightning-prune plan net=fpn prune.budget.macs=0.26         any configuration
-  lightning-prune plan RUN                                    what a run has cut, or would cut
-  lightning-prune plan torchvision.models.resnet50 --shape 1,3,224,224 --html plan.html
-"""
 
 
 class Cut:
@@ -76,7 +70,7 @@ def plan_of_network(
         UsageError: an override is wrong.
         ValueError: the budget cannot be met.
     """
-    config = composed(TrainArguments([*overrides], config_dir, "config", sweeps=False, asks=False))
+    config = composed(TrainArguments([*overrides], config_dir))
     net = instantiate(config.net if network is None else {"_target_": network}, _convert_="all")
     default = DEFAULT_SHAPE if network is not None else tuple(config.module.example_input_shape)
     return _planned(net, tuple(shape) or default, config.prune, table)
@@ -105,7 +99,7 @@ def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = N
         return Cut(graph, remove, summarise(graph, remove, notes=[f"cut by the run {run}"]))
     if (run / NET).is_file():
         load_net(net, run / NET)
-    prune = composed(TrainArguments([*overrides], None, "config", sweeps=False, asks=False)).prune
+    prune = composed(TrainArguments([*overrides])).prune
     return _planned(net, shape, prune, table)
 
 
@@ -164,14 +158,13 @@ def _with_latency(graph: ChannelGraph, table: Path | None) -> ChannelGraph:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = read("plan", arguments)
     add_to_path(options.config_dir)
     try:
         cut = _cut(options)
         _write(options, cut)
-    except (UsageError, TraceError, *EXPECTED_ERRORS) as error:
-        text = str(error) if isinstance(error, UsageError) else root_cause(error)
-        raise SystemExit(f"lightning-prune plan: {text}") from error
+    except (TraceError, *EXPECTED_ERRORS) as error:
+        raise SystemExit(f"lightning-prune plan: {root_cause(error)}") from error
     if options.json != Path("-"):
         Console(soft_wrap=False, width=options.width).print(cut.summary)
 
@@ -200,35 +193,3 @@ def _write(options: argparse.Namespace, cut: Cut) -> None:
     if options.picture:
         cut.graph.show(options.picture, cut.remove)
         print(f"wrote {options.picture}", file=sys.stderr)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
-    if min(sizes) < 1:
-        raise ValueError(f"sizes must be positive, got {text}")
-    return sizes
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "lightning-prune plan",
-        description="Show what would be cut from a network, layer by layer, before anything is trained: channels, "
-        "MACs, parameters and latency before and after, what is pinned and why, and which layers are coupled.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="RUN | NETWORK | KEY=VALUE", help="a run, an import path, or overrides"
-    )
-    parser.add_argument("--shape", type=_shape, default=(), help="of the input, batch included: 1,3,224,224")
-    parser.add_argument("--latency", type=Path, metavar="TABLE", help="latency table of this network (.json)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write JSON; -: print it instead of the table"
-    )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help=PICTURE)
-    parser.add_argument("--width", type=int, help="columns of the table; default: those of the terminal")
-    parser.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="configurations and modules of your own"
-    )
-    return parser

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.cli.arguments import TrainArguments
-from lightning_prune.cli.config import conf_dir
+from lightning_prune.cli.config import UsageError, conf_dir
 from lightning_prune.cli.hints import did_you_mean
 
 __all__ = ["UsageError", "add_to_path", "check", "composed"]
@@ -43,10 +43,6 @@ NEEDED = {
         "  lightning-prune data=folder data.root=DIR task.num_classes=5",
     )
 }
-
-
-class UsageError(Exception):
-    """A command line that cannot be run; its text says why, and what to type instead."""
 
 
 def add_to_path(*folders: Path | None) -> None:

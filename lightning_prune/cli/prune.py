@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_prune.cli.config import EXPECTED_ERRORS, conf_dir, load_config, root_cause
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.config import EXPECTED_ERRORS, load_config, root_cause
+from lightning_prune.cli.parsers import read
+from lightning_prune.cli.preflight import composed
 from lightning_prune.reporting.run_folder import NET, RECORD, Summary
 from lightning_prune.serialization.record import PruningRecord
 
 __all__ = ["main", "prune_run", "pruned_config"]
 
-DESCRIPTIONS = {
-    "prune": "Prune the trained network of a run to its budget, in one cut or in rounds. Then test the network and, "
-    "with --epochs, continue its training.",
-    "netadapt": "Prune the trained network of a run by NetAdapt: in rounds, each of which keeps the best of several "
-    "candidates. Then test the network and, with --epochs, continue its training. If the command is killed, the same "
-    "command continues with the round that was interrupted.",
-    "oneshot": "Prune the trained network of a run to its budget in one cut, and repair it with training images. "
-    "Then test the network and, with --epochs, continue its training.",
-}
-EXAMPLE = "example of overrides: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
 FROZEN_EPOCH = {"_target_": "lightning_prune.callbacks.frozen_epoch.FrozenEpoch"}
 
 
@@ -67,8 +58,7 @@ def pruned_config(
 def _prune_group(config: DictConfig, out: Path, method: str, overrides: Sequence[str]) -> Any:
     folder = [f"prune.folder={out / 'netadapt'}"] if method == "netadapt" else []
     all_overrides = [f"prune={method}", f"seed={config.seed}", "prune.start_epoch=0", *folder, *overrides]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=all_overrides).prune, resolve=True)
+    return OmegaConf.to_container(composed(TrainArguments(all_overrides)).prune, resolve=True)
 
 
 def _check(run: Path, out: Path, overrides: Sequence[str]) -> None:
@@ -122,7 +112,7 @@ def prune_run(run: Path, out: Path, method: str, epochs: int, overrides: Sequenc
 
 def main(command: str, arguments: Sequence[str]) -> None:
     """Run ``prune``, ``oneshot`` or ``netadapt`` with the arguments of its command line; ``--help`` lists them."""
-    options = _parser(command).parse_intermixed_args(arguments)
+    options = read(command, arguments)
     method = getattr(options, "method", command)
     from lightning_prune.cli.interruption import Interruption
     from lightning_prune.reporting.figure import show_run
@@ -137,28 +127,3 @@ def main(command: str, arguments: Sequence[str]) -> None:
     except EXPECTED_ERRORS as error:
         raise SystemExit(f"lightning-prune {command}: {root_cause(error)}") from error
     show_run(summary, options.out)
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"lightning-prune {command}", description=DESCRIPTIONS[command], epilog=EXAMPLE
-    )
-    parser.add_argument("run", type=Path, help="folder of a run with a trained, dense network (prune=none)")
-    parser.add_argument("out", type=Path, help="folder to write, in the form of a run")
-    group = "METHOD" if command == "prune" else command
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        help=f"keys of conf/prune/{group}.yaml; all other keys are those of the run",
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=0, help="epochs of training after the cut; default 0: cut and test only"
-    )
-    if command == "prune":
-        parser.add_argument(
-            "--method",
-            choices=("oneshot", "netadapt"),
-            default="oneshot",
-            help="oneshot (default): in one cut, and repair it; netadapt: in rounds, the best of several candidates",
-        )
-    return parser

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_prune.cli.parsers import read
 from lightning_prune.reporting.figure import draw_report, show_run
 from lightning_prune.reporting.run_folder import REPORT, Summary
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser().parse_args(arguments)
+    options = read("report", arguments)
     try:
         summary = _completed(options.run)
         baseline = None if options.baseline is None else _completed(options.baseline)
@@ -33,20 +33,3 @@ def _completed(run: Path) -> Summary:
             f"{run} is {summary.status}, there is nothing to draw: {summary.error or 'no sizes'}"
         )
     return summary
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "lightning-prune report",
-        description="Draw the picture of a run again, from its summary.json, and print its table of results.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument(
-        "baseline",
-        type=Path,
-        nargs="?",
-        metavar="BASELINE",
-        help="dense run on the same data, drawn beside it",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file to write; default: RUN/report.png")
-    return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from lightning_prune.classification.module import ClassificationModule
 from lightning_prune.cli.config import conf_dir, load_config
+from lightning_prune.cli.parsers import read
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
 from lightning_prune.reporting.figure import INK, write_png
@@ -170,7 +170,7 @@ def _title(result: Sensitivity, metric: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
-    options = _parser().parse_args(arguments)
+    options = read("sensitivity", arguments)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = sensitivity_run(
@@ -184,30 +184,6 @@ def main(arguments: Sequence[str]) -> None:
     write_png(figure(result, label), folder / "sensitivity.png")
     show(table(result))
     print(f"{label} {result.dense:.3f} uncut; {result.seconds:.0f} s; {folder / 'sensitivity.png'}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-prune sensitivity", description=__doc__)
-    parser.add_argument(
-        "run", type=Path, help="folder of a run; sensitivity.json and sensitivity.png are written into it"
-    )
-    parser.add_argument(
-        "--criterion", default="ipad", help="which filters are removed first: l1, l2, fpgm, ipad, ..."
-    )
-    parser.add_argument(
-        "--batches", type=int, default=0, help="number of batches of the validation set; default: all"
-    )
-    parser.add_argument(
-        "--recalibrate",
-        type=int,
-        default=0,
-        help="number of training batches to estimate batch norms on after each cut; default 0: none",
-    )
-    parser.add_argument(
-        "--device", default="", help="torch device; default: a GPU if there is one, else the CPU"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write into instead of that of the run")
-    return parser
 
 
 def _progress(done: int, total: int, row: Row) -> None:

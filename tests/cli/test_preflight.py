@@ -6,13 +6,18 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import COMMANDS, OVERVIEW
+from lightning_prune.cli.config import UsageError
 from lightning_prune.cli.main import main
-from lightning_prune.cli.preflight import UsageError, check
+from lightning_prune.cli.parsers import CUTS, EXECUTIONS, read
+from lightning_prune.cli.preflight import check
+from lightning_prune.latency.backends import ExecutionName
+from lightning_prune.latency.table import LatencyTable
 
 WITHOUT_NILEARN = """
 import sys
@@ -110,6 +115,33 @@ def test_flags_of_hydra_are_no_overrides() -> None:
     assert not words.asks
     assert TrainArguments.parse(["--help"]).asks
     assert TrainArguments.parse(["-cp", "/tmp"]).asks
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_help_of_each_command_fits_a_screen_and_comes_at_once(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        read(command, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert len(lines) <= 32
+    assert max(map(len, lines)) <= 80
+    assert "``" not in "".join(lines)
+
+
+def test_arguments_of_commands_are_read_before_torch_is_imported() -> None:
+    code = "import sys; sys.argv = ['lightning-prune', 'export', '--wrong']\n"
+    code += "from lightning_prune.cli.main import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n"
+    assert "usage: lightning-prune export" in done.stderr
+
+
+def test_parsers_know_the_executions_and_cuts_of_latency_tables() -> None:
+    assert get_args(ExecutionName) == EXECUTIONS
+    assert LatencyTable.cuts == CUTS
 
 
 def test_a_folder_of_configurations_that_is_not_there_is_named(tmp_path: Path) -> None:
