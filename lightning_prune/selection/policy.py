@@ -52,7 +52,7 @@ class PruningPolicy:
             ``amount`` where a schedule is used.
 
     Raises:
-        ValueError: budget or amount is no mapping from names of resources to numbers.
+        ValueError: the budget is empty, or budget or amount is no mapping from names of resources to numbers.
 
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
@@ -70,6 +70,8 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         check_amounts(self.budget, "budget")
+        if not self.budget:
+            raise ValueError("the budget is empty: name what must remain, such as {'macs': 0.5}")
         if self.amount is not None:
             check_amounts(self.amount, "amount")
 

@@ -9,6 +9,12 @@ import pytest
 from lightning_prune import FilterPruningCallback, Limits, NetAdaptCallback, PruningPolicy, SlimmingCallback
 
 
+@pytest.mark.parametrize("callback", [FilterPruningCallback, SlimmingCallback, NetAdaptCallback])
+def test_an_empty_budget_is_refused_instead_of_a_training_without_cuts(callback: Any) -> None:
+    with pytest.raises(ValueError, match="the budget is empty"):
+        callback({})
+
+
 def test_the_short_spelling_equals_the_policy_with_the_same_arguments() -> None:
     arguments: dict[str, Any] = {"limits": Limits(0.9), "exclude": ["head"], "channel_multiple": 8}
     assert PruningPolicy.of({"macs": 0.5}, **arguments) == PruningPolicy({"macs": 0.5}, **arguments)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
 from torch import nn
 
 import lightning_prune
@@ -204,6 +203,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_writer_leaves_half_a_file_on_a_full_disk(tmp_path: Path, name: str) -> None:
-    with pytest.raises((OSError, RuntimeError, SafetensorError)):
+    with pytest.raises((OSError, RuntimeError)):  # torch.save raises the second
         WRITERS[name](tmp_path / "it.json")
     assert names_in(tmp_path) == []
