@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -163,11 +162,11 @@ def write_safetensors(saved: SavedNetwork, path: Path) -> None:
     weights, pruned = _separate_tensors(saved.weights), _plain(saved)
     pruned[INTEGRITY] = integrity_of(weights, pruned)
     metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps(pruned)}
-    with atomic_write(path) as temporary:
-        try:
+    try:
+        with atomic_write(path) as temporary:
             save_file(weights, temporary, metadata)
-        except SafetensorError as error:  # a full disk, say, for which the library has no class of its own
-            raise OSError(f"{path} could not be written: {error}") from error
+    except SafetensorError as error:  # a full disk, say, for which the library has no class of its own
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def find_submodule(model: nn.Module, submodule: str) -> nn.Module:
