@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import machines, versions
-from lightning_prune.serialization.atomic import write_text
+from lightning_prune.utils.atomic import write_text
 
 __all__ = ["RESULTS", "ReportFiles", "cell", "mean_spread", "page_parser"]
 

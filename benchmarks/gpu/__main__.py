@@ -25,7 +25,7 @@ from benchmarks.common.pages import ReportFiles, page_parser
 from benchmarks.gpu import engine, latency, memory, methods, training
 from benchmarks.gpu.checks import Check, Place, Row, run_check
 from benchmarks.gpu.report import page
-from lightning_prune.serialization.atomic import write_text
+from lightning_prune.utils.atomic import write_text
 
 __all__ = ["CHECKS", "main"]
 

@@ -30,7 +30,7 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.plan import CORE, DENSE, DISTILLED, ENERGY, LONG, PEERS, PUBLISHED, THIN
 from benchmarks.quality.report import write
 from benchmarks.quality.tasks import TASKS, Task, make_task
-from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.utils.atomic import atomic_write
 
 Job = tuple[str, str, int, bool]  # task, method, seed, repair
 #: further rows, the most telling first

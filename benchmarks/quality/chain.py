@@ -19,7 +19,7 @@ from benchmarks.quality.networks import floors_of, macs_of, renewed, thinner
 from benchmarks.quality.plan import DENSE, SCRATCH, STAGES
 from benchmarks.quality.tasks import STAGE_RATES, Task, dense, score
 from benchmarks.quality.training import cross_entropy, distilled, fit, recalibrate
-from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.utils.atomic import atomic_write
 
 __all__ = ["NAMES", "run"]
 

@@ -18,7 +18,7 @@ from benchmarks.quality.data import Data, Part, brain, fashion, scenes
 from benchmarks.quality.resnet import ResNet
 from benchmarks.quality.training import confusion, fit, recalibrate
 from lightning_prune.segmentation.networks import UNet
-from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.utils.atomic import atomic_write
 
 __all__ = ["FOLDER", "SIZES", "TASKS", "Score", "Size", "Task", "dense", "make_task", "score"]
 

@@ -23,7 +23,7 @@ from benchmarks.zoo.more_report import ORACLES, save_rows, write_page
 from benchmarks.zoo.strangers.case import Case
 from benchmarks.zoo.strangers.catalogue import catalogue
 from benchmarks.zoo.worker import STRANGERS, Limit, context, run
-from lightning_prune.serialization.atomic import write_text
+from lightning_prune.utils.atomic import write_text
 
 ROOT = Path(__file__).parents[2]
 PRELOAD = [

@@ -67,7 +67,7 @@ def job(config: DictConfig) -> None:
 
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
-    from lightning_prune.serialization.atomic import write_text
+    from lightning_prune.utils.atomic import write_text
 
     summary.save(folder)
     write_text(folder / ERROR, "".join(traceback.format_exception(error)))

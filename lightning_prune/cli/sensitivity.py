@@ -27,7 +27,7 @@ from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
 from lightning_prune.reporting.figure import INK, write_png
 from lightning_prune.reporting.run_folder import NET, load_net
 from lightning_prune.segmentation.metrics import mean_iou
-from lightning_prune.serialization.atomic import write_text
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import Table, show

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.config import load_config
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
-from lightning_prune.serialization.atomic import atomic_write, write_text
+from lightning_prune.utils.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
 

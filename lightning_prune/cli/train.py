@@ -23,10 +23,10 @@ from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
-from lightning_prune.serialization.atomic import write_text
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.hashing import json_digest
 from lightning_prune.utils.modules import floating_dtype, named_shapes
 

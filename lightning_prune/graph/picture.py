@@ -14,6 +14,7 @@ from lightning_prune.graph.costs import Term
 from lightning_prune.graph.picture_layout import Layout, Node, lay_out
 from lightning_prune.graph.summary_text import group_label
 from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +53,12 @@ class Picture:
 
     def save(self, path: str | Path) -> None:
         """Write ``.png``, ``.svg`` or ``.pdf``."""
-        self.figure.savefig(path, dpi=130)
+        with atomic_write(path) as temporary:
+            self.figure.savefig(temporary, dpi=130, format=Path(path).suffix[1:])
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, dpi=100, format="png")
+        self.figure.savefig(format="png", dpi=100, fname=buffer)
         return buffer.getvalue()
 
     def __repr__(self) -> str:

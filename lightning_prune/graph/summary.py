@@ -19,6 +19,7 @@ from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.graph.summary_html import html_of
 from lightning_prune.graph.summary_text import renderables
 from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.atomic import write_text
 
 __all__ = ["Change", "LayerSummary", "NetworkSummary", "summarise"]
 
@@ -122,7 +123,7 @@ class NetworkSummary:
         head = "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         page = f"{head}<title>{Path(path).stem}</title>{self.html()}\n"
         texts = {".json": self.json, ".html": lambda: page}
-        Path(path).write_text(texts.get(Path(path).suffix, self.__str__)(), encoding="utf-8")
+        write_text(path, texts.get(Path(path).suffix, self.__str__)())
 
     def text(self, width: int = 100) -> str:
         """Return plain text of at most so many columns (60 or more are readable)."""

@@ -22,13 +22,13 @@ from lightning_prune.latency.backends import ExecutionName, Piece
 from lightning_prune.latency.calibration import Correction
 from lightning_prune.latency.interpolation import Lookup
 from lightning_prune.latency.profiler import TimingCurve
-from lightning_prune.serialization.atomic import write_text
 from lightning_prune.serialization.integrity import (
     Fingerprint,
     sealed,
     unsealed,
 )
 from lightning_prune.serialization.json_file import read_json
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.example_inputs import shapes_of
 
 __all__ = [

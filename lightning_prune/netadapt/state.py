@@ -19,12 +19,12 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.netadapt.rounds import ALIGNED, Round
-from lightning_prune.serialization.atomic import write_text
 from lightning_prune.serialization.integrity import CHECKSUM, INSIST
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saved_network import SavedNetwork, write_torch
 from lightning_prune.serialization.saving import load_network_
 from lightning_prune.serialization.torch_file import load_torch_file
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.hashing import network_digest, value_digest
 
 __all__ = ["SearchState", "stable_repr"]

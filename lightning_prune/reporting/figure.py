@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from lightning_prune.reporting.comparison import comparison, share, single, threads_or_device
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.run_folder import REPORT, Summary
-from lightning_prune.serialization.atomic import atomic_write
+from lightning_prune.utils.atomic import atomic_write
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.metrics import SCORE_LABELS, score_name
 from lightning_prune.utils.tables import Table, show

@@ -22,12 +22,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.reporting.model_size import Sizes
-from lightning_prune.serialization.atomic import write_text
 from lightning_prune.serialization.integrity import sealed, unsealed
 from lightning_prune.serialization.json_file import read_json
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saved_network import SavedNetwork, read_network, write_torch
 from lightning_prune.serialization.saving import load_network_
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.modules import floating_dtype
 
 __all__ = ["Summary", "find_runs", "load_net", "save_net"]

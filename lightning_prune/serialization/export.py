@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.json_file import MAX_BYTES, parse_json
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import CHECKPOINT_KEY
+from lightning_prune.utils.atomic import atomic_write
 from lightning_prune.utils.example_inputs import Example, as_example
 from lightning_prune.utils.modules import training_modes
 

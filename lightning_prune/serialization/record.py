@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.graph.pins import optional_parts
-from lightning_prune.serialization.atomic import write_text
 from lightning_prune.serialization.cut_notes import CutState, cut_again, note_cut
 from lightning_prune.serialization.integrity import (
     INSIST,
@@ -24,6 +23,7 @@ from lightning_prune.serialization.integrity import (
 )
 from lightning_prune.serialization.json_file import integers, plain_json, read_json
 from lightning_prune.serialization.record_text import html_rows, one_line
+from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,

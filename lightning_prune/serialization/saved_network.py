@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.integrity import CHECKSUM, INSIST, difference, first_names, weight_sums
 from lightning_prune.serialization.json_file import MAX_BYTES, parse_json
 from lightning_prune.serialization.record import PruningRecord, RecordError, rerooted
 from lightning_prune.serialization.torch_file import load_torch_file
+from lightning_prune.utils.atomic import atomic_write
 from lightning_prune.utils.hashing import json_digest
 
 __all__ = [

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from lightning_prune.serialization.atomic import atomic_write
 from lightning_prune.serialization.record import RecordError
 from lightning_prune.serialization.saved_network import CHECKPOINT_KEY, SavedNetwork
 from lightning_prune.serialization.torch_file import UnsafeFileError, check_checksums, load_torch_file
 from lightning_prune.trainer.lightning_internals import is_local_path
+from lightning_prune.utils.atomic import atomic_write
 
 __all__ = ["AtomicCheckpointIO", "last_checkpoint"]
 

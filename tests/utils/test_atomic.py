@@ -1,4 +1,4 @@
-"""Tests of lightning_prune.serialization.atomic."""
+"""Tests of lightning_prune.utils.atomic."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from lightning_prune.distillation.teacher import Teacher
 from lightning_prune.latency.store import save as save_table
 from lightning_prune.reporting.figure import write_png
 from lightning_prune.reporting.run_folder import Summary, save_net
-from lightning_prune.serialization.atomic import atomic_write, write_text
+from lightning_prune.utils.atomic import atomic_write, write_text
 
 
 def names_in(folder: Path) -> list[str]:
