@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["did_you_mean", "nearest"]
+__all__ = ["did_you_mean", "nearest", "shortened", "value_hint"]
+
+WORD = re.compile(r"[A-Za-z][\w.+-]*\w")
+LONGEST = 1000  # characters of a message that are shown
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -36,3 +40,36 @@ def did_you_mean(name: str, names: Iterable[str], form: str = "{}") -> str:
     """
     found = nearest(name, names)
     return f"did you mean {form.format(found)}?" if found else ""
+
+
+def value_hint(message: str, overrides: Iterable[str]) -> str:
+    """Return what an override probably should be, where an error names both what was given and what there is.
+
+    Args:
+        message: of the error.
+        overrides: ``KEY=VALUE`` of the command line.
+
+    Example:
+        >>> value_hint("no encoder `resnet17`, supported: ['resnet18', 'vgg']", ["net.encoder_name=resnet17"])
+        'did you mean net.encoder_name=resnet18?'
+        >>> value_hint("unknown resource 'maks'; known are macs, params", ["+prune.budget.maks=0.3"])
+        'did you mean +prune.budget.macs=0.3?'
+    """
+    words = dict.fromkeys(WORD.findall(message))
+    for key, _, value in (override.partition("=") for override in overrides):
+        path, _, last = key.rpartition(".")
+        for given, form in ((value, f"{key}={{}}"), (last, f"{path}.{{}}={value}")):
+            others = [word for word in words if word not in (given, value, last)]
+            if len(given) > 2 and given in words and (found := get_close_matches(given, others, 1, 0.74)):
+                return f"did you mean {form.format(found[0])}?"
+    return ""
+
+
+def shortened(message: str) -> str:
+    """Return a message without the rest of a list that is longer than a screen.
+
+    Example:
+        >>> len(shortened("word " * 1000)) < 1020
+        True
+    """
+    return message if len(message) <= LONGEST else f"{message[:LONGEST].rpartition(' ')[0]} ..."

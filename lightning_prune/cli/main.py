@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import COMMANDS, OVERVIEW, run_command, unknown_command
 from lightning_prune.cli.config import EXPECTED_ERRORS, UsageError, conf_dir, overrides_as_dict, root_cause
+from lightning_prune.cli.hints import shortened, value_hint
 from lightning_prune.cli.preflight import add_to_path, check
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         failed = Summary("failed", overrides, choices, config.get("seed"), error=root_cause(error))
         _write_failure(folder, error, failed)
-        _show_failure(folder, error, prefix, sweeping)
+        _show_failure(folder, error, prefix, sweeping, value_hint(failed.error, hydra_config.overrides.task))
     else:
         show_run(summary, folder, prefix, whole=config.table and not sweeping)
 
@@ -73,9 +74,11 @@ def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
     write_text(folder / ERROR, "".join(traceback.format_exception(error)))
 
 
-def _show_failure(folder: Path, error: Exception, prefix: str, sweeping: bool) -> None:
+def _show_failure(folder: Path, error: Exception, prefix: str, sweeping: bool, hint: str) -> None:
     """Print the error in a sweep, else raise it, without traceback if it is an expected one."""
-    message = f"{root_cause(error)}\n(traceback: {folder / ERROR})"
+    message = "\n".join(
+        [shortened(root_cause(error)), *filter(None, [hint]), f"(traceback: {folder / ERROR})"]
+    )
     if sweeping:
         print(f"{prefix}failed: {message}", file=sys.stderr, flush=True)
     elif isinstance(error, EXPECTED_ERRORS) and not os.environ.get("HYDRA_FULL_ERROR"):

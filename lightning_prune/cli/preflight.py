@@ -33,6 +33,8 @@ MEANINGS = {
     "prune.schedule.path": "the import path of your function of time",
 }
 EXAMPLES = {"data.root": "DIR", "task.num_classes": "5"}
+#: keys that the configuration may have, but has not by default
+OTHER_BUDGETS = ("prune.budget.params", "prune.budget.activations", "prune.budget.latency")
 #: class of a data set -> the package that its files come with, and what to tell who does not have it
 NEEDED = {
     "lightning_prune.data.BrainSlices": (
@@ -144,6 +146,8 @@ def _lines(*lines: str) -> str:
 def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) -> str:
     """Return the key that is nearest to that of an override, among those of the groups that were chosen."""
     key, _, value = wrong.partition("=")
+    if key in OTHER_BUDGETS:
+        return f"did you mean +{wrong}? '~prune.budget.macs' leaves out the budget in MACs"
     groups = [item for item in arguments.overrides if "." not in item.partition("=")[0] and item != wrong]
     groups = _first_of_sweep(groups) if arguments.sweeps else groups
     try:

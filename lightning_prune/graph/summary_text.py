@@ -17,7 +17,7 @@ __all__ = ["amount", "change", "group_label", "label_of", "legend", "pin_numbers
 
 NARROW, WIDE = 80, 100  # columns from which parameters, and bars, are shown too
 BAR = 10
-FULL, EMPTY = "█", "░"
+FULL, EMPTY = "━", "┄"
 LEGEND_LINES = 12
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 NAMES = {"macs": "MACs", "params": "parameters"}
@@ -83,7 +83,8 @@ def label_of(layer: Any, pins: Mapping[str, int]) -> str:
     """Return the marks of a layer: its group, the numbers of the reasons why it is pinned, and a full limit."""
     group = "" if layer.group is None else group_label(layer.group)
     numbers = ",".join(str(pins[reason]) for reason in layer.pinned)
-    return f"{group}{numbers.translate(SUPERSCRIPTS)}{' ▪' if layer.closed else ''}"
+    marks = f"{group}{numbers.translate(SUPERSCRIPTS)}"
+    return f"{marks:<2}▪" if layer.closed else marks
 
 
 def legend(summary: Any) -> list[tuple[str, str]]:

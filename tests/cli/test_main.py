@@ -304,7 +304,9 @@ def test_a_misspelt_override_is_named_without_a_traceback(
     [
         (["data=folder", "data.root=nowhere", "task.num_classes=2"], "there is no folder nowhere/images"),
         (["prune.limits.layers=2"], "prune.limits: ValueError: the limit layers=2 must be a share"),
-        (["net.encoder_name=resnet17"], "resnet17"),
+        (["net.encoder_name=resnet17"], "did you mean net.encoder_name=resnet18"),
+        (["prune.statistics=pas"], "did you mean prune.statistics=pass"),
+        (["+prune.budget.paramz=0.5"], r"did you mean \+prune.budget.params=0.5"),
     ],
 )
 def test_a_wrong_value_is_named_without_a_traceback(
