@@ -69,6 +69,8 @@ def go_on_command(overrides: Sequence[str], folder: Path, flags: Sequence[str] =
     Example:
         >>> go_on_command(["net=fpn", "ckpt_path=old.ckpt"], Path("no_run"))
         'lightning-prune net=fpn ckpt_path=old.ckpt'
+        >>> go_on_command(["net=mine"], Path("no_run"), ["--config-dir", "my nets"])
+        "lightning-prune --config-dir 'my nets' net=mine"
     """
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:

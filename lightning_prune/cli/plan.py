@@ -24,6 +24,7 @@ from lightning_prune.criteria.base import as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.graph.trace import TraceError, trace
+from lightning_prune.latency.store import load
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, load_net
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -153,7 +154,10 @@ def _with_latency(graph: ChannelGraph, table: Path | None) -> ChannelGraph:
         return graph
     if not table.is_file():
         raise FileNotFoundError(f"there is no table {table}; measure it: lightning-prune latency {table}")
-    return graph.with_resources({"latency": LatencyTable(table)})
+    measured = load(table)
+    # The times are those of the table's device, wherever they are looked at.
+    latency = LatencyTable(table, measured.execution, threads=measured.threads, elsewhere=True)
+    return graph.with_resources({"latency": latency})
 
 
 def main(arguments: Sequence[str]) -> None:

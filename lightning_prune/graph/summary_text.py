@@ -19,6 +19,7 @@ NARROW, WIDE = 80, 100  # columns from which parameters, and bars, are shown too
 BAR = 10
 FULL, EMPTY = "━", "┄"
 LEGEND_LINES = 12
+LEAST_ROOM = 20  # columns for names, before resources are left out
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 NAMES = {"macs": "MACs", "params": "parameters"}
 
@@ -126,16 +127,29 @@ def renderables(summary: Any, width: int) -> Iterator[RenderableType]:
 
 
 def _table(summary: Any, width: int) -> Table:
+    """Return the table with as many resources as leave room for names: parameters go first, then the last one."""
     resources = [r for r in summary.totals if width >= NARROW or r != "params" or len(summary.totals) == 1]
+    heads, cells, room = _columns(summary, resources, width)
+    while room < LEAST_ROOM and len(resources) > 1:
+        resources.remove("params" if "params" in resources else resources[-1])
+        heads, cells, room = _columns(summary, resources, width)
+    return _filled(heads, cells, max(room, 12))
+
+
+def _columns(
+    summary: Any, resources: Sequence[str], width: int
+) -> tuple[list[str], list[Sequence[str]], int]:
+    """Return headings, rows, and the columns that are left for names."""
     pins, bars = pin_numbers(summary), summary.cut and width >= WIDE
-    cells = [_cells(layer, resources, pins, summary.cut, bars) for layer in summary.layers]
+    cells: list[Sequence[str]] = [
+        _cells(layer, resources, pins, summary.cut, bars) for layer in summary.layers
+    ]
     if any(summary.others[resource].before for resource in resources):
         others = [change(r, summary.others[r], summary.cut) for r in resources]
         cells.append(["norms and others", *([""] * (1 + bars)), *others, ""])
     heads = ["layer", "channels", *([""] * bars), *(NAMES.get(r, r) for r in resources), ""]
     widths = [max([len(heads[i]), *(len(row[i]) for row in cells)]) for i in range(1, len(heads))]
-    room = max(12, width - sum(widths) - 2 * len(widths))
-    return _filled(heads, cells, room)
+    return heads, cells, width - sum(widths) - 2 * len(widths)
 
 
 def _filled(heads: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lightning_prune import PruningRecord, one_shot, trace
+from lightning_prune import LatencyTable, PruningRecord, one_shot, trace
 from lightning_prune.cli.config import conf_dir
 from lightning_prune.cli.plan import main, plan_of_run
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, save_net
@@ -59,6 +61,33 @@ def test_any_network_is_planned_by_its_import_path(capsys: pytest.CaptureFixture
     plain = json.loads(capsys.readouterr().out)
     assert plain["layers"][0]["name"] == "features.0"
     assert plain["cut"]
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def tiny():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+"""
+
+
+def test_measured_latency_is_shown_per_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets_to_time.py").write_text(OWN_NETWORK)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    net = importlib.import_module("nets_to_time").tiny()
+    table = LatencyTable(tmp_path / "table.json", threads=1, cuts=0)
+    table.build(trace(net, torch.zeros(1, 3, 24, 24)))
+    words = ["nets_to_time.tiny", "--shape", "1,3,24,24", "prune=l2", "--config-dir", str(tmp_path)]
+    main([*words, "--latency", str(tmp_path / "table.json"), "--json", "-"])
+    plain = json.loads(capsys.readouterr().out)
+    times = [layer["costs"]["latency"] for layer in plain["layers"]]
+    parts = sum(each["before"] for each in times) + plain["others"]["latency"]["before"]
+    assert parts == plain["totals"]["latency"]["before"] > 0
+    assert times[0]["before"] > 0
+    with pytest.raises(SystemExit, match="this network was traced on"):
+        main(["nets_to_time.tiny", "--shape", "1,3,32,32", "--latency", str(tmp_path / "table.json")])
 
 
 def test_a_pruned_run_shows_what_it_has_cut(run: tuple[Path, PruningRecord]) -> None:

@@ -92,6 +92,17 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut_off(plan: Plan,
     assert ("parameters" in text.splitlines()[3]) == (width >= 80)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_many_resources_leave_room_for_names(graph: ChannelGraph, plan: Plan, width: int) -> None:
+    cost = LayerCost(lambda layer, channels_in, channels_out: channels_in * channels_out)
+    graph = graph.with_resources({"latency": cost, "energy": cost, "memory": cost})
+    lines = graph.summary(plan.remove).text(width).splitlines()
+    assert max(map(len, lines)) <= width
+    table = [line for line in lines if line.startswith(("down", "body", "up", "head"))]
+    assert all("…" not in line and line.split()[0] in graph.layer_tree.layers for line in table)
+    assert ("latency" in lines[6]) == (width >= 80)
+
+
 def test_long_names_lose_their_beginning() -> None:
     inner: nn.Module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
     for name in ("a_block_with_a_very_long_name", "within_another_long_name", "and_one_more"):
