@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -20,8 +19,10 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from lightning_prune.classification.module import ClassificationModule
-from lightning_prune.cli.config import conf_dir, load_config
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.config import load_config
 from lightning_prune.cli.parsers import read
+from lightning_prune.cli.preflight import composed
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.sensitivity import Row, Sensitivity, sensitivity
 from lightning_prune.reporting.figure import INK, write_png
@@ -85,9 +86,12 @@ def sensitivity_run(
 
 
 def weight_criterion(option: str) -> CriterionLike:
-    """Return the criterion of an option of ``conf/prune/criterion``."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=[f"prune/criterion={option}"])
+    """Return the criterion of an option of ``conf/prune/criterion``.
+
+    Raises:
+        UsageError: there is no such option; the message names the nearest.
+    """
+    config = composed(TrainArguments([f"prune/criterion={option}"]))
     criterion: CriterionLike = instantiate(config.prune.criterion, _convert_="all")
     return criterion
 

@@ -11,11 +11,12 @@ from typing import get_args
 import pytest
 
 from lightning_prune.cli.arguments import TrainArguments
-from lightning_prune.cli.commands import COMMANDS, OVERVIEW
+from lightning_prune.cli.commands import COMMANDS, OVERVIEW, run_command
 from lightning_prune.cli.config import UsageError
 from lightning_prune.cli.main import main
 from lightning_prune.cli.parsers import CUTS, EXECUTIONS, read
 from lightning_prune.cli.preflight import check
+from lightning_prune.cli.sensitivity import weight_criterion
 from lightning_prune.latency.backends import ExecutionName
 from lightning_prune.latency.table import LatencyTable
 
@@ -166,3 +167,14 @@ def test_the_overview_fits_a_screen_and_lists_all_commands() -> None:
     assert {"train", *COMMANDS} - {"oneshot", "netadapt"} == {
         line.split()[0] for line in lines[lines.index("commands; each has --help") + 1 :][: len(COMMANDS) - 1]
     }
+
+
+def test_commands_answer_misspelt_settings_with_the_nearest_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"did you mean prune/criterion=fpgm\?"):
+        weight_criterion("fpgn")
+    with pytest.raises(
+        SystemExit, match=r"lightning-prune latency: Could not find net='fpnn'.\ndid you mean net=fpn"
+    ):
+        run_command("latency", [str(tmp_path / "table.json"), "net=fpnn"])
+    with pytest.raises(SystemExit, match="holds no run: there is no"):
+        run_command("prune", [str(tmp_path), str(tmp_path / "out")])
