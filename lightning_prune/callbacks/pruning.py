@@ -118,7 +118,7 @@ class FilterPruningCallback(PruningCallback):
         **policy: Unpack[PolicyArguments],
     ) -> None:
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
-        whole_policy = _with_amount(PruningPolicy.of(budget, **policy), amount, schedule)
+        whole_policy = _with_amount(PruningPolicy.of(budget, **policy).with_budget(), amount, schedule)
         method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
         retraining = Retraining(optimizer, final_phase, recalibrate_batches, lr_warmup_steps)
         super().__init__(method, retraining, submodule, verbose, compensate, followers)

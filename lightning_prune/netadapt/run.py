@@ -91,7 +91,9 @@ def search(
     """
     inputs = example if _is_example(example) else as_example(example)
     repair = SearchRepair.of(compensate, model, inputs, training.batches)
-    searcher = Searcher(model, inputs, PruningPolicy.of(budget), training, rounds, workers, repair)
+    searcher = Searcher(
+        model, inputs, PruningPolicy.of(budget).with_budget(), training, rounds, workers, repair
+    )
     return searcher.run(optimizer, None if folder is None else Path(folder), report, report is print, verify)
 
 

@@ -75,7 +75,7 @@ def one_shot(
         raise ValueError(
             "compensate needs batches: some 32 images for dense prediction, 128 or more otherwise"
         )
-    policy = PruningPolicy.of(budget)
+    policy = PruningPolicy.of(budget).with_budget()
     criterion = criterion or (default_criterion() if batches else L2())
     graph = policy.trace(model, as_example(example))
     policy.check(graph)

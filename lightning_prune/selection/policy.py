@@ -52,7 +52,7 @@ class PruningPolicy:
             ``amount`` where a schedule is used.
 
     Raises:
-        ValueError: the budget is empty, or budget or amount is no mapping from names of resources to numbers.
+        ValueError: budget or amount is no mapping from names of resources to numbers.
 
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
@@ -70,8 +70,6 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         check_amounts(self.budget, "budget")
-        if not self.budget:
-            raise ValueError("the budget is empty: name what must remain, such as {'macs': 0.5}")
         if self.amount is not None:
             check_amounts(self.amount, "amount")
 
@@ -104,6 +102,16 @@ class PruningPolicy:
         defaults = {} if default_limits is None else {"limits": default_limits}
         check_amounts(budget, "budget")
         return PruningPolicy(dict(budget), **{**defaults, **chosen})  # type: ignore[arg-type]
+
+    def with_budget(self) -> PruningPolicy:
+        """Return this policy, whose budget has to name what must remain; slimming also works without one.
+
+        Raises:
+            ValueError: the budget is empty.
+        """
+        if not self.budget:
+            raise ValueError("the budget is empty: name what must remain, such as {'macs': 0.5}")
+        return self
 
     def trace(self, model: nn.Module, example: Example) -> ChannelGraph:
         """Trace ``model`` and return its graph with all resources of this policy."""

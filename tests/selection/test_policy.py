@@ -9,7 +9,7 @@ import pytest
 from lightning_prune import FilterPruningCallback, Limits, NetAdaptCallback, PruningPolicy, SlimmingCallback
 
 
-@pytest.mark.parametrize("callback", [FilterPruningCallback, SlimmingCallback, NetAdaptCallback])
+@pytest.mark.parametrize("callback", [FilterPruningCallback, NetAdaptCallback])
 def test_an_empty_budget_is_refused_instead_of_a_training_without_cuts(callback: Any) -> None:
     with pytest.raises(ValueError, match="the budget is empty"):
         callback({})
