@@ -165,15 +165,24 @@ def _summary(summary: Summary, head: Row) -> list[str]:
         "weights the cut hardly changes the output (*effect* below 1e-2).",
         f"- torch-pruning, default use, on {facts['peer_measured']} of them: {peer}. "
         f"An oracle could check {facts['peer_with_oracle']} of those passed.",
-        f"- **{facts['times_faster']} times the speed of torch-pruning** in the geometric mean over the "
-        f"{facts['both']} networks that both pass, measured one after the other; slower on {facts['slower']} "
-        "(processor time of trace, plan, surgery and proof against build and step). If the "
-        f"{facts['timeouts']} networks that torch-pruning did not finish within its limit are counted with that "
-        f"limit as its time: {facts['times_faster_with_timeouts']} times.",
+        f"- {_speed(facts)}",
         f"- Measured at the commits {', '.join(facts['commits'])}.",
         "",
         *METHOD,
     ]
+
+
+def _speed(facts: dict[str, Any]) -> str:
+    """Return the comparison in time, which needs networks that both tools had in the same visit."""
+    if not facts["both"]:
+        return "Both tools were measured on different days here; their speed is compared in [speed.md](speed.md)."
+    return (
+        f"**{facts['times_faster']} times the speed of torch-pruning** in the geometric mean over the "
+        f"{facts['both']} networks that both pass, measured one after the other; slower on {facts['slower']} "
+        "(processor time of trace, plan, surgery and proof against build and step). If the "
+        f"{facts['timeouts']} networks that torch-pruning did not finish within its limit are counted with that "
+        f"limit as its time: {facts['times_faster_with_timeouts']} times."
+    )
 
 
 METHOD = [
