@@ -63,7 +63,9 @@ def _plan(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write JSON; -: print it instead of the table"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page; .svg: a picture of the table"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help=PICTURE)
     parser.add_argument("--width", type=int, help="columns of the table; default: those of the terminal")
     parser.add_argument(

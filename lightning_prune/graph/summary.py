@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,11 +120,17 @@ class NetworkSummary:
         return html_of(self)
 
     def save(self, path: str | Path) -> None:
-        """Write ``.json``, ``.html`` (a whole page) or, for any other ending, plain text of 100 columns."""
+        """Write ``.json``, ``.html`` (a whole page), ``.svg`` (the table as a terminal shows it), or plain text."""
         head = "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         page = f"{head}<title>{Path(path).stem}</title>{self.html()}\n"
-        texts = {".json": self.json, ".html": lambda: page}
+        texts = {".json": self.json, ".html": lambda: page, ".svg": self.svg}
         write_text(path, texts.get(Path(path).suffix, self.__str__)())
+
+    def svg(self, title: str = "lightning-prune plan") -> str:
+        """Return the table as a picture of a terminal with 100 columns."""
+        console = Console(width=100, record=True, file=io.StringIO(), force_terminal=True)
+        console.print(self)
+        return console.export_svg(title=title)
 
     def text(self, width: int = 100) -> str:
         """Return plain text of at most so many columns (60 or more are readable)."""

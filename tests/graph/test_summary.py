@@ -142,13 +142,14 @@ def test_plans_keep_no_trace_in_memory(plan: Plan, graph: ChannelGraph) -> None:
 
 def test_json_and_html_hold_every_layer(plan: Plan, tmp_path: Path) -> None:
     summary = plan.summary()
-    for ending in ("json", "html", "txt"):
+    for ending in ("json", "html", "txt", "svg"):
         summary.save(tmp_path / f"plan.{ending}")
     plain = json.loads((tmp_path / "plan.json").read_text())
     assert [layer["channels"]["after"] for layer in plain["layers"]] == [
         layer.channels.after for layer in summary.layers
     ]
     assert plain["totals"]["macs"]["after"] == plan.costs["macs"].after
+    assert all(row.name in (tmp_path / "plan.svg").read_text() for row in summary.layers)
     page = (tmp_path / "plan.html").read_text()
     cells = Cells(page).texts
     assert {layer.name for layer in summary.layers} <= set(cells)
