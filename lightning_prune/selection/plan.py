@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class Plan:
         stopped: why the selection ended: the ``"budget"`` is met, the ``"amount"`` of this step is used up,
             or the ``"limits"`` leave nothing else to remove.
         closed: layer or block -> why it loses no more filters.
-        graph: the network that the plan was made for, without its trace; None in a plan made by hand.
+        graph: the network that the plan was made for, without its trace; None in a plan made by hand, and in copies.
 
     Example:
         >>> import torch
@@ -92,6 +92,10 @@ class Plan:
     def __len__(self) -> int:
         return len(self.remove)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Ranks send plans to each other. The graph is large, and its costs may be functions that nobody can pickle.
+        return {**vars(self), "graph": None}
+
     def __str__(self) -> str:
         costs = " · ".join(f"{resource} {change}" for resource, change in self.costs.items())
         return f"{len(self)} units · {costs} · {self.ending}"
@@ -106,7 +110,7 @@ class Plan:
         of a notebook's cell it is a table; ``save("plan.html")``, ``.json`` or ``.txt`` writes it.
 
         Raises:
-            ValueError: the plan was made by hand, without a graph.
+            ValueError: the plan has no graph.
 
         Example:
             >>> import torch
@@ -127,7 +131,7 @@ class Plan:
         """
         if self.graph is None:
             raise ValueError(
-                "this plan was made by hand: only select(graph, ...) knows the network of its plan"
+                "this plan was made by hand, copied or pickled: only that of select(graph, ...) knows its network"
             )
         targets = {name: change.target for name, change in self.costs.items() if change.target is not None}
         return summarise(self.graph, self.remove, targets, self.closed, [self.ending])

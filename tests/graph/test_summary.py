@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -138,6 +140,20 @@ def test_plans_keep_no_trace_in_memory(plan: Plan, graph: ChannelGraph) -> None:
     assert plan.graph is not None
     assert plan.graph.evidence is None
     assert graph.evidence is not None
+
+
+def test_a_plan_can_be_sent_to_another_process_whatever_its_resources_are_made_of(
+    graph: ChannelGraph,
+) -> None:
+    layer = next(iter(graph.layers.values()))
+    milliseconds = replace(
+        graph, terms={**graph.terms, "latency": [Term("0", 1, (layer,), lambda n: 3.0 * n)]}
+    )
+    plan = select(milliseconds, np.arange(graph.num_units, dtype=float), {"latency": 0.9})
+    copied = pickle.loads(pickle.dumps(plan))
+    assert list(copied) == list(plan)
+    assert copied == replace(plan, remove=copied.remove)
+    assert plan.summary().layers
 
 
 def test_json_and_html_hold_every_layer(plan: Plan, tmp_path: Path) -> None:

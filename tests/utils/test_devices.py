@@ -50,5 +50,5 @@ def test_the_forward_that_is_traced_creates_its_tensors_on_the_default_device():
     net = Shifting(*network())
     graph = trace(net, torch.rand(1, 3, 8, 8, device="cpu"))
     prune_(net, graph, graph.layers["0.weight"][:6])
-    assert len(devices) > 3
+    assert len(devices) > 1  # in the trace and in the proof
     assert set(devices) == {"meta"}
