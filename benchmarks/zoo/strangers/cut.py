@@ -152,12 +152,16 @@ def _last_reason(refusals: list[dict[str, Any]]) -> str:
 
 
 class _Outputs(nn.Module):
-    """The outputs of a network, computed once, without the random numbers of dropouts that run in eval mode too."""
+    """The outputs of a network, computed once, without random numbers of dropout and noise that are in eval mode too.
+
+    A smaller network draws fewer of them, so that all that follow are others.
+    """
 
     def __init__(self, case: Case, network: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
         torch.manual_seed(2)
-        with torch.no_grad(), patch.object(F, "dropout", lambda x, *args, **kwargs: x):
+        no_dropout = patch.object(F, "dropout", lambda x, *args, **kwargs: x)
+        with torch.no_grad(), no_dropout, patch.object(torch, "randn_like", torch.zeros_like):
             outputs = case.outputs(network.eval()(*inputs))
         self.outputs = tree_map_only(Tensor, lambda x: x.double(), outputs)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.zoo.strangers.case import Case, images
+from benchmarks.zoo.strangers.case import Case, images, whole
 
 __all__ = ["cases"]
 
@@ -31,7 +31,9 @@ def cases() -> Iterator[Case]:
         )
     for name in VIDEO:
         clip = (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
-        yield Case(f"torchvision/{name}", "torchvision", partial(_video, name), images(*clip))
+        reference = _scale_queries_by_kept_ if name == "swin3d_t" else whole
+        build = partial(_video, name)
+        yield Case(f"torchvision/{name}", "torchvision", build, images(*clip), reference=reference)
     for name in ("raft_small", "raft_large"):
         yield Case(
             f"torchvision/{name}", "torchvision", partial(_flow, name), _pair, reference=_scale_by_kept_
@@ -143,6 +145,18 @@ def _scale_by_kept_(network: nn.Module) -> None:
 
     block = next(module for module in network.modules() if isinstance(module, CorrBlock))
     block._compute_corr_volume = volume
+
+
+def _scale_queries_by_kept_(network: nn.Module) -> None:
+    """Divide queries by the root of the width of heads that is not zero, which the network reads from a shape."""
+    from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
+
+    for module in network.modules():
+        if isinstance(module, ShiftedWindowAttention3d):
+            queries = module.qkv.weight.data[: len(module.qkv.weight) // 3]
+            factor = (len(queries) / (queries != 0).any(dim=1).sum()) ** 0.5
+            queries.mul_(factor)
+            module.qkv.bias.data[: len(queries)].mul_(factor)
 
 
 def _segmenter(head: str, backbone: str) -> nn.Module:
