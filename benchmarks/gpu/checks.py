@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.common.time_limit import time_limit
 from lightning_prune.utils.passing import free_memory
 
 __all__ = ["Check", "Place", "Row", "Skipped", "is_sticky", "run_check"]
@@ -87,7 +86,7 @@ def run_check(check: Check, place: Place, seconds: int = 200) -> Row:
         if check.gpu_only and place.device.type != "cuda":
             raise Skipped(check.gpu_only)
         place.folder.mkdir(parents=True, exist_ok=True)
-        with _clean_state(), _time_limit(seconds):
+        with _clean_state(), time_limit(seconds):
             figures = check.run(place)
         wrong = figures.pop("wrong", [])
         row |= {"figures": figures, "reason": "; ".join(wrong), "outcome": "failed" if wrong else "ok"}
@@ -123,19 +122,3 @@ def _clean_state() -> Iterator[None]:
             torch.compiler.reset()
         with contextlib.suppress(torch.AcceleratorError):  # the check's own error is reported, not this one
             free_memory()
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in a block that takes longer."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"not finished after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

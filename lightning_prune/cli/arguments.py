@@ -18,7 +18,7 @@ VALUES = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--experimen
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What the command line of a training says.
+    """The arguments of a command line that starts a training or a sweep.
 
     Attributes:
         overrides: ``KEY=VALUE``, ``GROUP=OPTION`` and the like.

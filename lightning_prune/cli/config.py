@@ -91,16 +91,24 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
+def add_to_path(*folders: Path | None) -> None:
+    """Append folders to the places that Python imports from, for the networks and data of a user.
+
+    None, folders that do not exist and those that are there already are left out.
+    """
+    for folder in folders:
+        if folder is not None and folder.is_dir() and str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))
+
+
 def add_own_folders(run: Path) -> None:
-    """Let Python import from the folder in which a run was started, and from its ``--config-dir``: own networks."""
+    """Let Python import from the folder in which a run was started, and from its ``--config-dir``."""
     notes = run / ".hydra" / "hydra.yaml"
     if not notes.is_file():
         return
     runtime = OmegaConf.load(notes).hydra.runtime
     own = [source.path for source in runtime.config_sources if source.provider == "command-line"]
-    for folder in (*own, runtime.cwd):
-        if folder not in sys.path and Path(folder).is_dir():
-            sys.path.append(folder)
+    add_to_path(*map(Path, own), Path(runtime.cwd))
 
 
 def _with_current_targets(node: Any) -> Any:

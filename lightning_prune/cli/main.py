@@ -21,9 +21,16 @@ from omegaconf import DictConfig
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import COMMANDS, OVERVIEW, run_command, unknown_command
-from lightning_prune.cli.config import EXPECTED_ERRORS, UsageError, conf_dir, overrides_as_dict, root_cause
+from lightning_prune.cli.config import (
+    EXPECTED_ERRORS,
+    UsageError,
+    add_to_path,
+    conf_dir,
+    overrides_as_dict,
+    root_cause,
+)
 from lightning_prune.cli.hints import shortened, value_hint
-from lightning_prune.cli.preflight import add_to_path, check
+from lightning_prune.cli.preflight import check
 
 if TYPE_CHECKING:
     from lightning_prune.reporting.run_folder import Summary

@@ -17,9 +17,9 @@ from torch import nn, zeros
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
 from lightning_prune.cli.arguments import TrainArguments
-from lightning_prune.cli.config import EXPECTED_ERRORS, load_config, root_cause
+from lightning_prune.cli.config import EXPECTED_ERRORS, add_to_path, load_config, root_cause
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.preflight import add_to_path, composed
+from lightning_prune.cli.preflight import composed
 from lightning_prune.criteria.base import as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise

@@ -6,7 +6,6 @@ nearest key or option that exists.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,7 @@ from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import UsageError, conf_dir
 from lightning_prune.cli.hints import did_you_mean
 
-__all__ = ["UsageError", "add_to_path", "check", "composed"]
+__all__ = ["UsageError", "check", "composed"]
 
 #: mandatory key -> what it is, for the message that asks for it
 MEANINGS = {
@@ -45,13 +44,6 @@ NEEDED = {
         "  lightning-prune data=folder data.root=DIR task.num_classes=5",
     )
 }
-
-
-def add_to_path(*folders: Path | None) -> None:
-    """Let Python import modules from these folders, after all others: networks and data of one's own."""
-    for folder in folders:
-        if folder is not None and folder.is_dir() and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
 
 
 def check(arguments: TrainArguments) -> None:

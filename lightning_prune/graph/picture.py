@@ -31,7 +31,7 @@ LEGEND = 24  # groups that the legend lists
 
 
 class GraphLike(Protocol):
-    """What is needed of a :class:`~lightning_prune.ChannelGraph`."""
+    """The attributes of a :class:`~lightning_prune.ChannelGraph` that its picture shows."""
 
     layers: dict[str, Units]
     filter_dims: dict[str, int]

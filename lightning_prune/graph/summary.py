@@ -28,7 +28,7 @@ OTHER = "norms and other operators"
 
 
 class GraphLike(Protocol):
-    """What is needed of a :class:`~lightning_prune.ChannelGraph`."""
+    """The attributes of a :class:`~lightning_prune.ChannelGraph` that its summary shows."""
 
     layers: dict[str, Units]
     pinned: dict[int, str]

@@ -1,4 +1,4 @@
-"""What was cut from a module, noted in the module itself, so that the record of all cuts travels with it.
+"""Notes of cuts, kept in the modules that were cut, so that the record of all cuts travels with them.
 
 Every module that owns a tensor or an attribute that a cut has changed carries a note: surviving indices and dense
 shape of each tensor, dense and present value of each attribute. Notes survive deep copies, pickling, and a new
@@ -31,7 +31,7 @@ Kept = Mapping[str, Mapping[int, list[int]]]
 
 @dataclass
 class CutNote:
-    """What was cut from one module; names are those of its own parameters, buffers and attributes.
+    """The cuts of one module so far; names are those of its own parameters, buffers and attributes.
 
     Attributes:
         kept: tensor -> dimension -> surviving indices of the dense tensor.
@@ -106,7 +106,7 @@ def note_cut(
 
 @dataclass(frozen=True)
 class CutState:
-    """What a note needs to know of a network before it is cut.
+    """The values of a network before a cut that its notes have to keep.
 
     Attributes:
         attributes: path of an attribute -> its value.

@@ -1,4 +1,4 @@
-"""Say what to do where torch refuses weights because a pruned network has another size.
+"""Add advice to torch's error where it refuses weights because a pruned network has another size.
 
 Lightning calls no hook of a callback in ``load_from_checkpoint``, nor in a Trainer without a pruning callback, and
 torch none in ``load_state_dict``. What these raise names every tensor, but not the reason.

@@ -79,7 +79,7 @@ _PLAIN_TRAIN = {"segmentation_models_pytorch.base.model": "SegmentationModel"}
 
 
 class ModeReads:
-    """What read the mode while a forward ran.
+    """The places in code that read the mode while a forward ran.
 
     Attributes:
         unknown: descriptions of the code that may do something else in train mode.

@@ -9,20 +9,19 @@ Each mutation changes the bytes of a file, or one value in what it holds. The fi
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from benchmarks.common.machine import machine, versions
 from benchmarks.common.pages import ReportFiles, page_parser
+from benchmarks.common.time_limit import time_limit
 from benchmarks.robustness.fuzz.files import KINDS, FileKind
 from benchmarks.robustness.fuzz.mutations import damage_bytes, damage_content
 from lightning_prune.utils.hashing import value_digest
@@ -99,22 +98,6 @@ def outcome(kind: FileKind, path: Path, verify: bool, expected: str) -> str:
     except Exception as error:  # counted, and shown on the page
         return f"{type(error).__name__}: {str(error)[:80]}"
     return SAME if result == expected else DIFFERENT
-
-
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the block after some seconds."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def memory_mb() -> int:
