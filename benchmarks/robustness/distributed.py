@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common.pages import ReportFiles, page_parser
+from benchmarks.robustness.cases import run_cases
 from benchmarks.robustness.distributed_run import EPOCHS, Run
 from benchmarks.robustness.kill_run import same
 
@@ -235,18 +234,12 @@ def section(content: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all cases that have no result yet, and write the page after each."""
-    args = page_parser("robustness.distributed", __doc__).parse_args(arguments)
-    files = ReportFiles("distributed", args.docs)
-    rows = files.runs()
-    todo = [] if args.report else [case for case in CASES if case not in {row["case"] for row in rows}]
-    with tempfile.TemporaryDirectory() as parent:
-        for case in todo:
-            rows.append({"case": case, **CASES[case](Path(parent) / str(len(rows)))})
-            print(*rows[-1].values(), sep=" | ", flush=True)
-            files.write_section("distributed", section(files.save_runs(rows)))
-    content = files.load()
-    files.write_section("distributed", section(content))
-    if not all(all(row["checks"].values()) for row in content["runs"]):
+
+    def run(case: str, parent: Path) -> dict[str, Any]:
+        return {"case": case, **CASES[case](parent / str(list(CASES).index(case)))}
+
+    rows = run_cases("distributed", __doc__, CASES, run, section, arguments)
+    if not all(all(row["checks"].values()) for row in rows):
         raise SystemExit("a check failed")
 
 

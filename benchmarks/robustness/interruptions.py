@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import get_worker_info
 
-from benchmarks.common.pages import ReportFiles, page_parser
+from benchmarks.robustness.cases import run_cases
 from benchmarks.robustness.kill import STILL_RUNNING, processes
 from benchmarks.robustness.kill_child import at_call, half_of, save
 from benchmarks.robustness.kill_run import EPOCHS, PRUNINGS, Classifier, Stripes, fit, same, shuffled
@@ -155,18 +154,8 @@ def section(content: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all cases that have no result yet, and write the page after each."""
-    args = page_parser("robustness.interruptions", __doc__).parse_args(arguments)
-    files = ReportFiles("interruptions", args.docs)
-    rows = files.runs()
-    todo = [] if args.report else [case for case in CASES if case not in {row["case"] for row in rows}]
-    with tempfile.TemporaryDirectory() as parent:
-        for case in todo:
-            rows.append(result(case, Path(parent)))
-            print(*rows[-1].values(), sep=" | ", flush=True)
-            files.write_section("interruptions", section(files.save_runs(rows)))
-    content = files.load()
-    files.write_section("interruptions", section(content))
-    if not all(row["budget"] for row in content["runs"]):
+    rows = run_cases("interruptions", __doc__, CASES, result, section, arguments)
+    if not all(row["budget"] for row in rows):
         raise SystemExit("a resumed run misses its budget")
 
 
