@@ -38,9 +38,10 @@ from lightning_prune.trainer.followers import (
     resolve_followers,
     unnamed_copies,
 )
+from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.trainer.resume import Resumption, is_within_batch, session_of_rank
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import callbacks_of, target_of
+from lightning_prune.trainer.training_state import target_of
 from lightning_prune.trainer.weight_averaging import AveragedCopy
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.modules import is_within

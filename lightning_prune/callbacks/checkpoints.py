@@ -22,8 +22,11 @@ from torch import Tensor
 
 from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.serialization.saving import SavedNetwork, read_network, write_safetensors
-from lightning_prune.trainer.lightning_internals import ConditionalCheckpoint, ConditionalEarlyStopping
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.lightning_internals import (
+    ConditionalCheckpoint,
+    ConditionalEarlyStopping,
+    callbacks_of,
+)
 from lightning_prune.utils.arguments import check_choice
 
 __all__ = ["BestOfLast", "BudgetCheckpoint", "BudgetEarlyStopping", "Monitor", "best_weights", "competes"]

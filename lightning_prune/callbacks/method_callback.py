@@ -36,8 +36,9 @@ from lightning_prune.trainer.checks import (
     checked_dense_sizes,
 )
 from lightning_prune.trainer.followers import Followers, call_after_prune, copies_to_cut
+from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import callbacks_of, is_compiled, print_line, target_of
+from lightning_prune.trainer.training_state import is_compiled, print_line, target_of
 from lightning_prune.trainer.weight_averaging import check_no_average_inside, submodules_in_copies
 from lightning_prune.utils.example_inputs import Example, as_example, example_of_shapes
 from lightning_prune.utils.passing import on_all

@@ -10,8 +10,12 @@ import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lightning_prune.trainer.lightning_internals import call_callbacks, forget_logged, reset_loop
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.lightning_internals import (
+    call_callbacks,
+    callbacks_of,
+    forget_logged,
+    reset_loop,
+)
 from lightning_prune.utils.metrics import higher_is_better
 
 __all__ = ["TeacherScores", "measure_scores", "replace_student"]

@@ -39,6 +39,11 @@ DataLoaderSource = _DataLoaderSource
 # -- training data ---------------------------------------------------------------------------------------------
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """Return the callbacks of a trainer: Lightning's attribute has no type annotation."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 def training_source(trainer: L.Trainer) -> DataLoaderSource:
     """Return ``FitLoop._data_source``. The trainer publishes only the loaders that were made from it."""
     return trainer.fit_loop._data_source
@@ -211,7 +216,7 @@ def hand_over_worker_results() -> None:
 
     @wraps(get)
     def get_extra_results(self: Any, trainer: L.Trainer) -> dict[str, Any]:
-        callbacks: list[Any] = trainer.callbacks if trainer.state.fn == TrainerFn.FITTING else []  # type: ignore[attr-defined]
+        callbacks: list[Any] = callbacks_of(trainer) if trainer.state.fn == TrainerFn.FITTING else []
         results = {
             it.state_key: it.worker_results(trainer) for it in callbacks if hasattr(it, "worker_results")
         }
@@ -225,10 +230,10 @@ def hand_over_worker_results() -> None:
         packed = BytesIO(worker_output.extra[key])
         results = torch.load(packed, map_location="cpu", weights_only=True)
         if results and worker_output.weights_path is not None:
-            if not results.keys() <= {it.state_key for it in trainer.callbacks}:  # type: ignore[attr-defined]
+            if not results.keys() <= {it.state_key for it in callbacks_of(trainer)}:
                 trainer._callback_connector._attach_model_callbacks()  # those that the module brings
             weights = self._strategy.checkpoint_io.load_checkpoint(worker_output.weights_path)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in callbacks_of(trainer):
                 if callback.state_key in results and hasattr(callback, "on_worker_results"):
                     callback.on_worker_results(trainer, results[callback.state_key], weights)
         recover(self, worker_output, trainer)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.trainer import lightning_internals as internals
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.utils.distributed import gather_all
 from lightning_prune.utils.seeding import random_state, set_random_state
 

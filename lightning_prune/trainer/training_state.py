@@ -13,11 +13,6 @@ from lightning_prune.trainer.lightning_internals import is_unwrapped_compiled
 __all__ = ["target_of"]
 
 
-def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
-    """Return the callbacks of a trainer: Lightning's attribute has no type annotation."""
-    return trainer.callbacks  # type: ignore[attr-defined]
-
-
 @rank_zero_only
 def print_line(trainer: L.Trainer, line: str) -> None:
     """Print a line without breaking the progress bar, on rank 0."""

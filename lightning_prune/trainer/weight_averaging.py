@@ -16,8 +16,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.serialization.record import PruningRecord, rerooted
-from lightning_prune.trainer.lightning_internals import swa_average, swa_last_epoch, swa_scheduler
-from lightning_prune.trainer.training_state import callbacks_of
+from lightning_prune.trainer.lightning_internals import (
+    callbacks_of,
+    swa_average,
+    swa_last_epoch,
+    swa_scheduler,
+)
 from lightning_prune.utils.modules import is_within, named_shapes
 
 __all__ = [
