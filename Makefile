@@ -1,4 +1,4 @@
-# make demo | make test | make nightly: each sets up .venv first, unless it is there and up to date.
+# make demo | make docs | make test | make nightly: each sets up .venv first, unless it is there and up to date.
 PYTHON ?= python3
 # What the repository is tested with, and a quick thing to install; the bounds in pyproject.toml are wider.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
@@ -9,11 +9,12 @@ BIN := .venv/bin
 STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test lint nightly clean
+.PHONY: help demo docs test lint nightly clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train, prune and compare a U-Net on brain slices (a few minutes)"
+	@echo "make docs     the documentation as a site in build/website/site, without network"
 	@echo "make test     ruff, mypy, pytest"
 	@echo "make nightly  the slow tests too"
 
@@ -25,6 +26,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python -m lightning_prune.cli.demo
+
+docs: $(STAMP)
+	$(BIN)/python -m website
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
