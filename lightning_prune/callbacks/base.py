@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.cut_summary import CutSummary, History
+from lightning_prune.pruning.cut_summary import History
+from lightning_prune.pruning.pruned_training import PrunedTraining
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -71,16 +71,38 @@ class PruningCallbackBase(L.Callback):
         self.timing, self.retraining, self.submodule = timing, retraining, submodule
         self.followers = check_followers(followers)
         self.copies: dict[str, str] = {}
-        self.record: PruningRecord | None = None
-        self.history = History()
-        self._dense: DenseSizes | None = None
-        self._last_handled = -1  # the last epoch, or optimizer step, whose end was dealt with
+        self._state = PrunedTraining()
         self._validated = True  # whether a validation began after the last cut
-        self._session: PruningSession | None = None
         self._resumption = Resumption()
         self._watch: CopyWatch | None = None
         self._session_state: Mapping[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended_session: Mapping[str, Any] | None = None  # of the last training, for checkpoints after it
+
+    @property
+    def record(self) -> PruningRecord | None:
+        """What was removed so far, relative to the dense network; None before the first cut."""
+        return self._state.record
+
+    @record.setter
+    def record(self, record: PruningRecord | None) -> None:
+        self._state.record = record
+
+    @property
+    def history(self) -> History:
+        """A summary of every cut."""
+        return self._state.history
+
+    @history.setter
+    def history(self, history: History) -> None:
+        self._state.history = history
+
+    @property
+    def _session(self) -> PruningSession | None:
+        return self._state.session
+
+    @property
+    def _dense(self) -> DenseSizes | None:
+        return self._state.dense
 
     def has_current_score(self, trainer: L.Trainer) -> bool:
         """Return whether the latest metrics are those of the network after its last cut."""
@@ -108,7 +130,7 @@ class PruningCallbackBase(L.Callback):
         if stage in ("validate", "test", "predict"):
             # The state may be that of a checkpoint before the end of training, where the trainer still is.
             ended = trainer.global_step if self.timing.by_steps else trainer.current_epoch - 1
-            self._last_handled = max(self._last_handled, ended)
+            self._state.last_handled = max(self._state.last_handled, ended)
         set_load_hook(pl_module, None)
         self.retraining.warmup.detach()
         if self._session:
@@ -116,7 +138,7 @@ class PruningCallbackBase(L.Callback):
                 self._session.drop_batch()
             self._ended_session = self._session.state()
             self._session.stop_observing()
-        self._session = None
+        self._state.session = None
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -130,24 +152,16 @@ class PruningCallbackBase(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return record, history and the state of the retraining as plain values."""
         return {
-            "record": self.record.to_dict() if self.record else None,
-            "dense": self._dense.to_dict() if self._dense else None,
-            "history": [asdict(cut) for cut in self.history],
+            **self._state.state(self.timing),
             "retraining": self.retraining.state(),
-            "ended": {"unit": self.timing.unit, "last": self._last_handled},
             "scored": self._validated,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned. The network was already cut, before its weights were loaded."""
-        record, dense = state_dict["record"], state_dict["dense"]
-        self.record = PruningRecord.from_dict(record) if record else None
-        if dense:  # Lightning's tuners restore a state from before the first trace, which has none
-            self._dense = DenseSizes.from_dict(dense)
-        self.history = History(CutSummary(**cut) for cut in state_dict["history"])
+        self._state.load(state_dict, self.timing)
         self.retraining.load(state_dict["retraining"])
-        ended, self._validated = state_dict["ended"], state_dict["scored"]
-        self._last_handled = ended["last"] if ended["unit"] == self.timing.unit else -1
+        self._validated = state_dict["scored"]
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -267,6 +281,11 @@ class PruningCallbackBase(L.Callback):
             self.record, self.copies = record or None, copies if record else {}
             add_to_checkpoints(pl_module, {CHECKPOINT_KEY: self._record_entry()})
 
+    def check_copies(self) -> None:
+        """Check, before the first cut, that no module which resembles the network follows it unsaid."""
+        if self._watch is not None and self.record is None:
+            self._watch.check()
+
     def _find_copies(self, trainer: L.Trainer, pl_module: L.LightningModule, graph: ChannelGraph) -> None:
         """Find the copies that are cut along, and watch what resembles the network if nothing was said about it.
 
@@ -285,15 +304,14 @@ class PruningCallbackBase(L.Callback):
             self._watch = CopyWatch(unnamed_copies(pl_module, prunable), pl_module, trainer.optimizers)
             self._watch.warn_at_start()
 
-    def _register_cut(
+    def register_cut(
         self, trainer: L.Trainer, record: PruningRecord, copies: Sequence[AveragedCopy]
     ) -> dict[str, CutParameter]:
-        """Add a cut to the record and to all checkpoints, and cut the network's copies likewise.
+        """Add the record of a cut to all checkpoints, and cut the network's copies likewise.
 
         Returns:
             The parameters of copies that were cut, for optimizers that hold them.
         """
-        self.record = record if self.record is None else self.record.then(record)
         self._validated = False
         pl_module = trainer.lightning_module
         self.copies = copies_by_name(pl_module, copies)

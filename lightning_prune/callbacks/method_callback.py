@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
@@ -19,29 +16,24 @@ from lightning_prune.callbacks.candidate_training import detached_copy
 from lightning_prune.callbacks.compensation import TrainerCompensation
 from lightning_prune.callbacks.description import description, html_description
 from lightning_prune.callbacks.methods.base import PruningMethod
+from lightning_prune.callbacks.trainer_loop import TrainerLoop
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
-from lightning_prune.pruning.cut_summary import CutSummary, budget_warning, size_metrics
+from lightning_prune.pruning.cut_summary import budget_warning, size_metrics
 from lightning_prune.pruning.session import PruningSession
-from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.serialization.carried_record import carried_record, regrow_
-from lightning_prune.surgery.optimizer_state import cut_state_
 from lightning_prune.trainer.batches import first_sample
 from lightning_prune.trainer.checks import (
     check_batches,
     check_recalibration,
-    check_record,
     check_trained,
-    checked_dense_sizes,
 )
-from lightning_prune.trainer.followers import Followers, call_after_prune, copies_to_cut
+from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.trainer.retraining import Retraining
-from lightning_prune.trainer.training_state import is_compiled, print_line, target_of
-from lightning_prune.trainer.weight_averaging import check_no_average_inside, submodules_in_copies
+from lightning_prune.trainer.training_state import is_compiled, target_of
+from lightning_prune.trainer.weight_averaging import check_no_average_inside
 from lightning_prune.utils.example_inputs import Example, as_example, example_of_shapes
-from lightning_prune.utils.passing import on_all
 
 __all__ = ["PruningCallback", "pruning_callbacks"]
 
@@ -149,7 +141,8 @@ class PruningCallback(PruningCallbackBase):
             self._session_state = None
         self.method.on_train_start(trainer, pl_module)
         if self.timing.by_steps:
-            self._last_handled = trainer.global_step if self._last_handled < 0 else self._last_handled
+            if self._state.last_handled < 0:
+                self._state.last_handled = trainer.global_step
             self._prune_if_due(trainer, trainer.global_step)  # the checkpoint may be from just before a cut
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -268,85 +261,26 @@ class PruningCallback(PruningCallbackBase):
         self._take_over_record(pl_module)
         target = target_of(pl_module, self.submodule)
         check_no_average_inside(target)
-        check_record(target, self.record)
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
-        graph = on_all(lambda: self.policy.trace(target, example))
-        if self.record is None:
-            self._dense = checked_dense_sizes(self.policy, graph, target)
-        elif self._dense is None and carried_record(target):
-            self._dense = self._sizes_before_pruning(target, example)
-        shapes = self.record.shapes if self.record else {}
-        dense = (self._dense or DenseSizes.of(graph)).completed(graph, shapes)
-        session = PruningSession(target, example, graph, dense, is_compiled(pl_module))
-        self._find_copies(trainer, pl_module, graph)
-        self._session = session
+        session = self._state.start(self.policy, target, example, is_compiled(pl_module), detached_copy)
+        self._find_copies(trainer, pl_module, session.graph)
         self.method.on_session_start(trainer, session, is_dense=self.record is None)
         return session
-
-    def _sizes_before_pruning(self, target: nn.Module, example: Example) -> DenseSizes:
-        """Return the sizes of the dense network of which ``target`` is what earlier prunings have left."""
-        dense = detached_copy(target)
-        regrow_(dense)
-        return checked_dense_sizes(self.policy, self.policy.trace(dense, example), dense)
 
     def _prune_if_due(self, trainer: L.Trainer, now: int) -> None:
         """Cut at the end of epoch ``now``, or after as many steps, unless that was done already."""
         if not self._session:
             return
-        is_due = self.method.is_due(trainer, self._session, now, self._last_handled)
+        is_due = self.method.is_due(trainer, self._session, now, self._state.last_handled)
         if is_due or self.method.retries(trainer, self._session, now):
             self._prune(trainer, self._session, now)
-        self._last_handled = now
+        self._state.last_handled = now
 
     def _prune(self, trainer: L.Trainer, session: PruningSession, now: int) -> None:
         """Make one cut, and adapt training to the smaller network."""
-        start, graph, pl_module = time.perf_counter(), session.graph, trainer.lightning_module
-        if self._watch is not None and self.record is None:
-            self._watch.check()
-        copies = copies_to_cut(trainer, pl_module, self.copies)
-        networks = submodules_in_copies(copies, self.submodule)
-        optimizers = self.retraining.optimizers_to_cut(trainer)
-        _call_hook(trainer, "on_before_cut")
-        repair = self.compensation.of_cut(trainer, session, networks, len(self.history))
-        session.surgery = repair.prune_ if repair else None
-        record = self.method.cut_(trainer, session, now, networks, optimizers)
-        session.surgery = None
-        if not record:
-            return
-        self._last_handled = now  # from here on a checkpoint holds this cut, whatever fails in what follows
-        cut_parameters = self._register_cut(trainer, record, copies)
-        self.retraining.begin_(trainer)
         epoch, step = (trainer.current_epoch, now) if self.timing.by_steps else (now, None)
-        summary = CutSummary.between(graph, session.graph, session.dense, session.stopped, epoch, 0.0, step)
-        self.history.append(replace(summary, seconds=time.perf_counter() - start))
-        self.method.after_cut_(trainer, session)
-        for optimizer in optimizers:
-            cut_state_(optimizer, cut_parameters)
-        report = self.compensation.repair_(repair) if repair else None
-        call_after_prune(pl_module, self.submodule, record)
-        # Images that the network cannot run on serve no estimate of norms either.
-        keeps_norms = report is not None and repair is not None and (report.accepted or bool(repair.failure))
-        self._adapt_training_(trainer, [session.target, *networks], epoch, keeps_norms)
-        summary = replace(summary, seconds=time.perf_counter() - start)
-        self.history[-1] = summary = summary.with_repair(report) if report else summary
-        _call_hook(trainer, "on_after_cut")
-        if self.verbose:
-            print_line(trainer, self.method.report(str(summary), session))
-
-    def _adapt_training_(
-        self, trainer: L.Trainer, networks: Sequence[nn.Module], epoch: int, keeps_norms: bool
-    ) -> None:
-        """Adapt optimizers and wrapper to the smaller network, and the norms of it and its copies."""
-        if self.finished:
-            self.retraining.start_final_phase(trainer, epoch + 1)
-        self.retraining.adapt_trainer_(trainer, networks, self.timing.by_steps, keeps_norms)
-
-
-def _call_hook(trainer: L.Trainer, hook: str) -> None:
-    """Call ``hook(trainer, pl_module)`` of all callbacks that define it."""
-    for callback in callbacks_of(trainer):
-        if (function := getattr(callback, hook, None)) is not None:
-            function(trainer, trainer.lightning_module)
+        loop = TrainerLoop(self, self.method, self.compensation, trainer, session, now, epoch, self.verbose)
+        self._state.cut_(loop, now, epoch, step)
 
 
 def pruning_callbacks(trainer: L.Trainer) -> list[PruningCallback]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Unpack
 
 import lightning as L
 
 from lightning_prune.callbacks.method_callback import PruningCallback
-from lightning_prune.callbacks.methods.filter_pruning import FilterPruning, StatisticsMode
+from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import default_criterion
-from lightning_prune.pruning.schedules import Schedule, timing_of
+from lightning_prune.pruning.regular_cuts import StatisticsMode, with_amount
+from lightning_prune.pruning.schedules import timing_of
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 
 __all__ = ["FilterPruningCallback"]
-
-DEFAULT_AMOUNT = 0.1  # of the dense network, per cut
 
 
 class FilterPruningCallback(PruningCallback):
@@ -118,25 +116,7 @@ class FilterPruningCallback(PruningCallback):
         **policy: Unpack[PolicyArguments],
     ) -> None:
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
-        whole_policy = _with_amount(PruningPolicy.of(budget, **policy).with_budget(), amount, schedule)
+        whole_policy = with_amount(PruningPolicy.of(budget, **policy).with_budget(), amount, schedule)
         method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
         retraining = Retraining(optimizer, final_phase, recalibrate_batches, lr_warmup_steps)
         super().__init__(method, retraining, submodule, verbose, compensate, followers)
-
-
-def _with_amount(
-    policy: PruningPolicy, amount: Mapping[str, float] | None, schedule: Schedule | None
-) -> PruningPolicy:
-    """Return the policy with what is removed in one cut.
-
-    Raises:
-        ValueError: both an amount and a schedule, or two amounts, are given.
-    """
-    if amount is not None and policy.amount is not None:
-        raise ValueError("amount: set this in the PruningPolicy, not beside it")
-    amount = amount if policy.amount is None else policy.amount
-    if schedule is not None and amount is not None:
-        raise ValueError(
-            "a schedule sets how much is removed in each cut, and so does an amount: leave one of them out"
-        )
-    return replace(policy, amount=dict(amount or dict.fromkeys(policy.budget, DEFAULT_AMOUNT)))

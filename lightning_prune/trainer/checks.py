@@ -8,26 +8,17 @@ from collections.abc import Sequence
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.pruning.schedules import Timing
-from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.serialization.carried_record import carried_record
-from lightning_prune.serialization.record import PruningRecord
-from lightning_prune.serialization.saving import has_shapes_of
 from lightning_prune.utils.distributed import gather_all
 
 __all__ = [
     "check_alone",
     "check_batches",
-    "check_record",
     "check_strategy",
     "check_timing",
     "check_trained",
-    "checked_dense_sizes",
 ]
 
 
@@ -47,19 +38,6 @@ def check_alone(pruning: Sequence[L.Callback]) -> None:
         names = " and ".join(type(callback).__name__ for callback in pruning)
         raise ValueError(
             f"a Trainer can have one pruning callback, got {names}; prune with one after the other"
-        )
-
-
-def check_record(target: nn.Module, record: PruningRecord | None) -> None:
-    """Raise ValueError if ``target`` was not cut to a callback's record."""
-    if record is None:
-        return
-    kept = carried_record(target).kept
-    is_other = bool(kept) and any(kept.get(name) != dims for name, dims in record.kept.items())
-    if is_other or not has_shapes_of(target, record):
-        raise ValueError(
-            "this callback has pruned a network of other sizes; give a fresh network a new callback, or resume from "
-            "the checkpoint of that run"
         )
 
 
@@ -130,16 +108,3 @@ def check_trained(trainer: L.Trainer) -> None:
     """Raise ValueError if no batch was trained on: Lightning skips an empty training loader without an error."""
     if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
         raise ValueError("the training data loader has no batches: nothing was trained and nothing pruned")
-
-
-def checked_dense_sizes(policy: PruningPolicy, graph: ChannelGraph, target: nn.Module) -> DenseSizes:
-    """Return the sizes of the dense network; warn if limits may stop pruning before its budget is met.
-
-    Raises:
-        ValueError: the policy does not fit the network.
-    """
-    policy.check(graph)
-    prediction = policy.predict(graph, target)
-    if not prediction.reached:
-        rank_zero_warn(f"the limits may stop pruning above the budget: {prediction}")
-    return DenseSizes.of(graph)

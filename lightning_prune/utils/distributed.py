@@ -5,6 +5,7 @@ In a single process every function returns its input. In a distributed run every
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from torch import Tensor, distributed
 
 from lightning_prune.utils.hashing import json_digest
 
-__all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all"]
+__all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all", "warn_first"]
 
 T = TypeVar("T")
 
@@ -54,6 +55,12 @@ def broadcast(value: T) -> T:
     values: list[Any] = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def warn_first(message: str, stacklevel: int = 1) -> None:
+    """Warn in the process with rank 0 only; ``stacklevel`` 1 names the caller."""
+    if world_size() == 1 or distributed.get_rank() == 0:
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def from_first(compute: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.criteria.base import CriterionLike
+from lightning_prune.pruning.regular_cuts import retry_is_due
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
@@ -95,8 +96,7 @@ class PruningMethod(ABC):
 
         It is tried at the end of the next epoch, or after as many steps as lie between two cuts.
         """
-        wait = self.timing.every if self.timing.by_steps else 1
-        return session.owed is not None and now >= session.owed + wait and self.may_cut(trainer, session)
+        return retry_is_due(session, self.timing, now) and self.may_cut(trainer, session)
 
     def is_within_budget(self, session: PruningSession) -> bool:
         """Return whether the present network meets the budget."""

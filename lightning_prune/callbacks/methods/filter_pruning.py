@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, get_args
 
 import lightning as L
 from torch import nn
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.criteria.base import CriterionLike
+from lightning_prune.pruning.regular_cuts import RegularCuts, StatisticsMode
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
@@ -19,11 +20,8 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.trainer.batches import forward_training_data
 from lightning_prune.trainer.checks import check_timing
 from lightning_prune.utils.arguments import check_choice
-from lightning_prune.utils.passing import PassingFailure
 
-__all__ = ["FilterPruning", "StatisticsMode"]
-
-StatisticsMode = Literal["epoch", "pass"]
+__all__ = ["FilterPruning"]
 
 
 class FilterPruning(PruningMethod):
@@ -43,17 +41,19 @@ class FilterPruning(PruningMethod):
         super().__init__(policy, timing, criterion)
         self.statistics = statistics
 
+    @property
+    def cuts(self) -> RegularCuts:
+        """The moments of cuts, and what each removes."""
+        return RegularCuts(self.policy, self.timing, self.criterion, self.statistics)
+
     def criterion_to_observe(self, trainer: L.Trainer, session: PruningSession) -> CriterionLike | None:
         """Return the criterion during the epoch, or interval of steps, that a cut ends."""
         now = trainer.global_step if self.timing.by_steps else trainer.current_epoch
-        is_observed = self.timing.is_observed(now) or session.owed is not None
-        is_observing = is_observed and self.may_cut(trainer, session)
-        return self.criterion if is_observing and not self._needs_pass(session) else None
+        return self.cuts.criterion_to_observe(session, now) if self.may_cut(trainer, session) else None
 
     def is_due(self, trainer: L.Trainer, session: PruningSession, now: int, last: int) -> bool:
         """Return whether the timing has a cut after ``last`` and up to ``now``, and there is something to remove."""
-        since = last if self.timing.by_steps else max(last, now - 1)
-        return self.timing.due(since, now) and self.may_cut(trainer, session)
+        return self.cuts.is_due(now, last) and self.may_cut(trainer, session)
 
     def cut_(
         self,
@@ -63,25 +63,11 @@ class FilterPruning(PruningMethod):
         copies: Sequence[nn.Module],
         optimizers: Sequence[Optimizer],
     ) -> PruningRecord:
-        """Make the cut that is due at ``now``, after a pass over the training data if statistics need one.
-
-        Right after a resume with another number of processes there are no statistics: the cut is postponed.
-        """
-        if self._needs_pass(session):
-            if session.observe(self.criterion):
-                forward_training_data(trainer, session.target)
-        elif session.observer is None and session.observe(self.criterion):
-            session.stop_observing()
-            session.postpone(now, PassingFailure("no batch was observed since training was resumed"))
-            return PruningRecord()
-        policy = replace(self.policy, removed_share=self.timing.share(now))
-        return session.cut_(policy, self.criterion, optimizers, now)
+        """Make the cut that is due at ``now``, after a pass over the training data if statistics need one."""
+        return self.cuts.cut_(
+            session, now, optimizers, partial(forward_training_data, trainer, session.target)
+        )
 
     def on_first_batch(self, trainer: L.Trainer, session: PruningSession, batch: Any) -> None:
         """Check that cuts come when they are meant to."""
-        check_timing(trainer, self.timing, self._needs_pass(session))
-
-    def _needs_pass(self, session: PruningSession) -> bool:
-        """Whether statistics come from a separate pass. Gradients never do, since only training computes them."""
-        is_separate = self.statistics == "pass" or session.compiled
-        return is_separate and not session.needs_steps(self.criterion)
+        check_timing(trainer, self.timing, self.cuts.needs_pass(session))
