@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_prune.data.masks import check_mask
 from lightning_prune.distillation.config import Distillation
-from lightning_prune.tasks.module import ADAM, STAGES, OptimizerFactory, SchedulerFactory, TaskModule
+from lightning_prune.tasks.module import (
+    ADAM,
+    STAGES,
+    OptimizerFactory,
+    SchedulerFactory,
+    TaskModule,
+    summed_confusion,
+)
 
 __all__ = ["ClassificationModule"]
 
@@ -29,8 +36,9 @@ def _check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
 class ClassificationModule(TaskModule):
     """LightningModule that trains ``net`` on batches ``(image (n, c, h, w) float, class number (n,) int64)``.
 
-    Logged once per epoch: ``<stage>/loss`` and ``<stage>/accuracy`` of the stages train, val and test. The accuracy
-    is that of all images of the epoch and of all ranks.
+    Logged once per epoch: ``<stage>/loss`` and ``<stage>/accuracy`` of the stages train, val and test, and
+    ``test/accuracy_<class>``, the share of the images of a class that are recognised. The accuracy is that of all
+    images of the epoch and of all ranks.
 
     Only ``self.net`` refers to the network's parameters, so that a callback may replace ``p.data``.
 
@@ -43,9 +51,12 @@ class ClassificationModule(TaskModule):
         monitor: metric for ``ReduceLROnPlateau``. ``val/accuracy`` requires its ``mode="max"``.
         example_input_shape: shape of ``example_input_array``, with the batch dimension; None: there is none.
         distillation: options of distillation from a teacher.
+        class_names: names of the classes in logged metrics and tables; None: those of the data module, else class
+            numbers.
 
     Raises:
-        ValueError: ``num_classes`` is below 2; in training: a class number is out of range, or shapes do not fit.
+        ValueError: ``num_classes`` is below 2, or class names do not fit; in training: a class number is out of
+            range, or shapes do not fit.
         TypeError: in training: the network returns no tensor.
 
     Example:
@@ -65,9 +76,12 @@ class ClassificationModule(TaskModule):
         monitor: str = "val/loss",
         example_input_shape: Sequence[int] | None = None,
         distillation: Distillation | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
+        task = (net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
+        super().__init__(*task, class_names)
         self.loss = loss or nn.CrossEntropyLoss()
+        self.matrix = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.accuracy = nn.ModuleDict({f"{stage}_accuracy": self._metric() for stage in STAGES})
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
@@ -80,9 +94,22 @@ class ClassificationModule(TaskModule):
         accuracy = self.accuracy[f"{stage}_accuracy"]
         assert isinstance(accuracy, MulticlassAccuracy)
         accuracy.update(logits.detach(), target)
+        if stage == "test":
+            self.matrix.update(logits.detach(), target)
         self._log_loss(loss.detach(), stage, len(image))
         self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=stage != "test")
         return loss
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the confusion of the classes."""
+        self.matrix.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy of each class, and keep the confusion of the classes."""
+        self.confusion = summed_confusion(self.matrix)
+        shares = self.confusion.diagonal() / self.confusion.sum(1)  # NaN for a class without images
+        scores = zip(self.class_names, shares.to(self.device), strict=True)
+        self.log_dict({f"test/accuracy_{name}": share for name, share in scores}, sync_dist=True)
 
     def _metric(self) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)

@@ -146,6 +146,8 @@ def _summary(config: DictConfig, parts: Components, settings: Summary, test: Map
         curves=parts.history.curves,
         cuts=[asdict(cut) for cut in parts.pruning.history] if parts.pruning else [],
         candidate_steps=getattr(parts.pruning, "steps", 0),
+        class_names=list(parts.module.class_names),
+        confusion=[] if parts.module.confusion is None else parts.module.confusion.tolist(),
         **_measured(config, parts),
     )
 

@@ -11,6 +11,7 @@ from lightning_prune.data.distance_maps import signed_distances
 from lightning_prune.data.eye import MOBIUS, SBVPI
 from lightning_prune.data.fashion import FashionMNIST, FashionScenes
 from lightning_prune.data.folder import FolderDataModule
+from lightning_prune.data.image_folder import ImageFolder
 from lightning_prune.data.transforms import augment, crop_and_flip, default_augmentation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "FashionMNIST",
     "FashionScenes",
     "FolderDataModule",
+    "ImageFolder",
     "SegmentationData",
     "augment",
     "crop_and_flip",

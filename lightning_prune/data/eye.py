@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_prune.data.folder import FileSamples, FolderDataModule, split
+from lightning_prune.data.file_samples import FileSamples
+from lightning_prune.data.folder import FolderDataModule, split
 from lightning_prune.data.image_files import Pair, Palette, files_by_key, find_pairs
+from lightning_prune.data.mask_files import MaskCoding, coding_of
 from lightning_prune.data.transforms import Transform
 
 __all__ = ["MOBIUS", "SBVPI"]
@@ -110,6 +112,13 @@ class EyeData(FolderDataModule):
             stage: [pair for pair, subject in zip(pairs, subjects, strict=True) if subject in members]
             for stage, members in stages.items()
         }
+
+    def check(self, stages: Mapping[str, Sequence[Pair]]) -> None:
+        """Warn of nothing: the data sets are known, and split by subject."""
+
+    def coding(self, masks: Sequence[Path]) -> MaskCoding:
+        """Return how to read the masks: by their colours."""
+        return coding_of(self.colours)
 
     def _layout(self) -> str:
         """Return the expected files, for error messages."""
@@ -223,7 +232,7 @@ class SBVPI(EyeData):
         complete = [file for file in images if all(part_file(file, part).is_file() for part in self.parts)]
         return [Pair(file, part_file(file, self.parts[0])) for file in complete]
 
-    def _samples(self, pairs: Sequence[Pair]) -> FileSamples:
+    def _samples(self, pairs: Sequence[Pair], coding: MaskCoding) -> FileSamples:
         return PartSamples(pairs, self.parts, self.size, self.channels)
 
 

@@ -1,14 +1,16 @@
 """Data module of image and mask files in folders.
 
-Three layouts are supported (the folder names are arguments)::
+Four layouts are supported (the folder names are arguments)::
 
     root/images/*, root/masks/*                      split by val, test and seed
     root/train/images/*, root/train/masks/*, ...     split by folders
     root/images/train/*, root/masks/train/*, ...     split by folders
+    root/*, with images="." and masks="."            image and mask side by side, told apart by mask_suffix
 
 An image and a mask are paired if their paths below these folders agree, without extension and suffixes:
 ``images/berlin/01_photo.jpg`` and ``masks/berlin/01_label.png`` with the suffixes ``_photo`` and ``_label``.
-`lightning_prune.data.image_files` lists the supported kinds of files.
+`lightning_prune.data.readers` lists the supported kinds of files. A file with several images, such as a volume, is in
+one stage with all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +18,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_prune.data.base import Sample, Samples, SegmentationData
-from lightning_prune.data.image_files import Pair, Palette, find_pairs, read_image, read_mask
-from lightning_prune.data.masks import check_mask
+from lightning_prune.data.base import Samples, SegmentationData
+from lightning_prune.data.duplicates import warn_of_duplicates, warn_of_few
+from lightning_prune.data.file_samples import FileSamples, slices_of
+from lightning_prune.data.image_files import Pair, Palette, find_pairs
+from lightning_prune.data.mask_files import MaskCoding, coding_of
+from lightning_prune.data.mask_survey import survey, understand
 from lightning_prune.data.transforms import Transform, default_augmentation
 
 STAGES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -73,54 +76,6 @@ def find_stages(root: Path, images: str, masks: str) -> dict[str, tuple[Path, Pa
     return stages or {"all": (root / images, root / masks)}
 
 
-class FileSamples:
-    """Samples of image and mask files, which are read, checked and resized at each access."""
-
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        num_classes: int,
-        size: tuple[int, int] | None = None,
-        channels: int = 3,
-        palette: Palette | None = None,
-        ignore_index: int | None = None,
-    ) -> None:
-        self.pairs = pairs
-        self.num_classes = num_classes
-        self.size = size
-        self.channels = channels
-        self.palette = palette
-        self.ignore_index = ignore_index
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return image ``(c, h, w)`` float32 and mask ``(h, w)`` int64.
-
-        Raises:
-            ValueError: the two differ in size, or a class number is out of range.
-        """
-        pair = self.pairs[index]
-        image, mask = read_image(pair.image, self.channels), self.mask(pair)
-        if image.shape[1:] != mask.shape:
-            sizes = f"{tuple(image.shape[1:])} and {tuple(mask.shape)}"
-            raise ValueError(
-                f"{pair.image} and {pair.mask} differ in size (h, w): {sizes}; check that they belong together"
-            )
-        check_mask(mask, self.num_classes, self.ignore_index, where=str(pair.mask))
-        return (image, mask) if self.size is None else _resize(image, mask, self.size)
-
-    def mask(self, pair: Pair) -> Tensor:
-        """Return class numbers ``(h, w)`` int64."""
-        return read_mask(pair.mask, self.palette)
-
-
-def _resize(image: Tensor, mask: Tensor, size: tuple[int, int]) -> Sample:
-    nearest = InterpolationMode.NEAREST_EXACT
-    return F.resize(image, list(size)), F.resize(mask[None], list(size), interpolation=nearest)[0]
-
-
 class FolderDataModule(SegmentationData):
     """Image and mask files below ``root``, in one of the layouts in the docstring of the module.
 
@@ -131,9 +86,13 @@ class FolderDataModule(SegmentationData):
         masks: name of the folders of masks; may be the same as ``images`` if the suffixes differ.
         image_suffix: end of the images' names before the extension, such as ``"_photo"``.
         mask_suffix: end of the masks' names before the extension, such as ``"_mask"``.
-        palette: class of each colour, ``{(255, 0, 0): 1}`` or ``{"#ff0000": 1}``.
+        palette: what masks mean: class of each colour, ``{(255, 0, 0): 1}`` or ``{"#ff0000": 1}``; the colours of
+            the classes in order, ``["black", "red"]``; or class of each stored number, ``{255: 1}``, where others
+            stay. None: found out (`lightning_prune.data.mask_survey` says how); `mask_text` then says what.
         size: ``(h, w)`` to resize to, masks by nearest neighbour. None: no resizing; all sizes must be equal.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for colour, 1 for grey, or the number of channels of the files.
+        window: numbers of the images that become 0 and 1, such as ``(-160, 240)`` for CT in Hounsfield units. None:
+            those of 8 and 16 bits are scaled by their range, volumes by their 0.5th and 99.5th percentile.
         ignore_index: class number of pixels without class.
         val: share for validation, if no folder has the name of that stage.
         test: share for testing, if no folder has the name of any stage.
@@ -145,16 +104,24 @@ class FolderDataModule(SegmentationData):
 
     Raises:
         FileNotFoundError: when samples are loaded: folders or images are missing.
-        ValueError: when samples are loaded: images have no masks, masks have no images, or the two do not fit.
+        ValueError: when samples are loaded: images have no masks, masks have no images, the two do not fit, a file
+            cannot be read, or the masks are not understood.
+
+    Warns:
+        UserWarning: when samples are loaded: there are three pairs or fewer, or two stages share an image, by content
+            or by name.
+
+    Attributes:
+        mask_text: how the masks are read, if that had to be found out; printed once.
 
     Example:
         >>> import tempfile
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as root:
-        ...     for name in ("images", "masks"):
+        ...     for name, step in {"images": 60, "masks": 0}.items():
         ...         Path(root, name).mkdir()
         ...         for number in range(4):
-        ...             Image.new("L", (16, 8)).save(f"{root}/{name}/{number}.png")
+        ...             Image.new("L", (16, 8), color=step * number).save(f"{root}/{name}/{number}.png")
         ...     data = FolderDataModule(root, num_classes=2, channels=1, batch_size=2)
         ...     image, mask = next(iter(data.train_dataloader()))
         >>> tuple(image.shape), tuple(mask.shape)
@@ -180,6 +147,7 @@ class FolderDataModule(SegmentationData):
         transform: Transform | None = None,
         seed: int = 0,
         distance_maps: bool = False,
+        window: Sequence[float] | None = None,
     ) -> None:
         transform = default_augmentation(mask_fill=ignore_index or 0) if transform is None else transform
         super().__init__(batch_size, num_workers, transform, seed, distance_maps)
@@ -192,6 +160,8 @@ class FolderDataModule(SegmentationData):
         self.channels = channels
         self.ignore_index = ignore_index
         self.val_share, self.test_share = val, test
+        self.window = _check_window(window)
+        self.mask_text = ""
 
     def pairs(self) -> dict[str, list[Pair]]:
         """Return the files of each stage."""
@@ -204,11 +174,42 @@ class FolderDataModule(SegmentationData):
         return pairs
 
     def load(self) -> Mapping[str, Samples]:
-        """Find the files; each is read when its sample is accessed."""
-        return {stage: self._samples(pairs) for stage, pairs in self.pairs().items()}
+        """Find the files, and find out how to read the masks; each is read when its sample is accessed."""
+        stages = self.pairs()
+        self.check(stages)
+        coding = self.coding([pair.mask for pairs in stages.values() for pair in pairs])
+        self.mask_text = coding.text
+        if coding.text:
+            _say(f"masks: {coding.text}")
+        return {stage: self._samples(self._slices(pairs), coding) for stage, pairs in stages.items()}
 
-    def _samples(self, pairs: Sequence[Pair]) -> FileSamples:
-        return FileSamples(pairs, self.num_classes, self.size, self.channels, self.palette, self.ignore_index)
+    def check(self, stages: Mapping[str, Sequence[Pair]]) -> None:
+        """Warn of very few pairs, and of stages that share an image."""
+        warn_of_few(sum(map(len, stages.values())))
+        folders = [images for images, _ in find_stages(self.root, *self.folders).values()]
+        warn_of_duplicates(
+            {
+                stage: {_name_below(folders, pair.image): pair.image for pair in p}
+                for stage, p in stages.items()
+            }
+        )
+
+    def coding(self, masks: Sequence[Path]) -> MaskCoding:
+        """Return how to read the masks.
+
+        Raises:
+            ValueError: they are not understood; the message says which palette to give.
+        """
+        if self.palette is not None:
+            return coding_of(self.palette)
+        return understand(survey(masks), self.num_classes, self.ignore_index)
+
+    def _slices(self, pairs: Sequence[Pair]) -> list[Pair]:
+        return [part for pair in pairs for part in slices_of(pair, self.channels)]
+
+    def _samples(self, pairs: Sequence[Pair], coding: MaskCoding) -> FileSamples:
+        channels, ignored = self.channels, self.ignore_index
+        return FileSamples(pairs, self.num_classes, self.size, channels, coding, ignored, self.window)
 
     def _advice(self, stage: str) -> str:
         folder = self.root / stage / self.folders[0]
@@ -219,3 +220,20 @@ def _check_size(size: Sequence[int] | None) -> tuple[int, int] | None:
     if size is not None and len(size) != 2:
         raise ValueError(f"size={size}: give (height, width)")
     return None if size is None else (int(size[0]), int(size[1]))
+
+
+def _check_window(window: Sequence[float] | None) -> tuple[float, float] | None:
+    if window is not None and (len(window) != 2 or not window[0] < window[1]):
+        raise ValueError(f"window={window}: give (low, high), the numbers that become 0 and 1")
+    return None if window is None else (float(window[0]), float(window[1]))
+
+
+def _name_below(folders: Sequence[Path], file: Path) -> str:
+    """Return the path of a file below the first of the folders that holds it."""
+    folder = next(folder for folder in folders if file.is_relative_to(folder))
+    return file.relative_to(folder).as_posix()
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

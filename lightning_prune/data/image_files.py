@@ -1,30 +1,40 @@
-"""Reading of images and masks from files, and pairing of their names.
+"""Pairing of the files of images and masks by their names, and reading of images.
 
-The class numbers of a mask are the indices of a palette image, the values of a greyscale or integer image, or, with a
-`palette`, the classes of the colours.
+`lightning_prune.data.mask_files` reads masks.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
 from torch import Tensor
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+from lightning_prune.data.mask_files import Palette, read_mask
+from lightning_prune.data.readers import EXTENSIONS, extension, pixels_of
+from lightning_prune.data.volumes import Limits
 
-Colour = str | tuple[int, int, int]
-Palette = Mapping[Colour, int]
+__all__ = ["EXTENSIONS", "Pair", "Palette", "files_by_key", "find_pairs", "read_image", "read_mask"]
+
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey (ITU-R BT.601)
 
 
 class Pair(NamedTuple):
-    """The files of one sample."""
+    """The files of one sample.
+
+    Attributes:
+        image: file of the image.
+        mask: file of the mask.
+        page: which image of files with several; None: all images of the first file, as channels of one.
+    """
 
     image: Path
     mask: Path
+    page: int | None = 0
 
 
 def find_pairs(
@@ -56,46 +66,52 @@ def find_pairs(
     return [Pair(image_files[key], mask_files[key]) for key in sorted(image_files)]
 
 
-def read_image(file: Path, channels: int = 3) -> Tensor:
-    """Read an image as ``(channels, h, w)`` float32, scaled to 0 to 1 unless the file has floating point values.
+def read_image(
+    file: Path, channels: int = 3, index: int | None = 0, window: Sequence[float] | None = None
+) -> Tensor:
+    """Read an image as ``(channels, h, w)`` float32, scaled to 0 to 1.
+
+    Files of 8 and 16 bits are scaled by their whole range, DICOM and NIfTI by the 0.5th and 99.5th percentile of the
+    file. Floating point numbers of other files stay as they are.
 
     Args:
-        file: image of 8 or 16 bits or of floating point.
-        channels: 1 for grey or 3 for colour.
+        file: the image; `lightning_prune.data.readers` lists the formats.
+        channels: 1 for grey, 3 for colour, or the number that the file has.
+        index: which image of a file with several; None: all of them, as channels.
+        window: numbers that become 0 and 1, such as ``(-160, 240)`` Hounsfield units; others are clipped.
 
     Raises:
-        ValueError: channels is neither 1 nor 3.
+        ValueError: the file is damaged, or has another number of channels.
+        ImportError: a package that reads it is not installed.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}: images are read as 1 (grey) or 3 (colour)")
-    with Image.open(file) as opened:
-        if opened.mode.startswith(("I", "F")):
-            return _read_deep(np.asarray(opened)).expand(channels, -1, -1).clone()
-        pixels = np.array(opened.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1) / 255
+    pixels, limits = pixels_of(file, channels, index)
+    pixels = _with_channels(pixels, channels, file)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(_scaled(pixels, limits, window), -1, 0)))
 
 
-def read_mask(file: Path, palette: Palette | None = None) -> Tensor:
-    """Read a mask as class numbers ``(h, w)`` int64.
+def _with_channels(pixels: NDArray[Any], channels: int, file: Path) -> NDArray[Any]:
+    """Return pixels ``(h, w, channels)``: grey ones repeated, colours without alpha, or as grey."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    number = pixels.shape[2]
+    if number == channels:
+        return pixels
+    if number == 1 and channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if number in (3, 4) and channels == 3:
+        return pixels[..., :3]
+    if number in (3, 4) and channels == 1:
+        return np.asarray(pixels[..., :3] @ np.array(LUMINANCE))[..., None]
+    raise ValueError(f"channels={channels}: {file} has {number}; 1 (grey), 3 (colour) or as many can be read")
 
-    Args:
-        file: palette, greyscale, 1-bit or 16-bit image; with ``palette`` an image of colours.
-        palette: class of each colour; a colour is a tuple ``(255, 0, 0)`` or a string, ``"#ff0000"`` or
-            ``"red"``.
 
-    Raises:
-        ValueError: a colour has no class, the file has colours and there is no palette, or values are not whole
-            numbers.
-    """
-    with Image.open(file) as opened:
-        if palette is not None:
-            return torch.from_numpy(_classes_of_colours(np.array(opened.convert("RGB")), palette, file))
-        pixels = np.array(opened)
-    if pixels.ndim == 3:
-        pixels = _single_channel(pixels, file)
-    if not np.issubdtype(pixels.dtype, np.integer) and pixels.dtype != bool:
-        raise ValueError(f"{file} has values of type {pixels.dtype}: a mask needs whole numbers")
-    return torch.from_numpy(pixels.astype(np.int64))
+def _scaled(pixels: NDArray[Any], limits: Limits, window: Sequence[float] | None) -> NDArray[np.float32]:
+    """Scale numbers to 0 to 1; those outside of a window, or of the percentiles of a volume, are clipped."""
+    numbers = pixels.astype(np.float32)
+    if window is None and limits is None:
+        return numbers
+    low, high = window or limits or (0, 1)
+    return np.clip((numbers - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
 def files_by_key(folder: Path, suffix: str = "") -> dict[str, Path]:
@@ -109,8 +125,9 @@ def files_by_key(folder: Path, suffix: str = "") -> dict[str, Path]:
         raise FileNotFoundError(f"there is no folder {folder}: check root and the names of the subfolders")
     files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in EXTENSIONS and file.stem.endswith(suffix) and not file.name.startswith("."):
-            key = file.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+        stem = file.name.removesuffix(ending := extension(file))
+        if ending and stem.endswith(suffix) and not file.name.startswith("."):
+            key = (file.relative_to(folder).parent / stem.removesuffix(suffix)).as_posix()
             if key in files:
                 raise ValueError(f"{files[key]} and {file} have the same name: keep one of them")
             files[key] = file
@@ -145,40 +162,3 @@ def _check_partners(
             f"{len(alone)} of {len(files)} {kind} have no partner among the {len(partners)} {partner_kind}: "
             f"{names}; names must agree up to extension and suffix (set {argument}), or move these files away"
         )
-
-
-def _read_deep(pixels: NDArray[np.generic]) -> Tensor:
-    """Scale pixels ``(h, w)`` of 16 bits to 0 to 1; floating point pixels are not scaled."""
-    scale = 65535 if np.issubdtype(pixels.dtype, np.integer) else 1
-    return torch.from_numpy(pixels.astype(np.float32) / scale)
-
-
-def _classes_of_colours(pixels: NDArray[np.uint8], palette: Palette, file: Path) -> NDArray[np.int64]:
-    """Map colours ``(h, w, 3)`` to class numbers ``(h, w)``."""
-    numbers = _as_number(pixels)
-    classes = {int(_as_number(np.array(_rgb(colour)))): number for colour, number in palette.items()}
-    colours, where = np.unique(numbers, return_inverse=True)
-    unknown = [int(number) for number in colours if int(number) not in classes]
-    if unknown:
-        names = ", ".join(f"#{number:06x}" for number in unknown[:3])
-        raise ValueError(
-            f"{file} has {len(unknown)} colours without class, {names} among them: add to palette"
-        )
-    lookup = np.array([classes[int(number)] for number in colours], dtype=np.int64)
-    return lookup[where].reshape(numbers.shape)
-
-
-def _rgb(colour: Colour) -> Sequence[int]:
-    return ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
-
-
-def _as_number(pixels: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Return each colour ``(..., 3)`` as one number ``0xrrggbb``."""
-    return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-
-
-def _single_channel(pixels: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
-    """Return the first channel of a grey image saved as colour; raise if channels other than alpha differ."""
-    if pixels.shape[2] >= 3 and (pixels[..., :3] != pixels[..., :1]).any():
-        raise ValueError(f"{file} has colours: give palette={{colour: class, ...}}")
-    return pixels[..., 0]

@@ -12,6 +12,7 @@ from lightning_prune.utils.tables import NOTHING, Table
 
 __all__ = ["Table", "comparison", "share", "single", "threads_or_device"]
 
+MOST_CLASSES = 20  # that a table lists; the scores of all are in summary.json
 Scores = Mapping[str, float]
 
 
@@ -85,8 +86,14 @@ def _size_rows(net: Sizes, where: str) -> list[_SizeRow]:
 def _score_labels(scores: Scores) -> list[tuple[str, str]]:
     """Return name and label of each score, that of all classes first."""
     mean = [(name, f"test {label}") for name, label in SCORE_LABELS.items() if name in scores]
-    classes = [(name, f"test IoU, {name.removeprefix('iou_')}") for name in scores if name.startswith("iou_")]
-    return mean + classes
+    per_class = {"iou_": "test IoU", "accuracy_": "test accuracy"}
+    classes = [
+        (name, f"{label}, {name.removeprefix(prefix)}")
+        for prefix, label in per_class.items()
+        for name in scores
+        if name.startswith(prefix)
+    ]
+    return mean + (classes if len(classes) <= MOST_CLASSES else [])
 
 
 def _change(label: str, before: float | None, after: float) -> tuple[str, str, str, str]:

@@ -58,6 +58,8 @@ class Summary:
         cuts: one dictionary per cut, of a :class:`~lightning_prune.pruning.cut_summary.CutSummary`.
         candidate_steps: optimizer steps of the candidates of a search, not included in ``steps``.
         error: the error of a failed run, in one line.
+        class_names: names of the classes.
+        confusion: pixels or images of each class (row) in the test that were taken for each class (column).
     """
 
     status: str = "unfinished"
@@ -77,6 +79,8 @@ class Summary:
     cuts: list[dict[str, Any]] = field(default_factory=list)
     candidate_steps: int = 0
     error: str = ""
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
 
     @property
     def pruned(self) -> bool:

@@ -19,7 +19,14 @@ from lightning_prune.data.masks import check_mask
 from lightning_prune.distillation.config import Distillation
 from lightning_prune.segmentation.losses import Loss, loss_of, scheduled
 from lightning_prune.segmentation.metrics import mean_iou
-from lightning_prune.tasks.module import ADAM, STAGES, OptimizerFactory, SchedulerFactory, TaskModule
+from lightning_prune.tasks.module import (
+    ADAM,
+    STAGES,
+    OptimizerFactory,
+    SchedulerFactory,
+    TaskModule,
+    summed_confusion,
+)
 
 
 def check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
@@ -42,16 +49,6 @@ def check_logits(logits: Any, target: Tensor, num_classes: int) -> None:
         )
 
 
-def _resolve_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    """Return the names of the classes, their numbers by default; raise ValueError for missing or equal names."""
-    names = tuple(map(str, range(num_classes))) if names is None else tuple(names)
-    if len(names) != num_classes or len(set(names)) != num_classes:
-        raise ValueError(
-            f"class_names must be {num_classes} different names (num_classes), got {list(names)}"
-        )
-    return names
-
-
 class SegmentationModule(TaskModule):
     """LightningModule that trains ``net`` on batches ``(image (n, c, h, w) float, mask (n, h, w) int64)``.
 
@@ -70,7 +67,8 @@ class SegmentationModule(TaskModule):
         optimizer: called with the parameters that require gradients.
         scheduler: called with the optimizer, stepped once per epoch.
         num_classes: number of logits per pixel, at least 2.
-        class_names: names of the classes in logged metrics; None: class numbers.
+        class_names: names of the classes in logged metrics and tables; None: those of the data module, else class
+            numbers.
         ignore_index: class number of the pixels that are left out of the metrics. If it is in
             ``0 .. num_classes - 1``, that class is left out of the mean too.
         monitor: metric for ``ReduceLROnPlateau``. ``val/miou`` requires its ``mode="max"``.
@@ -101,9 +99,9 @@ class SegmentationModule(TaskModule):
         example_input_shape: Sequence[int] | None = None,
         distillation: Distillation | None = None,
     ) -> None:
-        super().__init__(net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
+        task = (net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
+        super().__init__(*task, class_names)
         self.loss = loss or nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
-        self.class_names = _resolve_names(class_names, num_classes)
         self.ignore_index = ignore_index
         self.iou = nn.ModuleDict({f"{stage}_iou": self._metric() for stage in STAGES})
 
@@ -145,8 +143,9 @@ class SegmentationModule(TaskModule):
         self._log_iou("val", per_class=True)
 
     def on_test_epoch_end(self) -> None:
-        """Log the mIoU of the epoch and the IoU of each class."""
+        """Log the mIoU of the epoch and the IoU of each class, and keep the confusion of the classes."""
         self._log_iou("test", per_class=True)
+        self.confusion = summed_confusion(self._metric_of("test"))
 
     def _metric(self) -> MulticlassJaccardIndex:
         return MulticlassJaccardIndex(

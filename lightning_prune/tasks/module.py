@@ -12,12 +12,21 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_prune.distillation.config import Distillation
 from lightning_prune.distillation.mixin import DistillationMixin
 from lightning_prune.utils.metrics import higher_is_better
 
-__all__ = ["ADAM", "STAGES", "OptimizerFactory", "SchedulerFactory", "TaskModule"]
+__all__ = [
+    "ADAM",
+    "STAGES",
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "TaskModule",
+    "check_names",
+    "summed_confusion",
+]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -26,11 +35,30 @@ STAGES = ("train", "val", "test")
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3)
 
 
+def check_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes; empty if there are none.
+
+    Raises:
+        ValueError: some are equal, or there are more or fewer than classes.
+    """
+    if names is not None and (len(names) != num_classes or len(set(names)) != num_classes):
+        raise ValueError(
+            f"class_names must be {num_classes} different names (num_classes), got {list(names)}"
+        )
+    return tuple(map(str, names or ()))
+
+
 def _check_plateau(scheduler: LRScheduler, monitor: str) -> None:
     """Raise ValueError if the scheduler lowers the learning rate while a score rises, its default mode."""
     falls = isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min"
     if falls and higher_is_better(monitor):
         raise ValueError(f"monitor={monitor!r} should rise: give ReduceLROnPlateau mode='max'")
+
+
+def summed_confusion(metric: MulticlassConfusionMatrix) -> Tensor:
+    """Return the confusion matrix ``(n, n)`` of an epoch, of all ranks: true classes in rows, on the CPU."""
+    with metric.sync_context(should_sync=metric._to_sync):
+        return metric.confmat.detach().cpu().clone()
 
 
 class TaskModule(DistillationMixin):
@@ -46,10 +74,17 @@ class TaskModule(DistillationMixin):
         monitor: metric for ``ReduceLROnPlateau``. One that should rise requires its ``mode="max"``.
         example_input_shape: shape of ``example_input_array``, with the batch dimension; None: there is none.
         distillation: options of distillation from a teacher.
+        class_names: names of the classes in metrics and tables; None: those of the data module, else class numbers.
+
+    Attributes:
+        confusion: number of pixels or images of each class (row) that were taken for each class (column), ``(n, n)``,
+            summed over all ranks, of the last test; None before.
 
     Raises:
-        ValueError: ``num_classes`` is below 2.
+        ValueError: ``num_classes`` is below 2, or class names do not fit.
     """
+
+    confusion: Tensor | None
 
     def __init__(
         self,
@@ -60,6 +95,7 @@ class TaskModule(DistillationMixin):
         monitor: str,
         example_input_shape: Sequence[int] | None,
         distillation: Distillation | None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -70,9 +106,19 @@ class TaskModule(DistillationMixin):
         self.scheduler = scheduler
         self.monitor = monitor
         self.distillation = distillation
+        self._given_names = check_names(class_names, num_classes)
+        self.confusion = None
         if example_input_shape is not None:
             generator = torch.Generator().manual_seed(0)
             self.example_input_array = torch.rand(tuple(example_input_shape), generator=generator)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes: as given, else those that the data module knows, else their numbers."""
+        data = getattr(self._trainer, "datamodule", None)
+        known = tuple(map(str, getattr(data, "class_names", None) or ()))
+        fitting = known if len(set(known)) == self.num_classes else tuple(map(str, range(self.num_classes)))
+        return self._given_names or fitting
 
     @abstractmethod
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:

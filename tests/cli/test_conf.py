@@ -40,6 +40,7 @@ CONF = Path(__file__).parents[2] / "conf"
 FULL_CRITERIA = ["random", "fpgm", "norm_scale", "taylor_weight", "taylor_gate", "activation_mean"]
 FULL_CRITERIA += ["propagated", "cost_aware", "normalised"]
 FOLDER_DATA = ["data=folder", "data.root=somewhere", "task.num_classes=2"]
+CLASS_FOLDERS = ["data=image_folder", "data.root=somewhere", "task.num_classes=2"]
 CIFAR = ["data=cifar10", "data.root=somewhere"]
 ITEMS_DATA = [["data=fashion_scenes"], ["data=fashion_mnist"], CIFAR]
 EYE_DATA = [[f"data={name}", "data.root=somewhere"] for name in ("mobius", "sbvpi")]
@@ -108,7 +109,9 @@ def test_module(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("data"))
 def test_data(option: str) -> None:
-    overrides = {data[0].removeprefix("data="): data for data in (FOLDER_DATA, CIFAR, *EYE_DATA)}
+    overrides = {
+        data[0].removeprefix("data="): data for data in (FOLDER_DATA, CLASS_FOLDERS, CIFAR, *EYE_DATA)
+    }
     config = composed(*overrides.get(option, [f"data={option}"]))
     assert isinstance(build_part(config, "data"), L.LightningDataModule)
 
