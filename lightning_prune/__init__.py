@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_prune.latency.store import LatencyError
     from lightning_prune.latency.table import LatencyTable
     from lightning_prune.pruning.one_shot import one_shot
+    from lightning_prune.pruning.pruner import Pruner
     from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
     from lightning_prune.pruning.sensitivity import sensitivity
     from lightning_prune.pruning.session import PruningSession
@@ -77,6 +78,7 @@ __all__ = [
     "OneShot",
     "PassingFailure",
     "Plan",
+    "Pruner",
     "PruningCallback",
     "PruningMethod",
     "PruningPolicy",
@@ -134,6 +136,7 @@ _MODULE_OF = {
     "OneShot": "pruning.schedules",
     "PassingFailure": "utils.passing",
     "Plan": "selection.plan",
+    "Pruner": "pruning.pruner",
     "PruningCallback": "callbacks.method_callback",
     "PruningMethod": "callbacks.methods.base",
     "PruningPolicy": "selection.policy",

@@ -106,7 +106,8 @@ class PruningCallbackBase(L.Callback):
 
     def has_current_score(self, trainer: L.Trainer) -> bool:
         """Return whether the latest metrics are those of the network after its last cut."""
-        return self._validated or not self.history or self.history[-1].epoch < trainer.current_epoch
+        last = self.history[-1].epoch if self.history else None
+        return self._validated or last is None or last < trainer.current_epoch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have checkpoints of a smaller network cut the module before their weights are loaded.

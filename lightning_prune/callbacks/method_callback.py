@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.base import PruningCallbackBase
 from lightning_prune.callbacks.candidate_training import detached_copy
 from lightning_prune.callbacks.compensation import TrainerCompensation
-from lightning_prune.callbacks.description import description, html_description
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.callbacks.trainer_loop import TrainerLoop
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.cut_summary import budget_warning, size_metrics
+from lightning_prune.pruning.description import description, html_description
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.trainer.batches import first_sample

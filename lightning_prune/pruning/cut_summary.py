@@ -23,7 +23,7 @@ class CutSummary:
     """Summary of one cut, as plain numbers.
 
     Attributes:
-        epoch: the epoch at whose end, or within which, it was made.
+        epoch: the epoch at whose end, or within which, it was made; None in a training that counts steps only.
         filters: number of removed filters, over all layers.
         layers: number of layers that lost filters.
         before: resource -> cost before the cut.
@@ -39,7 +39,7 @@ class CutSummary:
         left_alone: layer -> why it was not repaired.
     """
 
-    epoch: int
+    epoch: int | None
     filters: int
     layers: int
     before: dict[str, int]
@@ -60,7 +60,7 @@ class CutSummary:
         narrow: ChannelGraph,
         dense: DenseSizes,
         stopped: Stop,
-        epoch: int,
+        epoch: int | None,
         seconds: float,
         step: int | None = None,
     ) -> CutSummary:
@@ -92,6 +92,12 @@ class CutSummary:
         )
 
     @property
+    def moment(self) -> str:
+        """Epoch and step of the cut."""
+        numbers = {"epoch": self.epoch, "step": self.step}
+        return ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Return what to log of the cut."""
         changes = {"prune/change": self.change, "prune/change_unrepaired": self.change_unrepaired}
@@ -115,9 +121,8 @@ class CutSummary:
             f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
             for resource, share in self.share.items()
         )
-        moment = f"epoch {self.epoch}" + ("" if self.step is None else f", step {self.step}")
         cut = f"cut {self.filters} filters in {self.layers} layers"
-        return f"{moment}: {cut}{costs}{self.repair_line} · {self.seconds:.1f} s"
+        return f"{self.moment}: {cut}{costs}{self.repair_line} · {self.seconds:.1f} s"
 
 
 class History(list[CutSummary]):
@@ -159,10 +164,9 @@ class History(list[CutSummary]):
 
 
 def _html_row(cut: CutSummary, resources: Sequence[str]) -> str:
-    moment = f"epoch {cut.epoch}" + ("" if cut.step is None else f", step {cut.step}")
     shares = [f"{cut.share[name]:.1%}" if name in cut.share else "" for name in resources]
     changes = ["" if value is None else f"{value:.2g}" for value in (cut.change, cut.change_unrepaired)]
-    cells = [moment, *shares, str(cut.filters), str(cut.layers), *changes, f"{cut.seconds:.1f}"]
+    cells = [cut.moment, *shares, str(cut.filters), str(cut.layers), *changes, f"{cut.seconds:.1f}"]
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 

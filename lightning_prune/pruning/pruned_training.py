@@ -127,13 +127,13 @@ class PrunedTraining:
         self.session = PruningSession(target, example, graph, dense, compiled)
         return self.session
 
-    def cut_(self, loop: TrainingLoop, now: int, epoch: int, step: int | None) -> CutSummary | None:
+    def cut_(self, loop: TrainingLoop, now: int, epoch: int | None, step: int | None) -> CutSummary | None:
         """Make one cut, repair it, and adapt training to the smaller network.
 
         Args:
             loop: the training around it.
             now: the epoch, or the number of optimizer steps.
-            epoch: at whose end, or within which, the cut is made.
+            epoch: at whose end, or within which, the cut is made; None: only steps are counted.
             step: number of optimizer steps before it, if it is made within an epoch.
 
         Returns:

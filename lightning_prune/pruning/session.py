@@ -78,6 +78,10 @@ class PruningSession:
         self.observer = None if observer is None else observer.attach()
         return self.observer is not None
 
+    def needs_statistics(self, criterion: CriterionLike) -> bool:
+        """Whether ``criterion`` scores by statistics that have to be observed."""
+        return as_criterion(criterion).observer(self.graph, self.target) is not None
+
     def needs_steps(self, criterion: CriterionLike) -> bool:
         """Whether ``criterion`` observes training steps, which a separate pass over the data cannot replace."""
         observer = as_criterion(criterion).observer(self.graph, self.target)

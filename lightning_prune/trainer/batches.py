@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 
 from lightning_prune.trainer.lightning_internals import before_batch_transfer, second_training_loader
-from lightning_prune.utils.batch_norm import recalibrate_, tracked_norms
-from lightning_prune.utils.distributed import average_, broadcast, gather_all
+from lightning_prune.utils.batch_norm import average_norms_, recalibrate_
+from lightning_prune.utils.distributed import broadcast, gather_all
 from lightning_prune.utils.example_inputs import Example, inputs_of, one_sample
 from lightning_prune.utils.modules import training_modes
 
@@ -76,9 +76,7 @@ def recalibrate_norms_(trainer: L.Trainer, networks: Sequence[nn.Module], number
     for network in networks:
         with forward_context(trainer):
             used = recalibrate_(network, islice(train_inputs(trainer, network), number))
-        for norm in tracked_norms(network):
-            for buffer in (norm.get_buffer("running_mean"), norm.get_buffer("running_var")):
-                average_(buffer, used)
+        average_norms_(network, used)
 
 
 def transfer_batch(trainer: L.Trainer, batch: Any, device: torch.device, loader_index: int = 0) -> Any:

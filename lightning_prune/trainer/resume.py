@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.pruning.calibration import generators_of_loaders
 from lightning_prune.trainer import lightning_internals as internals
 from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.utils.distributed import gather_all
@@ -28,10 +29,7 @@ __all__ = ["Resumption", "is_within_batch", "session_of_rank"]
 def generators_of(trainer: L.Trainer) -> list[torch.Generator]:
     """Return the generators that the user passed to data loaders and samplers, each once."""
     loaders = tree_leaves([trainer.train_dataloader, trainer.val_dataloaders])
-    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    # By identity: a loader and its sampler usually share one generator.
-    return list({id(it): it for it in generators if isinstance(it, torch.Generator)}.values())
+    return generators_of_loaders(loaders)
 
 
 class Resumption:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from lightning_prune.trainer.lightning_internals import is_unwrapped_compiled
+from lightning_prune.utils.modules import has_compiled_parts
 
 __all__ = ["target_of"]
 
@@ -38,11 +39,7 @@ def target_of(pl_module: L.LightningModule, submodule: str | None) -> nn.Module:
 
 def is_compiled(pl_module: L.LightningModule) -> bool:
     """Return whether ``torch.compile`` was applied to the module or a part of it."""
-    # torch.compile(module) makes an OptimizedModule, module.compile() sets the private attribute of torch.
-    return is_unwrapped_compiled(pl_module) or any(
-        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-        for module in pl_module.modules()
-    )
+    return is_unwrapped_compiled(pl_module) or has_compiled_parts(pl_module)
 
 
 def is_last_epoch(trainer: L.Trainer, epoch: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.utils.distributed import average_
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.modules import training_modes
 
@@ -77,6 +78,13 @@ def recalibrate_by_(
             forward()
             number += 1
     return number
+
+
+def average_norms_(model: nn.Module, weight: float) -> None:
+    """Replace running statistics by their means over the processes of a distributed run, each with its ``weight``."""
+    for norm in tracked_norms(model):
+        for buffer in (norm.get_buffer("running_mean"), norm.get_buffer("running_var")):
+            average_(buffer, weight)
 
 
 @contextmanager

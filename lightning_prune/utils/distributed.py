@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 from lightning_prune.utils.hashing import json_digest
 
-__all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all", "warn_first"]
+__all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all", "is_first", "warn_first"]
 
 T = TypeVar("T")
 
@@ -57,9 +57,14 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
+def is_first() -> bool:
+    """Return whether this is the process with rank 0, or the only one."""
+    return world_size() == 1 or distributed.get_rank() == 0
+
+
 def warn_first(message: str, stacklevel: int = 1) -> None:
     """Warn in the process with rank 0 only; ``stacklevel`` 1 names the caller."""
-    if world_size() == 1 or distributed.get_rank() == 0:
+    if is_first():
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 

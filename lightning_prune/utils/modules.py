@@ -63,6 +63,15 @@ def declared(module: nn.Module, name: str) -> Any:
     return getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
 
 
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Return whether ``torch.compile`` was applied to the module or a part of it, so that hooks do not run."""
+    # torch.compile(module) makes an OptimizedModule, module.compile() sets the private attribute of torch.
+    return any(
+        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
 def is_within(name: str, module: str) -> bool:
     """Return whether ``name`` is that of ``module`` or of something in it; ``""`` is the whole.
 

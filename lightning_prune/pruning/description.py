@@ -1,4 +1,4 @@
-"""A pruning callback in one line, and as HTML."""
+"""A pruning callback, or a Pruner, in one line, and as HTML."""
 
 from __future__ import annotations
 
