@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_prune.pruning.session import PruningSession
     from lightning_prune.reporting.visdom import VisdomLogger
     from lightning_prune.selection.limits import Limits
+    from lightning_prune.selection.optimal import OptimalSelection
     from lightning_prune.selection.plan import Plan
     from lightning_prune.selection.policy import PruningPolicy
     from lightning_prune.selection.select import select
@@ -76,6 +77,7 @@ __all__ = [
     "Linear",
     "NetAdaptCallback",
     "OneShot",
+    "OptimalSelection",
     "PassingFailure",
     "Plan",
     "Pruner",
@@ -134,6 +136,7 @@ _MODULE_OF = {
     "Linear": "pruning.schedules",
     "NetAdaptCallback": "callbacks.netadapt",
     "OneShot": "pruning.schedules",
+    "OptimalSelection": "selection.optimal",
     "PassingFailure": "utils.passing",
     "Plan": "selection.plan",
     "Pruner": "pruning.pruner",

@@ -59,7 +59,7 @@ class NetAdaptCallback(PruningCallback):
         recalibrate_batches: after the rounds, estimate the statistics of batch norms on this many training batches;
             by default 16.
         verbose: print a line per round, and a table at the end; on a terminal, show progress over candidates.
-        policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
+        policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``, ``selection``: see
             :class:`~lightning_prune.PruningPolicy`.
 
     Attributes:

@@ -66,7 +66,7 @@ class FilterPruningCallback(PruningCallback):
             batches, before anything is scored; None: 0 if the cut was repaired, else 16, or 0 for a cut within an
             epoch if the training loader has persistent workers, which a second pass would restart.
         verbose: print one line per cut.
-        policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``: see
+        policy: ``limits``, ``exclude``, ``channel_multiple``, ``resources``, ``selection``: see
             :class:`~lightning_prune.PruningPolicy`.
 
     Attributes:

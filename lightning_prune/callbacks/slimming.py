@@ -59,7 +59,7 @@ class SlimmingCallback(PruningCallback):
         recalibrate_batches: after a cut, estimate the statistics of batch norms on this many training batches; by
             default 16 if the cut was not repaired, else 0.
         verbose: print one line per cut.
-        policy: ``limits`` (by default none), ``exclude``, ``channel_multiple``, ``resources``: see
+        policy: ``limits`` (by default none), ``exclude``, ``channel_multiple``, ``resources``, ``selection``: see
             :class:`~lightning_prune.PruningPolicy`.
 
     Attributes:

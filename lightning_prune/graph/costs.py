@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -14,7 +14,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Column", "CostModel", "Term", "number_columns", "number_equal", "number_rows"]
+__all__ = ["Column", "CostModel", "Term", "inverted", "number_columns", "number_equal", "number_rows"]
 
 #: non-zero entries of one column of a matrix, as (row, value), sorted
 Column = tuple[tuple[int, int], ...]
@@ -187,3 +187,17 @@ def number_equal(items: Iterable[T]) -> tuple[list[int], list[T]]:
     """
     numbers: dict[T, int] = {}
     return [numbers.setdefault(item, len(numbers)) for item in items], list(numbers)
+
+
+def inverted(values: Mapping[int, Iterable[T]]) -> dict[T, set[int]]:
+    """Return the keys of each value.
+
+    Example:
+        >>> inverted({1: "ab", 2: "b"})
+        {'a': {1}, 'b': {1, 2}}
+    """
+    keys: dict[T, set[int]] = {}
+    for key, items in values.items():
+        for item in items:
+            keys.setdefault(item, set()).add(key)
+    return keys

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.netadapt.alignment import surplus_units
+from lightning_prune.netadapt.alignment import least_surplus_units, surplus_units
 from lightning_prune.netadapt.candidate import Candidate, CandidateResult
 from lightning_prune.netadapt.ranking import CandidateRanking
 from lightning_prune.netadapt.repair import SearchRepair
@@ -36,6 +37,7 @@ from lightning_prune.pruning.step import importance_of
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.coupled_blocks import CoupledBlock, find_blocks
 from lightning_prune.selection.dense_sizes import DenseSizes
+from lightning_prune.selection.optimal import OptimalSelection
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.prunable import removable_units, restrict_to
@@ -66,7 +68,8 @@ class Searcher:
     ) -> None:
         self.model, self.example, self.training = model, example, training
         self.rounds, self.resource = rounds, single_resource(policy.budget)
-        self.policy = replace(policy, amount=None)
+        self.selection = OptimalSelection.of(policy.selection)  # of the alignment; rounds cut one block each
+        self.policy = replace(policy, amount=None, selection="greedy")
         self.ranking = CandidateRanking(model, example, training, rounds, workers, self.resource, repair)
         graph = self._trace()
         self.dense = DenseSizes.of(graph) if dense is None else dense  # of a network that was pruned before
@@ -235,8 +238,8 @@ class Searcher:
         """Return the units to remove so that the widths of a group of coupled layers are multiples."""
         importance = self._importance(graph, number, batches)
         importance = restrict_to(importance, removable_units(graph, self.policy.exclude))
-        limits, multiple = self.policy.limits, self.rounds.align
-        return surplus_units(graph, importance, group.layers, multiple, limits, self.dense)
+        surplus = surplus_units if self.selection is None else partial(least_surplus_units, self.selection)
+        return surplus(graph, importance, group.layers, self.rounds.align, self.policy.limits, self.dense)
 
     def _cut_(
         self, graph: ChannelGraph, remove: Iterable[int], result: CandidateResult, state: SearchState
@@ -285,6 +288,7 @@ class Searcher:
             "blocks": {block.name: list(block.layers) for block in self.blocks},
             "training": [training.higher_is_better, training.accumulate, batch_digest(training.batches)],
             "compensation": None if repair is None else repair.description(),
+            "selection": None if self.selection is None else stable_repr(self.selection),
         }
 
 

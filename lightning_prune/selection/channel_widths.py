@@ -54,6 +54,10 @@ class ChannelWidths:
             if self._widths[layer] < self._minimum.get(layer, 0)
         }
 
+    def floor(self, layer: str) -> int:
+        """Return the number of channels that a layer must keep, or has already if these are fewer."""
+        return min(self._minimum.get(layer, 0), self._widths[layer])
+
     def reasons(self, layers: Iterable[str]) -> dict[str, str]:
         """Return, for each layer, why it loses no more channels."""
         return {layer: f"at least {self._minimum[layer]} of its channels stay" for layer in layers}

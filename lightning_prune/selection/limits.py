@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.layer_patterns import aliases_of, class_distance
 
-__all__ = ["Floor", "Limit", "Limits", "active_limits", "channel_floors"]
+__all__ = ["Floor", "Limit", "Limits", "active_limits", "channel_floors", "minimum_kept"]
 
 #: what a share refers to
 Quantity = Literal["params", "channels"]
@@ -260,3 +260,14 @@ def _check_override(
         f"{context}limit {shown_key!r} matches no layer{'' if context else ' or block'}, and no type of one; did you "
         f"mean {' or '.join(map(repr, near))}?"
     )
+
+
+def minimum_kept(dense: int, limit: float) -> int:
+    """Return the smallest number of ``dense`` parameters or channels that must stay under a limit.
+
+    Example:
+        >>> minimum_kept(100, 0.75), minimum_kept(10, 0.75), minimum_kept(10, 0.9)
+        (25, 3, 1)
+    """
+    # 10 * (1 - 0.9) is slightly above 1 in floating point, and must not become 2.
+    return math.ceil(dense * (1 - limit) - 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -62,6 +63,8 @@ class Plan:
             or the ``"limits"`` leave nothing else to remove.
         closed: layer or block -> why it loses no more filters.
         graph: the network that the plan was made for, without its trace; None in a plan made by hand, and in copies.
+        gap: of an optimal selection, how much more importance than necessary the plan may remove, as a share of what
+            it removes, among the widths that were compared last; infinite if unknown. None for a greedy selection.
 
     Example:
         >>> import torch
@@ -80,6 +83,7 @@ class Plan:
     stopped: Stop
     closed: Mapping[str, str] = field(default_factory=dict)
     graph: ChannelGraph | None = field(default=None, repr=False, compare=False)
+    gap: float | None = field(default=None, compare=False)
 
     @property
     def reached(self) -> bool:
@@ -143,9 +147,20 @@ class Plan:
     def ending(self) -> str:
         """The reason why the selection ended, as text."""
         if self.reached:
-            return "budget met"
+            return f"budget met{self._quality}"
         if self.stopped == "amount":
-            return "more in the next step"
+            return f"more in the next step{self._quality}"
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.closed.items())[:3])
         more = f" and {len(self.closed) - 3} more" if len(self.closed) > 3 else ""
         return f"budget not met, no candidate left ({reasons or 'all filters are pinned or excluded'}{more})"
+
+    @property
+    def _quality(self) -> str:
+        """How good an optimal selection is, as text."""
+        if self.gap is None or not math.isfinite(self.gap):
+            return ""
+        return (
+            f", at most {self.gap:.1%} more importance removed than necessary"
+            if self.gap >= 5e-4
+            else ", optimal"
+        )

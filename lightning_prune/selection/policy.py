@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
 from torch import nn
 
 from lightning_prune.criteria.weights import L2
@@ -15,6 +16,8 @@ from lightning_prune.graph.trace import trace
 from lightning_prune.selection.budget import check_amounts, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
+from lightning_prune.selection.optimal import OptimalSelection, Selection
+from lightning_prune.selection.optimal_plan import unreachable
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
 from lightning_prune.utils.example_inputs import Example
@@ -32,6 +35,7 @@ class PolicyArguments(TypedDict, total=False):
     exclude: Sequence[str]
     channel_multiple: int
     resources: Mapping[str, Resource] | None
+    selection: Selection
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,12 @@ class PruningPolicy:
         resources: further resources by name, so that the budget can name them.
         removed_share: of what has to be removed in all, the share that is removed after the next cut; replaces
             ``amount`` where a schedule is used.
+        selection: ``"greedy"`` takes the least important units one by one; ``"optimal"``, or
+            :class:`~lightning_prune.OptimalSelection`, chooses the widths of all layers at once, so that the plan of
+            each cut removes the least importance in all.
 
     Raises:
-        ValueError: budget or amount is no mapping from names of resources to numbers.
+        ValueError: budget or amount is no mapping from names of resources to numbers, or the selection is unknown.
 
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
@@ -67,9 +74,11 @@ class PruningPolicy:
     channel_multiple: int = 1
     resources: Mapping[str, Resource] = field(default_factory=dict)
     removed_share: float | None = None
+    selection: Selection = "greedy"
 
     def __post_init__(self) -> None:
         check_amounts(self.budget, "budget")
+        OptimalSelection.of(self.selection)
         if self.amount is not None:
             check_amounts(self.amount, "amount")
 
@@ -130,6 +139,7 @@ class PruningPolicy:
             exclude=self.exclude,
             channel_multiple=self.channel_multiple,
             dense=dense,
+            selection=self.selection,
         )
         return plan if self.removed_share is None else self._on_the_way(plan, dense)
 
@@ -161,6 +171,17 @@ class PruningPolicy:
             exclude=self.exclude,
             channel_multiple=self.channel_multiple,
         )
+        if OptimalSelection.of(self.selection) is not None and self.budget:
+            self._check_program(graph)
+
+    def _check_program(self, graph: ChannelGraph) -> None:
+        """Raise ValueError if no plan meets all budgets at once, although each alone can be met."""
+        policy, equal = replace(self, amount=None, removed_share=None), np.zeros(graph.num_units)
+        for selection in ("greedy", self.selection):  # what the first finds need not be searched for
+            plan = replace(policy, selection=selection).plan(graph, equal, DenseSizes.of(graph))
+            if plan.stopped != "limits":
+                return
+        raise ValueError(unreachable(plan))
 
     def met_resources(self, graph: ChannelGraph, dense: DenseSizes) -> set[str]:
         """Return the resources whose budget the network of ``graph`` meets."""
@@ -180,4 +201,5 @@ def _is_default(name: str, value: Any) -> bool:
     """Whether an argument of a callback leaves the policy's field ``name`` at its default."""
     if value is None or name == "limits":
         return value is None
-    return value == 1 if name == "channel_multiple" else len(value) == 0
+    defaults = {"channel_multiple": 1, "selection": "greedy"}
+    return value == defaults[name] if name in defaults else len(value) == 0

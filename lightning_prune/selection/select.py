@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,8 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.budget import DEFAULT_LIMITS, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
+from lightning_prune.selection.optimal import OptimalSelection, Selection
+from lightning_prune.selection.optimal_plan import improved_plan, step_goals, unreachable
 from lightning_prune.selection.plan import Plan, ResourceChange, Stop
 from lightning_prune.selection.prunable import removable_units
 from lightning_prune.selection.unit_pool import UnitPool
@@ -31,6 +34,7 @@ def select(
     exclude: Sequence[str] = (),
     channel_multiple: int = 1,
     dense: DenseSizes | None = None,
+    selection: Selection = "greedy",
 ) -> Plan:
     """Choose the units to remove: globally lowest importance first, until **all** budgets are met.
 
@@ -49,13 +53,17 @@ def select(
         channel_multiple: each layer that loses filters keeps a multiple of this many: the smallest multiple that is
             not below the number that the ranking alone would keep.
         dense: sizes of the network before any cut; by default those of ``graph``.
+        selection: ``"greedy"`` takes units one by one, as said above. ``"optimal"``, or
+            :class:`~lightning_prune.OptimalSelection`, chooses the widths of all layers at once by an integer
+            program: the units removed have the least importance in all among the plans that meet the budget. A limit
+            then holds for the filters of a layer while its inputs are whole, unless the limits are strict.
 
     Returns:
         The plan. If no unit is left before the budget is met, the plan says so.
 
     Raises:
         ValueError: a budget, name, importance or multiple is invalid, there is nothing to prune, or (on a
-            network that was not cut yet) the limits forbid the budget.
+            network that was not cut yet) the limits forbid the budget, or no plan meets it.
 
     Example:
         >>> from lightning_prune.graph.costs import Term
@@ -74,10 +82,18 @@ def select(
     units = removable_units(graph, exclude)
     if is_first_cut:
         check_budget(graph, budget, limits=limits, exclude=exclude, channel_multiple=channel_multiple)
-    pool = UnitPool(graph, limits, dense, channel_multiple)
-    remove, stopped = take_units(pool, rank_units(units, scores).tolist(), targets, steps)
+    pool, ranking = UnitPool(graph, limits, dense, channel_multiple), rank_units(units, scores).tolist()
+    remove, stopped = take_units(pool, ranking, targets, steps)
     changes = resource_changes(graph, remove, dense, targets)
-    return Plan(np.array(remove, dtype=np.int64), changes, stopped, pool.closed, graph.without_trace())
+    plan = Plan(np.array(remove, dtype=np.int64), changes, stopped, pool.closed, graph.without_trace())
+    settings = OptimalSelection.of(selection)
+    if settings is None or not remove:
+        return plan
+    new_pool = partial(UnitPool, graph, limits, dense, channel_multiple)
+    plan = improved_plan(plan, graph, new_pool, ranking, scores, step_goals(plan, steps), settings)
+    if is_first_cut and plan.stopped == "limits":
+        raise ValueError(unreachable(plan))
+    return plan
 
 
 def rank_units(units: NDArray[np.int64], importance: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.costs import Column, CostModel, Term, number_columns, number_rows
+from lightning_prune.graph.costs import Column, CostModel, Term, inverted, number_columns, number_rows
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.selection.channel_widths import ChannelWidths
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.incremental_cost import IncrementalCost, layer_incidence
-from lightning_prune.selection.limits import Limits, Quantity, active_limits
+from lightning_prune.selection.limits import Limits, Quantity, active_limits, minimum_kept
 
 __all__ = ["UnitPool"]
 
@@ -63,6 +64,26 @@ class UnitPool:
         self._without_floor = {self._class[unit] for part in graph.optional for unit in part.tolist()}
         self._closed_classes: set[int] = set()
         self._waiting: dict[int, list[int]] = {}
+
+    @property
+    def classes(self) -> Sequence[int]:
+        """The class of each unit."""
+        return self._class
+
+    def minima(self) -> Iterator[tuple[Quantity | Literal["floor"], str, int, set[int]]]:
+        """Yield the quantity of each limit, its layer or block, how much must stay, and the classes it limits.
+
+        As for :meth:`cut_sizes`, the minimum is for the state in which all other classes are whole. A floor is a
+        number of channels.
+        """
+        for (quantity, account, minimum), classes in inverted(self._bounds).items():
+            present = self._limited[quantity].accounts[account]
+            yield quantity, self._limits[account][0], min(minimum, present), classes
+        with_floor = {
+            c: [n for n, _ in layers] for c, layers in self._layers.items() if c not in self._without_floor
+        }
+        for layer, classes in inverted(with_floor).items():
+            yield "floor", layer, self._widths.floor(layer), classes
 
     def cost(self, resource: str) -> int:
         """Return the current cost of the network."""
@@ -122,17 +143,20 @@ class UnitPool:
         by_class: dict[int, list[int]] = {}
         for unit in units:
             by_class.setdefault(self._class[unit], []).append(unit)
-        return [unit for members in by_class.values() for unit in self._largest_cut_of(members)]
+        return [unit for members in by_class.values() for unit in members[: self.cut_sizes(members)[-1]]]
 
-    def _largest_cut_of(self, members: Sequence[int]) -> Sequence[int]:
-        """Return as many units of one class as may go, and close the class if that is not all of them."""
+    def cut_sizes(self, members: Sequence[int]) -> list[int]:
+        """Return how many of ``members``, units of one class, may go while all other classes stay whole.
+
+        The class is closed if not all of them may go. 0 is always one of the numbers.
+        """
         unit, unit_class = members[0], self._class[members[0]]
         sizes = range(self._batch_size(unit_class), len(members) + 1, self._step(unit_class))
         # If a number of units violates a limit, every larger number does: find the first that does.
         first = bisect_left(sizes, True, key=lambda size: bool(self._violations_without(unit, size)))
         if first < len(sizes):
             self._close(unit, self._violations_without(unit, sizes[first]))
-        return members[: sizes[first - 1]] if first else []
+        return [0, *sizes[:first]]
 
     def _violations_without(self, unit: int, number: int) -> list[Violation]:
         """Return the limits that removing ``number`` units of the class of ``unit`` would violate; remove none."""
@@ -272,14 +296,3 @@ class UnitPool:
 
     def _for_all_layers(self, unit_class: int, reason: str) -> list[Violation]:
         return [(name, reason, "") for name, _ in self._layers[unit_class]]
-
-
-def minimum_kept(dense: int, limit: float) -> int:
-    """Return the smallest number of ``dense`` parameters or channels that must stay under a limit.
-
-    Example:
-        >>> minimum_kept(100, 0.75), minimum_kept(10, 0.75), minimum_kept(10, 0.9)
-        (25, 3, 1)
-    """
-    # 10 * (1 - 0.9) is slightly above 1 in floating point, and must not become 2.
-    return math.ceil(dense * (1 - limit) - 1e-6)

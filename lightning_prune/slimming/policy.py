@@ -114,7 +114,13 @@ class SlimmingPolicy(PruningPolicy):
         if not (self.final and self.budget):
             # Infinite sizes are never removed, so units above the threshold stay.
             sizes = np.where(sizes <= self.threshold, sizes, np.inf)
-        plan = super().plan(graph, sizes, dense) if self.budget else self._plan_all(graph, sizes, dense)
+        # Of channels below the threshold all go, as far as the budget needs it: there is nothing to choose.
+        policy = self if self.final else replace(self, selection="greedy")
+        plan = (
+            PruningPolicy.plan(policy, graph, sizes, dense)
+            if self.budget
+            else self._plan_all(graph, sizes, dense)
+        )
         may_continue = not self.final and plan.stopped == "limits"  # later epochs may mask other units
         return replace(plan, stopped="amount") if may_continue else plan
 

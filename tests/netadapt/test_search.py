@@ -19,10 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import load_pruned, trace
+from lightning_prune import OptimalSelection, load_pruned, trace
 from lightning_prune.criteria import IPAD, TaylorGate, TaylorWeight
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.netadapt.alignment import least_surplus_units, surplus_units
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.workers import Workers
+from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.utils.seeding import random_state
@@ -289,3 +292,13 @@ def test_candidates_on_a_local_ray_give_the_same_bits():
     command = [sys.executable, str(SUPPORT / "ray_search.py")]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert "same bits True" in out.stdout, out.stderr
+
+
+def test_an_optimal_alignment_finds_widths_that_units_one_by_one_miss():
+    """Two layers share units 4 and 5. Unit by unit, each class would have to keep a multiple alone."""
+    layers = {"a.w": np.arange(6), "b.w": np.arange(4, 10)}
+    graph = ChannelGraph(10, {}, layers, {"a.w": 0, "b.w": 0}, {}, {"params": []})
+    scores = np.array([1.0, 1, 5, 5, 1.5, 1.5, 5, 5, 1, 1])
+    arguments: Any = (graph, scores, list(layers), 4, Limits(1.0, min_channels=1), DenseSizes.of(graph))
+    assert surplus_units(*arguments) == []
+    assert least_surplus_units(OptimalSelection(), *arguments) == [4, 5]
