@@ -19,6 +19,7 @@ ORDER = [
         "slimming",
         "trainer",
         "callbacks",
+        "integrations",
         "distillation",
         "reporting",
     ),

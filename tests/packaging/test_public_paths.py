@@ -22,6 +22,7 @@ SUBPACKAGES = [
     "netadapt",
     "slimming",
     "distillation",
+    "integrations",
     "segmentation",
     "classification",
     "data",
