@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.pruning import FilterPruningCallback
     from lightning_prune.callbacks.slimming import SlimmingCallback
     from lightning_prune.cli.sweep import SweepTable
+    from lightning_prune.criteria.block_scores import block_scores
     from lightning_prune.criteria.ipad import IPAD
     from lightning_prune.criteria.weights import L1, L2, Random
     from lightning_prune.distillation.config import Distillation
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_prune.graph.costs import Term
     from lightning_prune.graph.layer_costs import LayerCost
     from lightning_prune.graph.pins import pin, unpin
+    from lightning_prune.graph.residual_blocks import ResidualBlock, ResidualBlocks, residual_blocks
     from lightning_prune.graph.trace import TraceError, trace
     from lightning_prune.latency.store import LatencyError
     from lightning_prune.latency.table import LatencyTable
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_prune.pruning.sensitivity import sensitivity
     from lightning_prune.pruning.session import PruningSession
     from lightning_prune.reporting.visdom import VisdomLogger
+    from lightning_prune.selection.depth import DepthSettings, select_with_depth
     from lightning_prune.selection.limits import Limits
     from lightning_prune.selection.optimal import OptimalSelection
     from lightning_prune.selection.plan import Plan
@@ -65,6 +68,7 @@ __all__ = [
     "ChannelGraph",
     "Cubic",
     "Curve",
+    "DepthSettings",
     "Distillation",
     "DistillationMixin",
     "ExportError",
@@ -88,6 +92,8 @@ __all__ = [
     "PruningSession",
     "Random",
     "RecordError",
+    "ResidualBlock",
+    "ResidualBlocks",
     "Retraining",
     "SlimmingCallback",
     "SurgeryError",
@@ -97,15 +103,18 @@ __all__ = [
     "TraceError",
     "UnsafeFileError",
     "VisdomLogger",
+    "block_scores",
     "export",
     "last_checkpoint",
     "load_pruned",
     "one_shot",
     "pin",
     "prune_",
+    "residual_blocks",
     "rule",
     "save_pruned",
     "select",
+    "select_with_depth",
     "sensitivity",
     "trace",
     "unpin",
@@ -121,6 +130,7 @@ _MODULE_OF = {
     "ChannelGraph": "graph.channel_graph",
     "Cubic": "pruning.schedules",
     "Curve": "pruning.schedules",
+    "DepthSettings": "selection.depth",
     "Distillation": "distillation.config",
     "DistillationMixin": "distillation.mixin",
     "ExportError": "serialization.export",
@@ -147,6 +157,8 @@ _MODULE_OF = {
     "PruningSession": "pruning.session",
     "Random": "criteria.weights",
     "RecordError": "serialization.record",
+    "ResidualBlock": "graph.residual_blocks",
+    "ResidualBlocks": "graph.residual_blocks",
     "Retraining": "trainer.retraining",
     "SlimmingCallback": "callbacks.slimming",
     "SurgeryError": "surgery.prune",
@@ -156,15 +168,18 @@ _MODULE_OF = {
     "TraceError": "graph.trace",
     "UnsafeFileError": "serialization.torch_file",
     "VisdomLogger": "reporting.visdom",
+    "block_scores": "criteria.block_scores",
     "export": "serialization.export",
     "last_checkpoint": "trainer.checkpoint_io",
     "load_pruned": "serialization.saving",
     "one_shot": "pruning.one_shot",
     "pin": "graph.pins",
     "prune_": "surgery.prune",
+    "residual_blocks": "graph.residual_blocks",
     "rule": "tracing.rules.registry",
     "save_pruned": "serialization.saving",
     "select": "selection.select",
+    "select_with_depth": "selection.depth",
     "sensitivity": "pruning.sensitivity",
     "trace": "graph.trace",
     "unpin": "graph.pins",

@@ -106,7 +106,7 @@ class NetAdaptCallback(PruningCallback):
         compensation_settings(compensate)
         rounds = rounds or Rounds(rounds=10, decay=1.0, steps=1, blocks=10)
         method = NetAdapt(
-            PruningPolicy.of(budget, **policy).with_budget(),
+            PruningPolicy.of(budget, **policy).with_budget().without_depth("NetAdaptCallback"),
             start_epoch,
             replace(rounds, criterion=criterion or L2()),
             workers or Workers(),

@@ -14,7 +14,8 @@ from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.pruning.regular_cuts import StatisticsMode, with_amount
 from lightning_prune.pruning.schedules import timing_of
-from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
+from lightning_prune.selection.depth import DepthSettings
+from lightning_prune.selection.policy import PolicyArguments, PruningPolicy, with_depth
 from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining
 
@@ -56,6 +57,8 @@ class FilterPruningCallback(PruningCallback):
             say that it did not help. Needs training batches that hold what the forward takes: a tensor, a sequence
             that begins with it, or a mapping with the names of its arguments. ``CompensationSettings`` in place of
             True say how much is looked at. See :func:`~lightning_prune.compensation.cut_and_compensate_`.
+        depth: whether residual blocks may vanish as a whole, besides channels and for the same budget, or
+            :class:`~lightning_prune.DepthSettings` that say which. They are scored on some training images.
         followers: names of copies of the network in the LightningModule that it keeps itself (mean teacher, momentum
             encoder, target network), which are cut along; or a mapping copy -> original. None: a warning names
             modules of equal structure, and one that is updated by hand stops training before the first cut. ``[]``
@@ -109,6 +112,7 @@ class FilterPruningCallback(PruningCallback):
         statistics: StatisticsMode = "epoch",
         submodule: str | None = None,
         compensate: bool | CompensationSettings = True,
+        depth: bool | DepthSettings | None = None,
         followers: Followers = None,
         lr_warmup_steps: int = 0,
         recalibrate_batches: int | None = None,
@@ -117,6 +121,7 @@ class FilterPruningCallback(PruningCallback):
     ) -> None:
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         whole_policy = with_amount(PruningPolicy.of(budget, **policy).with_budget(), amount, schedule)
+        whole_policy = with_depth(whole_policy, depth)
         method = FilterPruning(whole_policy, timing, criterion or default_criterion(), statistics)
         retraining = Retraining(optimizer, final_phase, recalibrate_batches, lr_warmup_steps)
         super().__init__(method, retraining, submodule, verbose, compensate, followers)

@@ -106,6 +106,7 @@ class SlimmingCallback(PruningCallback):
         **policy: Unpack[PolicyArguments],
     ) -> None:
         whole_policy = PruningPolicy.of(budget or {}, default_limits=Limits(layers=1.0), **policy)
+        whole_policy = whole_policy.without_depth("SlimmingCallback")
         method = Slimming(
             SlimmingPolicy.from_policy(whole_policy, threshold, norms),
             rho=rho,

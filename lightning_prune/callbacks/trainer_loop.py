@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallbackBase
+from lightning_prune.callbacks.block_scores import block_scores_in_training
 from lightning_prune.callbacks.compensation import TrainerCompensation
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.compensation.report import CompensationReport
@@ -17,6 +18,7 @@ from lightning_prune.pruning.cut_repair import CutRepair
 from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.pruning.pruned_training import TrainingLoop
 from lightning_prune.pruning.session import PruningSession
+from lightning_prune.pruning.step import BlockScores
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.optimizer_state import CutParameter
 from lightning_prune.trainer.followers import call_after_prune, copies_to_cut
@@ -67,6 +69,10 @@ class TrainerLoop(TrainingLoop):
     ) -> CutRepair | None:
         """Return a repair with images of the training data."""
         return self.compensation.of_cut(self.trainer, session, copies, number)
+
+    def block_scores(self, number: int) -> BlockScores | None:
+        """Return a function that scores residual blocks on images of the training data."""
+        return block_scores_in_training(self.trainer, self.method.policy.depth, number)
 
     def remove_units_(
         self, session: PruningSession, copies: Sequence[nn.Module], optimizers: Sequence[Optimizer]

@@ -42,6 +42,7 @@ def cut_and_compensate_(
     batches: Sequence[Any],
     optimizers: Sequence[Optimizer] = (),
     settings: CompensationSettings | None = None,
+    blocks: Sequence[str] | None = None,
 ) -> tuple[PruningRecord, CompensationReport]:
     """Cut ``model`` as :func:`~lightning_prune.prune_` does, and repair what is left.
 
@@ -52,6 +53,7 @@ def cut_and_compensate_(
         batches: some 32 images for dense prediction, 128 to 512 for classification; labels are ignored.
         optimizers: their state is cut too; the repair leaves it as it is.
         settings: how much of the batches is looked at.
+        blocks: names of residual blocks that vanish, as for :func:`~lightning_prune.prune_`.
 
     Returns:
         The record of the cut, and what was repaired.
@@ -70,9 +72,9 @@ def cut_and_compensate_(
         >>> net[0].out_channels, report.change_after < report.change_before
         (4, True)
     """
-    units = list(remove)
+    units, names = list(remove), getattr(remove, "blocks", ()) if blocks is None else blocks
     targets = collect_targets(model, surviving_indices(graph, graph.kept(units)), batches, settings)
-    record = prune_(model, graph, units, optimizers)
+    record = prune_(model, graph, units, optimizers, names)
     return record, compensate_(model, targets, batches)
 
 

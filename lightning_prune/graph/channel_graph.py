@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class DenseTrace:
         components: the component of tied ids that each id belongs to.
         unit_of: the unit of each component, -1 for components without a unit.
         pinned: mask over components, True for those that must stay.
+        blocks: the residual blocks of the network, once they have been looked for.
     """
 
     examples: tuple[Example, ...]
@@ -56,6 +57,7 @@ class DenseTrace:
     components: Units
     unit_of: Units
     pinned: NDArray[np.bool_]
+    blocks: Any = None
 
 
 @dataclass(frozen=True)

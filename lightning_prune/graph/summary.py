@@ -21,6 +21,7 @@ from lightning_prune.graph.summary_html import html_of
 from lightning_prune.graph.summary_text import renderables
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.vanished import within_any
 
 __all__ = ["Change", "LayerSummary", "NetworkSummary", "summarise"]
 
@@ -155,6 +156,7 @@ def summarise(
     targets: Mapping[str, float] | None = None,
     closed: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    vanished: Sequence[str] = (),
 ) -> NetworkSummary:
     """Return the sizes of each layer of ``graph`` with and without the units in ``remove``.
 
@@ -166,10 +168,14 @@ def summarise(
         targets: resource -> the budget, as an amount.
         closed: layer or block -> why it loses no more filters.
         notes: remarks, before those of the trace.
+        vanished: names of modules that go as a whole.
     """
     removed = list(remove)
     masks = graph.kept(), graph.kept(removed)
-    costs = {resource: _costs(model, graph.layers, masks) for resource, model in graph.cost_models.items()}
+    costs = {
+        resource: _costs(model, graph.layers, masks, vanished)
+        for resource, model in graph.cost_models.items()
+    }
     groups = [group for group in coupled_layers(graph.layers) if len(group.layers) > 1]
     group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     labels = _labels(graph.layers)
@@ -177,7 +183,9 @@ def summarise(
         LayerSummary(
             labels[name],
             graph.types[module_of(name)].__name__ if module_of(name) in graph.types else "Parameter",
-            Change(*(int(mask[units].sum()) for mask in masks)),
+            Change(
+                int(masks[0][units].sum()), 0 if within_any(name, vanished) else int(masks[1][units].sum())
+            ),
             {resource: per_layer[name] for resource, per_layer in costs.items()},
             dict(Counter(graph.pinned[unit] for unit in units.tolist() if unit in graph.pinned)),
             group_of.get(name),
@@ -190,11 +198,16 @@ def summarise(
     return NetworkSummary(
         layers,
         {resource: per_layer[OTHER] for resource, per_layer in costs.items()},
-        {r: Change(*(model.total(mask) for mask in masks)) for r, model in graph.cost_models.items()},
+        {
+            resource: Change(
+                *(sum(getattr(each, at) for each in per_layer.values()) for at in ("before", "after"))
+            )
+            for resource, per_layer in costs.items()
+        },
         named,
         dict(targets or {}),
         [*notes, *graph.notes, *unsupported],
-        bool(removed),
+        bool(removed or vanished),
     )
 
 
@@ -205,16 +218,23 @@ def _labels(layers: Iterable[str]) -> dict[str, str]:
 
 
 def _costs(
-    model: CostModel, layers: Mapping[str, Units], masks: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+    model: CostModel,
+    layers: Mapping[str, Units],
+    masks: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    vanished: Sequence[str] = (),
 ) -> dict[str, Change]:
-    """Return the cost of each layer, and of the others under ``OTHER``, with each of two masks of units."""
+    """Return the cost of each layer, and of the others under ``OTHER``, with each of two masks of units.
+
+    With the second one, what belongs to ``vanished`` modules costs nothing.
+    """
     first = {module_of(name): name for name in reversed(list(layers))}
     owners = [_owner(term.layer, layers, first) for term in model.terms]
+    remains = [not within_any(term.layer, vanished) for term in model.terms]
     sums = []
-    for mask in masks:
+    for mask, counted in zip(masks, ([True] * len(owners), remains), strict=True):
         total = dict.fromkeys([*layers, OTHER], 0)
-        for owner, value in zip(owners, model.per_term(mask).tolist(), strict=True):
-            total[owner] += int(value)
+        for owner, value, counts in zip(owners, model.per_term(mask).tolist(), counted, strict=True):
+            total[owner] += int(value) if counts else 0
         sums.append(total)
     before, after = sums
     return {name: Change(before[name], after[name]) for name in before}

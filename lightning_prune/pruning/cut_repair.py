@@ -122,7 +122,12 @@ class CutRepair:
         self._targets: list[Targets] = []
 
     def prune_(
-        self, model: nn.Module, graph: ChannelGraph, remove: Units, optimizers: Sequence[Optimizer] = ()
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        remove: Units,
+        optimizers: Sequence[Optimizer] = (),
+        blocks: Sequence[str] = (),
     ) -> PruningRecord:
         """Collect the targets of all networks, and cut ``model``.
 
@@ -130,7 +135,7 @@ class CutRepair:
             SurgeryError: the cut was refused; nothing was changed.
         """
         self.collect(surviving_indices(graph, graph.kept(remove)))
-        return prune_(model, graph, remove, optimizers)
+        return prune_(model, graph, remove, optimizers, blocks)
 
     def collect(self, kept: Kept) -> None:
         """Collect the targets of all networks for a cut that leaves ``kept``, in place of earlier targets."""

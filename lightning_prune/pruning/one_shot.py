@@ -14,19 +14,22 @@ from torch.optim import Optimizer
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.compensation.repair import cut_and_compensate_
 from lightning_prune.criteria.base import CriterionLike
+from lightning_prune.criteria.block_scores import Loss, block_scores
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.pruning.cut_repair import WITHOUT_TRAINING, compensation_settings
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.selection.depth import DepthSettings
+from lightning_prune.selection.policy import PruningPolicy, with_depth
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
-from lightning_prune.utils.example_inputs import as_example, inputs_of
+from lightning_prune.utils.example_inputs import as_example, first_images, inputs_of, num_samples
 
 __all__ = ["one_shot"]
 
@@ -39,6 +42,7 @@ def one_shot(
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     compensate: bool | CompensationSettings | None = None,
+    depth: bool | DepthSettings | None = None,
 ) -> PruningRecord:
     """Prune ``model`` in place to its budget in one cut, and repair it or estimate its batch norms anew.
 
@@ -55,6 +59,8 @@ def one_shot(
             :func:`~lightning_prune.compensation.cut_and_compensate_` does, and then refine them together in 15 passes
             over the batches. The statistics of batch norms stay then. None: if there are batches. Settings repair
             as they say: ``CompensationSettings()`` without the passes, in a half to a fifth of the time.
+        depth: whether residual blocks may vanish as a whole, for the same budget, or settings for that; they are
+            scored on ``batches``. See :class:`~lightning_prune.DepthSettings`.
 
     Returns:
         The record of what was removed.
@@ -75,14 +81,18 @@ def one_shot(
         raise ValueError(
             "compensate needs batches: some 32 images for dense prediction, 128 or more otherwise"
         )
-    policy = PruningPolicy.of(budget).with_budget()
+    policy = with_depth(PruningPolicy.of(budget).with_budget(), depth)
+    if policy.depth is not None and not batches:
+        raise ValueError("depth needs batches, on which blocks are scored: pass some, 64 images or more")
     criterion = criterion or (default_criterion() if batches else L2())
     graph = policy.trace(model, as_example(example))
     policy.check(graph)
     training = Training(batches, loss or _forward, lambda net: 0.0)
     statistics = collect_statistics(criterion, model, graph, batches, training) if batches else {}
     surgery = None if settings is None else partial(_cut_and_compensate_, batches, settings)
-    _, record = cut_(model, graph, policy, criterion, statistics, DenseSizes.of(graph), surgery=surgery)
+    scores = partial(_block_scores, policy.depth, batches, loss) if policy.depth else None
+    dense = DenseSizes.of(graph)
+    _, record = cut_(model, graph, policy, criterion, statistics, dense, surgery=surgery, block_scores=scores)
     if settings is None:
         inputs = (inputs_of(batch, model.forward) for batch in batches)
         recalibrate_(model, [batch_inputs for batch_inputs in inputs if batch_inputs is not None])
@@ -95,13 +105,27 @@ def _cut_and_compensate_(
     model: nn.Module,
     graph: ChannelGraph,
     remove: Units,
-    optimizers: Sequence[Optimizer],
+    optimizers: Sequence[Optimizer] = (),
+    blocks: Sequence[str] = (),
 ) -> PruningRecord:
     """Cut and repair; warn if the repair was undone, since the network is then no better than without."""
-    record, report = cut_and_compensate_(model, graph, remove, batches, optimizers, settings)
+    record, report = cut_and_compensate_(model, graph, remove, batches, optimizers, settings, blocks)
     if not report.accepted:
         warnings.warn(f"the cut was not repaired: {report.reason}", stacklevel=6)  # of the caller of one_shot
     return record
+
+
+def _block_scores(
+    settings: DepthSettings, batches: Sequence[Any], loss: Loss | None, graph: ChannelGraph
+) -> dict[str, float]:
+    """Score the residual blocks on the first images of the batches."""
+    blocks, number, chosen = blocks_of(graph), settings.images, []
+    for batch in batches:
+        size = num_samples(inputs_of(batch, blocks.model.forward))
+        if size and number > 0:
+            chosen.append(first_images(batch, size, number))
+            number -= size
+    return block_scores(blocks, chosen, settings.score, loss)
 
 
 def _forward(net: nn.Module, batch: Any) -> None:

@@ -18,6 +18,7 @@ from lightning_prune.pruning.cut_repair import CutRepair
 from lightning_prune.pruning.cut_summary import CutSummary, History
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
+from lightning_prune.pruning.step import BlockScores
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.carried_record import carried_record, regrow_
@@ -49,6 +50,10 @@ class TrainingLoop(ABC):
         self, session: PruningSession, copies: Sequence[nn.Module], number: int
     ) -> CutRepair | None:
         """Return the repair of cut ``number``, with its images; None if cuts are not repaired."""
+        return None
+
+    def block_scores(self, number: int) -> BlockScores | None:
+        """Return what scores residual blocks for cut ``number``; None if it has no images for that."""
         return None
 
     @abstractmethod
@@ -144,8 +149,9 @@ class PrunedTraining:
         copies, optimizers = loop.begin_cut()
         repair = loop.repair_of_cut(session, copies, len(self.history))
         session.surgery = repair.prune_ if repair else None
+        session.block_scores = loop.block_scores(len(self.history))
         record = loop.remove_units_(session, copies, optimizers)
-        session.surgery = None
+        session.surgery = session.block_scores = None
         if not record:
             return None
         self.last_handled = now  # from here on a checkpoint holds this cut, whatever fails in what follows
@@ -189,8 +195,11 @@ def check_record(target: nn.Module, record: PruningRecord | None) -> None:
     """Raise ValueError if ``target`` was not cut to a record that is to be continued."""
     if record is None:
         return
-    kept = carried_record(target).kept
-    is_other = bool(kept) and any(kept.get(name) != dims for name, dims in record.kept.items())
+    carried = carried_record(target)
+    is_other = bool(carried) and (
+        carried.vanished.keys() != record.vanished.keys()
+        or any(carried.kept.get(name) != dims for name, dims in record.kept.items())
+    )
     if is_other or not has_shapes_of(target, record):
         raise ValueError(
             "this callback has pruned a network of other sizes; give a fresh network a new callback, or resume from "

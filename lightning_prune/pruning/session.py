@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.criteria.base import CriterionLike, Observer, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.pruning.step import Surgery, cut_
+from lightning_prune.pruning.step import BlockScores, Surgery, cut_
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
@@ -20,6 +20,7 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.utils.example_inputs import Example, shapes_of
+from lightning_prune.utils.modules import named_tensors
 from lightning_prune.utils.passing import PassingFailure, on_all
 
 __all__ = ["PruningSession"]
@@ -41,6 +42,7 @@ class PruningSession:
         owed: moment of a cut that failed for a reason that may pass and is to be made up for; None if there is none.
         surgery: carries out the plan of the next cut; None: :func:`~lightning_prune.prune_`. A pruning callback that
             repairs cuts sets it.
+        block_scores: scores the residual blocks for the next cut, if the policy lets them vanish.
 
     Example:
         >>> import torch
@@ -62,6 +64,7 @@ class PruningSession:
     exhausted: bool = False
     owed: int | None = None
     surgery: Surgery | None = None
+    block_scores: BlockScores | None = None
     _within_batch: bool = False
 
     @property
@@ -158,10 +161,18 @@ class PruningSession:
         """
         statistics = {} if self.observer is None else self.observer.compute()
         self.stop_observing()
-        restore, before = snapshot(self.target, self.graph.bindings, optimizers), self.graph
+        restore, before = snapshot(self.target, [*named_tensors(self.target)], optimizers), self.graph
         try:
             plan, record = cut_(
-                self.target, before, policy, criterion, statistics, self.dense, optimizers, self.surgery
+                self.target,
+                before,
+                policy,
+                criterion,
+                statistics,
+                self.dense,
+                optimizers,
+                self.surgery,
+                self.block_scores,
             )
             graph = self.traced(policy) if record else before
         except PassingFailure as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from torch import nn
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_prune.criteria.base import CriterionLike, Importance, Statistics, check_importance
 from lightning_prune.criteria.wrappers import blind_to
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
@@ -21,14 +23,29 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
-from lightning_prune.utils.distributed import broadcast, check_agreement
+from lightning_prune.utils.distributed import broadcast, check_agreement, from_first
+from lightning_prune.utils.modules import named_tensors
 from lightning_prune.utils.passing import on_all
 
-__all__ = ["Surgery", "cut_"]
+__all__ = ["BlockScores", "Surgery", "cut_", "scores_of_blocks"]
 
 ATTEMPTS = 10  # refusals after which whole layers stay
-#: (model, graph, units, optimizers) -> record of what was removed, as :func:`~lightning_prune.prune_`.
-Surgery = Callable[[nn.Module, ChannelGraph, Units, Sequence[Optimizer]], PruningRecord]
+#: graph -> importance of each residual block that may vanish.
+BlockScores = Callable[[ChannelGraph], Mapping[str, float]]
+
+
+class Surgery(Protocol):
+    """Carries out a plan, as :func:`~lightning_prune.prune_`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        remove: Units,
+        optimizers: Sequence[Optimizer] = (),
+        blocks: Sequence[str] = (),
+    ) -> PruningRecord:
+        """Remove units and blocks, and return the record of what was removed."""
 
 
 def importance_of(
@@ -59,6 +76,7 @@ def cut_(
     dense: DenseSizes,
     optimizers: Sequence[Optimizer] = (),
     surgery: Surgery | None = None,
+    block_scores: BlockScores | None = None,
 ) -> tuple[Plan, PruningRecord]:
     """Score, select and prune once. Units that surgery refuses are pinned, with a warning, and others are selected.
 
@@ -74,6 +92,8 @@ def cut_(
         dense: sizes of the dense network, to which shares refer.
         optimizers: their state is cut along.
         surgery: carries out a plan; by default :func:`~lightning_prune.prune_`.
+        block_scores: returns the importance of each residual block that may vanish; called if the policy has
+            ``depth``.
 
     Returns:
         The plan that was carried out, and its record (empty if there was nothing to remove).
@@ -85,26 +105,46 @@ def cut_(
     """
     met = policy.met_resources(graph, dense)
     importance = on_all(lambda: importance_of(criterion, graph, model, statistics, met))
-    restore = snapshot(model, graph.bindings, optimizers)
-    plan, refusals = broadcast(policy.plan(graph, importance, dense)), 0
-    while len(plan):
+    blocks = scores_of_blocks(graph, policy, block_scores)
+    restore = snapshot(model, [*named_tensors(model)], optimizers)
+    plan, refusals = broadcast(policy.plan(graph, importance, dense, blocks)), 0
+    while plan:
         attempt = partial(_attempt, surgery or prune_, model, graph, plan, optimizers)
         record, error = on_all(attempt, undo=restore)
-        check_agreement("the cut", record.kept if error is None else str(error))
+        check_agreement("the cut", (record.kept, record.vanished) if error is None else str(error))
         if error is None:
             return plan, record
         refusals += 1
-        refused = _refused_units(graph, plan, error, whole_layers=refusals >= ATTEMPTS)
-        if not len(refused):
-            raise error
-        warnings.warn(f"{error}; {_described(graph, refused)} stay, selecting again", stacklevel=2)
-        reasons = dict.fromkeys(refused.tolist(), f"surgery refused: {error}")
-        graph = replace(graph, pinned={**reasons, **graph.pinned})
+        if error.blocks:
+            warnings.warn(f"{error}; {', '.join(error.blocks)} stay, selecting again", stacklevel=2)
+            blocks = {name: score for name, score in blocks.items() if name not in error.blocks}
+        else:
+            refused = _refused_units(graph, plan, error, whole_layers=refusals >= ATTEMPTS)
+            if not len(refused):
+                raise error
+            warnings.warn(f"{error}; {_described(graph, refused)} stay, selecting again", stacklevel=2)
+            reasons = dict.fromkeys(refused.tolist(), f"surgery refused: {error}")
+            graph = replace(graph, pinned={**reasons, **graph.pinned})
         try:
-            plan = broadcast(policy.plan(graph, importance, dense))
+            plan = broadcast(policy.plan(graph, importance, dense, blocks))
         except ValueError:  # nothing is left that could be removed
             raise error from None
     return plan, PruningRecord()
+
+
+def scores_of_blocks(
+    graph: ChannelGraph, policy: PruningPolicy, block_scores: BlockScores | None
+) -> dict[str, float]:
+    """Return the scores of the blocks that may vanish, the same in all processes; none if no block may.
+
+    Raises:
+        ValueError: a block that the policy names cannot vanish, or nothing scores blocks.
+    """
+    if policy.depth is None or not blocks_of(graph).blocks:
+        return {}
+    if block_scores is None:
+        raise ValueError("blocks may vanish, but nothing scores them: pass batches")
+    return dict(from_first(lambda: block_scores(graph)))
 
 
 def _refused_units(graph: ChannelGraph, plan: Plan, error: SurgeryError, whole_layers: bool) -> Units:
@@ -137,6 +177,8 @@ def _attempt(
 ) -> tuple[PruningRecord, SurgeryError | None]:
     """Return the record of a cut, or the reason for which surgery refuses it."""
     try:
+        if plan.blocks:
+            return surgery(model, graph, plan.remove, optimizers, blocks=plan.blocks), None
         return surgery(model, graph, plan.remove, optimizers), None
     except SurgeryError as error:
         return PruningRecord(), error

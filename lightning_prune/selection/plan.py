@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
@@ -65,6 +65,8 @@ class Plan:
         graph: the network that the plan was made for, without its trace; None in a plan made by hand, and in copies.
         gap: of an optimal selection, how much more importance than necessary the plan may remove, as a share of what
             it removes, among the widths that were compared last; infinite if unknown. None for a greedy selection.
+        blocks: names of residual blocks that vanish; what only they have is not among the units.
+        vanished: names of the modules that go with them.
 
     Example:
         >>> import torch
@@ -84,6 +86,8 @@ class Plan:
     closed: Mapping[str, str] = field(default_factory=dict)
     graph: ChannelGraph | None = field(default=None, repr=False, compare=False)
     gap: float | None = field(default=None, compare=False)
+    blocks: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
 
     @property
     def reached(self) -> bool:
@@ -96,13 +100,17 @@ class Plan:
     def __len__(self) -> int:
         return len(self.remove)
 
+    def __bool__(self) -> bool:
+        return bool(len(self.remove) or self.blocks)
+
     def __getstate__(self) -> dict[str, Any]:
         # Ranks send plans to each other. The graph is large, and its costs may be functions that nobody can pickle.
         return {**vars(self), "graph": None}
 
     def __str__(self) -> str:
         costs = " · ".join(f"{resource} {change}" for resource, change in self.costs.items())
-        return f"{len(self)} units · {costs} · {self.ending}"
+        blocks = f"{_blocks(self.blocks)} · " if self.blocks else ""
+        return f"{blocks}{len(self)} units · {costs} · {self.ending}"
 
     def __repr__(self) -> str:
         return f"Plan({self})"
@@ -138,7 +146,10 @@ class Plan:
                 "this plan was made by hand, copied or pickled: only that of select(graph, ...) knows its network"
             )
         targets = {name: change.target for name, change in self.costs.items() if change.target is not None}
-        return summarise(self.graph, self.remove, targets, self.closed, [self.ending])
+        notes = [f"gone as a whole: {_blocks(self.blocks)}, {', '.join(self.blocks)}"] if self.blocks else []
+        return summarise(
+            self.graph, self.remove, targets, self.closed, [*notes, self.ending], vanished=self.vanished
+        )
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>" if self.graph is None else self.summary().html()
@@ -164,3 +175,7 @@ class Plan:
             if self.gap >= 5e-4
             else ", optimal"
         )
+
+
+def _blocks(names: Sequence[str]) -> str:
+    return f"{len(names)} block{'s' * (len(names) != 1)}"

@@ -15,6 +15,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph, Resource
 from lightning_prune.graph.trace import trace
 from lightning_prune.selection.budget import check_amounts, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
+from lightning_prune.selection.depth import DepthSettings, select_with_depth, smallest_network
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.optimal import OptimalSelection, Selection
 from lightning_prune.selection.optimal_plan import unreachable
@@ -22,7 +23,7 @@ from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
 from lightning_prune.utils.example_inputs import Example
 
-__all__ = ["PolicyArguments", "PruningPolicy"]
+__all__ = ["PolicyArguments", "PruningPolicy", "with_depth"]
 
 #: resources that are counted if a budget or amount names them, without an entry in ``resources``
 BUILT_IN: Mapping[str, Resource] = {"activations": activations}
@@ -57,6 +58,8 @@ class PruningPolicy:
         selection: ``"greedy"`` takes the least important units one by one; ``"optimal"``, or
             :class:`~lightning_prune.OptimalSelection`, chooses the widths of all layers at once, so that the plan of
             each cut removes the least importance in all.
+        depth: which residual blocks may vanish as a whole; None: none. Callbacks other than
+            :class:`~lightning_prune.FilterPruningCallback` remove channels only.
 
     Raises:
         ValueError: budget or amount is no mapping from names of resources to numbers, or the selection is unknown.
@@ -75,6 +78,7 @@ class PruningPolicy:
     resources: Mapping[str, Resource] = field(default_factory=dict)
     removed_share: float | None = None
     selection: Selection = "greedy"
+    depth: DepthSettings | None = None
 
     def __post_init__(self) -> None:
         check_amounts(self.budget, "budget")
@@ -128,19 +132,26 @@ class PruningPolicy:
         resources = {**{name: BUILT_IN[name] for name in sorted(named)}, **self.resources}
         return trace(model, *example[0], **example[1]).with_resources(resources)
 
-    def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
-        """Select the units of the next step."""
-        plan = select(
-            graph,
-            importance,
-            self._goal(dense),
-            amount=self.amount if self.removed_share is None else None,
-            limits=self.limits,
-            exclude=self.exclude,
-            channel_multiple=self.channel_multiple,
-            dense=dense,
-            selection=self.selection,
-        )
+    def plan(
+        self,
+        graph: ChannelGraph,
+        importance: Any,
+        dense: DenseSizes,
+        blocks: Mapping[str, float] | None = None,
+    ) -> Plan:
+        """Select the units of the next step, and the blocks that vanish, of those whose scores are given."""
+        rules: dict[str, Any] = {
+            "amount": self.amount if self.removed_share is None else None,
+            "limits": self.limits,
+            "exclude": self.exclude,
+            "channel_multiple": self.channel_multiple,
+            "dense": dense,
+            "selection": self.selection,
+        }
+        if blocks and self.depth is not None:
+            plan = select_with_depth(graph, importance, blocks, self._goal(dense), self.depth, **rules)
+        else:
+            plan = select(graph, importance, self._goal(dense), **rules)
         return plan if self.removed_share is None else self._on_the_way(plan, dense)
 
     def _goal(self, dense: DenseSizes) -> Mapping[str, float]:
@@ -161,17 +172,26 @@ class PruningPolicy:
         only_step_is_done = plan.stopped == "budget" and not plan.reached
         return replace(plan, stopped="amount") if only_step_is_done else plan
 
+    def without_depth(self, owner: str) -> PruningPolicy:
+        """Return this policy; raise ValueError if it lets blocks vanish, which ``owner`` does not do."""
+        if self.depth is not None:
+            raise ValueError(f"{owner} removes channels only: leave depth out, or take FilterPruningCallback")
+        return self
+
     def check(self, graph: ChannelGraph) -> None:
         """Raise ValueError if this policy is invalid for the dense network of ``graph``, or its budget too low."""
-        resolve(self.amount or {}, DenseSizes.of(graph).costs, "amount")
+        dense = DenseSizes.of(graph)
+        resolve(self.amount or {}, dense.costs, "amount")
+        smallest = graph if self.depth is None else smallest_network(graph, self.budget, self.depth)
         check_budget(
-            graph,
+            smallest,
             self.budget,
             limits=self.limits,
             exclude=self.exclude,
             channel_multiple=self.channel_multiple,
+            dense=dense,
         )
-        if OptimalSelection.of(self.selection) is not None and self.budget:
+        if OptimalSelection.of(self.selection) is not None and self.budget and self.depth is None:
             self._check_program(graph)
 
     def _check_program(self, graph: ChannelGraph) -> None:
@@ -195,6 +215,18 @@ class PruningPolicy:
     def predict(self, graph: ChannelGraph, model: nn.Module) -> Plan:
         """Return the plan predicted with L2 scores, all in one step, to check the budget before training."""
         return replace(self, amount=None).plan(graph, L2()(graph, model, {}), DenseSizes.of(graph))
+
+
+def with_depth(policy: PruningPolicy, depth: bool | DepthSettings | None) -> PruningPolicy:
+    """Return a policy with what an argument ``depth`` says of residual blocks.
+
+    Raises:
+        ValueError: both say something, or ``depth`` is something else.
+    """
+    settings = DepthSettings.of(depth)
+    if settings is not None and policy.depth is not None:
+        raise ValueError("depth: set this in the PruningPolicy, not beside it")
+    return policy if settings is None else replace(policy, depth=settings)
 
 
 def _is_default(name: str, value: Any) -> bool:

@@ -15,6 +15,13 @@ from lightning_prune.serialization.load_errors import explain_load_errors
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.utils.modules import cut_shape, drop_caches_, named_tensors, set_data
 from lightning_prune.utils.named_sizes import write_size
+from lightning_prune.utils.vanished import (
+    original_of,
+    restore_,
+    train_again_,
+    untrained_parameters,
+    vanished_modules,
+)
 
 __all__ = ["carried_record", "dense_again_", "regrow_"]
 
@@ -40,6 +47,7 @@ def carried_record(model: nn.Module, without: Iterable[nn.Module] = ()) -> Pruni
         >>> carried_record(nn.Sequential(linear)).kept
         {'0.weight': {0: [0, 2]}}
     """
+    without = list(without)
     cuts: dict[int, tuple[CutNote, str]] = {}
     attributes: dict[str, Any] = {}
     for module_name, module, note in notes_of(model, without):
@@ -55,6 +63,17 @@ def carried_record(model: nn.Module, without: Iterable[nn.Module] = ()) -> Pruni
             record.kept[name], record.shapes[name] = note.kept[local], note.shapes[local]
     dense = fingerprint(model)
     record.dense = {name: [dtype, record.shapes.get(name, shape)] for name, (dtype, shape) in dense.items()}
+    left_out = {id(part) for root in without for part in root.modules()}
+    for name, module, what in vanished_modules(model):
+        if id(module) not in left_out:
+            record.vanished[name] = what
+            part = original_of(module)
+            assert part is not None
+            inner = carried_record(part)
+            record.dense |= {f"{name}.{tensor}": entry for tensor, entry in inner.dense.items()}
+    for name, module in untrained_parameters(model):
+        if id(module) not in left_out:
+            record.vanished[name] = {"as": "untrained"}
     return record
 
 
@@ -79,6 +98,7 @@ def regrow_(model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
     """
     without = list(without)
     carried_record(model, without)
+    _bring_back_(model, without)
     for _, module, note in list(notes_of(model, without)):
         for name, tensor in stored_tensors(module).items():
             if (
@@ -91,6 +111,15 @@ def regrow_(model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
             write_size(module, attribute, dense)
         vars(module).pop(NOTE)
     drop_caches_(model)
+
+
+def _bring_back_(model: nn.Module, without: Sequence[nn.Module]) -> None:
+    """Put vanished modules back in their places, with zeros for their weights."""
+    left_out = {id(part) for root in without for part in root.modules()}
+    device = next((tensor.device for tensor in named_tensors(model).values()), torch.device("cpu"))
+    while names := [name for name, module, _ in vanished_modules(model) if id(module) not in left_out]:
+        restore_(model, names[0], device)  # others may have vanished within it before
+    train_again_(model, left_out)
 
 
 @contextmanager

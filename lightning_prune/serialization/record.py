@@ -28,11 +28,13 @@ from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
     freeze_empty_,
+    is_within,
     named_tensors,
     set_data,
     without_prefix,
 )
 from lightning_prune.utils.named_sizes import can_replace, grows, read_size, write_size
+from lightning_prune.utils.vanished import problem_with, vanish_modules_, within_any
 
 __all__ = ["PruningRecord", "RecordError"]
 
@@ -62,6 +64,8 @@ class PruningRecord:
         shapes: parameter or buffer in ``kept`` -> its shape in the dense model.
         attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to; of an attribute
             that holds named integers, ``module.attribute[name]``.
+        vanished: name of a module, or of a parameter that stays untrained -> what takes its place, see
+            :func:`~lightning_prune.utils.vanished.replacement`.
         info: further facts for the reader, such as the costs before and after. Nothing depends on them.
         dense: dtype and shape of every parameter and persistent buffer of the dense model; empty if unknown.
 
@@ -78,14 +82,21 @@ class PruningRecord:
     kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, int | list[int]] = field(default_factory=dict)
+    vanished: dict[str, dict[str, Any]] = field(default_factory=dict, kw_only=True)
     info: dict[str, Any] = field(default_factory=dict)
     dense: Fingerprint = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
-        return bool(self.kept)
+        return bool(self.kept or self.vanished)
+
+    @property
+    def cuts(self) -> tuple[Any, ...]:
+        """What was removed: the indices that survive, and the modules that vanished."""
+        return self.kept, self.vanished
 
     def __repr__(self) -> str:
-        return f"PruningRecord({one_line(self.kept, self.shapes)})"
+        gone = f"{len(self.vanished)} modules have vanished; " if self.vanished else ""
+        return f"PruningRecord({gone}{one_line(self.kept, self.shapes)})"
 
     def _repr_html_(self) -> str:
         return html_rows(self.kept, self.shapes)
@@ -101,6 +112,7 @@ class PruningRecord:
             RecordError: the record does not fit the model, which is then unchanged.
         """
         self.check(model, verify)
+        vanish_modules_(model, self.vanished)
         tensors, before = named_tensors(model), CutState.of(model, self.kept, self.attributes)
         for name, dims in self.kept.items():
             set_data(tensors[name], cut(tensors[name], dims))
@@ -115,6 +127,8 @@ class PruningRecord:
     def check(self, model: nn.Module, verify: bool = False) -> None:
         """Raise RecordError unless this record fits the dense ``model``, which is not changed; see :meth:`apply_`."""
         tensors, optional = named_tensors(model), _optional_prefixes(model)
+        if problem := problem_with(model, self.vanished):
+            raise RecordError(problem)
         for name, dims in self.kept.items():
             if name not in tensors:
                 raise RecordError(f"the record cuts {name!r}, which {type(model).__name__} does not have")
@@ -152,12 +166,26 @@ class PruningRecord:
             {'w': {0: [0, 3]}}
         """
         names = [*self.kept, *(name for name in later.kept if name not in self.kept)]
+        gone = [name for name in later.vanished if later.vanished[name].get("as") != "untrained"]
+        names = [name for name in names if not within_any(name, gone)]
         kept = {name: cut_again(self.kept.get(name, {}), later.kept.get(name, {})) for name in names}
         attributes, info = {**self.attributes, **later.attributes}, {**self.info, **later.info}
+        attributes = {path: value for path, value in attributes.items() if not within_any(path, gone)}
+        earlier = {name: what for name, what in self.vanished.items() if not within_any(name, gone)}
         dense = self.dense or {
             name: [dtype, self.shapes.get(name, s)] for name, (dtype, s) in later.dense.items()
         }
-        return PruningRecord(kept, {**later.shapes, **self.shapes}, attributes, info, dense)
+        shapes = {name: shape for name, shape in {**later.shapes, **self.shapes}.items() if name in kept}
+        vanished = {**earlier, **later.vanished}
+        return PruningRecord(kept, shapes, attributes, info, dense, vanished=vanished)
+
+    def takes_away(self, name: str) -> bool:
+        """Return whether a tensor of the dense network goes with a module that vanishes."""
+        for module, what in self.vanished.items():
+            if what.get("as") != "untrained" and is_within(name, module):
+                stays = what.get("activation")
+                return not (stays and is_within(name, f"{module}.{stays}"))
+        return False
 
     def cut_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Return tensors that belong to parameters of the network, such as anchors of EWC, after this cut.
@@ -194,11 +222,16 @@ class PruningRecord:
         own = {id(tensor) for tensor in named_tensors(original).values()}
         tensors = named_tensors(copy)
         kept = {name: dims for name, dims in self.kept.items() if id(tensors.get(name)) not in own}
-        return replace(self, kept=kept, dense={})
+        modules = {id(module) for module in original.modules()}
+        vanished = {
+            name: what for name, what in self.vanished.items() if not _is_shared(copy, name, modules, own)
+        }
+        return replace(self, kept=kept, dense={}, vanished=vanished)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers, with their checksum."""
-        return sealed({"version": VERSION, **vars(self), "info": plain_json(self.info)})
+        content = {key: value for key, value in vars(self).items() if key != "vanished" or value}
+        return sealed({"version": VERSION, **content, "info": plain_json(self.info)})
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], verify: bool = True) -> PruningRecord:
@@ -228,7 +261,8 @@ class PruningRecord:
                 str(name): [str(dtype), None if s is None else integers(s)]
                 for name, (dtype, s) in plain.get("dense", {}).items()
             }
-            return cls(kept, shapes, attributes, dict(plain.get("info", {})), dense)
+            vanished = {str(name): dict(what) for name, what in plain.get("vanished", {}).items()}
+            return cls(kept, shapes, attributes, dict(plain.get("info", {})), dense, vanished=vanished)
         except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise RecordError(f"damaged pruning record: {error}") from error
 
@@ -275,7 +309,17 @@ def rerooted(record: PruningRecord, old_root: str, new_root: str) -> PruningReco
         renamed(record.attributes),
         record.info,
         renamed(record.dense),
+        vanished=renamed(record.vanished),
     )
+
+
+def _is_shared(copy: nn.Module, name: str, modules: set[int], tensors: set[int]) -> bool:
+    """Return whether a module or parameter of a copy is the original's, too."""
+    owner, _, last = name.rpartition(".")
+    parent = copy.get_submodule(owner)
+    if last in parent._parameters:
+        return id(parent._parameters[last]) in tensors
+    return id(parent._modules.get(last)) in modules
 
 
 def _owner_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:

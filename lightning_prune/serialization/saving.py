@@ -33,6 +33,7 @@ from lightning_prune.serialization.saved_network import (
 from lightning_prune.serialization.torch_file import load_torch_file
 from lightning_prune.utils.hashing import is_plain_tensor
 from lightning_prune.utils.modules import cut_shape, named_tensors, tensors_by_all_names, without_prefix
+from lightning_prune.utils.vanished import vanished_modules
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -130,7 +131,7 @@ def _dense_if_needed_(model: nn.Module, parts: Sequence[Part], weights: Mapping[
     try:
         check_weights(model, parts, weights)
     except RecordError:
-        if any(notes_of(model)):
+        if any(notes_of(model)) or any(vanished_modules(model)):
             networks = [part for part, _ in parts] or [model]
             with dense_again_(
                 [(network, networks[1:] if n == 0 else ()) for n, network in enumerate(networks)]
@@ -185,7 +186,9 @@ def check_weights(
     """
     for part, record in parts:
         record.check(part)
-    expected_names, saved_names = set(model.state_dict()), set(weights)
+    gone = _vanishing(parts)
+    names_gone = {name for name, tensor in tensors_by_all_names(model) if id(tensor) in gone}
+    expected_names, saved_names = set(model.state_dict()) - names_gone, set(weights)
     if strict and expected_names != saved_names:
         names = first_names(expected_names ^ saved_names)
         raise RecordError(
@@ -236,8 +239,19 @@ def _pruned_shapes(model: nn.Module, parts: Sequence[Part]) -> dict[str, list[in
         for name, tensor in named_tensors(part).items()
         if name in record.kept
     }
-    tensors = tensors_by_all_names(model)
+    gone = _vanishing(parts)
+    tensors = ((name, tensor) for name, tensor in tensors_by_all_names(model) if id(tensor) not in gone)
     return {name: cut_shape(tensor.shape, cuts.get(id(tensor), {})) for name, tensor in tensors}
+
+
+def _vanishing(parts: Sequence[Part]) -> set[int]:
+    """Return the ids of the tensors that go with the modules that vanish."""
+    return {
+        id(tensor)
+        for part, record in parts
+        for name, tensor in tensors_by_all_names(part)
+        if record.takes_away(name)
+    }
 
 
 def shrink_(target: nn.Module, record: PruningRecord) -> None:
@@ -259,7 +273,9 @@ def shrink_(target: nn.Module, record: PruningRecord) -> None:
 def has_shapes_of(target: nn.Module, record: PruningRecord) -> bool:
     """Whether every tensor in ``record`` has its pruned size already."""
     tensors = named_tensors(target)
-    return all(
+    modules = {name for name, what in record.vanished.items() if what.get("as") != "untrained"}
+    has_blocks = modules <= {name for name, _, _ in vanished_modules(target)}
+    return has_blocks and all(
         name in tensors and _has_sizes(tensors[name].shape, dims) for name, dims in record.kept.items()
     )
 

@@ -102,13 +102,20 @@ class SlimmingPolicy(PruningPolicy):
         """Return the scales that are slimmed, see :func:`~lightning_prune.slimming.penalty.slimmable`."""
         return slimmable(graph, model, self.norms, self.exclude)
 
-    def plan(self, graph: ChannelGraph, importance: Any, dense: DenseSizes) -> Plan:
+    def plan(
+        self,
+        graph: ChannelGraph,
+        importance: Any,
+        dense: DenseSizes,
+        blocks: Mapping[str, float] | None = None,
+    ) -> Plan:
         """Return the plan of this shrink.
 
         Args:
             graph: the graph of the network.
             importance: sizes of the units, see :func:`scale_sizes`, shape (num_units,).
             dense: sizes of the dense network, to which shares refer.
+            blocks: ignored: slimming removes channels only.
         """
         sizes = check_importance(graph, importance)
         if not (self.final and self.budget):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
 from lightning_prune.utils.modules import cut, set_data
 
-__all__ = ["CutParameter", "check_buffers", "cut_state_"]
+__all__ = ["CutParameter", "check_buffers", "cut_state_", "drop_state_"]
 
 #: The row and column factors of torch's Adafactor are means over one dimension, which then has size 1. Other
 #: libraries choose that dimension by the parameter's size, which a cut may change: their state is reset.
@@ -67,6 +67,29 @@ def cut_state_(optimizer: Optimizer, cut_parameters: Mapping[str, CutParameter])
     for tensor, owner in buffers.owned:
         if (part := parts.get(id(owner))) is not None:
             set_data(tensor, cut(tensor, part.dims))
+
+
+def drop_state_(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Remove parameters that have vanished from an optimizer: from its groups, and with their state.
+
+    The lists of the groups stay the same objects, and their order and options as they are, so learning rate
+    schedulers keep working; an optimizer that is built anew from what remains has the same groups.
+
+    Example:
+        >>> gone, stays = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([gone, stays], lr=0.1, momentum=0.9)
+        >>> drop_state_(optimizer, [gone])
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [1]
+    """
+    gone = {id(parameter) for parameter in parameters}
+    for each in (optimizer, *base_optimizers(optimizer)):
+        if isinstance(each, LBFGS):
+            _reset_lbfgs_(each, [CutParameter(p, p.shape, {}) for p in parameters])
+        for parameter in [p for p in each.state if id(p) in gone]:
+            del each.state[parameter]
+        for group in each.param_groups:
+            group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
 
 
 def check_buffers(optimizer: Optimizer) -> None:

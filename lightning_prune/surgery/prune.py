@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.trace import trace
+from lightning_prune.graph.unit_map import UnitMap
 from lightning_prune.serialization.cut_notes import CutState, note_cut
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
@@ -20,6 +23,8 @@ from lightning_prune.surgery.module_sizes import size_paths, update_sizes_
 from lightning_prune.surgery.optimizer_state import CutParameter, check_buffers, cut_state_
 from lightning_prune.surgery.proof import ProofError, concerned_units, prove
 from lightning_prune.surgery.rollback import snapshot
+from lightning_prune.surgery.vanish import vanish_modules_of_blocks_
+from lightning_prune.surgery.vanish_proof import VanishingError
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.isolation import gc_paused
 from lightning_prune.tracing.traced_int import Attribute, TensorSize, evaluate, leaves, set_attribute, solve
@@ -45,20 +50,26 @@ class SurgeryError(RuntimeError):
 
     Attributes:
         units: the units that the operator at fault reads; pin them and select again.
+        blocks: the residual blocks that cannot vanish.
 
     Example:
         >>> SurgeryError("two layers disagree", units=np.array([3, 4])).units.tolist()
         [3, 4]
     """
 
-    def __init__(self, message: str, units: Units | None = None) -> None:
+    def __init__(self, message: str, units: Units | None = None, blocks: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.units = np.empty(0, np.int64) if units is None else units
+        self.blocks = tuple(blocks)
 
 
 @on_cpu()
 def prune_(
-    model: nn.Module, graph: ChannelGraph, remove: Iterable[int], optimizers: Sequence[Optimizer] = ()
+    model: nn.Module,
+    graph: ChannelGraph,
+    remove: Iterable[int] = (),
+    optimizers: Sequence[Optimizer] = (),
+    blocks: Sequence[str] | None = None,
 ) -> PruningRecord:
     """Remove units from ``model`` in place: from parameters, buffers, size attributes and optimizer state.
 
@@ -72,13 +83,17 @@ def prune_(
         remove: numbers of units, all in ``graph.prunable``, or a :class:`~lightning_prune.selection.plan.Plan`.
         optimizers: their state is cut too, so that training continues with the momentum of what remains; so are the
             states of optimizers that they wrap, and tensors in their attributes that belong to parameters.
+        blocks: names of residual blocks that vanish, see :func:`~lightning_prune.residual_blocks`; None: those of the
+            plan, if ``remove`` is one. What follows a block then reads its input. Parameters that vanish are removed
+            from the groups of the optimizers. Units that only these blocks have need not be named.
 
     Returns:
         The record of what survives, relative to the model before this call.
 
     Raises:
         SurgeryError: a unit must not be removed, a layer would become empty, or the proof failed.
-        ValueError: an optimizer keeps tensors outside of its state that cannot be cut.
+        ValueError: an optimizer keeps tensors outside of its state that cannot be cut; a block is unknown, or cannot
+            vanish.
         PassingFailure: the proof could not be made for now, for example for lack of memory. Model and optimizers are
             unchanged, and the same call may succeed later.
 
@@ -90,8 +105,43 @@ def prune_(
         >>> net[0], record.kept["3.weight"]
         (Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1)), {1: [5, 6, 7]})
     """
+    names = list(getattr(remove, "blocks", ()) if blocks is None else blocks)
+    units = np.unique(np.asarray(list(remove), dtype=np.int64))
+    if names:
+        return _prune_with_blocks_(model, graph, units, optimizers, names)
     with walked_once(model):
-        return _prune_(model, graph, np.unique(np.asarray(list(remove), dtype=np.int64)), optimizers)
+        return _prune_(model, graph, units, optimizers)
+
+
+def _prune_with_blocks_(
+    model: nn.Module,
+    graph: ChannelGraph,
+    remove: Units,
+    optimizers: Sequence[Optimizer],
+    blocks: Sequence[str],
+) -> PruningRecord:
+    """Let blocks vanish, trace what is left, and remove the units from it; all or nothing."""
+    evidence = _check(model, graph, np.empty(0, np.int64))
+    blocks_of(graph).check(blocks)
+    for optimizer in optimizers:
+        check_buffers(optimizer)
+    restore = snapshot(model, [*named_tensors(model)], optimizers)
+    with _rolled_back(restore, graph, remove):
+        try:
+            record = vanish_modules_of_blocks_(model, graph, blocks, optimizers)
+        except VanishingError as error:
+            raise SurgeryError(f"{error}; the cut was rolled back", blocks=error.blocks) from error
+        drop_caches_(model)
+        if not len(remove):
+            return record
+        (args, kwargs), *others = evidence.examples
+        smaller = trace(model, *args, others=others, **kwargs)
+        units = UnitMap.of(graph, smaller)
+        try:
+            with walked_once(model):
+                return record.then(_prune_(model, smaller, units.forward(remove), optimizers))
+        except SurgeryError as error:
+            raise SurgeryError(str(error), units.backward(error.units)) from error
 
 
 def _prune_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
@@ -11,6 +12,7 @@ from lightning_prune.serialization.cut_notes import NOTE
 from lightning_prune.surgery.optimizer_buffers import base_optimizers, buffers_of
 from lightning_prune.utils.module_walk import modules_of
 from lightning_prune.utils.modules import named_tensors, set_data
+from lightning_prune.utils.vanished import UNTRAINED
 
 __all__ = ["snapshot"]
 
@@ -38,12 +40,29 @@ def snapshot(
         (tensors[name], tensors[name].data, tensors[name].grad, tensors[name].requires_grad) for name in names
     ]
     modules = [(module, dict(vars(module))) for module in modules_of(model)]
+    registries = [
+        (registry, dict(registry))
+        for _, attributes in modules
+        for key in ("_modules", "_parameters", "_buffers")
+        if type(registry := attributes[key]) in (dict, OrderedDict) and registry
+    ]
+    groups = [
+        (group["params"], list(group["params"]))
+        for optimizer in optimizers
+        for each in (optimizer, *base_optimizers(optimizer))
+        for group in each.param_groups
+    ]
     state_restorers = [
         _state_restorer(each) for optimizer in optimizers for each in base_optimizers(optimizer)
     ]
     buffers = [(tensor, tensor.data) for each in optimizers for tensor, _ in buffers_of(each).owned]
 
     def restore() -> None:
+        for registry, entries in registries:  # modules that have vanished, and their parameters
+            registry.clear()
+            registry.update(entries)
+        for parameters, before in groups:
+            parameters[:] = before
         for tensor, data, grad, requires_grad in contents:
             set_data(tensor, data)
             tensor.grad = grad
@@ -51,6 +70,8 @@ def snapshot(
         for module, attributes in modules:
             if NOTE not in attributes:
                 vars(module).pop(NOTE, None)
+            if UNTRAINED not in attributes:
+                vars(module).pop(UNTRAINED, None)
             vars(module).update(attributes)
         for tensor, data in buffers:
             set_data(tensor, data)

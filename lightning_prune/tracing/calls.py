@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.tracing.traced_int import SizeEvents
 
-__all__ = ["OperatorCall", "PythonCall", "Recording", "operator_tensors", "tensors_in"]
+__all__ = ["ModuleCall", "OperatorCall", "PythonCall", "Recording", "operator_tensors", "tensors_in"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,6 +88,25 @@ class OperatorCall:
 
 
 @dataclasses.dataclass(eq=False)
+class ModuleCall:
+    """One call of a module's forward.
+
+    Attributes:
+        name: qualified name of the module.
+        start: number of operators before the call.
+        args: positional arguments.
+        end: number of operators before its end.
+        out: the result; None if the forward raised.
+    """
+
+    name: str
+    start: int
+    args: Any
+    end: int = 0
+    out: Any = None
+
+
+@dataclasses.dataclass(eq=False)
 class Recording:
     """All operators of one forward, and the tensors that left the network.
 
@@ -99,6 +118,7 @@ class Recording:
         size_events: traced sizes that were converted to floats or plain ints.
         numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
         entered: names of the modules that ran.
+        module_calls: calls of modules, in the order of their beginning.
         reason: why it ran on real values; "" if it did not.
         modes_alike: whether it ran in eval mode and would do the same in train mode, apart from operators that treat
             channels alike in both.
@@ -111,6 +131,7 @@ class Recording:
     size_events: SizeEvents
     numpy_tensors: list[Tensor]
     entered: set[str]
+    module_calls: list[ModuleCall]
     reason: str = ""
     modes_alike: bool = False
 

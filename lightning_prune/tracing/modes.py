@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from lightning_prune.tracing.calls import OperatorCall, PythonCall
+from lightning_prune.tracing.calls import ModuleCall, OperatorCall, PythonCall
 from lightning_prune.tracing.einsum import contraction_arguments
 from lightning_prune.tracing.shape_functions import infer
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
@@ -55,6 +55,9 @@ class ModuleStack:
         self.stack: list[str] = []
         self.failed_module: str | None = None
         self.entered: set[str] = set()
+        self.calls: list[ModuleCall] = []
+        self.operators: list[OperatorCall] = []
+        self._running: list[ModuleCall] = []
 
     @property
     def innermost(self) -> str:
@@ -65,6 +68,8 @@ class ModuleStack:
         """Push ``module``, whose forward begins."""
         self.stack.append(self.names.get(id(module), type(module).__name__))
         self.entered.add(self.stack[-1])
+        self._running.append(ModuleCall(self.stack[-1], len(self.operators), args))
+        self.calls.append(self._running[-1])
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
         """Pop ``module``, whose forward ends or raises; remember the innermost module that raised."""
@@ -73,6 +78,8 @@ class ModuleStack:
                 self.innermost
             )  # torch calls this hook also on errors, innermost module first
         self.stack.pop()
+        call = self._running.pop()
+        call.end, call.out = len(self.operators), out
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
@@ -197,7 +204,7 @@ class OperatorMode(TorchDispatchMode):
     def __init__(self, python: PythonCallMode, modules: ModuleStack, kind: TensorKind) -> None:
         super().__init__()
         self.python, self.modules, self.kind = python, modules, kind
-        self.calls: list[OperatorCall] = []
+        self.calls = modules.operators
         self.paused = False
         self.num_random = 0  # operators that drew random numbers
         # id of a real tensor -> the tensor, which keeps its id in use, and its copy without data

@@ -35,7 +35,7 @@ from lightning_prune.tracing.traced_int import record_size_events, trace_attribu
 from lightning_prune.utils.devices import on_default_device
 from lightning_prune.utils.passing import is_passing
 
-__all__ = ["raised_in", "record_forward"]
+__all__ = ["patched_torch", "raised_in", "record_forward"]
 
 # Errors of fake tensors for which the forward is run on real tensors: a branch on a value, a shape that depends on
 # values, an operator without a shape function, numpy.
@@ -58,7 +58,7 @@ class _Forward:
 
     def record(self, kind: TensorKind) -> Recording:
         """Record the forward on tensors of ``kind``, and restore the model except the values of its buffers."""
-        with restored(self.model), _patched_torch(), caches_bypassed(self.model):
+        with restored(self.model), patched_torch(), caches_bypassed(self.model):
             # Networks that cache what they compute in eval mode drop it when the mode changes.
             self.model.train(not self.training)
             self.model.train(self.training)
@@ -103,6 +103,7 @@ class _Forward:
             size_events=events,
             numpy_tensors=python.numpy_tensors,
             entered=modules.entered,
+            module_calls=modules.calls,
             modes_alike=not (self.training or kind == "real" or reads.unknown)
             and mode_is_only_a_flag(self.model),
         )
@@ -162,7 +163,7 @@ def _needs_values(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _patched_torch() -> Iterator[None]:
+def patched_torch() -> Iterator[None]:
     """Make torch show all operators to the modes within the block, and log no errors that are handled here.
 
     ``nn.MultiheadAttention`` has a fast path of one opaque operator; it is disabled. So is cuDNN, whose norms and

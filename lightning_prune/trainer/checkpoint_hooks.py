@@ -75,7 +75,7 @@ def resize_with_copies_(
     """
     parts = _parts(trainer, pl_module, saved, copies)
     present = [carried_record(part.module, part.copies) for part in parts]
-    if all(now.kept == part.record.kept for now, part in zip(present, parts, strict=True)):
+    if all(now.cuts == part.record.cuts for now, part in zip(present, parts, strict=True)):
         return False
     if not any(present):
         return _cut_dense_(pl_module, parts, saved.get("submodule"), weights)

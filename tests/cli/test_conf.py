@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.segmentation.losses import loss_of, scheduled
 from lightning_prune.segmentation.module import SegmentationModule
+from lightning_prune.selection.depth import DepthSettings
 from lightning_prune.selection.policy import PolicyArguments
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
 
@@ -84,6 +86,7 @@ def test_every_group_is_tested_here() -> None:
         "prune",
         "prune/criterion",
         "prune/schedule",
+        "prune/depth",
         "prune/final_phase",
         "prune/policy",
         "prune/resources",
@@ -287,6 +290,14 @@ def test_criterion(option: str) -> None:
     assert getattr(criterion, "seed", 7) == 7
 
 
+@pytest.mark.parametrize("option", options("prune/depth"))
+def test_depth(option: str) -> None:
+    depth = build_part(composed(f"prune/depth={option}"), "prune").policy.depth
+    if depth is not None:
+        depth = replace(depth, include=tuple(depth.include), exclude=tuple(depth.exclude))
+    assert depth == (None if option == "none" else DepthSettings())
+
+
 @pytest.mark.parametrize("option", options("prune/schedule"))
 def test_schedule(option: str) -> None:
     path = ["prune.schedule.function.path=math.sqrt"] if option == "curve" else []
@@ -400,6 +411,7 @@ def arguments(target: Callable[..., Any]) -> dict[str, Any]:
         (["prune=ipad"], "prune.limits"),
         (["+prune/resources=latency"], "prune.resources.latency"),
         (["prune=slimming"], "prune"),
+        (["prune/depth=blocks"], "prune.depth"),
         (["prune/schedule=cubic"], "prune.schedule"),
         (["prune/schedule=linear"], "prune.schedule"),
         (["prune/schedule=curve"], "prune.schedule"),
