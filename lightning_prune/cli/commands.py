@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from lightning_prune.cli.hints import did_you_mean
 from lightning_prune.cli.parsers import read
+from lightning_prune.utils.hints import did_you_mean
 
 __all__ = ["COMMANDS", "OVERVIEW", "run_command"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import COMMANDS, OVERVIEW, run_command, unknown_command
@@ -29,8 +29,9 @@ from lightning_prune.cli.config import (
     overrides_as_dict,
     root_cause,
 )
-from lightning_prune.cli.hints import shortened, value_hint
 from lightning_prune.cli.preflight import check
+from lightning_prune.cli.sweep_state import FREE_SUBDIR, continued
+from lightning_prune.utils.hints import shortened, value_hint
 
 if TYPE_CHECKING:
     from lightning_prune.reporting.run_folder import Summary
@@ -40,38 +41,59 @@ __all__ = ["conf_dir", "main"]
 ERROR = "error.txt"  # as in reporting.run_folder, which imports torch
 
 
-def job(config: DictConfig) -> None:
-    """Run one training. In a sweep a failure is written into the run's folder, and the next run starts."""
+def job(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Run one training, and return its objective to the sweeper.
+
+    In a sweep a failure is written into the run's folder, and the next run starts. A configuration that the sweep has
+    finished before is not run again; one that it has begun goes on from its last checkpoint.
+    """
     # Imported here, because torch and Lightning take seconds to import, which `--help` need not wait for.
+    from lightning_prune.cli.sweep_job import sweep_job
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        sweep = Path(hydra_config.sweep.dir)
+        return sweep_job(
+            sweep, folder, hydra_config.job.num, lambda resumed, prefix: _run(resumed, folder, prefix), config
+        )
+    _run(config, folder, "")
+    return None
+
+
+def _run(config: DictConfig, folder: Path, prefix: str) -> Summary | None:
+    """Run one training; None if it has failed in a sweep, else errors are raised."""
     from lightning_prune.cli.interruption import Interruption, go_on_command
     from lightning_prune.cli.train import run
     from lightning_prune.reporting.figure import show_run
     from lightning_prune.reporting.run_folder import Summary
 
     hydra_config = HydraConfig.get()
-    folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
     overrides = overrides_as_dict(hydra_config.overrides.task)
     choices = {str(group): str(option) for group, option in hydra_config.runtime.choices.items()}
-    prefix = f"#{hydra_config.job.num} │ " if sweeping else ""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
     try:
         summary = run(config, folder, overrides, choices, prefix)
     except Interruption:
-        own = [
-            source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"
-        ]
-        flags = [word for path in own for word in ("--config-dir", path)]
-        command = go_on_command(list(hydra_config.overrides.task), folder, flags)
-        print(
-            f"{prefix}interrupted; results so far: {folder}; to go on: {command}", file=sys.stderr, flush=True
-        )
+        command = "" if sweeping else go_on_command(list(hydra_config.overrides.task), folder, _own_folders())
+        again = f"; to go on: {command}" if command else ""
+        print(f"{prefix}interrupted; results so far: {folder}{again}", file=sys.stderr, flush=True)
         raise
     except Exception as error:
         failed = Summary("failed", overrides, choices, config.get("seed"), error=root_cause(error))
         _write_failure(folder, error, failed)
         _show_failure(folder, error, prefix, sweeping, value_hint(failed.error, hydra_config.overrides.task))
-    else:
-        show_run(summary, folder, prefix, whole=config.table and not sweeping)
+        return None
+    show_run(summary, folder, prefix, whole=config.table and not sweeping)
+    return summary
+
+
+def _own_folders() -> list[str]:
+    """Return the flags of the command line that name folders with configurations of the user."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [source.path for source in sources if source.provider == "command-line"]
+    return [word for path in own for word in ("--config-dir", path)]
 
 
 def _write_failure(folder: Path, error: Exception, summary: Summary) -> None:
@@ -86,14 +108,21 @@ def _show_failure(folder: Path, error: Exception, prefix: str, sweeping: bool, h
     message = "\n".join(
         [shortened(root_cause(error)), *filter(None, [hint]), f"(traceback: {folder / ERROR})"]
     )
+    from lightning_prune.reporting.objective import ObjectiveError
+
     if sweeping:
         print(f"{prefix}failed: {message}", file=sys.stderr, flush=True)
+        if isinstance(error, ObjectiveError):
+            raise SystemExit(1)
     elif isinstance(error, EXPECTED_ERRORS) and not os.environ.get("HYDRA_FULL_ERROR"):
         raise SystemExit(message) from None
     else:
         raise error
 
 
+OmegaConf.register_new_resolver(
+    FREE_SUBDIR, lambda *numbers: sum(numbers), replace=True
+)  # in the workers, too
 hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
 
 
@@ -112,18 +141,29 @@ def main() -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    """Check the command line, then hand it to Hydra."""
+    """Check the command line, then hand it to Hydra.
+
+    A sweep that ends early leaves its table, and says how to go on.
+    """
     words = TrainArguments.parse(arguments)
     add_to_path(Path.cwd(), words.config_dir)
     try:
         if not words.asks:
             _check_words(words)
             if not os.environ.get("HYDRA_FULL_ERROR"):
-                check(words)
+                config = check(words)
+                sys.argv += continued(words, config) if words.sweeps and config is not None else []
     except UsageError as error:
         print(f"lightning-prune: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
-    hydra_main()
+    try:
+        hydra_main()
+    except BaseException as error:
+        if words.sweeps:
+            from lightning_prune.cli.sweep import stop_running
+
+            stop_running("interrupted" if getattr(error, "code", 130) in (130, 143) else "failed")
+        raise
 
 
 def _check_words(words: TrainArguments) -> None:

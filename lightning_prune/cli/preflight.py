@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import UsageError, conf_dir
-from lightning_prune.cli.hints import did_you_mean
+from lightning_prune.utils.hints import did_you_mean
+from lightning_prune.utils.objectives import check_objective, objective_names
 
 __all__ = ["UsageError", "check", "composed"]
 
@@ -44,21 +45,41 @@ NEEDED = {
         "  lightning-prune data=folder data.root=DIR task.num_classes=5",
     )
 }
+#: option of Hydra that comes with a package -> the extra that installs it
+EXTRAS = {
+    "hydra/sweeper/optuna": "sweeps",
+    "hydra/launcher/joblib": "sweeps",
+    "hydra/launcher/ray": "ray",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+}
 
 
-def check(arguments: TrainArguments) -> None:
-    """Raise UsageError if the command line cannot be run."""
+def check(arguments: TrainArguments) -> DictConfig | None:
+    """Check whether a command line can be run, and return its configuration, with Hydra's own keys for a sweep.
+
+    None if the configuration cannot be composed here.
+
+    Raises:
+        UsageError: it cannot be run.
+    """
     if arguments.config_dir is not None and not arguments.config_dir.is_dir():
         raise UsageError(f"--config-dir: there is no folder {arguments.config_dir}")
     if any(item.lstrip("+").startswith("hydra.searchpath") for item in arguments.overrides):
-        return  # compose cannot add a folder to these, as Hydra does
-    config = composed(arguments)
+        return None  # compose cannot add a folder to these, as Hydra does
+    config = composed(arguments, with_hydra=arguments.sweeps)
     _check_missing(config)
     _check_installed(config)
+    _check_objective(config)
+    return config
 
 
-def composed(arguments: TrainArguments) -> DictConfig:
+def composed(arguments: TrainArguments, with_hydra: bool = False) -> DictConfig:
     """Compose the configuration; of a sweep the first one.
+
+    Args:
+        arguments: of the command line.
+        with_hydra: whether to include the node ``hydra``.
 
     Raises:
         UsageError: a group, option or key does not exist, or an override cannot be read.
@@ -68,7 +89,7 @@ def composed(arguments: TrainArguments) -> DictConfig:
     path = [] if own is None else [f"hydra.searchpath=[{_quoted_uri(own)}]"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            return compose(arguments.config_name, [*path, *overrides])
+            return compose(arguments.config_name, [*path, *overrides], return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_explained(error, arguments, path)) from error
 
@@ -94,7 +115,10 @@ def _first_value(override: Override) -> str:
 
 def _check_missing(config: DictConfig) -> None:
     """Raise UsageError for keys without a value, all of them at once."""
-    if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    values.pop("hydra", None)
+    if missing := list(_missing(values)):
         lines = [f"  {key}=...  {MEANINGS.get(key, '')}".rstrip() for key in missing]
         example = " ".join(f"{key}={EXAMPLES.get(key, 'VALUE')}" for key in missing)
         raise UsageError("\n".join(["this needs a value for", *lines, f"add for example: {example}"]))
@@ -116,10 +140,20 @@ def _check_installed(config: DictConfig) -> None:
         raise UsageError(message)
 
 
+def _check_objective(config: DictConfig) -> None:
+    try:
+        check_objective(objective_names(config.get("objective")), config.get("latency_runs", 0))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def _explained(error: Exception, arguments: TrainArguments, path: Sequence[str]) -> str:
     """Return an error of Hydra in words, with the nearest that exists."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if extra := EXTRAS.get(f"{group}/{option}"):
+            command = f"  pip install 'lightning-prune[{extra}]'"
+            return f"{group}={option} needs a package that is not installed:\n{command}"
         options = ", ".join(error.options)
         hint = did_you_mean(option, error.options, f"{group}={{}}")
         return _lines(f"Could not find {group}={option!r}.", hint, f"options: {options}")

@@ -12,8 +12,9 @@ import json
 import math
 import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.config import load_config
+from lightning_prune.cli.sweep_state import PENDING, SweepState, number_of_runs
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
 from lightning_prune.utils.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
@@ -35,6 +37,7 @@ COLUMNS = {  # heading -> name of a value of a run, in per cent if the heading h
     "latency %": "latency_ms",
     **{f"test {label}": name for name, label in SCORE_LABELS.items()},
 }
+RUNNING: list[Path] = []  # folder of the sweep that this process runs
 CAPTION = (
     "Mean ± sample standard deviation over seeds. Sizes and latency in per cent of the dense network; latency "
     "of one image, measured in the run, in turns with the dense network."
@@ -187,24 +190,58 @@ def summarise(folders: Iterable[str | Path], out: Path, command: str = "") -> li
     write(groups, out, command)
     failed = failures(runs)
     show(table(groups))
-    print("\n".join([*failed, CAPTION, f"{out / 'sweep.md'} (also .csv, .json)"]), flush=True)
+    counts = [f"{len(failed)} of {len(runs)} runs are not completed:", *failed] if failed else []
+    print("\n".join([*counts, CAPTION, f"{out / 'sweep.md'} (also .csv, .json)"]), flush=True)
     return failed
 
 
 class SweepTable(Callback):
-    """Hydra callback that makes the table after the last run of a sweep; the command fails if a run has failed.
+    """Hydra callback that notes a sweep in its folder, and makes the table after the last run.
+
+    The command fails if a run has failed.
 
     Example:
         >>> isinstance(SweepTable(), Callback)  # conf/config.yaml: hydra.callbacks.table._target_
         True
     """
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the notes with which the same command goes on, and print how many runs there are."""
+        folder, overrides = Path(config.hydra.sweep.dir), list(config.hydra.overrides.task)
+        state = PENDING.pop() if PENDING else SweepState(overrides)
+        if state.runs is None:
+            state = replace(state, runs=number_of_runs(overrides, config.hydra.sweeper))
+        folder.mkdir(parents=True, exist_ok=True)
+        state.save(folder)
+        RUNNING.append(folder)
+        print(f"sweep of {state.runs or 'several'} runs · {folder}", flush=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""
-        folder = Path(config.hydra.sweep.dir)
-        command = shlex.join(["lightning-prune", "-m", *config.hydra.overrides.task])
-        if summarise([folder], folder, command):
+        if finish(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task)):
             raise SystemExit(1)
+
+
+def finish(folder: Path, overrides: Sequence[str], status: str = "finished") -> list[str]:
+    """Print and write the table of a sweep, note its status, and return a line for each run that is not completed."""
+    state = SweepState.load(folder) or SweepState(list(overrides))
+    if folder in RUNNING:
+        RUNNING.remove(folder)
+    command = shlex.join(["lightning-prune", "-m", *state.flags, *state.overrides])
+    failed = summarise([folder], folder, command)
+    state.with_status("failed" if failed and status == "finished" else status).save(folder)
+    return failed
+
+
+def stop_running(status: str) -> None:
+    """Make the table of a sweep that has ended before its last run, and print how to go on with it."""
+    for folder in list(RUNNING):
+        state = SweepState.load(folder) or SweepState()
+        try:
+            finish(folder, state.overrides, status)
+        except FileNotFoundError:  # not a single run was begun
+            state.with_status(status).save(folder)
+        print(f"the sweep is {status}; to go on: {state.command(folder)}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,10 +18,12 @@ from torch import nn
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.cli.interruption import interruptible, undisturbed
+from lightning_prune.cli.sweep_runs import configuration_digest
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
+from lightning_prune.reporting.objective import ObjectiveCheck, objective_values
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
@@ -29,6 +31,7 @@ from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.hashing import json_digest
 from lightning_prune.utils.modules import floating_dtype, named_shapes
+from lightning_prune.utils.objectives import check_objective, objective_names
 
 __all__ = ["Components", "build", "run"]
 
@@ -61,10 +64,11 @@ def build(config: DictConfig, prefix: str = "") -> Components:
     data = instantiate(config.data, _convert_="all")
     # With prune=none the group may still hold keys that an experiment sets, but no _target_.
     pruning = instantiate(config.prune, _convert_="all") if "_target_" in (config.prune or ()) else None
+    objective = ObjectiveCheck(objective_names(config.get("objective")))
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
-    callbacks = [*([pruning] if pruning else []), *extra, EpochLines(prefix)]
+    callbacks = [*([pruning] if pruning else []), *extra, objective, EpochLines(prefix, history)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
     return Components(module, data, trainer, history, pruning)
 
@@ -88,11 +92,14 @@ def run(
         weights: ``net.pt`` of a run whose trained network to begin with; None: begin with random weights.
 
     Raises:
+        ValueError: ``config.objective`` names a value that the run does not have, or one of the test set.
         Interruption: Ctrl-C or SIGTERM has ended the run. What it has so far was written: its last checkpoint, and,
             of a run that trains already, record, weights, report, and a summary with the status "interrupted".
     """
+    check_objective(objective_names(config.get("objective")), config.latency_runs)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    digest = configuration_digest(config, folder)
     with interruptible():
         config = with_teacher(config)
         _prepare(config)
@@ -100,14 +107,22 @@ def run(
         if weights is not None:
             load_net(parts.module.net, weights)
         start = time.perf_counter()
-        settings = Summary(overrides=dict(overrides or {}), choices=dict(choices or {}), seed=config.seed)
+        settings = Summary(
+            overrides=dict(overrides or {}),
+            choices=dict(choices or {}),
+            seed=config.seed,
+            configuration=digest,
+        )
         try:
             parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
             settings = replace(settings, seconds=time.perf_counter() - start, status="completed")
             if (best := best_weights(parts.trainer)) is not None:
                 parts.module.load_state_dict(best)
+            settings = replace(settings, val=_validated(parts))
             (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
             summary = _summary(config, parts, settings, test)
+            names = objective_names(config.get("objective"))
+            summary = replace(summary, objective=objective_values(names, summary))
             _write(folder, parts, summary)
         except (KeyboardInterrupt, SystemExit):
             seconds = settings.seconds or time.perf_counter() - start
@@ -116,6 +131,22 @@ def run(
             )
             raise
     return summary
+
+
+def _validated(parts: Components) -> dict[str, float]:
+    """Return the scores of the final network on the validation set, by which a sweep chooses; {} if there is no set.
+
+    The scores of the last epoch are those before its cut, and of another network if the best one was loaded since.
+    """
+    trainer, loggers = parts.trainer, parts.trainer.loggers
+    if not sum(map(bool, trainer.num_val_batches)):
+        return {}
+    trainer.loggers = []  # they have the scores of each epoch, of which this is none
+    try:
+        rows = trainer.validate(parts.module, parts.data, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    return {name.removeprefix("val/"): float(value) for row in rows for name, value in row.items()}
 
 
 def _write_interrupted(config: DictConfig, folder: Path, parts: Components, settings: Summary) -> None:
@@ -156,6 +187,7 @@ def dense_config(config: DictConfig) -> DictConfig:
     """Return the configuration of a teacher: without pruning, distillation, loggers and further callbacks."""
     dense = config.copy()
     dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
+    dense.objective = None
     dense.trainer.enable_checkpointing = False
     dense.latency_runs = 0
     return dense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -38,6 +38,11 @@ class EpochHistory(Logger):
         """One row per epoch: metric -> value, with the key ``epoch``."""
         return [{"epoch": epoch, **row} for epoch, row in sorted(self._rows.items())]
 
+    def add(self, curves: Iterable[Mapping[str, float]]) -> None:
+        """Add epochs that were trained before this process, from the ``curves`` of then."""
+        for row in curves:
+            self.log_metrics(row)
+
     @property
     def name(self) -> str:
         """Return ``"history"``; Lightning requires a name."""
@@ -66,11 +71,20 @@ class EpochLines(L.Callback):
 
     Args:
         prefix: text before every line, to distinguish parallel runs.
+        history: metrics of the epochs, which checkpoints keep for the report of a run that goes on.
     """
 
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
+    def __init__(self, prefix: str = "", history: EpochHistory | None = None) -> None:
+        self.prefix, self.history = prefix, history or EpochHistory()
         self._start = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metrics of the epochs so far."""
+        return {"curves": self.history.curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the metrics of the epochs before the checkpoint."""
+        self.history.add(state_dict["curves"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Store the start time of the epoch."""
@@ -81,6 +95,10 @@ class EpochLines(L.Callback):
         """Print the line of the epoch."""
         seconds = time.perf_counter() - self._start
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {name: value for name, value in scores.items() if not name.endswith("_step")}
+        self.history.log_metrics(
+            {"epoch": trainer.current_epoch, **logged}
+        )  # a checkpoint comes before the loggers
         line = epoch_line(trainer.current_epoch, trainer.max_epochs, seconds, scores)
         print(self.prefix + line + _cuts_of_epoch(trainer), flush=True)
 

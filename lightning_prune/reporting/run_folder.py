@@ -9,6 +9,7 @@
     report.png          channels per layer, score and MACs over the epochs
     csv/metrics.csv     the logged metrics, also under tensorboard/
     error.txt           the traceback of a run that failed
+    same_run.txt        in a sweep: the folder that holds the results of this configuration instead
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = ["Summary", "find_runs", "load_net", "save_net"]
 
 CONFIG, SUMMARY, RECORD = "config.yaml", "summary.json", "record.json"
 NET, REPORT, ERROR = "net.pt", "report.png", "error.txt"
+SAME_RUN = "same_run.txt"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Summary:
         dense: sizes before pruning.
         final: sizes after training.
         test: metric -> value on the test set.
+        val: metric -> value of the final network on the validation set.
+        objective: name -> value of what the run returns to a sweeper; see :mod:`lightning_prune.reporting.objective`.
+        configuration: digest of the configuration, by which a sweep recognises a run that it has made before.
         curves: for each epoch, metric -> value: scores before the cut of the epoch, MACs after it.
         widths: layer -> filters before and after pruning, in the order of the forward.
         cuts: one dictionary per cut, of a :class:`~lightning_prune.pruning.cut_summary.CutSummary`.
@@ -74,6 +79,9 @@ class Summary:
     dense: Sizes | None = None
     final: Sizes | None = None
     test: dict[str, float] = field(default_factory=dict)
+    val: dict[str, float] = field(default_factory=dict)
+    objective: dict[str, float] = field(default_factory=dict)
+    configuration: str = ""
     curves: list[dict[str, float]] = field(default_factory=list)
     widths: dict[str, tuple[int, int]] = field(default_factory=dict)
     cuts: list[dict[str, Any]] = field(default_factory=list)
@@ -126,7 +134,8 @@ def _summary_from(values: dict[str, Any]) -> Summary:
     """Return the summary with the values of a JSON file."""
     for name in ("dense", "final"):
         values[name] = Sizes(**values[name]) if values.get(name) else None
-    values["test"] = _null_to_nan(values["test"])
+    for name in ("test", "val", "objective"):
+        values[name] = _null_to_nan(values.get(name, {}))
     values["curves"] = [_null_to_nan(row) for row in values["curves"]]
     values["widths"] = {name: (before, after) for name, (before, after) in values["widths"].items()}
     return Summary(**values)
@@ -194,7 +203,9 @@ def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / SUMMARY).is_file() or (folder / ".hydra").is_dir()
+    """Whether a folder holds the results of a run, which is not the case if another one holds them."""
+    has_files = (folder / SUMMARY).is_file() or (folder / ".hydra").is_dir()
+    return has_files and not (folder / SAME_RUN).is_file()
 
 
 def _number(folder: Path) -> tuple[int, str]:
