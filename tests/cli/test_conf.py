@@ -92,6 +92,7 @@ def test_every_group_is_tested_here() -> None:
         "prune/resources",
         "checkpoint",
         "stopping",
+        "sweep",  # tests/cli/test_sweeps.py
         "experiment/protocol",
     }
 
