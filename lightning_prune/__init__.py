@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from lightning_prune.selection.policy import PruningPolicy
     from lightning_prune.selection.select import select
     from lightning_prune.serialization.export import ExportError, export
+    from lightning_prune.serialization.hub import push_pretrained
+    from lightning_prune.serialization.model_card import ModelCard
+    from lightning_prune.serialization.pretrained import load_pretrained, save_pretrained
+    from lightning_prune.serialization.quantization import Int8Export, export_int8
     from lightning_prune.serialization.record import PruningRecord, RecordError
     from lightning_prune.serialization.saving import load_pruned, save_pruned
     from lightning_prune.serialization.torch_file import UnsafeFileError
@@ -74,11 +78,13 @@ __all__ = [
     "ExportError",
     "FilterPruningCallback",
     "FinalPhase",
+    "Int8Export",
     "LatencyError",
     "LatencyTable",
     "LayerCost",
     "Limits",
     "Linear",
+    "ModelCard",
     "NetAdaptCallback",
     "OneShot",
     "OptimalSelection",
@@ -105,13 +111,17 @@ __all__ = [
     "VisdomLogger",
     "block_scores",
     "export",
+    "export_int8",
     "last_checkpoint",
+    "load_pretrained",
     "load_pruned",
     "one_shot",
     "pin",
     "prune_",
+    "push_pretrained",
     "residual_blocks",
     "rule",
+    "save_pretrained",
     "save_pruned",
     "select",
     "select_with_depth",
@@ -137,6 +147,7 @@ _MODULE_OF = {
     "FilterPruningCallback": "callbacks.pruning",
     "FinalPhase": "trainer.retraining",
     "IPAD": "criteria.ipad",
+    "Int8Export": "serialization.quantization",
     "L1": "criteria.weights",
     "L2": "criteria.weights",
     "LatencyError": "latency.store",
@@ -144,6 +155,7 @@ _MODULE_OF = {
     "LayerCost": "graph.layer_costs",
     "Limits": "selection.limits",
     "Linear": "pruning.schedules",
+    "ModelCard": "serialization.model_card",
     "NetAdaptCallback": "callbacks.netadapt",
     "OneShot": "pruning.schedules",
     "OptimalSelection": "selection.optimal",
@@ -170,12 +182,16 @@ _MODULE_OF = {
     "VisdomLogger": "reporting.visdom",
     "block_scores": "criteria.block_scores",
     "export": "serialization.export",
+    "export_int8": "serialization.quantization",
     "last_checkpoint": "trainer.checkpoint_io",
+    "load_pretrained": "serialization.pretrained",
     "load_pruned": "serialization.saving",
     "one_shot": "pruning.one_shot",
     "pin": "graph.pins",
     "prune_": "surgery.prune",
     "residual_blocks": "graph.residual_blocks",
+    "push_pretrained": "serialization.hub",
+    "save_pretrained": "serialization.pretrained",
     "rule": "tracing.rules.registry",
     "save_pruned": "serialization.saving",
     "select": "selection.select",

@@ -37,7 +37,7 @@ commands; each has --help
   prune         shrink the trained network of a run in one cut, or in rounds
   sensitivity   score against the share removed, layer by layer
   latency       measure a network for budgets in time
-  export        write the network of a run as ONNX or torch.export program
+  export        write the network of a run as ONNX, INT8 or folder for a hub
   report        draw the picture of a run again, also against another run
   compare       one table of several runs
 

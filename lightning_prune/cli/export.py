@@ -1,20 +1,36 @@
-"""``lightning-prune export``: write the pruned network of a run as ONNX model or ``torch.export`` program."""
+"""``lightning-prune export``: write the pruned network of a run as ONNX, INT8, ``torch.export`` program or folder."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
 
-from lightning_prune.cli.config import load_config
+from lightning_prune.cli.config import EXPECTED_ERRORS, root_cause
+from lightning_prune.cli.deploy import (
+    INT8_FILE,
+    Comparison,
+    LoadedRun,
+    int8_comparison,
+    load_run,
+    write_folder,
+)
 from lightning_prune.cli.parsers import read
-from lightning_prune.reporting.run_folder import NET, load_net
+from lightning_prune.cli.train import EXPECTED_WARNINGS
 from lightning_prune.serialization.export import export
-from lightning_prune.serialization.saving import read_network
+from lightning_prune.serialization.hub import push_pretrained
+from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.tables import show
 
 __all__ = ["export_run", "main"]
+
+FILES = (".onnx", ".pt2")
 
 
 def export_run(
@@ -36,21 +52,77 @@ def export_run(
     Returns:
         The largest difference of the outputs from those in PyTorch, relative to the largest output.
     """
-    config, source = load_config(folder), weights or folder / NET
-    net = load_net(instantiate(config.net, _convert_="all"), source)
-    example = torch.zeros(tuple(shape or config.module.example_input_shape))
-    return export(net, example, path, read_network(source).record, dynamic_batch=dynamic_batch)
+    run = load_run(folder, weights, shape)
+    return export(run.net, torch.zeros(run.shape), path, run.record, dynamic_batch=dynamic_batch)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
     options = read("export", arguments)
-    path = options.path or options.run / "net.onnx"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     try:
+        _export(options)
+    except (*EXPECTED_ERRORS, RuntimeError) as error:
+        reason = root_cause(error) if isinstance(error, InstantiationException) else error
+        raise SystemExit(f"lightning-prune export: {reason}") from error
+
+
+def _export(options: argparse.Namespace) -> None:
+    path: Path = options.path or options.run / _default(options)
+    if options.push or (path.suffix not in FILES and not path.is_file()):
+        _export_folder(options, path)
+    elif options.int8:
+        run = load_run(options.run, options.weights, options.shape)
+        _report(_compared(run, path, options), path, options.json)
+    else:
         difference = export_run(options.run, path, options.weights, not options.fixed_batch, options.shape)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"lightning-prune export: {error}") from error
+        print(
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB, with the pruning record; outputs within "
+            f"{difference:.1g} of those in PyTorch"
+        )
+
+
+def _default(options: argparse.Namespace) -> str:
+    return "pretrained" if options.push else "net.int8.onnx" if options.int8 else "net.onnx"
+
+
+def _export_folder(options: argparse.Namespace, path: Path) -> None:
+    """Write a folder in the shape of the hub, and upload it if that was asked for."""
+    run = load_run(options.run, options.weights, options.shape)
+    compared = _compared(run, path / INT8_FILE, options) if options.int8 else None
+    name = (options.push or "").rpartition("/")[2]
+    write_folder(run, path, name=name, license=options.license, compared=compared)
+    if compared:
+        _report(compared, path / INT8_FILE, options.json)
     print(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, with the pruning record; outputs within {difference:.1g} "
-        "of those in PyTorch"
+        f"{path}: weights, record, config.json, ONNX and model card; load_pretrained({str(path)!r}) loads it"
     )
+    if options.push:
+        address = push_pretrained(path, options.push, private=not options.public)
+        print(f"uploaded to {address}")
+
+
+def _compared(run: LoadedRun, path: Path, options: argparse.Namespace) -> Comparison:
+    return int8_comparison(
+        run,
+        path,
+        baseline=options.baseline,
+        images=options.images,
+        threads=options.threads,
+        dynamic_batch=not options.fixed_batch,
+        reduce_range=options.reduce_range,
+    )
+
+
+def _report(compared: Comparison, path: Path, json_path: Path | None) -> None:
+    """Print the comparison as a table, or as JSON, or write it."""
+    text = json.dumps(compared.as_dict(), indent=1)
+    if json_path == Path("-"):
+        print(text)
+        return
+    if json_path:
+        write_text(json_path, text + "\n")
+    show(compared.table())
+    print(f"{path}: {compared.int8}")

@@ -21,6 +21,12 @@ DESCRIPTIONS = {
 }
 EXAMPLE = "example of overrides: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
 PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
+EXPORTS = """examples:
+  lightning-prune export RUN                       RUN/net.onnx
+  lightning-prune export RUN net.pt2               torch.export program
+  lightning-prune export RUN --int8 --baseline DENSE_RUN
+  lightning-prune export RUN DIR --license mit     folder with a model card
+"""
 EPILOG = """examples:
   lightning-prune plan                                   the default network
   lightning-prune plan net=fpn prune.budget.macs=0.26    any configuration
@@ -153,25 +159,28 @@ def _latency(command: str) -> argparse.ArgumentParser:
 def _export(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"lightning-prune {command}",
-        description="Write the pruned network of a run as ONNX model or torch.export program.",
+        description="Write the pruned network of a run for other programs.",
+        epilog=EXPORTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
-        "path", type=Path, nargs="?", help="file to write, .onnx or .pt2; default: RUN/net.onnx"
+        "path", type=Path, nargs="?", help="file .onnx or .pt2, or a folder; default: RUN/net.onnx"
     )
+    parser.add_argument("--int8", action="store_true", help="quantise; compare dense, pruned, INT8")
+    parser.add_argument("--baseline", type=Path, metavar="RUN", help="dense run to compare with")
+    parser.add_argument("--images", type=int, default=64, help="training images that calibrate; default 64")
+    parser.add_argument("--reduce-range", action="store_true", help="7-bit weights, for x86 without VNNI")
+    parser.add_argument("--threads", type=int, default=1, help="of the latency that is measured; default 1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison; -: print it")
+    parser.add_argument("--license", default="unknown", help="for the model card: mit, apache-2.0, ...")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload to the Hugging Face hub, private")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument(
-        "--weights", type=Path, help="checkpoint or .safetensors file of the run; default: RUN/net.pt"
+        "--weights", type=Path, metavar="FILE", help="checkpoint of the run; default: RUN/net.pt"
     )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        default=(),
-        help="shape of the input, batch included; default: that of the run",
-    )
-    parser.add_argument(
-        "--fixed-batch", action="store_true", help="export for the number of samples in the shape only"
-    )
+    parser.add_argument("--shape", type=int, nargs="+", default=(), help="of the input, batch included")
+    parser.add_argument("--fixed-batch", action="store_true", help="only for the batch of the shape")
     return parser
 
 

@@ -164,7 +164,9 @@ def write_safetensors(saved: SavedNetwork, path: Path) -> None:
     metadata = {"format": "pt", CHECKPOINT_KEY: json.dumps(pruned)}
     try:
         with atomic_write(path) as temporary:
+            permissions = temporary.stat().st_mode
             save_file(weights, temporary, metadata)
+            temporary.chmod(permissions)  # the library lets only the owner read its files
     except SafetensorError as error:  # a full disk, say, for which the library has no class of its own
         raise OSError(f"{path} could not be written: {error}") from error
 

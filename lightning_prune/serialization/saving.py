@@ -35,6 +35,9 @@ from lightning_prune.utils.hashing import is_plain_tensor
 from lightning_prune.utils.modules import cut_shape, named_tensors, tensors_by_all_names, without_prefix
 from lightning_prune.utils.vanished import vanished_modules
 
+#: files of weights with their record in the folder of ``save_pretrained``, and in that of a run
+NETWORK_FILES = ("model.safetensors", "net.pt")
+
 __all__ = [
     "CHECKPOINT_KEY",
     "Part",
@@ -45,6 +48,7 @@ __all__ = [
     "load_pruned",
     "load_torch_file",
     "names_of_copies",
+    "network_file",
     "read_network",
     "save_pruned",
     "shrink_",
@@ -62,8 +66,8 @@ def load_pruned(model: nn.Module, path: str | Path, verify: bool = True) -> nn.M
     Args:
         model: built as for training, or cut before: it carries the record of its cuts, and gets its dense shapes
             back.
-        path: a Lightning checkpoint (also one with weights only), the ``net.pt`` of a run, or a ``.safetensors``
-            file that :func:`save_pruned` wrote.
+        path: a Lightning checkpoint (also one with weights only), the ``net.pt`` of a run, a ``.safetensors`` file
+            that :func:`save_pruned` wrote, or a folder: of a run, or of :func:`save_pretrained`.
         verify: whether the checksums of the file must be right, and names, shapes and dtypes of ``model`` those of
             the dense network. Files from before there were checksums have none, and load as they are.
 
@@ -80,10 +84,28 @@ def load_pruned(model: nn.Module, path: str | Path, verify: bool = True) -> nn.M
         ...     load_pruned(nn.Linear(2, 3), folder + "/small.safetensors").weight.shape
         torch.Size([1, 2])
     """
+    path = network_file(Path(path))
     try:
-        return load_network_(model, read_network(Path(path), verify), verify)
+        return load_network_(model, read_network(path, verify), verify)
     except RecordError as error:
         raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def network_file(path: Path) -> Path:
+    """Return the file of the weights in a folder of ``save_pretrained`` or of a run; other paths as they are.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
+    if not path.is_dir() or path.suffix == ".safetensors":
+        return path
+    for name in NETWORK_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(
+        f"the folder {path} has neither {' nor '.join(NETWORK_FILES)}: give a file, or the folder of a run that has "
+        "ended or of save_pretrained"
+    )
 
 
 def load_network_(model: nn.Module, saved: SavedNetwork, verify: bool = True) -> nn.Module:
