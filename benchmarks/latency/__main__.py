@@ -125,7 +125,7 @@ def measure_rows(
     rows: Sequence[Row], net: nn.Module, graph: ChannelGraph, table: LatencyTable, times: int
 ) -> float:
     """Cut and time the network of each row, replace its units by MACs and latency, return the dense nanoseconds."""
-    (example,) = random_inputs(dense_trace_of(graph).inputs, CPU)
+    (example,) = random_inputs(dense_trace_of(graph).examples[0][0], CPU)
     nets = [net, *(cut(net, example, row["units"]) for row in rows)]
     with table.place.active():
         make_call = EXECUTIONS[table.execution].network

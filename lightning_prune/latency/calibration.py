@@ -15,15 +15,16 @@ from scipy.optimize import nnls
 from torch import nn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.layer_costs import dense_trace_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.latency.backends import EXECUTIONS, Piece, random_inputs
 from lightning_prune.latency.profiler import BackendSettings, TimingCurve
-from lightning_prune.latency.timing import TimedCall, time_against_reference
+from lightning_prune.latency.timing import TimedCall, paired_ratio, time_against_reference
 from lightning_prune.selection.incremental_cost import unit_classes
 from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.utils.passing import on_all
 
-__all__ = ["Correction", "calibrate", "fit_correction", "random_units", "sum_parts"]
+__all__ = ["Correction", "calibrate", "fit_correction", "measured_ratio", "random_units", "sum_parts"]
 
 BLOCK = 8  # channels; every other random cut leaves multiples of it
 TIMES = 30  # timed runs of each network
@@ -63,6 +64,26 @@ class Correction:
         """Return the nanoseconds of a piece within its network, with ``counts`` channels along each axis."""
         factor = self.even if fills_blocks(counts) else self.odd
         return factor * curve.time(piece, *counts) + self.cold * piece.parameters(counts)
+
+    def stretched(self, whole: float, factor: float) -> Correction:
+        """Return a correction that predicts ``factor`` times as great a difference to one network, for any other.
+
+        Args:
+            whole: predicted nanoseconds of that network, whose prediction stays the same.
+            factor: of the differences.
+
+        Example:
+            >>> correction = Correction(even=2.0).stretched(whole=100.0, factor=0.8)
+            >>> round(correction.constant, 6), correction.even  # 50 is 60 now
+            (20.0, 1.6)
+        """
+        return replace(
+            self,
+            constant=factor * self.constant + (1 - factor) * whole,
+            even=factor * self.even,
+            odd=factor * self.odd,
+            cold=factor * self.cold,
+        )
 
     def network_time(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the nanoseconds of networks from their :func:`sum_parts`, shape (..., 3) -> (...)."""
@@ -145,6 +166,33 @@ def calibrate(
     if chosen is not None:
         weights[[0, -1]] = CHOSEN_WEIGHT
     return fit_correction(sums, np.array(times), weights)
+
+
+def measured_ratio(
+    graph: ChannelGraph, settings: BackendSettings, remove: Sequence[int], blocks: Sequence[str] = ()
+) -> float:
+    """Return the time of a network without some units as a share of the time with them, both measured in turns.
+
+    Args:
+        graph: of the network.
+        settings: where and how to run.
+        remove: units.
+        blocks: names of residual blocks that vanish too.
+
+    Raises:
+        SurgeryError: the cut is refused.
+    """
+    evidence = dense_trace_of(graph)
+    args, kwargs = evidence.examples[0]
+    nets = [copy.deepcopy(evidence.tracker.model).eval() for _ in range(2)]
+    others = [inputs or named for inputs, named in evidence.examples[1:]]
+    copied_graph = trace(nets[1], *args, others=others, **kwargs)
+    on_all(partial(prune_, nets[1], copied_graph, list(remove), blocks=blocks))
+    args, kwargs = random_inputs(evidence.examples[0], settings.device)
+    with settings.active():
+        make_call = EXECUTIONS[settings.execution].network
+        calls = [make_call(net.to(settings.device), args, kwargs, settings.threads) for net in nets]
+        return paired_ratio(calls[0], calls[1], settings.device, settings.threads)
 
 
 def _cut_copies(

@@ -8,7 +8,7 @@ of its parts is measured on a few random cuts.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.costs import Term
 from lightning_prune.graph.layer_costs import dense_trace_of
 from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece, package_versions
-from lightning_prune.latency.calibration import Correction, calibrate, sum_parts
+from lightning_prune.latency.calibration import Correction, calibrate, measured_ratio, sum_parts
+from lightning_prune.latency.closed_loop import ClosedLoop
 from lightning_prune.latency.network_check import check_network, dense_layers
 from lightning_prune.latency.profiler import BackendSettings, Track, measure_curves
 from lightning_prune.latency.store import (
@@ -33,6 +34,7 @@ from lightning_prune.latency.store import (
     load,
     save,
 )
+from lightning_prune.selection.plan import Plan
 from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.example_inputs import shapes_of
 from lightning_prune.utils.hashing import json_digest
@@ -57,6 +59,9 @@ class LatencyTable:
         device: that networks run on, as torch names it.
         threads: of the processor; by default as many as torch uses.
         cuts: random cuts on which the sum of the parts is calibrated; 0: no calibration.
+        turns: measure each plan that meets the budget and plan again with corrected predictions, until the measured
+            latency is that of the budget, but at most so many times; 0: trust the predictions.
+        tolerance: how far the measured latency may be from the budget, as a share of it, to end these turns.
         elsewhere: accept a table that was measured on another device or with other versions.
         verify: refuse a file whose checksum is wrong, and one that was made for a network with other layers.
 
@@ -64,7 +69,7 @@ class LatencyTable:
         measured: the content of the table, None until it is measured or read.
 
     Raises:
-        ValueError: an unknown execution, or ``"compiled"`` with fewer than two cuts.
+        ValueError: an unknown execution, ``"compiled"`` with fewer than two cuts, or turns or tolerance out of range.
         LatencyError: when called: the table is damaged, was changed, or was made for something else.
 
     Example:
@@ -83,6 +88,8 @@ class LatencyTable:
     device: str = "cpu"
     threads: int | None = None
     cuts: int = 8
+    turns: int = 0
+    tolerance: float = 0.02
     elsewhere: bool = False
     verify: bool = True
     measured: Measurements | None = field(default=None, init=False, repr=False, compare=False)
@@ -93,6 +100,10 @@ class LatencyTable:
             raise ValueError(f"execution must be one of {names}, got {self.execution!r}")
         if self.cuts < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"need cuts >= 0 and threads >= 1, got cuts={self.cuts}, threads={self.threads}")
+        if self.turns < 0 or not 0 < self.tolerance < 1:
+            raise ValueError(
+                f"need turns >= 0 and tolerance in (0, 1), got turns={self.turns}, tolerance={self.tolerance}"
+            )
         if self.execution == "compiled" and self.cuts < 2:
             raise ValueError(
                 f"execution='compiled' needs cuts >= 2, got cuts={self.cuts}: its parts are measured eagerly, so the "
@@ -177,6 +188,33 @@ class LatencyTable:
         correction = calibrate(graph, self.measured.entries, self.place, self.cuts, chosen=chosen)
         self.measured = replace(self.measured, correction=correction)
         return correction
+
+    def settle(self, graph: ChannelGraph, plan_of: Callable[[ChannelGraph], Plan], resource: str) -> Plan:
+        """Return a plan whose measured latency is that of its budget, within the tolerance if the turns suffice.
+
+        The predictions of this table are corrected for it, in memory. With ``turns=0`` nothing is measured.
+
+        Args:
+            graph: of the network, with this table as a resource.
+            plan_of: returns the plan for a graph.
+            resource: name of this table among the resources of ``graph``.
+        """
+        if not self.turns or self.measured is None:
+            return plan_of(graph)
+
+        def plan_with(correction: Correction) -> Plan:
+            assert self.measured is not None
+            if correction is not self.measured.correction:
+                self.measured = replace(self.measured, correction=correction)
+            return plan_of(graph.with_resources({resource: self}))
+
+        def measure(plan: Plan) -> float:
+            return from_first(lambda: measured_ratio(graph, self.place, plan.remove.tolist(), plan.blocks))
+
+        loop = ClosedLoop(resource, self.turns, self.tolerance)
+        plan, correction = loop.run(self.measured.correction, plan_with, measure)
+        self.measured = replace(self.measured, correction=correction)
+        return plan
 
     def file(self, graph: ChannelGraph) -> Path | None:
         """Return the file of this network's table, None if the table is in memory only."""

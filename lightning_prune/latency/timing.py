@@ -13,6 +13,7 @@ __all__ = [
     "TimedCall",
     "clock_for",
     "elapsed_time",
+    "paired_ratio",
     "sample_times",
     "time_against_reference",
     "time_calls",
@@ -24,6 +25,7 @@ __all__ = [
 TimedCall = Callable[[], object]
 CALLS_PER_TURN = 3
 UNDISTURBED_QUANTILE = 0.1
+CALLS_PER_PAIR, PAIR_SECONDS = 10, 2.0
 GPU_QUEUE = 20  # calls between two waits, so that the launches of one overlap with the work of the other
 
 
@@ -160,3 +162,23 @@ def time_against_reference(
     middle = half + 1
     reference_time = statistics.median([nanoseconds[0], nanoseconds[middle], nanoseconds[-1]])
     return [reference_time, *nanoseconds[1:middle], *nanoseconds[middle + 1 : -1]]
+
+
+def paired_ratio(reference: TimedCall, other: TimedCall, device: torch.device, threads: int) -> float:
+    """Return the time of a call as a share of that of a reference, for networks of any speed.
+
+    Both are called in turns, ten times each. The result is the median over turns of the ratio of the shortest times:
+    clock rate and caches change within seconds on a machine that also does other work, and such changes act on
+    neighbouring turns alike. There are turns for about two seconds, 5 to 60.
+
+    Example:
+        >>> 0 < paired_ratio(lambda: sum(range(20000)), lambda: sum(range(100)), torch.device("cpu"), 1) < 0.5
+        True
+    """
+    clock = clock_for(device, threads)
+    reference()
+    first = elapsed_time(reference, device, clock)
+    number = int(min(max(PAIR_SECONDS * 1e9 / (2 * CALLS_PER_PAIR * max(first, 1.0)), 5), 60))
+    times = sample_times([reference, other], device, clock, number, calls_per_turn=CALLS_PER_PAIR, warm_up=1)
+    shortest = np.array(times).reshape(2, number, CALLS_PER_PAIR).min(2)
+    return float(np.median(shortest[1] / shortest[0]))

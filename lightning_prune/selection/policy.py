@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, Unpack
+from functools import partial
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations
 from lightning_prune.graph.channel_graph import ChannelGraph, Resource
+from lightning_prune.graph.costs import Term
 from lightning_prune.graph.trace import trace
 from lightning_prune.selection.budget import check_amounts, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -37,6 +39,17 @@ class PolicyArguments(TypedDict, total=False):
     channel_multiple: int
     resources: Mapping[str, Resource] | None
     selection: Selection
+
+
+@runtime_checkable
+class MeasuredResource(Protocol):
+    """A resource that can measure the network of a plan, so that its budget is met by measurement."""
+
+    def __call__(self, graph: ChannelGraph) -> Sequence[Term]:
+        """Return the terms whose sum is the predicted cost, see :class:`~lightning_prune.graph.Resource`."""
+
+    def settle(self, graph: ChannelGraph, plan_of: Callable[[ChannelGraph], Plan], resource: str) -> Plan:
+        """Return the plan of ``plan_of``, or of a graph with corrected predictions, in which it is ``resource``."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,27 @@ class PruningPolicy:
         dense: DenseSizes,
         blocks: Mapping[str, float] | None = None,
     ) -> Plan:
-        """Select the units of the next step, and the blocks that vanish, of those whose scores are given."""
+        """Select the units of the next step, and the blocks that vanish, of those whose scores are given.
+
+        A plan that meets the budget may be measured, and made again, see :class:`MeasuredResource`.
+        """
+        plan_of: Callable[[ChannelGraph], Plan] = partial(
+            self._predicted, importance=importance, dense=dense, blocks=blocks
+        )
+        for name, resource in self.resources.items():
+            if name in self.budget and isinstance(resource, MeasuredResource):
+                plan_of = partial(resource.settle, plan_of=plan_of, resource=name)
+        plan = plan_of(graph)
+        return plan if self.removed_share is None else self._on_the_way(plan, dense)
+
+    def _predicted(
+        self,
+        graph: ChannelGraph,
+        importance: Any,
+        dense: DenseSizes,
+        blocks: Mapping[str, float] | None = None,
+    ) -> Plan:
+        """Select by what is predicted of each resource."""
         rules: dict[str, Any] = {
             "amount": self.amount if self.removed_share is None else None,
             "limits": self.limits,
@@ -149,10 +182,8 @@ class PruningPolicy:
             "selection": self.selection,
         }
         if blocks and self.depth is not None:
-            plan = select_with_depth(graph, importance, blocks, self._goal(dense), self.depth, **rules)
-        else:
-            plan = select(graph, importance, self._goal(dense), **rules)
-        return plan if self.removed_share is None else self._on_the_way(plan, dense)
+            return select_with_depth(graph, importance, blocks, self._goal(dense), self.depth, **rules)
+        return select(graph, importance, self._goal(dense), **rules)
 
     def _goal(self, dense: DenseSizes) -> Mapping[str, float]:
         """Return the share of each resource that may remain after the next step."""
@@ -198,7 +229,7 @@ class PruningPolicy:
         """Raise ValueError if no plan meets all budgets at once, although each alone can be met."""
         policy, equal = replace(self, amount=None, removed_share=None), np.zeros(graph.num_units)
         for selection in ("greedy", self.selection):  # what the first finds need not be searched for
-            plan = replace(policy, selection=selection).plan(graph, equal, DenseSizes.of(graph))
+            plan = replace(policy, selection=selection)._predicted(graph, equal, DenseSizes.of(graph))
             if plan.stopped != "limits":
                 return
         raise ValueError(unreachable(plan))
