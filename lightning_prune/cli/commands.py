@@ -38,8 +38,8 @@ commands; each has --help
   sensitivity   score against the share removed, layer by layer
   latency       measure a network for budgets in time
   export        write the network of a run as ONNX, INT8 or folder for a hub
-  report        draw the picture of a run again, also against another run
-  compare       one table of several runs
+  report        the page of a run or of a sweep, also against another run
+  compare       one table and one page of several runs
 
 own networks, data, experiments: lightning-prune --config-dir DIR net=mine
 tab completion in bash: eval "$(lightning-prune -sc install=bash)"

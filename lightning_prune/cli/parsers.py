@@ -20,6 +20,13 @@ DESCRIPTIONS = {
     "Then test the network and, with --epochs, continue its training.",
 }
 EXAMPLE = "example of overrides: prune.budget.macs=0.3 prune.limits.layers=0.9 prune/criterion=taylor_gate"
+METRIC = "the score to show and choose by; default: mIoU or accuracy"
+SIZES = (
+    "macs",
+    "params",
+    "latency_ms",
+    "bytes",
+)  # as ``reporting.pages.sweep_charts``, which is slow to import
 PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
 EXPORTS = """examples:
   lightning-prune export RUN                       RUN/net.onnx
@@ -187,9 +194,10 @@ def _export(command: str) -> argparse.ArgumentParser:
 def _report(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"lightning-prune {command}",
-        description="Draw the picture of a run again, from its summary.json, and print its table of results.",
+        description="Write the page of a run (report.html, and report.png) or of a sweep (sweep.html): one file that "
+        "needs no network. Prints the table of results.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument(
         "baseline",
         type=Path,
@@ -197,19 +205,35 @@ def _report(command: str) -> argparse.ArgumentParser:
         metavar="BASELINE",
         help="dense run on the same data, drawn beside it",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file to write; default: RUN/report.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="page (.html) or picture (.png) to write; default: both, in RUN",
+    )
+    parser.add_argument("--metric", metavar="NAME", help=METRIC)
     return parser
 
 
 def _compare(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"lightning-prune {command}",
-        description="Print one table of several runs: the settings in which they differ, sizes, latency, scores. "
-        "Runs that differ in their seed only share a row.",
+        description="Print one table and write one page of several runs: the settings in which they differ, sizes, "
+        "latency, scores. Runs that differ in their seed only share a row.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write sweep.md, .csv and .json into this folder too"
+        "--out", type=Path, metavar="DIR", help="write sweep.html, .md, .csv and .json into this folder"
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="page to write; default: compare.html in the folder around the runs",
+    )
+    parser.add_argument("--metric", metavar="NAME", help=METRIC)
+    parser.add_argument(
+        "--against", choices=SIZES, default="macs", help="size on the axis of the Pareto front; default: macs"
     )
     return parser
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn, zeros
@@ -26,13 +25,14 @@ from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.latency.store import load
 from lightning_prune.latency.table import LatencyTable
+from lightning_prune.reporting.layers import removed_units
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, load_net
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.example_inputs import as_example
 
-__all__ = ["main", "plan_of_network", "plan_of_run", "removed_units"]
+__all__ = ["main", "plan_of_network", "plan_of_run"]
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 ALREADY = "is pruned already, and its plan is what it has cut: leave out the overrides, or name a dense run"
@@ -102,23 +102,6 @@ def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = N
         load_net(net, run / NET)
     prune = composed(TrainArguments([*overrides])).prune
     return _planned(net, shape, prune, table)
-
-
-def removed_units(graph: ChannelGraph, record: PruningRecord) -> list[int]:
-    """Return the units of the dense network's graph that a record has removed: those of which an index is gone.
-
-    Example:
-        >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), zeros(1, 2))
-        >>> removed_units(graph, PruningRecord({"0.weight": {0: [0, 2]}, "1.weight": {1: [0, 2]}}))
-        [1]
-    """
-    gone = [np.empty(0, np.int64)]
-    for name, dims in record.kept.items():
-        for dim, indices in dims.items():
-            if (units := graph.bindings.get(name, {}).get(dim)) is not None:
-                gone.append(np.delete(units, np.asarray(indices, dtype=np.int64)))
-    removed: list[int] = np.unique(np.concatenate(gone)).tolist()
-    return removed
 
 
 def _planned(net: nn.Module, shape: Sequence[int], prune: Any, table: Path | None) -> Cut:

@@ -22,13 +22,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.cli.config import load_config
+from lightning_prune.cli.pages import write_safely
 from lightning_prune.cli.sweep_state import PENDING, SweepState, number_of_runs
+from lightning_prune.reporting.pages.sweep_page import write_sweep_page
+from lightning_prune.reporting.pages.sweep_table import SweepRun
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
 from lightning_prune.utils.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
 
-__all__ = ["Group", "SweepTable", "group_runs", "main", "table", "write"]
+__all__ = ["Group", "SweepTable", "group_runs", "main", "sweep_runs", "table", "write"]
 
 COLUMNS = {  # heading -> name of a value of a run, in per cent if the heading has a %
     "MACs %": "macs",
@@ -38,6 +41,7 @@ COLUMNS = {  # heading -> name of a value of a run, in per cent if the heading h
     **{f"test {label}": name for name, label in SCORE_LABELS.items()},
 }
 RUNNING: list[Path] = []  # folder of the sweep that this process runs
+SWEEP_PAGE = "sweep.html"
 CAPTION = (
     "Mean ± sample standard deviation over seeds. Sizes and latency in per cent of the dense network; latency "
     "of one image, measured in the run, in turns with the dense network."
@@ -182,17 +186,40 @@ def _write_csv(path: Path, groups: Sequence[Group]) -> None:
         writer.writerows(rows)
 
 
-def summarise(folders: Iterable[str | Path], out: Path, command: str = "") -> list[str]:
-    """Find the runs, print and write their table, and return one line for each run that failed or is unfinished."""
+def sweep_runs(groups: Iterable[Group]) -> list[SweepRun]:
+    """Return the runs of all groups for their page."""
+    return [SweepRun(folder, run, group.settings) for group in groups for folder, run in group.runs.items()]
+
+
+def summarise(
+    folders: Iterable[str | Path],
+    out: Path,
+    command: str = "",
+    metric: str | None = None,
+    against: str = "macs",
+) -> list[str]:
+    """Find the runs, print and write their table and their page.
+
+    Returns:
+        One line for each run that failed or is unfinished.
+    """
     runs = find_runs(folders)
     groups = group_runs(runs)
     out.mkdir(parents=True, exist_ok=True)
     write(groups, out, command)
     failed = failures(runs)
     show(table(groups))
+    again = f"lightning-prune report {out}"
+    write_safely(lambda: _write_page(groups, out, command, metric, against), again)
     counts = [f"{len(failed)} of {len(runs)} runs are not completed:", *failed] if failed else []
-    print("\n".join([*counts, CAPTION, f"{out / 'sweep.md'} (also .csv, .json)"]), flush=True)
+    print("\n".join([*counts, CAPTION, f"{out / SWEEP_PAGE} (also sweep.md, .csv, .json)"]), flush=True)
     return failed
+
+
+def _write_page(groups: Sequence[Group], out: Path, command: str, metric: str | None, against: str) -> None:
+    runs = sweep_runs(groups)
+    title = f"Sweep of {len(runs)} runs" if command else f"Comparison of {len(runs)} runs"
+    write_sweep_page(runs, out / SWEEP_PAGE, title, command, metric, against)
 
 
 class SweepTable(Callback):

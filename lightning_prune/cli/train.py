@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.cli.interruption import interruptible, undisturbed
+from lightning_prune.cli.pages import page_of_training, write_safely
 from lightning_prune.cli.sweep_runs import configuration_digest
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
@@ -25,6 +27,7 @@ from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.objective import ObjectiveCheck, objective_values
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
+from lightning_prune.reporting.run_observer import RunObserver
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
@@ -55,6 +58,7 @@ class Components:
     data: L.LightningDataModule
     trainer: L.Trainer
     history: EpochHistory
+    observer: RunObserver
     pruning: PruningCallback | None
 
 
@@ -68,9 +72,11 @@ def build(config: DictConfig, prefix: str = "") -> Components:
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
-    callbacks = [*([pruning] if pruning else []), *extra, objective, EpochLines(prefix, history)]
+    classes = config.get("task", {}).get("class_names") or ()
+    observer = RunObserver(pruning, config.get("report", True), classes)
+    callbacks = [observer, *([pruning] if pruning else []), *extra, objective, EpochLines(prefix, history)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
-    return Components(module, data, trainer, history, pruning)
+    return Components(module, data, trainer, history, observer, pruning)
 
 
 def run(
@@ -123,7 +129,7 @@ def run(
             summary = _summary(config, parts, settings, test)
             names = objective_names(config.get("objective"))
             summary = replace(summary, objective=objective_values(names, summary))
-            _write(folder, parts, summary)
+            _write(config, folder, parts, summary)
         except (KeyboardInterrupt, SystemExit):
             seconds = settings.seconds or time.perf_counter() - start
             _write_interrupted(
@@ -155,7 +161,7 @@ def _write_interrupted(config: DictConfig, folder: Path, parts: Components, sett
         config = config.copy()
         config.latency_runs = 0
         if _is_described(config, parts):
-            _write(folder, parts, _summary(config, parts, settings, {}))
+            _write(config, folder, parts, _summary(config, parts, settings, {}))
         else:  # within a cut; the last checkpoint is from before it
             settings.save(folder)
 
@@ -189,7 +195,7 @@ def dense_config(config: DictConfig) -> DictConfig:
     dense.update({"prune": None, "distill": None, "logger": {}, "callbacks": {}, "ckpt_path": None})
     dense.objective = None
     dense.trainer.enable_checkpointing = False
-    dense.latency_runs = 0
+    dense.latency_runs, dense.report = 0, False
     return dense
 
 
@@ -259,11 +265,14 @@ def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
     return {name: (width, after.get(name, 0)) for name, width in before.items()}
 
 
-def _write(folder: Path, parts: Components, summary: Summary) -> None:
+def _write(config: DictConfig, folder: Path, parts: Components, summary: Summary) -> None:
     record = (parts.pruning.record if parts.pruning else None) or PruningRecord(
         dense=fingerprint(parts.module.net)
     )
     record.save(folder / RECORD)
     save_net(folder / NET, parts.module.net.cpu(), record)
     summary.save(folder)
-    draw_report(summary, folder / REPORT)
+    write_safely(lambda: draw_report(summary, folder / REPORT), f"lightning-prune report {folder}")
+    if config.get("report", True) and parts.trainer.is_global_zero:
+        page = partial(page_of_training, config, folder, parts.observer, parts.module)
+        write_safely(page, f"lightning-prune report {folder}")

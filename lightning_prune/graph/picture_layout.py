@@ -11,10 +11,11 @@ from lightning_prune.graph.coupling import CoupledLayers, coupled_layers, reader
 from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.tracing.ids import Units
 
-__all__ = ["Layout", "Node", "lay_out"]
+__all__ = ["Layout", "Node", "blocks_of", "lay_out"]
 
 MOST_LAYERS = 90  # drawn one by one; of larger networks coupled layers are one node
 MOST_NODES = 120  # of larger networks, layers that are coupled to none are one node per block
+FEW = 6  # a level with less than this part of the most blocks has too few
 GAP = 1.0  # rows between levels
 
 
@@ -116,7 +117,7 @@ def _order(layers: Mapping[str, Units], terms: Sequence[Term]) -> list[str]:
 def _nodes(order: Sequence[str], groups: Sequence[CoupledLayers], group_of: Mapping[str, int]) -> list[Node]:
     if len(order) <= MOST_LAYERS:
         return [Node(module_of(name), (name,), group_of.get(name)) for name in order]
-    blocks = _blocks([name for name in order if name not in group_of], max(10, MOST_NODES - len(groups)))
+    blocks = blocks_of([name for name in order if name not in group_of], max(10, MOST_NODES - len(groups)))
     nodes: dict[object, Node] = {}
     for name in order:
         group = group_of.get(name)
@@ -129,29 +130,40 @@ def _nodes(order: Sequence[str], groups: Sequence[CoupledLayers], group_of: Mapp
     return list(nodes.values())
 
 
-def _blocks(names: Sequence[str], most: int) -> dict[str, str]:
+def blocks_of(names: Sequence[str], most: int) -> dict[str, str]:
     """Return the block of each layer: the innermost blocks of which there are no more than ``most``.
 
-    If there are more of the outermost ones, those that follow each other are put together.
+    Where a level has more and the next one around it only a few, as in a long row of equal blocks, those that follow
+    each other are put together.
 
     Example:
-        >>> _blocks(["a.0.weight", "a.1.weight", "b.weight"], most=2)
+        >>> blocks_of(["a.0.weight", "a.1.weight", "b.weight"], most=2)
         {'a.0.weight': 'a', 'a.1.weight': 'a', 'b.weight': 'b'}
-        >>> list(_blocks(["0.weight", "1.weight", "2.weight"], most=2).values())
+        >>> list(blocks_of(["0.weight", "1.weight", "2.weight"], most=2).values())
         ['0 to 1', '0 to 1', '2']
+        >>> sorted(set(blocks_of([f"row.{n}.conv.weight" for n in range(40)], most=20).values()))[:2]
+        ['row.0 to row.1', 'row.10 to row.11']
     """
     modules = {name: module_of(name).split(".") for name in names}
+    inner: dict[str, str] = {}
     for level in range(max(map(len, modules.values()), default=1), 0, -1):
         blocks = {name: ".".join(parts[:level]) for name, parts in modules.items()}
-        if len(set(blocks.values())) <= most:
-            return blocks
-    outer = list(dict.fromkeys(blocks.values())) if names else []
-    size = math.ceil(len(outer) / max(most, 1))
-    chunks = [outer[start : start + size] for start in range(0, len(outer), size)] if outer else []
+        number = len(set(blocks.values()))
+        if number <= most:
+            return _joined(inner, most) if inner and number < most / FEW else blocks
+        inner = blocks
+    return _joined(inner, most)
+
+
+def _joined(blocks: Mapping[str, str], most: int) -> dict[str, str]:
+    """Put blocks that follow each other together, such that there are no more than ``most``."""
+    order = list(dict.fromkeys(blocks.values()))
+    size = math.ceil(len(order) / max(most, 1))
+    chunks = [order[start : start + size] for start in range(0, len(order), size or 1)]
     label = {
         name: name if len(chunk) == 1 else f"{chunk[0]} to {chunk[-1]}" for chunk in chunks for name in chunk
     }
-    return {name: label[block] for name, block in blocks.items()} if names else {}
+    return {name: label[block] for name, block in blocks.items()}
 
 
 def _positions(order: Sequence[str], terms: Mapping[str, Sequence[Term]]) -> dict[str, int]:

@@ -112,6 +112,23 @@ class NetworkSummary:
         """Return plain dictionaries, lists, numbers and strings."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkSummary:
+        """Return the summary that :meth:`to_dict` made these values of.
+
+        Raises:
+            KeyError, TypeError, AttributeError: they are of something else.
+        """
+        return cls(
+            [_layer_from(layer) for layer in values["layers"]],
+            _changes(values["others"]),
+            _changes(values["totals"]),
+            [CoupledLayers(tuple(group["layers"]), group["units"]) for group in values["groups"]],
+            dict(values["targets"]),
+            list(values["notes"]),
+            values["cut"],
+        )
+
     def json(self) -> str:
         """Return the summary as JSON."""
         return json.dumps(self.to_dict(), indent=1)
@@ -148,6 +165,15 @@ class NetworkSummary:
 
     def _repr_html_(self) -> str:
         return self.html()
+
+
+def _layer_from(values: Mapping[str, Any]) -> LayerSummary:
+    nested = {"channels": Change(**values["channels"]), "costs": _changes(values["costs"])}
+    return LayerSummary(**{**values, **nested})
+
+
+def _changes(values: Mapping[str, Any]) -> dict[str, Change]:
+    return {name: Change(**change) for name, change in values.items()}
 
 
 def summarise(

@@ -9,19 +9,19 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_prune.reporting.comparison import comparison, share, single, threads_or_device
 from lightning_prune.reporting.model_size import Sizes
-from lightning_prune.reporting.run_folder import REPORT, Summary
+from lightning_prune.reporting.run_folder import PAGE, REPORT, Summary
 from lightning_prune.utils.atomic import atomic_write
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.metrics import SCORE_LABELS, score_name
 from lightning_prune.utils.tables import Table, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_report", "figure", "show_run", "write_png"]
 
@@ -50,6 +50,8 @@ def write_png(picture: Figure, path: Path) -> None:
 
 def figure(summary: Summary, baseline: Summary | None = None) -> Figure:
     """Return the figure: bars on the left, curves on the right."""
+    from matplotlib.figure import Figure  # takes a second; a run without a picture needs none
+
     height = min(12.0, max(5.2, 1.6 + ROW * len(summary.widths)))
     page = Figure(figsize=(12, height), layout="constrained")
     page.suptitle(headline(summary, baseline), color=INK, fontsize=12)
@@ -114,6 +116,8 @@ def draw_score(axes: Axes, summary: Summary, baseline: Summary | None = None) ->
 
 def draw_macs(axes: Axes, summary: Summary) -> None:
     """Draw the share of the dense network's MACs in each epoch."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     _mark_cuts(axes, summary)
     epochs, shares = macs_curve(summary)
     axes.step(epochs, shares, where="post", color=ACCENT, lw=1.8)
@@ -156,18 +160,18 @@ def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
 
 
 def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = True) -> None:
-    """Print the results of a run: a table unless ``whole`` is false, and a line with the path of the figure.
+    """Print the results of a run: a table unless ``whole`` is false, and a line with the path of its page or figure.
 
     Args:
         summary: results of the run.
-        folder: of the run, or the path of its figure.
+        folder: of the run, or the path of its page or figure.
         prefix: before the line.
         whole: whether to print the table.
     """
-    picture = folder if folder.suffix == ".png" else folder / REPORT
+    page = folder / (PAGE if (folder / PAGE).is_file() else REPORT) if folder.is_dir() else folder
     if whole and summary.dense and summary.final:
         show(_table(summary, summary.dense, summary.final))
-    print(f"{prefix}{headline(summary)} · {picture}", flush=True)
+    print(f"{prefix}{headline(summary)} · {page}", flush=True)
 
 
 def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:

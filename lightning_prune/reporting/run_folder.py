@@ -6,7 +6,9 @@
     summary.json        sizes, scores, curves, widths and cuts
     record.json         the pruning record
     net.pt              weights and record; torch.load(..., weights_only=True)
-    report.png          channels per layer, score and MACs over the epochs
+    report.html         the page of the run, and report.png, a picture of it
+    layers.json         the layers before and after, for the page
+    examples.npz        images with outputs of the dense and the pruned network, for the page
     csv/metrics.csv     the logged metrics, also under tensorboard/
     error.txt           the traceback of a run that failed
     same_run.txt        in a sweep: the folder that holds the results of this configuration instead
@@ -31,10 +33,10 @@ from lightning_prune.serialization.saving import load_network_
 from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.modules import floating_dtype
 
-__all__ = ["Summary", "find_runs", "load_net", "save_net"]
+__all__ = ["Summary", "find_runs", "is_run", "load_net", "save_net"]
 
 CONFIG, SUMMARY, RECORD = "config.yaml", "summary.json", "record.json"
-NET, REPORT, ERROR = "net.pt", "report.png", "error.txt"
+NET, PAGE, REPORT, ERROR = "net.pt", "report.html", "report.png", "error.txt"
 SAME_RUN = "same_run.txt"
 
 
@@ -195,15 +197,15 @@ def find_runs(folders: Iterable[str | Path]) -> dict[Path, Summary]:
     """
     runs: dict[Path, Summary] = {}
     for folder in map(Path, folders):
-        run_folders = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*")), key=_number)
+        run_folders = [folder] if is_run(folder) else sorted(filter(is_run, folder.glob("*")), key=_number)
         if not run_folders:
             raise FileNotFoundError(f"{folder} holds no run: give the folder of a run or of a sweep")
         runs |= {run: _load_or_unfinished(run) for run in run_folders}
     return runs
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether a folder holds the results of a run, which is not the case if another one holds them."""
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds the results of a run, which is not the case if another one holds them."""
     has_files = (folder / SUMMARY).is_file() or (folder / ".hydra").is_dir()
     return has_files and not (folder / SAME_RUN).is_file()
 

@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
 ]
 RUN_FILES = {"config.yaml", "summary.json", "record.json", "net.pt", "report.png", "csv/metrics.csv"}
+PAGE_FILES = {"report.html", "layers.json", "examples.npz"}
 
 
 def write_squares(folder: Path, count: int = 14, size: int = 32) -> Path:
@@ -171,19 +172,58 @@ def test_runs_are_compared_and_a_report_is_drawn_again(
     written = (tmp_path / "sweep.md").read_text()
     assert "| 0.5 " in written
     lightning_prune("compare", str(sweep / "0"), str(sweep / "2"))
+    assert "Comparison of 2 runs" in (sweep / "compare.html").read_text()
     shown = capsys.readouterr().out
     assert f"{Summary.load(sweep / '0').test['miou']:.4f}" in shown
     assert "failed: prune.criterion: ValueError: omega" in shown
     lightning_prune("report", str(completed), str(sweep / "1"), "--out", str(tmp_path / "again.png"))
     assert (tmp_path / "again.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "again.png") in capsys.readouterr().out
-    for command, wrong, message in (
-        ("report", sweep / "2", "is failed, there is nothing to draw: prune.criterion"),
-        ("report", tmp_path, "No such file"),
-        ("compare", tmp_path / "none", "holds no run"),
+    picture = ["--out", str(tmp_path / "failed.png")]
+    for words, message in (
+        (["report", str(sweep / "2"), *picture], "is failed, there is nothing to draw: prune.criterion"),
+        (["report", str(tmp_path)], "holds no run"),
+        (["report", str(completed), "--metric", "val/mio"], "nobody logged 'val/mio'; did you mean 'miou'"),
+        (["compare", str(tmp_path / "none")], "holds no run"),
     ):
         with pytest.raises(SystemExit, match=message):
-            lightning_prune(command, str(wrong))
+            lightning_prune(*words)
+
+
+def test_runs_and_sweeps_have_pages_and_get_them_again(
+    sweep: Path, completed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path for path in PAGE_FILES if (completed / path).is_file()} == PAGE_FILES
+    page = (completed / "report.html").read_text()
+    assert "right before its first cut after 1 epoch of training" in page
+    assert '"name":"repaired"' in page
+    assert "0/report.html" in (sweep / "sweep.html").read_text()
+    for path in PAGE_FILES:
+        (completed / path).unlink()
+    lightning_prune("report", str(sweep))
+    assert {path for path in PAGE_FILES if (completed / path).is_file()} == PAGE_FILES
+    assert "No dense network is there to compare with" in (completed / "report.html").read_text()
+    lightning_prune("report", str(completed), str(sweep / "1"))
+    assert "The dense network is that of the dense run." in (completed / "report.html").read_text()
+    lightning_prune("report", str(sweep / "2"))
+    assert "is failed: prune.criterion: ValueError: omega" in capsys.readouterr().out
+    assert "The run failed: prune.criterion: ValueError" in (sweep / "2" / "report.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_warning_and_the_run_succeeds(
+    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room for pages")
+
+    monkeypatch.setattr("lightning_prune.cli.pages.layers_of", fail)
+    with pytest.warns(
+        UserWarning, match=r"no page was written: RuntimeError: no room for pages; the results are"
+    ):
+        lightning_prune(*small_run, f"hydra.run.dir={tmp_path}")
+    assert Summary.load(tmp_path).status == "completed"
+    assert {path for path in RUN_FILES if (tmp_path / path).is_file()} == RUN_FILES
+    assert not (tmp_path / "report.html").is_file()
 
 
 OWN_NETWORK = """

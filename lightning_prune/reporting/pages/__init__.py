@@ -1,0 +1,1 @@
+"""Pages in HTML: one of a run, one of a sweep, each a single file that needs no network."""

@@ -1,0 +1,81 @@
+"""Callback that gathers what the page of a run shows: learning rates, and outputs of the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+
+from lightning_prune.callbacks.method_callback import PruningCallback
+from lightning_prune.reporting.examples import Examples, NoExamples, choose, predict
+
+__all__ = ["RunObserver"]
+
+
+class RunObserver(L.Callback):
+    """Logs the learning rate of each epoch as ``lr``, and keeps outputs of the network before its first cut.
+
+    Put it before the pruning callback: it looks at the network at the end of each epoch, until the first cut, by
+    running a few validation images through it. Training does not depend on it: an error there is kept as a text.
+
+    Args:
+        pruning: the pruning callback; None: the network stays dense.
+        examples: whether to keep outputs.
+        classes: names of the classes, if the module has no ``class_names``.
+
+    Example:
+        >>> RunObserver(None).problem
+        ''
+    """
+
+    def __init__(
+        self, pruning: PruningCallback | None, examples: bool = True, classes: Sequence[str] = ()
+    ) -> None:
+        self.pruning, self.examples, self.classes = pruning, examples, classes
+        self.dense: Examples | None = None
+        self.problem = ""
+        self._samples: Any = None
+        self._numbers: list[int] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the learning rate of the first group of each optimizer."""
+        rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in trainer.optimizers]
+        names = ["lr"] if len(rates) == 1 else [f"lr/{number}" for number in range(len(rates))]
+        pl_module.log_dict(dict(zip(names, rates, strict=True)), on_step=False, on_epoch=True)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the data set of the first validation loader: after a test, the trainer has none."""
+        loaders = trainer.val_dataloaders
+        first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
+        self._samples = getattr(first, "dataset", None)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the outputs of a network that is still dense."""
+        uncut = self.pruning is not None and not self.pruning.record
+        if uncut and self.examples and trainer.is_global_zero:
+            try:
+                found = self._predict(pl_module, "dense")
+                self.dense = found.with_dense(found.outputs["dense"], trainer.current_epoch + 1)
+            except (
+                Exception
+            ) as error:  # a picture for the report must not end a training, whatever a network raises
+                self.problem = str(error) or type(error).__name__
+
+    def finish(self, pl_module: L.LightningModule) -> Examples:
+        """Return the images with the outputs of the trained network, and of the dense one if there are any.
+
+        Raises:
+            NoExamples: there are none; the text says why.
+        """
+        final = self._predict(pl_module, "final")
+        if self.dense is None or not self.dense.shows_same_images(final):
+            return final
+        return final.with_dense(self.dense.outputs["dense"], self.dense.dense_epoch)
+
+    def _predict(self, pl_module: L.LightningModule, name: str) -> Examples:
+        if self._samples is None:
+            raise NoExamples("the run has no validation data")
+        self._numbers = self._numbers or choose(self._samples)
+        classes = getattr(pl_module, "class_names", None) or self.classes
+        return predict(pl_module, self._samples, self._numbers, name, classes)
