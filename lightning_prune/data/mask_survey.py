@@ -29,6 +29,7 @@ from lightning_prune.data.readers import num_slices, read_colours, read_values
 __all__ = ["Survey", "survey", "understand"]
 
 MAX_FILES = 200  # files that are looked at, spread over all of them
+MANY = 1 << 16
 FEW = 12  # values that an error message lists
 VOID_OF_VOC = 0xE0E0C0
 
@@ -232,5 +233,8 @@ def _colours_in(file: Path) -> Counter[int]:
 
 
 def _counted(numbers: NDArray[Any]) -> dict[int, int]:
+    if numbers.size and numbers.min() >= 0 and numbers.max() < MANY:  # ten times as fast as sorting
+        counts = np.bincount(numbers.ravel())
+        return {int(number): int(counts[number]) for number in np.flatnonzero(counts)}
     found, counts = np.unique(numbers, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))

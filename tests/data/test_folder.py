@@ -302,3 +302,24 @@ def test_workers_read_the_same_files(tmp_path):
     for (a, b), (c, d) in zip(without.val_dataloader(), with_workers.val_dataloader(), strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
+
+
+def test_image_and_mask_side_by_side_as_the_guide_shows_it(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"{i}.png", colour(random_mask(i)))
+        save(tmp_path / f"{i}_mask.png", random_mask(i))
+    data = FolderDataModule(tmp_path, 3, images=".", masks=".", mask_suffix="_mask")
+    assert sorted(chain.from_iterable(files(data, stage) for stage in ("train", "val", "test"))) == list(
+        "012345"
+    )
+    assert fits(*data.samples("train")[0])
+
+
+def test_a_folder_per_stage_with_images_and_masks_side_by_side(tmp_path):
+    for stage, first in {"train": 0, "test": 6}.items():
+        for i in range(first, first + 6):
+            save(tmp_path / stage / f"{i}.png", colour(random_mask(i)))
+            save(tmp_path / stage / f"{i}_mask.png", random_mask(i))
+    data = FolderDataModule(tmp_path, 3, images=".", masks=".", mask_suffix="_mask", val=0.2)
+    assert [len(files(data, stage)) for stage in ("train", "val", "test")] == [5, 1, 6]
+    assert fits(*data.samples("test")[0])
