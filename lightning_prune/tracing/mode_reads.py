@@ -14,19 +14,15 @@ import contextlib
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import batchnorm, dropout, instancenorm
 
-from lightning_prune.utils.module_walk import modules_of
-
-__all__ = ["ModeReads", "mode_is_only_a_flag", "mode_reads"]
+__all__ = ["ModeReads", "mode_reads"]
 
 #: Whether the code that reads its mode treats channels alike in both, given the module that it runs for.
 Condition = Callable[[nn.Module], bool]
@@ -74,8 +70,6 @@ _LIBRARY_CODE: dict[str, dict[str, Condition]] = {
     },
     "segmentation_models_pytorch.encoders._efficientnet": {"MBConvBlock": _always},
 }
-#: ``train()`` methods that set the mode and nothing else, by module and class.
-_PLAIN_TRAIN = {"segmentation_models_pytorch.base.model": "SegmentationModel"}
 
 
 class ModeReads:
@@ -124,25 +118,6 @@ def mode_reads() -> Iterator[ModeReads]:
             del nn.Module.training
         else:
             nn.Module.training = before
-
-
-def mode_is_only_a_flag(model: nn.Module) -> bool:
-    """Return whether ``train()`` only sets ``training`` of the modules, a plain attribute of each."""
-    return all(_is_plain(kind) for kind in {type(module) for module in modules_of(model)})  # type: ignore[arg-type]
-
-
-@cache
-def _is_plain(kind: Hashable) -> bool:
-    assert isinstance(kind, type)
-    if issubclass(kind, torch.jit.ScriptModule) or kind.__setattr__ is not nn.Module.__setattr__:
-        return False
-    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    return not any(
-        "training" in vars(base)
-        or "__getattribute__" in vars(base)
-        or ("train" in vars(base) and _PLAIN_TRAIN.get(base.__module__) != base.__qualname__)
-        for base in bases
-    )
 
 
 def _condition_of(code: CodeType) -> Condition | None:

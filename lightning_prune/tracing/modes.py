@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lightning_prune.tracing.calls import ModuleCall, OperatorCall, PythonCall
+from lightning_prune.tracing.direct_calls import DIRECT, is_undisturbed
 from lightning_prune.tracing.einsum import contraction_arguments
 from lightning_prune.tracing.shape_functions import infer
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
@@ -144,6 +145,10 @@ class PythonCallMode(TorchFunctionMode):
             int(_traced_sizes(args[0], func(*args), 0))  # `len` returns a plain int, as `int` does
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
+            if (direct := DIRECT.get(func)) is not None:
+                out = self.operators.run_direct(direct, self.current)
+                if out is not NotImplemented:
+                    return out
             if func is F.scaled_dot_product_attention and self.operators.runs_attention(*args, **kwargs):
                 return self.operators.run_attention(*args, **kwargs)
             if (composite := _composite(func, args, kwargs)) is not None:
@@ -244,6 +249,24 @@ class OperatorMode(TorchDispatchMode):
             out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
         self._append(aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, out)
         return out
+
+    def run_direct(self, direct: Callable[..., Any], call: PythonCall) -> Any:
+        """Record a Python-level call whose operator ``direct`` gives; ``NotImplemented`` if torch must run it."""
+        if self.kind != "meta" or self.paused or not is_undisturbed():
+            return NotImplemented
+        with torch._C._DisableTorchDispatch():
+            try:
+                covered = direct(*call.args, **call.kwargs)
+            except TypeError:  # arguments by other names: torch knows them, or raises
+                return NotImplemented
+            if covered is None:
+                return NotImplemented
+            op, args = covered
+            out = infer(op, tuple(self._to_meta(value) for value in args), {})
+            if out is NotImplemented:
+                return NotImplemented
+            self._append(op, args, {}, out)
+        return out[0] if isinstance(out, tuple) else out
 
     def run_composite(
         self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None

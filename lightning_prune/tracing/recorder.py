@@ -28,12 +28,13 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.tracing.calls import Recording, tensors_in
 from lightning_prune.tracing.isolation import restored
-from lightning_prune.tracing.mode_reads import mode_is_only_a_flag, mode_reads
+from lightning_prune.tracing.mode_reads import mode_reads
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
 from lightning_prune.tracing.size_caches import caches_bypassed
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
 from lightning_prune.utils.devices import on_default_device
 from lightning_prune.utils.passing import is_passing
+from lightning_prune.utils.train_modes import mode_is_only_a_flag, switch_modes_
 
 __all__ = ["patched_torch", "raised_in", "record_forward"]
 
@@ -59,9 +60,7 @@ class _Forward:
     def record(self, kind: TensorKind) -> Recording:
         """Record the forward on tensors of ``kind``, and restore the model except the values of its buffers."""
         with restored(self.model), patched_torch(), caches_bypassed(self.model):
-            # Networks that cache what they compute in eval mode drop it when the mode changes.
-            self.model.train(not self.training)
-            self.model.train(self.training)
+            switch_modes_(self.model, self.training)
             trace_attributes(self.model)
             return self._run(kind)
 
@@ -169,11 +168,11 @@ def patched_torch() -> Iterator[None]:
     ``nn.MultiheadAttention`` has a fast path of one opaque operator; it is disabled. So is cuDNN, whose norms and
     recurrent layers are operators that nothing can repeat on the CPU.
     """
-    fast_path, level = torch.backends.mha.get_fastpath_enabled(), _FAKE_TENSOR_LOGGER.level
+    fast_path, disabled = torch.backends.mha.get_fastpath_enabled(), _FAKE_TENSOR_LOGGER.disabled
     cudnn = torch._C._get_cudnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_cudnn_enabled(False)
-    _FAKE_TENSOR_LOGGER.setLevel(logging.CRITICAL)
+    _FAKE_TENSOR_LOGGER.disabled = True
     replacements = _functional_replacements()
     originals = {name: getattr(F, name) for name in replacements}
     vars(F).update(replacements)
@@ -183,7 +182,7 @@ def patched_torch() -> Iterator[None]:
         vars(F).update(originals)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch._C._set_cudnn_enabled(cudnn)
-        _FAKE_TENSOR_LOGGER.setLevel(level)
+        _FAKE_TENSOR_LOGGER.disabled = disabled
 
 
 def _functional_replacements() -> dict[str, Callable[..., Any]]:

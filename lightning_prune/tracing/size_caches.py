@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -27,23 +28,95 @@ __all__ = ["caches_bypassed"]
 
 #: the place of a cached function, and what is called in its stead
 Replacement = tuple[CachedPlace, Callable[..., Any]]
+#: the same of a function in a Python module: its names, the function's name there, what is kept, what is called
+InModule = tuple[dict[str, Any], str, Any, Callable[..., Any]]
 #: Libraries whose caches never see sizes of a network; scanning them would take longer than a trace.
-_SCANNED_NEVER = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "lightning", "pytest", "_pytest"}
-#: name of a Python module -> number of its attributes when it was scanned, and what was found
-_SCANNED: dict[str, tuple[int, list[Replacement]]] = {}
+_SCANNED_NEVER = {
+    *sys.stdlib_module_names,
+    *(
+        "torch",
+        "torchgen",
+        "triton",
+        "cuda",
+        "numpy",
+        "scipy",
+        "sympy",
+        "mpmath",
+        "networkx",
+        "pandas",
+        "sklearn",
+    ),
+    *(
+        "lightning",
+        "pytest",
+        "_pytest",
+        "hydra",
+        "omegaconf",
+        "jsonargparse",
+        "pydantic",
+        "pydantic_core",
+        "yaml",
+    ),
+    *(
+        "matplotlib",
+        "mpl_toolkits",
+        "PIL",
+        "fontTools",
+        "kiwisolver",
+        "pyparsing",
+        "dateutil",
+        "jinja2",
+        "rich",
+    ),
+    *(
+        "wandb",
+        "mlflow",
+        "huggingface_hub",
+        "tokenizers",
+        "safetensors",
+        "opentelemetry",
+        "google",
+        "filelock",
+    ),
+    *(
+        "httpx",
+        "httpcore",
+        "httpx2",
+        "httpcore2",
+        "h11",
+        "anyio",
+        "requests",
+        "urllib3",
+        "charset_normalizer",
+    ),
+    *("click", "tqdm", "packaging", "platformdirs", "idna", "fsspec", "aiohttp", "git", "IPython"),
+}
+#: Types of most attributes of modules, of which no instance is a function.
+_NO_FUNCTIONS = frozenset((int, bool, float, str, tuple, list, dict, OrderedDict, set, TracedInt, type(None)))
+#: name of a Python module -> number of its attributes when it was scanned, and what was found in it and elsewhere
+_SCANNED: dict[str, tuple[int, list[InModule], list[Replacement]]] = {}
+_NOTHING: tuple[int, list[InModule], list[Replacement]] = (-1, [], [])
 
 
 @contextlib.contextmanager
 def caches_bypassed(model: nn.Module) -> Iterator[None]:
     """Call cached functions without their caches, within the block, if sizes or tensors go in or come out."""
-    replacements = [*_replacements_in_libraries(), *_replacements(_cached_in_network(model))]
-    for place, function in replacements:
+    in_modules, others = _replacements_in_libraries()
+    others += _replacements(_cached_in_network(model))
+    swapped = []
+    for namespace, name, value, function in in_modules:
+        if namespace.get(name) is value:  # the name may have been bound anew since it was found
+            namespace[name] = function
+            swapped.append((namespace, name, value))
+    for place, function in others:
         place.put(function)
     try:
         yield
     finally:
-        for place, _ in replacements:
+        for place, _ in others:
             place.restore()
+        for namespace, name, value in swapped:
+            namespace[name] = value
 
 
 def _replacements(places: Iterable[CachedPlace]) -> list[Replacement]:
@@ -74,22 +147,30 @@ def _bypass(function: Any) -> Callable[..., Any]:
 def _cached_in_network(model: nn.Module) -> Iterator[CachedPlace]:
     """Yield the places in a network's modules and their classes; a class may have been defined anew in a notebook."""
     modules = modules_of(model)
-    classes = {kind for module in modules for kind in type(module).__mro__ if _is_scanned(kind.__module__)}
+    kinds = {type(module) for module in modules}
+    classes = {base for kind in kinds for base in kind.__mro__ if _is_scanned(base.__module__)}
     for owner in (*classes, *modules):
-        for name, value in list(vars(owner).items()):
-            if isinstance(value, FUNCTIONS):
+        for name, value in vars(owner).items():
+            if type(value) not in _NO_FUNCTIONS and isinstance(value, FUNCTIONS):
                 yield from cached_at(owner, name, value)
 
 
-def _replacements_in_libraries() -> Iterator[Replacement]:
-    """Yield the replacement of every cached function of the loaded modules, and of their classes."""
+def _replacements_in_libraries() -> tuple[list[InModule], list[Replacement]]:
+    """Return the replacement of every cached function of the loaded modules: in modules, and in their classes."""
+    in_modules: list[InModule] = []
+    others: list[Replacement] = []
     for name, module in _scanned_modules(len(sys.modules), next(reversed(sys.modules))):
-        count, found = _SCANNED.get(name, (-1, []))
+        count, plain, found = _SCANNED.get(name, _NOTHING)
         if count != len(vars(module)):
-            found = _replacements(_cached_in(module, name))
-            _SCANNED[name] = len(vars(module)), found
+            places = _replacements(_cached_in(module, name))
+            plain = [(vars(p.owner), p.name, p.value, new) for p, new in places if p.owner is module]
+            found = [replacement for replacement in places if replacement[0].owner is not module]
+            _SCANNED[name] = len(vars(module)), plain, found
+        if plain:
+            in_modules += plain
         if found:
-            yield from (replacement for replacement in found if replacement[0].is_current)
+            others += (replacement for replacement in found if replacement[0].is_current)
+    return in_modules, others
 
 
 @functools.lru_cache(maxsize=1)

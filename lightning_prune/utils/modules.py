@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_prune.utils.cached_functions import FUNCTIONS, cached_at
 from lightning_prune.utils.module_walk import modules_of, named_buffers, named_parameters
+from lightning_prune.utils.train_modes import mode_is_only_a_flag
 
 Value = TypeVar("Value")
 
@@ -180,6 +181,8 @@ def drop_caches_(model: nn.Module) -> None:
     """
     for function in _cached_functions(model):
         function.cache_clear()
+    if mode_is_only_a_flag(model):
+        return  # no code runs when the mode changes
     with training_modes(model, lambda module: module.training):
         model.train(not model.training)
         model.train(not model.training)
@@ -187,7 +190,7 @@ def drop_caches_(model: nn.Module) -> None:
 
 def _cached_functions(model: nn.Module) -> set[Any]:
     """Return the cached functions in the Python modules that define the modules' classes, and in these classes."""
-    classes = {base for module in model.modules() for base in type(module).__mro__}
+    classes = {base for kind in {type(module) for module in modules_of(model)} for base in kind.__mro__}
     own = {base for base in classes if base.__module__.partition(".")[0] not in ("torch", "builtins", "abc")}
     files = {sys.modules.get(base.__module__) for base in own} - {None}
     beside = {value for file in files for value in vars(file).values() if _is_beside(value, file)}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import lightning_prune.graph.trace as tracing
 from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.tracing.mode_reads import mode_is_only_a_flag
+from lightning_prune.utils.train_modes import mode_is_only_a_flag
 
 IMAGE = torch.zeros(2, 3, 16, 16)
 

@@ -28,7 +28,7 @@ OPERANDS = [
     meta(2, 6, 5, 4, dtype=torch.int64),
 ]
 PAIRS = [(x, y) for x in OPERANDS for y in [*OPERANDS, meta(2, 1, 5, 4), meta(3, 1), 2.5]]
-BINARY = (aten.add, aten.mul, aten.sub, aten.div)
+BINARY = (aten.add, aten.mul, aten.sub, aten.div, aten.add_, aten.mul_)
 NORM = [meta(6) for _ in range(4)]
 
 
