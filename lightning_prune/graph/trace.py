@@ -13,6 +13,7 @@ from lightning_prune.graph.pins import pinned_tensors
 from lightning_prune.tracing.calls import Recording
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.isolation import gc_paused
+from lightning_prune.tracing.module_state import ModuleState
 from lightning_prune.tracing.recorder import raised_in, record_forward
 from lightning_prune.tracing.rules.dynamic_sizes import (
     pin_converted_size,
@@ -82,6 +83,7 @@ def trace(model: nn.Module, *inputs: Any, others: Sequence[Any] = (), **kwargs: 
         raise TraceError(reason)
     with gc_paused(), walked_once(model):
         tracker = Tracker(model)
+        tracker.state = ModuleState.of(model)
         examples = ((inputs, kwargs), *map(as_example, others))
         modes, notes = analyse(tracker, examples, MODES)
         notes += pin_unreached(tracker)
@@ -175,6 +177,7 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
     tracker.pin_all(recording.outputs, "is the network's output")
     tracker.branches_on_values |= recording.real
     tracker.entered |= recording.entered
+    tracker.reads.append(recording.reads)
     # Sizes that depend on values are not those of the smaller network.
     tracker.outputs += [] if tracker.met_values else [tensor.shape for tensor in recording.outputs]
     for pair in recording.size_events.equal:

@@ -28,7 +28,7 @@ from lightning_prune.surgery.masks import (
 from lightning_prune.tracing.calls import OperatorCall, operator_tensors
 from lightning_prune.tracing.tracker import TracedOperator
 
-__all__ = ["masks_agree"]
+__all__ = ["CHECKS", "UNTAGGED_POINTWISE", "masks_agree", "pointwise_check"]
 
 MaskCheck = Callable[[TracedOperator, TracedOperator, Masks, Masks], bool]
 
@@ -46,8 +46,7 @@ def masks_agree(dense: TracedOperator, small: TracedOperator, operands: Masks, r
         operands: masks of the tensors that the dense call reads.
         results: masks of its results, according to the labels.
     """
-    pointwise = torch.Tag.pointwise in dense.call.op.tags
-    check, variable = CHECKS.get(dense.call.op, (_pointwise if pointwise else None, ()))
+    check, variable = CHECKS.get(dense.call.op, (pointwise_check(dense.call.op), ()))
     if check is None or _constant_arguments(dense.call, variable) != _constant_arguments(
         small.call, variable
     ):
@@ -57,9 +56,14 @@ def masks_agree(dense: TracedOperator, small: TracedOperator, operands: Masks, r
     outputs = zip(dense.call.outputs, small.call.outputs, results, strict=True)
     # Further results may have no labels, hence no masks: where one is read, the check of its reader fails.
     return all(
-        list(small_output.shape) == surviving_shape(output, masks) or (i > 0 and all_kept(masks))
+        list(small_output.shape) == surviving_shape(output.shape, masks) or (i > 0 and all_kept(masks))
         for i, (output, small_output, masks) in enumerate(outputs)
     )
+
+
+def pointwise_check(op: OpOverload) -> MaskCheck | None:
+    """Return the check of operators that torch tags as pointwise; None for others."""
+    return _pointwise if torch.Tag.pointwise in op.tags else None
 
 
 def _checks(*operators: OpOverload, variable: tuple[int, ...] = ()) -> Callable[[MaskCheck], MaskCheck]:
@@ -91,7 +95,7 @@ def _pointwise(dense: TracedOperator, small: TracedOperator, operands: Masks, re
     ) and max(map(len, dense.shapes)) == len(shape)
 
 
-_UNTAGGED_POINTWISE = (
+UNTAGGED_POINTWISE = (
     aten.clone.default,
     aten.detach.default,
     aten._to_copy.default,
@@ -103,7 +107,7 @@ _UNTAGGED_POINTWISE = (
     aten.relu_.default,
     aten.silu_.default,
 )
-CHECKS.update(dict.fromkeys(_UNTAGGED_POINTWISE, (_pointwise, ())))
+CHECKS.update(dict.fromkeys(UNTAGGED_POINTWISE, (_pointwise, ())))
 
 
 @_checks(aten.convolution.default, variable=(8,))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 __all__ = [
     "Mask",
@@ -25,11 +24,10 @@ Mask = NDArray[np.bool_] | None
 Masks = Sequence[Sequence[Mask]]
 
 
-def surviving_shape(tensor: Tensor, masks: Sequence[Mask]) -> list[int]:
-    """Return the shape that ``tensor`` has after the cut."""
+def surviving_shape(shape: Sequence[int], masks: Sequence[Mask]) -> list[int]:
+    """Return the shape that a tensor of ``shape`` has after the cut."""
     return [
-        size if mask is None else int(np.count_nonzero(mask))
-        for size, mask in zip(tensor.shape, masks, strict=True)
+        size if mask is None else int(np.count_nonzero(mask)) for size, mask in zip(shape, masks, strict=True)
     ]
 
 

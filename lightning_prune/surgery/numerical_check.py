@@ -28,7 +28,7 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.tracker import Labels, TracedOperator
 from lightning_prune.utils.passing import is_passing
 
-__all__ = ["mismatches"]
+__all__ = ["added", "is_comparable", "mismatches"]
 
 aten = torch.ops.aten
 TOLERANCE = 1e-3
@@ -74,12 +74,33 @@ def mismatches(
             if not (floats_change or counts_change or before.after_values):
                 yield before, changed
             after = with_numbers_of(before, after)
-        if not survivors.affects(before) or not _is_comparable(before.call):
+        if not survivors.affects(before) or not is_comparable(before.call):
             continue
         mixes = before.mixes_channels
         problem = _check_norm(before, survivors) if mixes else _check_call(before, after, survivors)
         if problem is not None:
             yield before, problem
+
+
+def added(dense: Sequence[TracedOperator], small: Sequence[TracedOperator]) -> Iterator[TracedOperator]:
+    """Yield the first operator of each line of code that only the smaller network runs.
+
+    Where a dimension is left with one element, torch may run other operators; these are left out.
+    """
+    places = _by_place(dense)
+    for place, operators in _by_place(small).items():
+        if place not in places:
+            yield from [each for each in operators if is_comparable(each.call) and not _has_one(each)][:1]
+
+
+def _has_one(operator: TracedOperator) -> bool:
+    """Return whether a tensor of the operator has a dimension of at most one channel."""
+    shapes = [*operator.shapes, *(out.shape for out in operator.call.outputs)]
+    return any(
+        arrays and size <= 1
+        for shape, labels in zip(shapes, operator.labels, strict=True)
+        for size, arrays in zip(shape, labels, strict=True)
+    )
 
 
 def _pairs(
@@ -124,7 +145,7 @@ def _kind(call: OperatorCall) -> tuple[Any, int]:
     return ("reshape" if call.op in _RESHAPES else call.op), len(call.tensors)
 
 
-def _is_comparable(call: OperatorCall) -> bool:
+def is_comparable(call: OperatorCall) -> bool:
     """Whether the call computes its results from its operands, is defined for all of them, and is not random."""
     seeded = torch.Tag.nondeterministic_seeded in call.op.tags and not _is_without_dropout(call)
     # Operators of torchvision take indices as floats, and read beyond their operands if these are random.

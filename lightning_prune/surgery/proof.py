@@ -1,4 +1,4 @@
-"""Prove that a cut is right, by a trace of the smaller network.
+"""Prove that a cut is right, by a trace of the smaller network, or without it where the dense trace is enough.
 
 The smaller network is traced again, starting from the ids that survive. It may tie and pin only what the dense trace
 tied and pinned, and must cost what was predicted. As long as both traces contain the same operators,
@@ -19,10 +19,11 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.trace import TraceError, analyse
-from lightning_prune.surgery.numerical_check import mismatches
+from lightning_prune.surgery.local_proof import Changes, is_proven
+from lightning_prune.surgery.numerical_check import added, mismatches
 from lightning_prune.tracing.ids import Ids, Tie, Ties, Units
 from lightning_prune.tracing.recorder import raised_in
-from lightning_prune.tracing.tracker import Tracker
+from lightning_prune.tracing.tracker import TracedOperator, Tracker
 from lightning_prune.tracing.unreached import readable, unreached_layers
 from lightning_prune.utils.modules import cut
 
@@ -45,19 +46,27 @@ class ProofError(RuntimeError):
         self.units, self.module = units, module
 
 
-def prove(graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices) -> None:
+def prove(
+    graph: ChannelGraph, kept: NDArray[np.bool_], indices: Indices, changes: Changes | None = None
+) -> None:
     """Trace the network of ``graph``, which has been cut to ``kept``, and compare the trace with the dense one.
+
+    The network is not traced where the dense trace shows already that the cut is right
+    (:mod:`~lightning_prune.surgery.local_proof`).
 
     Args:
         graph: graph of the dense network, with its trace.
         kept: mask over units, shape (num_units,).
         indices: parameter or buffer -> dimension -> indices that surgery has kept.
+        changes: the attributes that surgery has set; None: the network is traced in any case.
 
     Raises:
         ProofError: the smaller network raises, or computes something else than the dense one.
     """
     evidence = graph.evidence
     assert evidence is not None
+    if changes is not None and is_proven(graph, kept, changes):
+        return
     survives = np.append(kept, True)[evidence.unit_of]  # per component; those without a unit (-1) survive
     small = _retrace(graph, evidence, indices)
     _check_ties(graph, evidence, small)
@@ -303,5 +312,13 @@ def _check_numbers(evidence: DenseTrace, small: Tracker, survives: NDArray[np.bo
     dense = evidence.tracker
     floats_change = any(not alive[ids.numpy()].all() for ids in dense.float_ids)
     for operator, problem in mismatches(dense.operators, small.operators, alive, floats_change):
-        ids = [ids for labels in operator.labels for arrays in labels for ids in arrays]
-        raise ProofError(f"{operator.call} {problem}", _units_of(evidence, *ids))
+        raise ProofError(f"{operator.call} {problem}", _units_read(evidence, operator))
+    for operator in () if dense.branches_on_values else added(dense.operators, small.operators):
+        problem = "runs in the smaller network only: its code depends on a number of channels"
+        raise ProofError(f"{operator.call} {problem}", _units_read(evidence, operator))
+
+
+def _units_read(evidence: DenseTrace, operator: TracedOperator) -> Units:
+    """Return the units of all tensors of an operator."""
+    arrays = [ids for labels in operator.labels for dims in labels for ids in dims]
+    return _units_of(evidence, *(ids[ids < len(evidence.components)] for ids in arrays))

@@ -164,7 +164,7 @@ def _prune_(
             set_attribute(attribute, value)
         updated_sizes = update_sizes_(model, indices)
         _check_values(tensors, before, graph, kept)
-        prove(graph, kept, indices)
+        prove(graph, kept, indices, _changes(model, paths, updated_sizes))
         drop_caches_(model)
     freeze_empty_(tensors.values())
     record = PruningRecord(indices, shapes, _new_attributes(paths, updated_sizes), dense=dense)
@@ -334,6 +334,16 @@ def _attribute_paths(
         name = named_path(attribute.name, item) if isinstance(item, str) else attribute.name
         paths[f"{names[id(attribute.owner)]}.{name}".lstrip(".")] = (attribute.owner, name)
     return paths
+
+
+def _changes(
+    model: nn.Module, paths: Mapping[str, tuple[nn.Module, str]], updated_sizes: Mapping[str, Any]
+) -> dict[tuple[int, str], Any]:
+    """Return the attributes that surgery has set, by the id of their module and their name, with their values."""
+    modules = dict(named_modules(model))
+    split = [(*path.rpartition(".")[::2], size) for path, size in updated_sizes.items()]
+    updated = {(id(modules[owner]), name): size for owner, name, size in split}
+    return {(id(owner), name): read_size(owner, name) for owner, name in paths.values()} | updated
 
 
 def _new_attributes(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.tracing.size_reads import SizeReads
 from lightning_prune.tracing.traced_int import SizeEvents
 
 __all__ = ["ModuleCall", "OperatorCall", "PythonCall", "Recording", "operator_tensors", "tensors_in"]
@@ -119,6 +120,7 @@ class Recording:
         numpy_tensors: tensors that were converted to numpy or DLPack, where the trace ends.
         entered: names of the modules that ran.
         module_calls: calls of modules, in the order of their beginning.
+        reads: sizes that the network's code has read.
         reason: why it ran on real values; "" if it did not.
         modes_alike: whether it ran in eval mode and would do the same in train mode, apart from operators that treat
             channels alike in both.
@@ -132,6 +134,7 @@ class Recording:
     numpy_tensors: list[Tensor]
     entered: set[str]
     module_calls: list[ModuleCall]
+    reads: SizeReads
     reason: str = ""
     modes_alike: bool = False
 

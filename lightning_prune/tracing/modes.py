@@ -25,6 +25,7 @@ from lightning_prune.tracing.calls import ModuleCall, OperatorCall, PythonCall
 from lightning_prune.tracing.direct_calls import DIRECT, is_undisturbed
 from lightning_prune.tracing.einsum import contraction_arguments
 from lightning_prune.tracing.shape_functions import infer
+from lightning_prune.tracing.size_reads import SizeReads
 from lightning_prune.tracing.traced_int import TensorSize, TracedInt
 from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.seeding import torch_generators
@@ -130,6 +131,7 @@ class PythonCallMode(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.numpy_tensors: list[Tensor] = []
+        self.reads = SizeReads()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -138,10 +140,17 @@ class PythonCallMode(TorchFunctionMode):
         if func in _NUMPY_GETTERS:
             self.numpy_tensors.append(args[0])
         if func in _SIZE_GETTERS:
-            return _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+            sizes = _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+            if isinstance(sizes, TracedInt):
+                self.reads.add(args[0], *args[1:], *kwargs.values())
+            else:
+                self.reads.add_shape(args[0], sys._getframe(1))
+            return sizes
         if func in _COUNT_GETTERS:
+            self.reads.add(args[0], *range(args[0].dim()))
             return math.prod(_traced_sizes(args[0], args[0].shape), start=1)
         if func is Tensor.__len__:
+            self.reads.add(args[0], 0)
             int(_traced_sizes(args[0], func(*args), 0))  # `len` returns a plain int, as `int` does
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
@@ -153,7 +162,10 @@ class PythonCallMode(TorchFunctionMode):
                 return self.operators.run_attention(*args, **kwargs)
             if (composite := _composite(func, args, kwargs)) is not None:
                 return self.operators.run_composite(*composite)
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if type(out) is not Tensor:
+                self.reads.add_result(func, args, kwargs, out)
+            return out
         finally:
             self.current = outer
 

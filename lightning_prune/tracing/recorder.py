@@ -31,6 +31,7 @@ from lightning_prune.tracing.isolation import restored
 from lightning_prune.tracing.mode_reads import mode_reads
 from lightning_prune.tracing.modes import ModuleStack, OperatorMode, PythonCallMode, TensorKind
 from lightning_prune.tracing.size_caches import caches_bypassed
+from lightning_prune.tracing.size_reads import attribute_reads
 from lightning_prune.tracing.traced_int import record_size_events, trace_attributes
 from lightning_prune.utils.devices import on_default_device
 from lightning_prune.utils.passing import is_passing
@@ -87,6 +88,7 @@ class _Forward:
                 outer_mode,
                 modules.hooked(),
                 mode_reads() as reads,
+                attribute_reads(python.reads),
                 python,
                 operators,
             ):
@@ -103,6 +105,7 @@ class _Forward:
             numpy_tensors=python.numpy_tensors,
             entered=modules.entered,
             module_calls=modules.calls,
+            reads=python.reads,
             modes_alike=not (self.training or kind == "real" or reads.unknown)
             and mode_is_only_a_flag(self.model),
         )

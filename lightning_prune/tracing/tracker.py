@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids, Ties
+from lightning_prune.tracing.module_state import ModuleState
+from lightning_prune.tracing.size_reads import SizeReads
 from lightning_prune.tracing.tensor_ids import TensorIds, TensorOrigin
 from lightning_prune.tracing.trace_records import (
     ContractionCost,
@@ -61,12 +63,15 @@ class Tracker:
         outputs: shapes of the network's outputs.
         call: the operator that is being followed.
         sources: parameter or buffer name -> dimension -> ids.
+        named_tensors: parameters and buffers by name.
         sizes: key of a tensor size -> ids along that dimension.
         buffers: names of the buffers.
         float_ids: ids whose number became a float, which can reach any operator that follows.
         met_values: whether sizes or Python numbers depend on values from here on, in the present forward.
         entered: names of the modules that ran in any forward.
         modes_alike: whether eval and train mode treat channels alike, so that only eval mode needs a trace.
+        reads: sizes that the network's code has read, of each forward.
+        state: the network's attributes when it was traced; None in the trace of a smaller network.
         branches_on_values: whether the forward ran on real values, so that other values may take other branches.
     """
 
@@ -90,13 +95,15 @@ class Tracker:
         self.float_ids: list[Ids] = []
         self.branches_on_values = self.met_values = self.modes_alike = False
         self.entered: set[str] = set()
+        self.reads: list[SizeReads] = []
+        self.state: ModuleState | None = None
         self._constants: set[int] = set()
         self.buffers = {name for name, _ in named_buffers(self.model)}
         self._decisions: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
         self._labels: dict[int, Labels] = {}
         self._kept_alive: list[Tensor] = []  # after a tensor is freed, another may get its id()
         self._tensor_ids = TensorIds(self.model, self.ties, self.initial or {})
-        self.sources = self._tensor_ids.by_name
+        self.sources, self.named_tensors = self._tensor_ids.by_name, self._tensor_ids.tensors
         for name, tensor in self._tensor_ids.tensors:
             self.label(tensor, _labels_of(self.sources[name]))
 

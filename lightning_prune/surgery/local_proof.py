@@ -1,0 +1,258 @@
+"""Prove a cut operator by operator, without a forward of the smaller network, where its code cannot go another way.
+
+The smaller network runs the operators of the dense trace, in the same order and with the same numbers, if its code
+has read no size that the cut changes (:mod:`~lightning_prune.tracing.size_reads`), and its modules hold what they
+held. Then it is right if each operator alone gives the surviving part of its dense result for the surviving parts of
+its operands. For the operators of common networks that follows from masks of what survives, by the checks that the
+full proof makes too (:mod:`~lightning_prune.surgery.mask_check`), and from the tensors as they are after the cut.
+
+What is not clearly covered is left to the full proof, which traces the smaller network: the answer here is never that
+a cut is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.surgery.mask_check import CHECKS, UNTAGGED_POINTWISE, pointwise_check
+from lightning_prune.surgery.masks import Masks, same_masks, surviving_shape
+from lightning_prune.surgery.numerical_check import is_comparable
+from lightning_prune.surgery.survivors import Survivors
+from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.rules.numbers import scalars
+from lightning_prune.tracing.size_reads import GUARDED, hides_reads
+from lightning_prune.tracing.traced_int import Attribute, TracedInt, evaluate, leaves
+from lightning_prune.tracing.tracker import TracedOperator, Tracker
+
+__all__ = ["is_proven"]
+
+aten = torch.ops.aten
+#: id and name of a module's attribute -> its value after the cut
+Changes = Mapping[tuple[int, str], Any]
+_CONVOLUTION, _EXPAND = aten.convolution.default, aten.expand.default
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+#: Python-level calls that compute the sizes of a reshape within torch, from the tensor itself.
+_SIZED_BY_TORCH = ("flatten", "linear", "matmul")
+
+
+def is_proven(graph: ChannelGraph, kept: NDArray[np.bool_], changes: Changes) -> bool:
+    """Return whether the cut network computes the surviving part of the dense one; False if that is not clear.
+
+    Args:
+        graph: graph of the dense network, with its trace; the network has been cut.
+        kept: mask over units, shape (num_units,).
+        changes: the attributes that surgery has set.
+    """
+    evidence = graph.evidence
+    assert evidence is not None
+    tracker, survives = evidence.tracker, np.append(kept, True)[evidence.unit_of]
+    if not survives[evidence.pinned].all() or not _runs_the_same(tracker, changes):
+        return False
+    survivors = Survivors(survives[evidence.components])
+    if _reads_what_is_cut(tracker, survivors, changes):
+        return False
+    if not all(map(_Check(tracker, survivors, changes).is_right, tracker.operators)):
+        return False
+    return _costs_as_predicted(graph, evidence, survivors, kept)
+
+
+def _runs_the_same(tracker: Tracker, changes: Changes) -> bool:
+    """Whether nothing but the sizes in ``changes`` can make the code run other operators than in the dense trace."""
+    if (
+        tracker.branches_on_values
+        or tracker.state is None
+        or any(each.after_values for each in tracker.operators)
+    ):
+        return False
+    if not all(name in GUARDED for _, name in changes):
+        return False
+    return tracker.state.is_that_of(tracker.model, changes.keys()) and not hides_reads(tracker.model)
+
+
+def _reads_what_is_cut(tracker: Tracker, survivors: Survivors, changes: Changes) -> bool:
+    """Whether the code has read a size that the cut has changed."""
+    if any(survivors.mask([ids]) is not None for ids in tracker.float_ids):
+        return True
+    if any(not reads.attributes.isdisjoint(changes) for reads in tracker.reads):
+        return True
+    read = [each for reads in tracker.reads for each in reads.dims if each[1]]
+    followed = _followed(tracker) if read else frozenset()
+    for tensor, dims in read:
+        labels = tracker.labels(tensor)
+        if id(tensor) not in followed or any(survivors.mask(labels[dim]) is not None for dim in dims):
+            return True
+    return False
+
+
+def _followed(tracker: Tracker) -> set[int]:
+    """Return the ids of all tensors that have labels: those that operators read or return, parameters and buffers."""
+    calls = [operator.call for operator in tracker.operators]
+    return {id(tensor) for _, tensor in tracker.named_tensors}.union(
+        *(map(id, call.tensors) for call in calls), *(map(id, call.outputs) for call in calls)
+    )
+
+
+class _Check:
+    """Checks operators in their order.
+
+    Args:
+        tracker: of the dense trace.
+        survivors: what survives.
+        changes: the attributes that surgery has set.
+    """
+
+    def __init__(self, tracker: Tracker, survivors: Survivors, changes: Changes) -> None:
+        self.survivors, self.changes = survivors, changes
+        # id of a tensor -> masks of its dimensions: of those that surgery has cut, and those that operators return
+        self.known = {
+            id(tensor): [survivors.mask((ids,)) for ids in tracker.sources[name].values()]
+            for name, tensor in tracker.named_tensors
+        }
+
+    def is_right(self, operator: TracedOperator) -> bool:
+        """Whether masks show that the operator gives the surviving part of its dense result."""
+        count, call = len(operator.shapes), operator.call
+        masks = self.survivors.masks(operator.labels)
+        operands, results = masks[:count], masks[count:]
+        if not self._reads_what_is_known(operator, operands):
+            return False
+        self.known.update(zip(map(id, call.outputs), results, strict=True))
+        if all(mask is None for dims in masks for mask in dims):
+            return True  # it reads and writes what it did
+        if operator.mixes_channels or not _is_plain(call) or _leaves_one(masks):
+            return False
+        if any(self.survivors.mask([ids]) is not None for ids in operator.counted):
+            return False
+        check, variable = CHECKS.get(call.op, (pointwise_check(call.op), ()))
+        if check is None or (small := _smaller(operator, variable, results, self.changes)) is None:
+            return False
+        return check(operator, small, operands, results)
+
+    def _reads_what_is_known(self, operator: TracedOperator, operands: Masks) -> bool:
+        """Whether each operand has lost what the operator that made it, or surgery, has taken from it."""
+        for tensor, shape, masks in zip(operator.call.tensors, operator.shapes, operands, strict=True):
+            known = self.known.get(id(tensor))
+            if known is None:
+                if any(mask is not None for mask in masks):
+                    return False
+            elif len(known) != len(masks) or not all(map(same_masks, known, masks)):
+                return False
+            if not tensor.is_meta and list(tensor.shape) != surviving_shape(shape, masks):
+                return False
+        return True
+
+
+def _leaves_one(masks: Masks) -> bool:
+    """Whether a dimension has at most one element left, which torch and the rules may take for another one."""
+    return any(mask is not None and np.count_nonzero(mask) <= 1 for dims in masks for mask in dims)
+
+
+def _is_plain(call: OperatorCall) -> bool:
+    """Whether an operator computes its results from its operands, and got its numbers from the network's code."""
+    if call.python is None or not is_comparable(call):
+        return False
+    if call.op in CHECKS and call.op not in UNTAGGED_POINTWISE:
+        return True
+    # Torch may have computed a number from sizes where a call is made of several operators.
+    return call.python.name.strip("_") == call.op._opname.strip("_") or not any(True for _ in scalars(call))
+
+
+def _smaller(
+    operator: TracedOperator, variable: Sequence[int], results: Masks, changes: Changes
+) -> TracedOperator | None:
+    """Return the call with the numbers that the smaller network passes; None if they are not known."""
+    op = operator.call.op
+    if not variable:
+        return operator
+    if op is _CONVOLUTION:
+        return _with_groups(operator, changes)
+    if op in _RESHAPES or op is _EXPAND:
+        return operator if _sizes_follow(operator, results[0]) else None
+    return None
+
+
+def _with_groups(operator: TracedOperator, changes: Changes) -> TracedOperator | None:
+    """Return a convolution with the number of groups that the smaller network passes; None if it is not known."""
+    call = operator.call
+    assert call.python is not None
+    args, kwargs = call.python.args, call.python.kwargs
+    passed = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    if call.python.name not in ("conv1d", "conv2d", "conv3d"):
+        return operator if call.args[8] == 1 and call.python.name.startswith("conv") and passed == 1 else None
+    groups = _value_of(passed, changes)
+    if groups is None or groups == call.args[8]:
+        return None if groups is None else operator
+    return replace(operator, call=replace(call, args=(*call.args[:8], groups)))
+
+
+def _value_of(passed: Any, changes: Changes) -> int | None:
+    """Return a number that the code passed, as it is after the cut; None if other things than attributes make it."""
+    if not isinstance(passed, TracedInt):
+        return passed if isinstance(passed, int) else None
+    values: dict[Any, int] = {}
+    for leaf in leaves(passed):
+        if not isinstance(leaf, Attribute) or leaf.item is not None:
+            return None
+        value = changes.get((id(leaf.owner), leaf.name), leaf.value)
+        if not isinstance(value, int):
+            return None
+        values[leaf.key] = value
+    return evaluate(passed, values)
+
+
+def _sizes_follow(operator: TracedOperator, result: Sequence[Any]) -> bool:
+    """Whether the sizes of a reshape follow the tensor: torch computes those that the cut changes."""
+    call = operator.call
+    assert call.python is not None
+    if call.python.name in _SIZED_BY_TORCH:
+        return True
+    if call.python.name not in ("view", "reshape", "expand"):
+        return False
+    passed = [*call.python.args[1:], *call.python.kwargs.values()]
+    sizes = list(passed[0]) if len(passed) == 1 and isinstance(passed[0], (tuple, list)) else passed
+    if len(sizes) != len(result) or not all(isinstance(size, int) for size in sizes):
+        return False
+    return all(mask is None or size == -1 for size, mask in zip(sizes, result, strict=True))
+
+
+# -- costs --------------------------------------------------------------------------------------------------
+
+
+def _costs_as_predicted(
+    graph: ChannelGraph, evidence: DenseTrace, survivors: Survivors, kept: NDArray[np.bool_]
+) -> bool:
+    """Whether the multiply-accumulates that the shapes lose are those that the graph predicts."""
+    lost = 0
+    for operator in evidence.tracker.operators[: evidence.tracker.num_costed]:
+        if (macs := _MACS.get(operator.call.op)) is not None and survivors.affects(operator):
+            shapes = [*operator.shapes, *(out.shape for out in operator.call.outputs)]
+            each = zip(shapes, survivors.masks(operator.labels), strict=True)
+            lost += macs(operator, shapes) - macs(operator, [surviving_shape(*pair) for pair in each])
+    model = graph.cost_models["macs"]
+    return lost == int(model.per_term(np.ones_like(kept)).sum()) - int(model.per_term(kept).sum())
+
+
+def _convolution_macs(operator: TracedOperator, shapes: Sequence[Sequence[int]]) -> int:
+    source, weight, out = shapes[0], shapes[1], shapes[len(operator.shapes)]
+    return prod(source if operator.call.args[6] else out) * prod(weight[1:])
+
+
+def _product_macs(operator: TracedOperator, shapes: Sequence[Sequence[int]]) -> int:
+    left, right = shapes[len(operator.shapes) - 2 : len(operator.shapes)]
+    return prod(left) * right[-1]
+
+
+_MACS = {
+    _CONVOLUTION: _convolution_macs,
+    aten.mm.default: _product_macs,
+    aten.bmm.default: _product_macs,
+    aten.addmm.default: _product_macs,
+}
