@@ -36,8 +36,10 @@ def build_graph(
     components = tracker.ties.components()
     unit_of = _number_units(tracker, components)
 
+    unit_of_id = unit_of[components]
+
     def units(ids: Ids) -> Units:
-        return unit_of[components[ids.numpy()]]
+        return unit_of_id[ids.numpy()]
 
     bindings, layers = _bindings(tracker, units), _layers(tracker, units)
     pinned, pinned_components = _pinned(tracker, components, unit_of)
@@ -67,12 +69,12 @@ def _number_units(tracker: Tracker, components: Units) -> Units:
     has_filter = np.zeros(components.max(initial=-1) + 1, dtype=bool)
     for name, dim in tracker.filters.items():
         has_filter[components[tracker.sources[name][dim].numpy()]] = True
-    has_unit = has_filter.copy()
+    has_unit, id_has_filter = has_filter.copy(), has_filter[components]
     for dims in tracker.sources.values():
         for ids in dims.values():
-            dim_components = components[ids.numpy()]
-            if has_filter[dim_components].any():
-                has_unit[dim_components] = True
+            in_filters = id_has_filter[ids.numpy()]
+            if in_filters.any() and not in_filters.all():
+                has_unit[components[ids.numpy()]] = True
     numbers = np.full(len(has_filter), -1, dtype=np.int64)
     numbers[has_filter] = np.arange(has_filter.sum())
     others = has_unit & ~has_filter

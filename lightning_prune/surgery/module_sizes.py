@@ -6,8 +6,11 @@ Attributes that determine a dimension in the forward are found by the trace, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from torch import Tensor, nn
+
+from lightning_prune.utils.module_walk import named_modules
 
 __all__ = ["current_sizes", "update_sizes_"]
 
@@ -33,7 +36,7 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
         >>> list(current_sizes(nn.Linear(3, 2)))
         [('out_features', 2), ('in_features', 3)]
     """
-    kind = next((kind for kind in reversed(SIZE_ATTRIBUTES) if isinstance(module, kind)), None)
+    kind = _kind_of(type(module))  # type: ignore[arg-type]
     for attribute, (name, dim) in SIZE_ATTRIBUTES[kind].items() if kind else ():
         if attribute == "hidden_size" and isinstance(module, nn.LSTM) and module.proj_size:
             continue  # the width of the projection stands there; that of the states never changes
@@ -48,6 +51,12 @@ def current_sizes(module: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...
         weight = _stored_tensor(module, "weight")
         if weight is not None:
             yield "normalized_shape", tuple(weight.shape)
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the last class in ``SIZE_ATTRIBUTES`` that a class is derived from; None if there is none."""
+    return next((base for base in reversed(SIZE_ATTRIBUTES) if issubclass(kind, base)), None)
 
 
 def _stored_tensor(module: nn.Module, name: str) -> Tensor | None:
@@ -70,18 +79,17 @@ def _stored_tensor(module: nn.Module, name: str) -> Tensor | None:
 
 def size_paths(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Return the paths of the size attributes of the modules that own the tensors ``names``."""
-    owners = sorted({name.rpartition(".")[0] for name in names})
-    paths = (
-        (owner, attribute) for owner in owners for attribute, _ in current_sizes(model.get_submodule(owner))
-    )
+    owners, modules = sorted({name.rpartition(".")[0] for name in names}), dict(named_modules(model))
+    paths = ((owner, attribute) for owner in owners for attribute, _ in current_sizes(modules[owner]))
     return [f"{owner}.{attribute}".lstrip(".") for owner, attribute in paths]
 
 
 def update_sizes_(model: nn.Module, names: Iterable[str]) -> dict[str, int | tuple[int, ...]]:
     """Set the size attributes of the modules that own the tensors ``names``; return path -> value."""
     values: dict[str, int | tuple[int, ...]] = {}
+    modules = dict(named_modules(model))
     for module_name in sorted({name.rpartition(".")[0] for name in names}):
-        module = model.get_submodule(module_name)
+        module = modules[module_name]
         for attribute, size in current_sizes(module):
             setattr(module, attribute, size)
             values[f"{module_name}.{attribute}".lstrip(".")] = size

@@ -296,15 +296,21 @@ def _check_values(
         new_data = tensors[name].data
         if list(new_data.shape) != shape or not all(
             same_values(
-                _line(data, dim, corner)[torch.from_numpy(mask).to(data.device)], _line(new_data, dim)
+                _line(data, dim, corner).index_select(0, _places(mask, data.device)), _line(new_data, dim)
             )
             for dim, mask in (masks.items() if new_data.numel() else ())
         ):
             raise ProofError(f"{name!r} was cut at the wrong indices", np.empty(0, np.int64))
 
 
+def _places(mask: NDArray[np.bool_], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(mask)).to(device)
+
+
 def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:
     """Return the values along a dimension, at the position ``through`` in the others (default: 0)."""
+    if data.dim() == 1:
+        return data
     return data[tuple(slice(None) if d == dim else through[d] if through else 0 for d in range(data.dim()))]
 
 

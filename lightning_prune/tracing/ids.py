@@ -118,6 +118,11 @@ class Ties:
         self.count += size
         return torch.arange(self.count - size, self.count)
 
+    def fresh_arrays(self, sizes: Sequence[int]) -> list[Ids]:
+        """Return new ids for each of several sizes, as consecutive calls of :meth:`fresh` do."""
+        start, self.count = self.count, self.count + sum(sizes)
+        return list(torch.arange(start, self.count).split(list(sizes)))
+
     def tie(self, left: Ids, right: Ids, where: str = "") -> None:
         """Tie two arrays position by position.
 

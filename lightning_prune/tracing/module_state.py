@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ class ModuleState:
 
     Attributes:
         modules: each module with a copy of its dictionary.
-        contents: each container in these with its items; empty ones are left out.
+        contents: each container in these with its items.
     """
 
     modules: list[tuple[nn.Module, dict[str, Any]]]
-    contents: dict[int, tuple[Any, ...]]
+    contents: list[tuple[Any, tuple[Any, ...]]]
 
     @classmethod
     def of(cls, model: nn.Module) -> ModuleState:
@@ -41,38 +42,41 @@ class ModuleState:
             (False, True)
         """
         modules = [(module, dict(vars(module))) for module in modules_of(model)]
-        contents = {
-            id(value): _items(value)
+        contents = [
+            (value, _items(value) if value else ())
             for _, attributes in modules
             for value in attributes.values()
-            if type(value) in _CONTAINERS and value
-        }
+            if type(value) in _CONTAINERS
+        ]
         return cls(modules, contents)
 
     def is_that_of(self, model: nn.Module, changed: Collection[tuple[int, str]] = ()) -> bool:
         """Return whether a network holds the same, apart from modes and attributes ``(id of the module, name)``."""
         present = modules_of(model)
-        return len(present) == len(self.modules) and all(
-            module is now and self._is_same(module, before, changed)
-            for (module, before), now in zip(self.modules, present, strict=True)
+        if len(present) != len(self.modules):
+            return False
+        pairs = zip(self.modules, present, strict=True)
+        return all(
+            module is now and _holds_the_same(module, before, changed) for (module, before), now in pairs
+        ) and all(
+            _are_same(_items(container), items) if items else not container
+            for container, items in self.contents
         )
 
-    def _is_same(
-        self, module: nn.Module, before: dict[str, Any], changed: Collection[tuple[int, str]]
-    ) -> bool:
-        attributes = vars(module)
-        if attributes.keys() != before.keys():
-            return False
-        for name, value in attributes.items():
-            if value is (old := before[name]):
-                same = type(value) not in _CONTAINERS or _are_same(
-                    _items(value), self.contents.get(id(value), ())
-                )
-            else:
-                same = name == "training" or (id(module), name) in changed or _are_equal(value, old)
-            if not same:
-                return False
+
+def _holds_the_same(module: nn.Module, before: dict[str, Any], changed: Collection[tuple[int, str]]) -> bool:
+    attributes = vars(module)
+    if attributes.keys() != before.keys():
+        return False
+    if all(map(operator.is_, attributes.values(), before.values())):
         return True
+    return all(
+        value is before[name]
+        or name == "training"
+        or (id(module), name) in changed
+        or _are_equal(value, before[name])
+        for name, value in attributes.items()
+    )
 
 
 def _items(container: Any) -> tuple[Any, ...]:

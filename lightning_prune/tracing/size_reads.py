@@ -251,11 +251,18 @@ def hides_reads(model: nn.Module) -> bool:
 
     Such are TorchScript functions, and code that looks into the dictionaries of objects.
     """
-    kinds = {base for kind in {type(module) for module in modules_of(model)} for base in kind.__mro__}
-    files = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] not in _KNOWN}
-    if any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds):
-        return True
-    return any(_file_hides(name) for name in files)
+    return any(map(_class_hides, {type(module) for module in modules_of(model)}))
+
+
+def _class_hides(kind: type) -> bool:
+    return issubclass(kind, torch.jit.ScriptModule) or any(map(_file_hides, _files_of(kind)))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _files_of(kind: type) -> frozenset[str]:
+    """Return the names of the Python modules that define a class and its bases, without those that are known."""
+    names = {base.__module__ for base in kind.__mro__}
+    return frozenset(name for name in names if name.partition(".")[0] not in _KNOWN)
 
 
 def _file_hides(name: str) -> bool:

@@ -37,10 +37,15 @@ class TensorIds:
         self.by_name: dict[str, dict[int, Ids]] = {}
         self._names_by_memory: dict[int, str] = {}
         self.tensors = [*named_parameters(model), *named_buffers(model)]
-        for name, tensor in self.tensors:
+        shapes = [tensor.shape for _, tensor in self.tensors]
+        fresh = iter(() if initial else ties.fresh_arrays([size for shape in shapes for size in shape]))
+        for (name, tensor), shape in zip(self.tensors, shapes, strict=True):
             ids = initial.get(name, {})
-            sizes = enumerate(tensor.shape)
-            self.by_name[name] = {dim: ids[dim] if dim in ids else ties.fresh(size) for dim, size in sizes}
+            sizes = enumerate(shape)
+            self.by_name[name] = {
+                dim: (ids[dim] if dim in ids else ties.fresh(size)) if initial else next(fresh)
+                for dim, size in sizes
+            }
             # Sparse and meta tensors have no memory of their own that an alias could share.
             if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
                 self._names_by_memory[tensor.untyped_storage().data_ptr()] = name
@@ -48,11 +53,13 @@ class TensorIds:
             TensorOrigin(name, dim, ids)
             for name, dims in self.by_name.items()
             for dim, ids in dims.items()
-            if len(ids)
+            if ids.numel()
         ]
         # Each array has a first id of its own, so a binary search by first id finds the only candidate.
-        self._origins = sorted(origins, key=lambda origin: int(origin.ids[0]))
-        self._first_ids = [int(origin.ids[0]) for origin in self._origins]
+        first_ids = [origin.ids.numpy()[0].item() for origin in origins]
+        order = sorted(range(len(origins)), key=first_ids.__getitem__)
+        self._origins = [origins[at] for at in order]
+        self._first_ids = [first_ids[at] for at in order]
 
     def origin(self, ids: Ids | None) -> TensorOrigin | None:
         """Return the dimension whose ids are exactly ``ids``, in the same order; None if there is none."""

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -47,10 +47,12 @@ def refusal_reason(model: nn.Module) -> str | None:
 
 
 def _module_refusal_reason(module: nn.Module) -> str | None:
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    bases = {base.__name__ for base in type(module).__mro__}
-    if (wrapper := next((name for name in _WRAPPERS if name in bases), None)) is not None:
+    if (wrapper := _wrapper_of(type(module))) is not None:  # type: ignore[arg-type]
         return _WRAPPERS[wrapper]
+    if not module._parameters and not module._buffers and not isinstance(module, torch.fx.GraphModule):
+        tensors = []
+    else:
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if any(is_lazy(tensor) for tensor in tensors):
         return "has no shape yet: run the network once to create its parameters"
     if _is_quantised(module, tensors):
@@ -62,6 +64,13 @@ def _module_refusal_reason(module: nn.Module) -> str | None:
     if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # its train() raises
         return "is an exported program: trace and prune the network that was exported, then export the smaller one"
     return None
+
+
+@lru_cache(maxsize=1024)
+def _wrapper_of(kind: type[nn.Module]) -> str | None:
+    """Return the name of the wrapper for distributed training that a class is; None if it is none."""
+    bases = {base.__name__ for base in kind.__mro__}
+    return next((name for name in _WRAPPERS if name in bases), None)
 
 
 def _is_quantised(module: nn.Module, tensors: list[Tensor]) -> bool:

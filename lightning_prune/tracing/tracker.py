@@ -105,7 +105,11 @@ class Tracker:
         self._tensor_ids = TensorIds(self.model, self.ties, self.initial or {})
         self.sources, self.named_tensors = self._tensor_ids.by_name, self._tensor_ids.tensors
         for name, tensor in self._tensor_ids.tensors:
-            self.label(tensor, _labels_of(self.sources[name]))
+            dims = self.sources[name]
+            if self.initial is None:
+                self._labels[id(tensor)] = _labels_of(dims)
+            else:  # whose ids may have been cut to another number than the tensor
+                self.label(tensor, _labels_of(dims))
 
     @property
     def where(self) -> str:

@@ -26,6 +26,9 @@ def pointwise(call: OperatorCall, tracker: Tracker) -> None:
     """Tie the operands position by position, with broadcasting."""
     operands = [tensor for tensor in call.tensors if tensor.dim()]
     for out in call.outputs:
+        if len(operands) == 1 and out.shape == operands[0].shape:
+            tracker.label(out, tracker.labels(operands[0]))
+            continue
         tracker.label(out, [_tie_operands(operands, dim - out.dim(), tracker) for dim in range(out.dim())])
     if call.op._schema.is_mutable and operands and call.outputs:  # in place: the first argument is the result
         tracker.label(call.args[0], tracker.labels(call.outputs[0]))
