@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 from website.links import relinked
@@ -52,7 +53,8 @@ def collect(folder: Path) -> None:
     for source, target in targets().items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         if source.endswith(".ipynb"):
-            write_notebook_page(ROOT / source, folder / target)
+            relink = partial(relinked, source=source, target=target, targets=targets())
+            write_notebook_page(ROOT / source, folder / target, relink)
         elif source.endswith(".md"):
             (folder / target).write_text(_page(source, target), encoding="utf-8")
         else:

@@ -28,6 +28,7 @@ from lightning_prune.tracing.rules import RULES
 ROOT = Path(__file__).parents[2]
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PAGES = [str(path.relative_to(ROOT)) for path in MARKDOWN]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKPOINTS = "docs/guides/checkpoints.md"
 ENGINE = "docs/concepts/engine.md"
 LONG = ["README.md", "docs/guides/distillation.md"]  # five and more cuts of a U-Net with 14 M parameters
@@ -181,9 +182,29 @@ def test_the_index_lists_every_page():
     assert pages <= linked
 
 
-@pytest.mark.parametrize(("name", "num_pictures"), [("quickstart", 2), ("one_shot", 1)])
-def test_the_notebooks_run_from_top_to_bottom(name, num_pictures, tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+def pictures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+@pytest.mark.parametrize("name", [path.name for path in NOTEBOOKS])
+def test_the_notebooks_run_from_top_to_bottom(name, tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    stored = len(pictures(notebook))
     NotebookClient(notebook, timeout=HANGING, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) >= num_pictures
+    assert len(pictures(notebook)) == stored > 0
+
+
+@pytest.mark.parametrize("name", [path.name for path in NOTEBOOKS])
+def test_the_stored_outputs_of_notebooks_are_small_and_without_warnings(name):
+    file = ROOT / "notebooks" / name
+    assert file.stat().st_size < 250_000
+    outputs = [o for cell in nbformat.read(file, as_version=4).cells for o in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "Warning" not in printed
+    assert "site-packages" not in printed
+
+
+def test_the_index_lists_every_notebook():
+    linked = {file.resolve() for file, _ in links(ROOT / "docs" / "index.md")}
+    assert set(NOTEBOOKS) <= linked
