@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ from lightning_prune.pruning.regular_cuts import RegularCuts
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.optimizer_state import CutParameter, check_buffers
+from lightning_prune.surgery.sharding import whole_network
 from lightning_prune.utils.batch_norm import average_norms_, recalibrate_
 from lightning_prune.utils.distributed import from_first, is_first
 from lightning_prune.utils.example_inputs import Example, inputs_of
@@ -110,6 +111,10 @@ class PlainLoop(TrainingLoop):
         self.copies, self.optimizers, self.on_cut = copies, optimizers, on_cut
         self._session: PruningSession | None = None
         self._record = PruningRecord()
+
+    def whole_network(self, session: PruningSession) -> AbstractContextManager[None]:
+        """Gather a network that ``fully_shard`` distributes, and the state of its optimizers."""
+        return whole_network(session.target, self.optimizers)
 
     def begin_cut(self) -> tuple[Sequence[nn.Module], Sequence[Optimizer]]:
         """Check that the state of all optimizers can be cut."""

@@ -6,6 +6,7 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -37,6 +38,10 @@ class TrainingLoop(ABC):
 
     Lightning's trainer is one such loop, a loop that calls :meth:`Pruner.step <lightning_prune.Pruner.step>` another.
     """
+
+    def whole_network(self, session: PruningSession) -> AbstractContextManager[None]:
+        """Return a context in which the network is in one piece in every process."""
+        return nullcontext()
 
     def begin_cut(self) -> tuple[Sequence[nn.Module], Sequence[Optimizer]]:
         """Check that a cut is possible.
@@ -145,7 +150,17 @@ class PrunedTraining:
             The summary of the cut; None if nothing was removed.
         """
         assert self.session is not None
-        session, start, graph = self.session, time.perf_counter(), self.session.graph
+        with loop.whole_network(self.session):
+            summary = self._cut_whole_(self.session, loop, now, epoch, step)
+        if summary is not None:
+            loop.end_cut(summary)
+        return summary
+
+    def _cut_whole_(
+        self, session: PruningSession, loop: TrainingLoop, now: int, epoch: int | None, step: int | None
+    ) -> CutSummary | None:
+        """Make the cut, all but its end."""
+        start, graph = time.perf_counter(), session.graph
         copies, optimizers = loop.begin_cut()
         repair = loop.repair_of_cut(session, copies, len(self.history))
         session.surgery = repair.prune_ if repair else None
@@ -168,7 +183,6 @@ class PrunedTraining:
         loop.adapt_(record, copies, keeps_norms)
         summary = replace(summary, seconds=time.perf_counter() - start)
         self.history[-1] = summary = summary.with_repair(report) if report else summary
-        loop.end_cut(summary)
         return summary
 
     def state(self, timing: Timing) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from lightning_prune.pruning.pruned_training import PrunedTraining
 from lightning_prune.pruning.pruner_checks import (
     check_copies,
     check_moment,
+    check_not_sharded,
+    check_observer,
     check_one_device,
     check_unchanged,
     unwrapped,
@@ -35,6 +37,7 @@ from lightning_prune.pruning.step_watch import StepWatch, as_optimizers, check_o
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
 from lightning_prune.serialization.carried_record import carried_record
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.surgery.sharding import check_sharding
 from lightning_prune.utils.arguments import check_choice
 from lightning_prune.utils.example_inputs import as_example, on_device
 from lightning_prune.utils.modules import has_compiled_parts, named_shapes
@@ -132,6 +135,7 @@ class Pruner:
         settings = compensation_settings(batches is not None if compensate is None else compensate)
         self._settings = LoopSettings(batches, settings, recalibrate_batches, verbose)
         self.model, self.copies = unwrapped(model), list(copies)
+        check_not_sharded(self.model, "make the Pruner")
         self.on_cut = [on_cut] if callable(on_cut) else list(on_cut)
         self._example = on_device(as_example(example), check_one_device(self.model))
         self._compiled = model is not self.model or has_compiled_parts(self.model)
@@ -210,8 +214,8 @@ class Pruner:
                 "observe() was entered within observe(): enter it once for each training batch"
             )
         session, self._observing = self._session, True
-        if session.observer is None and self._is_awaited():
-            session.observe(self._cuts.criterion)
+        if session.observer is None and self._is_awaited() and session.observe(self._cuts.criterion):
+            check_observer(self.model, session)
         session.begin_batch()
         before, handle = self._forwards, self.model.register_forward_pre_hook(_hook(self))
         try:
@@ -268,6 +272,7 @@ class Pruner:
             ValueError: it is no state of a Pruner, or one of another network. Nothing was changed.
         """
         check_state(state)
+        check_not_sharded(self.model, "load the state of the Pruner")
         record = None if state["record"] is None else PruningRecord.from_dict(state["record"])
         resize_([self.model, *check_copies(self.model, self.copies)], record or PruningRecord())
         self._session.stop_observing()
@@ -291,6 +296,7 @@ class Pruner:
     def _cut(self, optimizers: Sequence[Optimizer], now: int) -> CutSummary | None:
         """Check what the loop has done, and make a cut."""
         check_one_device(self.model)
+        check_sharding(self.model)
         check_unchanged(self.model, self._shapes)
         check_optimizers(self.model, optimizers, self._watch.stepped)
         copies = check_copies(self.model, self.copies)

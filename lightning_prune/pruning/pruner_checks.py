@@ -11,9 +11,20 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_prune.criteria.layer_metrics import LayerMetrics
+from lightning_prune.pruning.session import PruningSession
+from lightning_prune.surgery.sharding import check_sharding, is_sharded
 from lightning_prune.utils.modules import named_shapes
 
-__all__ = ["check_copies", "check_moment", "check_one_device", "check_unchanged", "unwrapped"]
+__all__ = [
+    "check_copies",
+    "check_moment",
+    "check_not_sharded",
+    "check_observer",
+    "check_one_device",
+    "check_unchanged",
+    "unwrapped",
+]
 
 WRAPPERS = (DataParallel, DistributedDataParallel)
 
@@ -39,6 +50,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
         )
     original = getattr(model, "_orig_mod", model)
     return original if isinstance(original, nn.Module) else model
+
+
+def check_not_sharded(model: nn.Module, what: str) -> None:
+    """Raise ValueError if the network is sharded already; NotImplementedError if it can never be cut."""
+    check_sharding(model)
+    if is_sharded(model):
+        raise ValueError(
+            f"{what} before fully_shard distributes the network, and build the optimizer after it: gathering the "
+            "network now would leave an optimizer behind that holds its former parameters"
+        )
+
+
+def check_observer(model: nn.Module, session: PruningSession) -> None:
+    """Raise NotImplementedError, and observe nothing, if statistics need parameters that are sharded."""
+    if is_sharded(model) and not isinstance(session.observer, LayerMetrics):
+        session.stop_observing()
+        raise NotImplementedError(
+            "the criterion reads gradients of parameters, of which each process has a part only: take one of weights "
+            "or activations, such as IPAD or L2, or DistributedDataParallel"
+        )
 
 
 def check_one_device(model: nn.Module) -> torch.device:

@@ -1,0 +1,1 @@
+"""Pruning in trainers that are not Lightning's."""
