@@ -184,14 +184,16 @@ def _numbers_message(found: Survey, values: Sequence[int], num_classes: int) -> 
 
 
 def _colours_message(found: Survey, num_classes: int, names: str) -> str:
-    common = [colour for colour, _ in found.colours.most_common(num_classes)]
-    entries = ", ".join(f'"{colour_name(colour)}": {number}' for number, colour in enumerate(sorted(common)))
+    common = sorted(colour for colour, _ in found.colours.most_common(num_classes))
+    entries = ", ".join(f'"{colour_name(colour)}": {number}' for number, colour in enumerate(common))
+    words = ",".join(f'"{colour_name(colour)}"' for colour in common)
     more = len(found.colours) - num_classes
-    extra = f", of which {more} too many for num_classes={num_classes}" if more > 0 else ""
-    example = found.example[sorted(found.colours)[-1]]
+    extra = f" ({more} more than num_classes={num_classes})" if more > 0 else ""
+    file = found.example[max(found.colours)]
     return (
-        f"the masks have colours ({example} and others), {len(found.colours)} different ones{extra}: {names}; give "
-        f"palette={{colour: class, ...}}, for example palette={{{entries}}} in the order of your classes"
+        f"the masks have {len(found.colours)} colours{extra}, such as in {file}: {names}; "
+        f"say what they mean, in the order of your classes: palette={{{entries}}}, "
+        f"or on the command line 'data.palette=[{words}]'"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 __all__ = ["did_you_mean", "nearest", "shortened", "value_hint"]
 
@@ -54,12 +55,16 @@ def value_hint(message: str, overrides: Iterable[str]) -> str:
         'did you mean net.encoder_name=resnet18?'
         >>> value_hint("unknown resource 'maks'; known are macs, params", ["+prune.budget.maks=0.3"])
         'did you mean +prune.budget.macs=0.3?'
+        >>> value_hint("2 folders, but num_classes=3: set task.num_classes=2", ["task.num_classes=3"])
+        ''
     """
     words = dict.fromkeys(WORD.findall(message))
     for key, _, value in (override.partition("=") for override in overrides):
         path, _, last = key.rpartition(".")
         for given, form in ((value, f"{key}={{}}"), (last, f"{path}.{{}}={value}")):
-            others = [word for word in words if word not in (given, value, last)]
+            if given == value and Path(value).exists():
+                continue  # a folder that is there is not misspelt
+            others = [word for word in words if word not in (given, value, last, key.lstrip("+~"))]
             if len(given) > 2 and given in words and (found := get_close_matches(given, others, 1, 0.74)):
                 return f"did you mean {form.format(found[0])}?"
     return ""

@@ -159,3 +159,9 @@ def test_a_value_that_was_not_seen_first_is_an_error_that_names_its_file(tmp_pat
     data.setup()
     with pytest.raises(ValueError, match=r"masks/3.png has the value 9"):
         list(data.samples("train"))
+
+
+def test_more_colours_than_classes_are_counted(tmp_path):
+    root = folder(tmp_path, coloured(BLUE, RED, GREEN), 3)
+    with pytest.raises(ValueError, match=r"3 colours \(1 more than num_classes=2\).*'data.palette=\[\"#"):
+        FolderDataModule(root, 2).setup()
