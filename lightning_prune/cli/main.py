@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from lightning_prune.cli.sweep_state import FREE_SUBDIR, continued
 from lightning_prune.utils.hints import shortened, value_hint
 
 if TYPE_CHECKING:
+    from lightning_prune.reporting.live_bar import SweepTime
     from lightning_prune.reporting.run_folder import Summary
 
 __all__ = ["conf_dir", "main"]
@@ -55,14 +57,14 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if hydra_config.mode == RunMode.MULTIRUN:
         sweep = Path(hydra_config.sweep.dir)
-        return sweep_job(
-            sweep, folder, hydra_config.job.num, lambda resumed, prefix: _run(resumed, folder, prefix), config
-        )
-    _run(config, folder, "")
+        return sweep_job(sweep, folder, hydra_config.job.num, partial(_run, folder), config)
+    _run(folder, config, "")
     return None
 
 
-def _run(config: DictConfig, folder: Path, prefix: str) -> Summary | None:
+def _run(
+    folder: Path, config: DictConfig, prefix: str, sweep_time: SweepTime | None = None, announce: bool = True
+) -> Summary | None:
     """Run one training; None if it has failed in a sweep, else errors are raised."""
     from lightning_prune.cli.interruption import Interruption, go_on_command
     from lightning_prune.cli.train import run
@@ -74,7 +76,7 @@ def _run(config: DictConfig, folder: Path, prefix: str) -> Summary | None:
     choices = {str(group): str(option) for group, option in hydra_config.runtime.choices.items()}
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     try:
-        summary = run(config, folder, overrides, choices, prefix)
+        summary = run(config, folder, overrides, choices, prefix, sweep_time=sweep_time, announce=announce)
     except Interruption:
         command = "" if sweeping else go_on_command(list(hydra_config.overrides.task), folder, _own_folders())
         again = f"; to go on: {command}" if command else ""

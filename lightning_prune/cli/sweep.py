@@ -30,6 +30,7 @@ from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
 from lightning_prune.utils.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["Group", "SweepTable", "group_runs", "main", "sweep_runs", "table", "write"]
 
@@ -212,7 +213,8 @@ def summarise(
     again = f"lightning-prune report {out}"
     write_safely(lambda: _write_page(groups, out, command, metric, against), again)
     counts = [f"{len(failed)} of {len(runs)} runs are not completed:", *failed] if failed else []
-    print("\n".join([*counts, CAPTION, f"{out / SWEEP_PAGE} (also sweep.md, .csv, .json)"]), flush=True)
+    page = f"{out / SWEEP_PAGE} (also sweep.md, .csv, .json)"
+    print("\n".join([*counts, fitted(CAPTION, ""), page]), flush=True)
     return failed
 
 

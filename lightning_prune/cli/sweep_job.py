@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_prune.cli.sweep_runs import Place, configuration_digest, finished_run, refer_to, unfinished_run
+from lightning_prune.cli.sweep_state import SweepState
+from lightning_prune.reporting.live_bar import SweepTime
 from lightning_prune.reporting.objective import objective_values
 from lightning_prune.reporting.run_folder import CONFIG, SAME_RUN, SUMMARY, Summary
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 from lightning_prune.utils.objectives import objective_names
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["sweep_job"]
 
-Run = Callable[[DictConfig, str], Summary | None]
+Run = Callable[[DictConfig, str, SweepTime, bool], Summary | None]
 
 
 def sweep_job(
@@ -27,7 +31,8 @@ def sweep_job(
         sweep: folder of the sweep.
         folder: of the run.
         job: number of the run, from 0, in this command.
-        run: makes the run with a configuration and a prefix for its lines.
+        run: makes the run with a configuration, a prefix for its lines, an estimate of the time of all runs, and
+            whether to print at its start what is trained.
         config: of the run.
 
     Raises:
@@ -42,10 +47,19 @@ def sweep_job(
         config = config.copy()
         config.ckpt_path = str(last_checkpoint(begun))
         print(f"{place.prefix}goes on from {config.ckpt_path}", flush=True)
-    summary = run(config, place.prefix)
+    words = " · ".join([place.describe(), *_varying(sweep)])
+    print(fitted(place.prefix + words, " " * len(place.prefix)), flush=True)
+    summary = run(config, place.prefix, place.seconds_left, place.number == 1)
     if begun is not None and begun.resolve() != folder.resolve():
         refer_to(begun, folder)
     return None if summary is None else _values(summary.objective)
+
+
+def _varying(sweep: Path) -> list[str]:
+    """Return the overrides of the present run that are not those of all runs."""
+    state = SweepState.load(sweep)
+    common = set() if state is None else {word.lower() for word in state.overrides}
+    return [str(word) for word in HydraConfig.get().overrides.task if word.lower() not in common]
 
 
 def _skipped(

@@ -16,11 +16,12 @@ from lightning_prune.reporting.run_folder import CONFIG, SAME_RUN, SUMMARY, Summ
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.hashing import json_digest
+from lightning_prune.utils.terminal import duration
 
 __all__ = ["Place", "configuration_digest", "finished_run", "refer_to", "unfinished_run"]
 
 #: keys that do not change the results of a run
-FREE = ("ckpt_path", "objective", "table")
+FREE = ("ckpt_path", "objective", "report", "table")
 
 
 def configuration_digest(config: DictConfig, folder: Path) -> str:
@@ -134,6 +135,20 @@ class Place:
             if self.runs is None
             else f"{self.number:>{len(str(self.runs))}}/{self.runs} │ "
         )
+
+    def describe(self) -> str:
+        """Return how much of the sweep is done, and how long the rest takes.
+
+        Example:
+            >>> Place(4, 12, 3, 60.0).describe(), Place(1).describe()
+            ('3 of 12 runs are finished, about 9:00 min left', 'a run begins')
+        """
+        if self.runs is None:
+            return "a run begins"
+        text = f"{self.done} of {self.runs} runs are finished"
+        if self.seconds_per_run is None:
+            return text
+        return f"{text}, about {duration(self.seconds_per_run * max(self.runs - self.done, 0))} left"
 
     def seconds_left(self, run_left: float, run_total: float) -> float | None:
         """Return the time until all runs are finished; None if their number is unknown.

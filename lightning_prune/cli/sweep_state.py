@@ -29,7 +29,7 @@ __all__ = ["FREE_SUBDIR", "PENDING", "SweepState", "continued", "optuna_override
 
 STATE = "sweep_state.json"
 #: keys that may differ between a sweep and the command that goes on with it
-FREE = ("objective", "table", "hydra")
+FREE = ("objective", "report", "table", "hydra")
 FREE_SUBDIR = (
     "lightning_prune.sum"  # resolver, so that a continued study does not write into folders it has filled
 )

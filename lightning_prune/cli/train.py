@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from lightning_prune.cli.interruption import interruptible, undisturbed
 from lightning_prune.cli.pages import page_of_training, write_safely
 from lightning_prune.cli.sweep_runs import configuration_digest
 from lightning_prune.distillation.config import WEIGHTS
+from lightning_prune.reporting.banner import Banner
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
+from lightning_prune.reporting.live_bar import LiveBar, SweepTime
 from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.objective import ObjectiveCheck, objective_values
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
@@ -62,8 +64,14 @@ class Components:
     pruning: PruningCallback | None
 
 
-def build(config: DictConfig, prefix: str = "") -> Components:
-    """Instantiate all groups of a composed configuration; ``prefix`` is printed before the line of each epoch."""
+def build(config: DictConfig, prefix: str = "", first: Sequence[L.Callback] = ()) -> Components:
+    """Instantiate all groups of a composed configuration.
+
+    Args:
+        config: composed from ``conf/``.
+        prefix: printed before the line of each epoch.
+        first: callbacks before all others, which show the progress.
+    """
     module = instantiate(config.module, _convert_="all")
     data = instantiate(config.data, _convert_="all")
     # With prune=none the group may still hold keys that an experiment sets, but no _target_.
@@ -74,7 +82,8 @@ def build(config: DictConfig, prefix: str = "") -> Components:
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
     classes = config.get("task", {}).get("class_names") or ()
     observer = RunObserver(pruning, config.get("report", True), classes)
-    callbacks = [observer, *([pruning] if pruning else []), *extra, objective, EpochLines(prefix, history)]
+    pruned = [pruning] if pruning else []
+    callbacks = [*first, observer, *pruned, *extra, objective, EpochLines(prefix, history)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
     return Components(module, data, trainer, history, observer, pruning)
 
@@ -86,6 +95,8 @@ def run(
     choices: Mapping[str, str] | None = None,
     prefix: str = "",
     weights: Path | None = None,
+    sweep_time: SweepTime | None = None,
+    announce: bool = True,
 ) -> Summary:
     """Train, prune and test a network, and write all results into ``folder``.
 
@@ -96,6 +107,8 @@ def run(
         choices: group -> option, for the summary.
         prefix: printed before the line of each epoch, to distinguish parallel runs.
         weights: ``net.pt`` of a run whose trained network to begin with; None: begin with random weights.
+        sweep_time: estimates the time until all runs of a sweep are finished.
+        announce: print at the start what is trained and pruned.
 
     Raises:
         ValueError: ``config.objective`` names a value that the run does not have, or one of the test set.
@@ -109,7 +122,8 @@ def run(
     with interruptible():
         config = with_teacher(config)
         _prepare(config)
-        parts = build(config, prefix)
+        first = [Banner(config, folder, prefix, choices)] if announce else []
+        parts = build(config, prefix, [*first, LiveBar(prefix, sweep_time)])
         if weights is not None:
             load_net(parts.module.net, weights)
         start = time.perf_counter()
@@ -211,7 +225,7 @@ def trained_teacher(config: DictConfig) -> Path:
     folder = Path(config.teachers) / name
     if not (folder / NET).is_file():
         print(f"training the teacher, {folder}", flush=True)
-        run(dense, folder, prefix="teacher │ ")
+        run(dense, folder, prefix="teacher │ ", announce=False)
     return folder / NET
 
 

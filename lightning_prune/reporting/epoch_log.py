@@ -1,4 +1,4 @@
-"""The metrics of each epoch of a run: kept in memory, and printed as one line per epoch."""
+"""The metrics of each epoch of a run: kept in memory, and printed as one line per epoch and one per cut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.utils.metrics import SCORE_LABELS
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["EpochHistory", "EpochLines"]
+
+CUT = "  ✂ "  # begins the line of a cut
 
 
 class EpochHistory(Logger):
@@ -67,7 +70,7 @@ class EpochHistory(Logger):
 
 
 class EpochLines(L.Callback):
-    """Callback that prints one line per epoch. Put it after the pruning callback, whose cuts it prints too.
+    """Callback that prints one line per epoch and one per cut. Put it after the pruning callback.
 
     Args:
         prefix: text before every line, to distinguish parallel runs.
@@ -77,6 +80,7 @@ class EpochLines(L.Callback):
     def __init__(self, prefix: str = "", history: EpochHistory | None = None) -> None:
         self.prefix, self.history = prefix, history or EpochHistory()
         self._start = 0.0
+        self._cuts_before = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics of the epochs so far."""
@@ -96,11 +100,28 @@ class EpochLines(L.Callback):
         seconds = time.perf_counter() - self._start
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         logged = {name: value for name, value in scores.items() if not name.endswith("_step")}
-        self.history.log_metrics(
-            {"epoch": trainer.current_epoch, **logged}
-        )  # a checkpoint comes before the loggers
+        # The loggers get some metrics only after a checkpoint was written.
+        self.history.log_metrics({"epoch": trainer.current_epoch, **logged})
         line = epoch_line(trainer.current_epoch, trainer.max_epochs, seconds, scores)
-        print(self.prefix + line + _cuts_of_epoch(trainer), flush=True)
+        print(fitted(self.prefix + line, " " * len(self.prefix)), flush=True)
+        self._print_cuts(trainer)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note which cuts were made before."""
+        self._cuts_before = len(_cuts(trainer))
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Print a line for each cut within the epoch."""
+        self._print_cuts(trainer)
+
+    def _print_cuts(self, trainer: L.Trainer) -> None:
+        """Print a line for each cut that has none yet."""
+        cuts = _cuts(trainer)
+        for cut in cuts[self._cuts_before :]:
+            print(fitted(f"{self.prefix}{CUT}{cut_line(cut)}", " " * len(self.prefix + CUT)), flush=True)
+        self._cuts_before = len(cuts)
 
 
 def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[str, float]) -> str:
@@ -122,10 +143,9 @@ def epoch_line(epoch: int, epochs: int | None, seconds: float, scores: Mapping[s
     return " · ".join([f"epoch {epoch + 1:>{len(total)}}/{total}", f"{seconds:4.1f} s", *parts])
 
 
-def _cuts_of_epoch(trainer: L.Trainer) -> str:
-    """Return what the pruning callbacks removed in the current epoch, as end of its line."""
-    cuts = [cut for callback in pruning_callbacks(trainer) for cut in callback.history]
-    return "".join(f" · {cut_line(cut)}" for cut in cuts if cut.epoch == trainer.current_epoch)
+def _cuts(trainer: L.Trainer) -> list[CutSummary]:
+    """Return the cuts of all pruning callbacks so far."""
+    return [cut for callback in pruning_callbacks(trainer) for cut in callback.history]
 
 
 def cut_line(cut: CutSummary) -> str:

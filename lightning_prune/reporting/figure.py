@@ -18,6 +18,7 @@ from lightning_prune.utils.atomic import atomic_write
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.metrics import SCORE_LABELS, score_name
 from lightning_prune.utils.tables import Table, show
+from lightning_prune.utils.terminal import fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +172,7 @@ def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = Tru
     page = folder / (PAGE if (folder / PAGE).is_file() else REPORT) if folder.is_dir() else folder
     if whole and summary.dense and summary.final:
         show(_table(summary, summary.dense, summary.final))
-    print(f"{prefix}{headline(summary)} · {page}", flush=True)
+    print(fitted(f"{prefix}{headline(summary)} · {page}", " " * len(prefix)), flush=True)
 
 
 def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:

@@ -53,7 +53,7 @@ class Table:
         """Return the table for a terminal."""
         table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(self.header):
-            table.add_column(name, justify="left" if number < self.left else "right", no_wrap=True)
+            table.add_column(name, justify="left" if number < self.left else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table

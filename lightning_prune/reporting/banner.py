@@ -1,0 +1,134 @@
+"""The first lines of a run: what is trained and pruned, on which data, on which device, and where the results go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from lightning_prune.distillation.config import WEIGHTS
+from lightning_prune.utils.formatting import si
+from lightning_prune.utils.terminal import fitted
+
+__all__ = ["Banner", "banner"]
+
+LABELS = {"macs": "MACs", "params": "parameters", "activations": "activation memory", "latency": "latency"}
+
+
+class Banner(L.Callback):
+    """Callback that prints the first lines of a run, in the first process only, when the data are set up.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        prefix: text before every line.
+        choices: group -> option of the configuration.
+    """
+
+    def __init__(
+        self, config: DictConfig, folder: Path, prefix: str = "", choices: Mapping[str, str] | None = None
+    ) -> None:
+        self.config, self.folder, self.prefix = config, folder, prefix
+        self.choices = dict(choices or {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Print the lines, once."""
+        if stage == "fit" and trainer.is_global_zero:
+            for name, text in banner(self.config, self.folder, trainer, pl_module, self.choices).items():
+                line = f"{self.prefix}{name:<8}{text}"
+                print(fitted(line, " " * (len(self.prefix) + 8)), flush=True)
+
+
+def banner(
+    config: DictConfig, folder: Path, trainer: L.Trainer, module: Any, choices: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the lines: their names, and their texts."""
+    lines = {
+        "train": f"{_network(module.net)} for {_length(trainer)} · {_optimizer(config)} · seed {config.seed}",
+        "prune": _pruning(config, choices),
+        "distil": _distillation(config),
+        "data": _data(trainer),
+        "device": f"{_device(trainer)} · {trainer.precision}",
+        "folder": _short(folder),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _network(net: nn.Module) -> str:
+    return f"{type(net).__name__}, {si(sum(p.numel() for p in net.parameters()), 4, ' ')} parameters"
+
+
+def _length(trainer: L.Trainer) -> str:
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    limits = [f"{epochs} epochs"] if epochs > 0 else []
+    return " or ".join([*limits, *([f"{steps} steps"] if steps > 0 else [])]) or "as long as it takes"
+
+
+def _optimizer(config: DictConfig) -> str:
+    name = str(config.optimizer.get("_target_", "optimizer")).rpartition(".")[2]
+    return f"{name}, lr {config.optimizer.lr:g}" if "lr" in config.optimizer else name
+
+
+def _pruning(config: DictConfig, choices: Mapping[str, str]) -> str:
+    prune = config.get("prune") or {}
+    if "_target_" not in prune:
+        return "nothing: the dense network"
+    method = choices.get("prune") or str(prune["_target_"]).rpartition(".")[2]
+    criterion = prune.get("criterion") or {}
+    by = str(criterion.get("_target_", "")).rpartition(".")[2] or choices.get("prune/criterion", "")
+    budget = " and ".join(_share(name, value) for name, value in (prune.get("budget") or {}).items())
+    start = prune.get("start_epoch")
+    begin = "" if start is None else f", from epoch {start + 1} on"
+    return f"{method}{f' ({by})' if by else ''} to {budget or 'where its criterion ends'}{begin}"
+
+
+def _share(name: Any, value: Any) -> str:
+    label = LABELS.get(str(name), str(name))
+    if not isinstance(value, (int, float)):
+        return f"{value} {label}"
+    return f"{100 * value:g} % of the {label}" if 0 < value <= 1 else f"{si(value, 4, ' ')} {label}"
+
+
+def _distillation(config: DictConfig) -> str:
+    distill = config.get("distill") or {}
+    losses = [f"{name.rstrip('_')} {distill[name]:g}" for name in WEIGHTS if distill.get(name)]
+    return f"{', '.join(losses)}, teacher: {_short(Path(str(distill['teacher'])))}" if losses else ""
+
+
+def _data(trainer: L.Trainer) -> str:
+    """Return the name of the data module; the batches are known only when training begins."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        return ""
+    splits = ((name, _length_of(data, name)) for name in ("train", "val", "test"))
+    counts = ", ".join(f"{count} {name}" for name, count in splits if count is not None)
+    size = getattr(data, "batch_size", None)
+    parts = [type(data).__name__, counts and f"{counts} images", size and f"batches of {size}"]
+    return " · ".join(filter(None, parts))
+
+
+def _length_of(data: Any, stage: str) -> int | None:
+    """Return the number of samples of a split; None if the data module does not say it without loading them."""
+    samples = getattr(data, "samples", None)
+    try:
+        return len(samples(stage)) if callable(samples) else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _device(trainer: L.Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"{count}{name}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+
+
+def _short(path: Path) -> str:
+    """Return a path relative to the present folder if it lies within."""
+    here = Path.cwd()
+    return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else str(path)
