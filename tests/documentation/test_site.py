@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib.util
 import json
+import re
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import lightning_prune
+from tests.support.browser import DESKTOP, PHONE, TIMEOUT, browser, opened  # noqa: F401
 from website.__main__ import build
 from website.navigation import listed_pages, navigation, pages_of, toml
 from website.reference import exported, packages
@@ -97,10 +99,14 @@ def test_make_docs_sets_up_what_it_needs():
     assert plan.index("pip install") < plan.index("-m website")
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Build the site; a broken link, an unknown reference or a request to another host is an error."""
+    return build(tmp_path_factory.mktemp("site"))
+
+
 @with_generator
-def test_the_site_builds_without_a_warning_and_requests_nothing(tmp_path):
-    """`build` is strict: a broken link, an unknown reference or a request to another host is an error."""
-    site = build(tmp_path)
+def test_the_site_builds_without_a_warning_and_has_every_page(site):
     pages = {page.removesuffix(".md") + ".html" for page in pages_of(entries())}
     assert pages <= {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     reference = (site / "reference" / "lightning_prune.html").read_text()
@@ -111,6 +117,40 @@ def test_the_site_builds_without_a_warning_and_requests_nothing(tmp_path):
         item["location"].split("#")[0] for item in json.loads((site / "search.json").read_text())["items"]
     }
     assert pages <= searched
+
+
+@with_generator
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "index",
+        "overview",
+        "guides/budgets",
+        "notebooks/pareto",
+        "reference/lightning_prune",
+        "results/quality",
+    ],
+)
+def test_pages_opened_from_the_folder_request_nothing_and_fit_the_window(browser, site, page, width):  # noqa: F811
+    with opened(browser, site / f"{page}.html", width) as visit:
+        visit.page.wait_for_load_state()
+        assert visit.errors == []
+        assert [address for address in visit.requests if not address.startswith(("file:", "blob:"))] == []
+        assert visit.overflow() <= 0
+        broken = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
+        assert visit.page.evaluate(broken) == []
+
+
+@with_generator
+def test_the_search_works_without_a_server(browser, site):  # noqa: F811
+    with opened(browser, site / "index.html") as visit:
+        visit.page.keyboard.press("Control+k")
+        visit.page.keyboard.type("attention maps", delay=20)
+        number = visit.page.get_by_text(re.compile(r"^\s*\d+ results")).first
+        number.wait_for(timeout=TIMEOUT)
+        assert int(number.inner_text().split()[0]) > 0
+        assert visit.errors == []
 
 
 @with_generator
