@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -20,10 +21,13 @@ from hydra.utils import instantiate
 from torch import nn
 
 from lightning_prune.cli.config import load_config
+from lightning_prune.cli.pages import write_safely
 from lightning_prune.reporting.comparison import comparison, threads_or_device
 from lightning_prune.reporting.figure import draw_report
 from lightning_prune.reporting.model_size import latency
-from lightning_prune.reporting.run_folder import NET, REPORT, Summary, load_net
+from lightning_prune.reporting.pages.run_files import read_run
+from lightning_prune.reporting.pages.run_page import write_run_page
+from lightning_prune.reporting.run_folder import NET, PAGE, REPORT, Summary, load_net
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["main"]
@@ -123,6 +127,11 @@ def result_table(dense: Summary, pruned: Summary) -> Table:
     return comparison(dense.final, pruned.final, dense.test, pruned.test, where)
 
 
+def _write_page(folder: Path) -> None:
+    pruned, dense = (read_run(folder / kind) for kind in ("pruned", "dense"))
+    write_run_page(pruned, folder / PAGE, dense)
+
+
 def main(overrides: Sequence[str] = ()) -> None:
     """Train both networks, measure their latency, print the table and draw the picture."""
     begin = time.perf_counter()
@@ -134,9 +143,10 @@ def main(overrides: Sequence[str] = ()) -> None:
     for kind, summary in summaries.items():
         summary.save(folder / kind)
     draw_report(summaries["pruned"], folder / REPORT, baseline=summaries["dense"])
+    write_safely(partial(_write_page, folder), f"lightning-prune report {folder}/pruned {folder}/dense")
     print(f"\nBoth trained for {summaries['dense'].epochs} epochs and tested on the same slices:\n")
     show(result_table(**summaries))
-    print(f"\npicture: {folder / REPORT}")
+    print(f"\npage:    {folder / PAGE} (picture: {REPORT})")
     print(f"runs:    {folder}/dense, {folder}/pruned ({time.perf_counter() - begin:.0f} s)")
 
 

@@ -383,6 +383,7 @@ def test_the_demo_compares_dense_and_pruned(
     assert "pruned │ epoch 2/2" in text
     assert f"| {dense.test['miou']:.4f} | {pruned.test['miou']:.4f} |" in " ".join(text.split())
     assert (folder / "report.png").is_file()
+    assert "from the dense run" in (folder / "report.html").read_text()
 
 
 def test_a_failing_demo_stops_both_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,10 @@ def test_the_wheel_holds_package_and_configurations_and_nothing_else(wheel: Path
     shipped = {name.removeprefix("lightning_prune/") for name in names if name.endswith(".yaml")}
     assert len(tops) == 2
     assert "lightning_prune/py.typed" in names
+    templates = ROOT / "lightning_prune" / "reporting" / "pages" / "templates"
+    assert {f"lightning_prune/reporting/pages/templates/{path.name}" for path in templates.iterdir()} <= set(
+        names
+    )
     assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
 
 
