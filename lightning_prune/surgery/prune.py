@@ -74,8 +74,9 @@ def prune_(
     """Remove units from ``model`` in place: from parameters, buffers, size attributes and optimizer state.
 
     ``Parameter`` objects stay the same and get smaller data; their gradients become None. The smaller network is
-    traced again and compared with ``graph``. If this proof fails, the cut is rolled back. ``graph`` describes the
-    model before the cut: trace again before the next one.
+    traced again and compared with ``graph``, unless ``graph`` shows already that the cut is right, because the
+    network's code reads no size that the cut changes. If this proof fails, the cut is rolled back. ``graph``
+    describes the model before the cut: trace again before the next one.
 
     Args:
         model: the network that ``graph`` was traced from.
