@@ -54,6 +54,8 @@ def branch_of(flow: Flow, add: int, gone: Mapping[int, int]) -> Branch | str:
             if not _has_weights(flow, flow.closure(step.sources[1 - stream]))
             else "its branch is used elsewhere"
         )
+    if not _has_weights(flow, operators):
+        return ""  # a formula, such as that of an activation function
     return Branch(flow, add, stream, frozenset(operators), frozenset(remaining))
 
 

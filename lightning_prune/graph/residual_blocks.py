@@ -275,8 +275,8 @@ def _combine(found: ResidualBlocks, branches: list[dict[Place, Branch | str]]) -
     """Fill in the blocks on which all forwards agree."""
     places = list(dict.fromkeys(place for of_flow in branches for place in of_flow))
     per_owner: defaultdict[str, int] = defaultdict(int)
-    for owner, _ in places:
-        per_owner[owner] += 1
+    for owner, number in places:  # without sums that are no blocks at all
+        per_owner[owner] += any(of_flow.get((owner, number), "") != "" for of_flow in branches)
     for place in places:
         versions = [of_flow[place] for of_flow in branches if place in of_flow]
         reason = next((version for version in versions if isinstance(version, str)), None)

@@ -140,8 +140,9 @@ class _Walk:
         )
         alike = tensors[0].shape == tensors[1].shape and tensors[0].dtype == tensors[1].dtype
         if are_new and alike and _same_constants(*tensors):
+            number = len(self.tokens[0])
             for side, value in enumerate(values):
-                self.tokens[side][value] = ("input", len(self.tokens[0]))
+                self.tokens[side][value] = ("input", number)
             return True
         return False
 

@@ -15,9 +15,10 @@ from lightning_prune.criteria.branch_watch import watched_branches
 from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tracing.calls import tensors_in
+from lightning_prune.utils.example_inputs import as_example
 from lightning_prune.utils.modules import training_modes
 
-__all__ = ["KINDS", "Stack", "largest_difference"]
+__all__ = ["KINDS", "Stack", "largest_difference", "make_deterministic_"]
 
 
 class Basic(nn.Module):
@@ -145,42 +146,68 @@ class Stack(nn.Module):
 
 
 def largest_difference(
-    net: nn.Module, example: Any, names: Sequence[str], remove: Sequence[int] = ()
+    net: nn.Module, example: Any, names: Sequence[str], remove: Sequence[int] = (), seed: int | None = None
 ) -> tuple[float, PruningRecord]:
     """Let blocks vanish from ``net``, and compare it with a copy in which their branches are multiplied by zero.
 
     Outputs, gradients of all remaining parameters and buffers are compared, in eval and train mode.
 
+    Args:
+        net: the network, which is cut.
+        example: its input.
+        names: of the blocks.
+        remove: units that go, too.
+        seed: of the random numbers of each forward; None: random layers such as dropout are taken out, since a branch
+            that has vanished draws no random numbers.
+
     Returns:
         The largest relative difference, and the record.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # a branch that has vanished draws no random numbers
+    args, kwargs = as_example(example)
+    if seed is None:
+        make_deterministic_(net)
     dense = copy.deepcopy(net)
-    blocks = blocks_of(trace(dense, *inputs))
-    record = prune_(net, trace(net, *inputs), remove, blocks=names)
+    blocks = blocks_of(trace(dense, *args, **kwargs))
+    record = prune_(net, trace(net, *args, **kwargs), remove, blocks=names)
     worst = 0.0
     for training in (False, True):
+        for model in (net, dense):
+            model.zero_grad()
         with training_modes(net, lambda _: training), training_modes(dense, lambda _: training):  # noqa: B023
-            net.zero_grad(), dense.zero_grad()
-            small = tensors_in(net(*inputs))
+            torch.manual_seed(seed or 0)
+            small = tensors_in(net(*args, **kwargs))
+            torch.manual_seed(seed or 0)
             with watched_branches(blocks, names, lambda name, stream, branch: branch * 0):
-                expected = tensors_in(dense(*inputs))
-            for each in (small, expected):
-                sum(tensor.square().sum() for tensor in each).backward()  # type: ignore[union-attr]
-        pairs = list(zip(small, expected, strict=True))
-        gradients = {name: p.grad for name, p in dense.named_parameters()}
-        for name, parameter in net.named_parameters():
-            if parameter.grad is not None:
-                pairs.append((parameter.grad, gradients[name]))
-            else:  # it must have no effect any more
-                assert not parameter.requires_grad, name
-        buffers = dict(dense.named_buffers())
-        pairs += [(buffer, buffers[name]) for name, buffer in net.named_buffers()]
-        for left, right in pairs:
-            left, right = left.detach().double(), right.detach().double()
-            distance = (left - right).norm() / right.norm().clamp_min(1e-6)
-            worst = max(worst, float(distance))
+                expected = tensors_in(dense(*args, **kwargs))
+        for each in (small, expected):
+            loss = sum(tensor.float().square().mean() for tensor in each if tensor.requires_grad)
+            if isinstance(loss, Tensor):
+                loss.backward()
+        worst = max(worst, _worst(net, dense, list(zip(small, expected, strict=True))))
     return worst, record
+
+
+def _worst(net: nn.Module, dense: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> float:
+    gradients = {name: p.grad for name, p in dense.named_parameters()}
+    for name, parameter in net.named_parameters():
+        if parameter.grad is not None:
+            expected = gradients[name]
+            pairs.append((parameter.grad, torch.zeros_like(parameter) if expected is None else expected))
+        elif parameter.requires_grad and gradients[name] is not None:  # it must have no effect
+            pairs.append((torch.zeros_like(parameter), gradients[name]))  # type: ignore[arg-type]
+    buffers = dict(dense.named_buffers())
+    pairs += [(buffer, buffers[name]) for name, buffer in net.named_buffers()]
+    differences = [0.0]
+    for left, right in pairs:
+        one, other = left.detach().double(), right.detach().double()
+        if one.numel():
+            differences.append(float((one - other).norm() / other.norm().clamp_min(1e-6)))
+    return max(differences)
+
+
+def make_deterministic_(net: nn.Module) -> None:
+    """Set all probabilities of dropping something to zero."""
+    for module in net.modules():
+        for name in ("p", "drop_prob", "dropout", "attention_dropout", "hidden_dropout", "attn_drop_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

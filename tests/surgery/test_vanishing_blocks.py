@@ -183,6 +183,35 @@ def test_a_failed_proof_puts_everything_back(monkeypatch):
     assert isinstance(net.blocks[0], Basic)
 
 
+class ReadTwice(nn.Module):
+    """Adds layers of its input at both ends, and an activation that is itself a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.block = Formula(8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.block(self.first(image)) + self.last(image)
+
+
+class Formula(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(width, 6, 1), nn.Conv2d(6, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        y = torch.tanh(y + 0.04 * y**3)
+        return x + self.down(y)
+
+
+def test_an_input_may_be_read_again_behind_a_block_that_vanishes():
+    blocks = residual_blocks(ReadTwice(), IMAGE)
+    assert list(blocks) == ["block"]  # the sum within the activation is none
+    assert largest_difference(ReadTwice(), IMAGE, ["block"])[0] < 1e-6
+
+
 class Projected(nn.Module):
     def __init__(self) -> None:
         super().__init__()
