@@ -25,7 +25,7 @@ from lightning_prune.trainer.checkpoint_hooks import (
     saved_entry,
     set_load_hook,
 )
-from lightning_prune.trainer.checks import check_alone, check_strategy
+from lightning_prune.trainer.checks import check_alone, check_resume, check_strategy, explain_resume
 from lightning_prune.trainer.copy_watch import CopyWatch
 from lightning_prune.trainer.followers import (
     Followers,
@@ -145,6 +145,7 @@ class PruningCallbackBase(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Remove all hooks; say what may be wrong if a copy of the network was not cut along."""
+        explain_resume(trainer, exception)
         if self._watch is not None and self.history and isinstance(exception, Exception):
             self._watch.explain(exception)
         self._resumption.on_exception(trainer)
@@ -186,6 +187,7 @@ class PruningCallbackBase(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             self._ended_session = state
             return
+        check_resume(trainer)
         self._resumption.load(trainer, saved["resume"], checkpoint)
         self._session_state = state
         if saved["final"]:

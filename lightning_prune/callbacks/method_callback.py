@@ -20,8 +20,10 @@ from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.cut_summary import budget_warning, size_metrics
 from lightning_prune.pruning.description import description, html_description
+from lightning_prune.pruning.pruner_checks import check_observer
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
+from lightning_prune.surgery.sharding import whole_network
 from lightning_prune.trainer.batches import first_sample
 from lightning_prune.trainer.checks import (
     check_batches,
@@ -167,8 +169,8 @@ class PruningCallback(PruningCallbackBase):
         self.retraining.on_train_batch_start(trainer)
         if session.observer is None:
             criterion = self.method.criterion_to_observe(trainer, session)
-            if criterion is not None:
-                session.observe(criterion)
+            if criterion is not None and session.observe(criterion):
+                check_observer(pl_module, session)
         if not self._batch_seen:
             self._batch_seen = True
             self.method.on_first_batch(trainer, session, batch)
@@ -262,8 +264,9 @@ class PruningCallback(PruningCallbackBase):
         target = target_of(pl_module, self.submodule)
         check_no_average_inside(target)
         example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
-        session = self._state.start(self.policy, target, example, is_compiled(pl_module), detached_copy)
-        self._find_copies(trainer, pl_module, session.graph)
+        with whole_network(pl_module, trainer.optimizers):
+            session = self._state.start(self.policy, target, example, is_compiled(pl_module), detached_copy)
+            self._find_copies(trainer, pl_module, session.graph)
         self.method.on_session_start(trainer, session, is_dense=self.record is None)
         return session
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import lightning as L
@@ -21,6 +22,7 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.step import BlockScores
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.optimizer_state import CutParameter
+from lightning_prune.surgery.sharding import whole_network
 from lightning_prune.trainer.followers import call_after_prune, copies_to_cut
 from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.trainer.training_state import print_line
@@ -54,6 +56,10 @@ class TrainerLoop(TrainingLoop):
     epoch: int
     verbose: bool
     copies: Sequence[AveragedCopy] = ()
+
+    def whole_network(self, session: PruningSession) -> AbstractContextManager[None]:
+        """Gather a module that ``fully_shard`` distributes, and the state of its optimizers."""
+        return whole_network(self.trainer.lightning_module, self.trainer.optimizers)
 
     def begin_cut(self) -> tuple[Sequence[nn.Module], Sequence[Optimizer]]:
         """Find copies and optimizers, and call ``on_before_cut`` of all callbacks."""

@@ -6,7 +6,12 @@ import math
 from collections.abc import Sequence
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
@@ -16,20 +21,42 @@ from lightning_prune.utils.distributed import gather_all
 __all__ = [
     "check_alone",
     "check_batches",
+    "check_resume",
     "check_strategy",
     "check_timing",
     "check_trained",
+    "explain_resume",
 ]
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Raise NotImplementedError if the trainer's strategy shards parameters over devices."""
-    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    """Raise NotImplementedError if the trainer's strategy shards parameters in a way that cannot be cut."""
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
     if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # a subclass of DDPStrategy that shards
         name = type(trainer.strategy).__name__
         raise NotImplementedError(
-            f'{name} shards or wraps parameters in a way that cannot be cut; use Trainer(strategy="ddp")'
+            f'{name} shards or wraps parameters in a way that cannot be cut; use Trainer(strategy="ddp"), or '
+            "ModelParallelStrategy and fully_shard in configure_model"
         )
+
+
+SHARDED_RESUME = (
+    "ModelParallelStrategy loads weights before the network can be given their sizes, so that a training that is "
+    'pruned cannot be resumed under it: use Trainer(strategy="ddp"), or a Pruner in a loop of your own, which loads '
+    "its state before fully_shard"
+)
+
+
+def check_resume(trainer: L.Trainer) -> None:
+    """Raise NotImplementedError if Lightning loads a checkpoint's weights before the network can be cut."""
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise NotImplementedError(SHARDED_RESUME)
+
+
+def explain_resume(trainer: L.Trainer, error: BaseException) -> None:
+    """Add a note to the error with which torch refuses sharded weights of other sizes."""
+    if isinstance(trainer.strategy, ModelParallelStrategy) and "size mismatch" in str(error).lower():
+        error.add_note(SHARDED_RESUME)
 
 
 def check_alone(pruning: Sequence[L.Callback]) -> None:

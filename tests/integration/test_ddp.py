@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
 from lightning_prune import FilterPruningCallback
@@ -217,7 +217,7 @@ def test_a_cut_that_only_one_rank_can_make_ends_training_on_all_ranks(results):
         assert "the cut of ranks [1] differs from that of rank 0" in rank["error"]
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_sharded_parameters_are_refused_in_one_sentence(strategy):
     trainer: Any = SimpleNamespace(strategy=object.__new__(strategy))
     message = (
