@@ -171,11 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     content = files.load() if files.data.is_file() else {}
     for part in () if args.report else args.parts:
-        rows = []
+        rows = [row for row in content.get(part, []) if row.get("task") not in (None, *args.tasks)]
         for row in PARTS[part](args):
             rows.append(row)
             print(row, flush=True)
-            content[part] = rows
+            content[part] = rows  # with those of other tasks from before
             content |= {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "machine": machine()}
             content["load"] = {**content.get("load", {}), part: round(os.getloadavg()[0], 1)}
             files.save(content)

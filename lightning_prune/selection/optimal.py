@@ -167,7 +167,8 @@ class _Search:
     def _result(self, solution: Solution) -> OptimalUnits:
         """Return the best plan so far; warn if the solver had to stop early."""
         loss = math.inf if self.best is None else float(self.importance[self.best].sum())
-        gap = max(loss - solution.bound, 0.0) / max(abs(loss), 1e-300) if math.isfinite(loss) else math.inf
+        excess = max(loss - solution.bound, 0.0)
+        gap = float(excess / max(abs(loss), 1e-300)) if math.isfinite(loss) else math.inf
         if solution.status == "time":
             return self._fallback(f"the solver ran out of its {self.settings.time_limit:g} s", gap)
         return OptimalUnits(sorted_units(self.best or [], self.importance), gap, self.best is not None)
