@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.layer_tree import module_of
 from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.vanished import within_any
@@ -65,6 +66,8 @@ def _without(graph: ChannelGraph, vanished: Mapping[str, Mapping[str, Any]]) -> 
         multiples=[each for each in graph.multiples if np.isin(each.units[each.units >= 0], present).any()],
         optional=[part for part in graph.optional if np.isin(part, present).any()],
         types={name: kind for name, kind in graph.types.items() if remains(name)},
+        gone=graph.gone
+        | {name: graph.types.get(module_of(name), object) for name in graph.layers if not remains(name)},
     )
 
 

@@ -15,6 +15,7 @@ from lightning_prune.tracing.ids import Ids, Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.module_walk import named_modules, named_parameters
+from lightning_prune.utils.vanished import vanished_parameters
 
 __all__ = ["build_graph"]
 
@@ -56,6 +57,7 @@ def build_graph(
         types={name: type(module) for name, module in named_modules(tracker.model)},
         optional=_optional_units(tracker.model, layers),
         multiples=_multiples(tracker, units),
+        gone=vanished_parameters(tracker.model),
         evidence=DenseTrace(examples, tracker, modes, components, unit_of, pinned_components),
     )
 

@@ -90,6 +90,8 @@ class ChannelGraph:
         evidence: the trace, with which :func:`~lightning_prune.prune_` proves its cut; None in a graph made by hand.
         optional: for each part of the network that may vanish, the units that are only in that part.
         multiples: dimensions that must keep a multiple of a number of indices, as grouped products of experts do.
+        gone: parameters of residual blocks that have vanished -> the class of their module. Limits and exclusions may
+            still name them.
 
     Example:
         >>> import torch
@@ -113,6 +115,7 @@ class ChannelGraph:
     evidence: DenseTrace | None = None
     optional: list[Units] = field(default_factory=list)
     multiples: list[Multiple] = field(default_factory=list)
+    gone: dict[str, type] = field(default_factory=dict)
 
     @cached_property
     def prunable(self) -> Units:

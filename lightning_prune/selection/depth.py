@@ -81,8 +81,12 @@ def candidate_blocks(blocks: ResidualBlocks, settings: DepthSettings) -> list[st
     """Return the blocks that the settings let vanish, in the order of the forward.
 
     Raises:
-        ValueError: a pattern matches no block, ``include`` names one that cannot vanish, or no block is left.
+        ValueError: a pattern matches no block, ``include`` names one that cannot vanish, or no block is left, unless
+            some have vanished before.
     """
+    gone = vanished_blocks(blocks.model)
+    if not blocks.blocks and gone:
+        return []
     if not blocks.blocks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(blocks.fixed.items())[:3])
         raise ValueError(
@@ -91,17 +95,18 @@ def candidate_blocks(blocks: ResidualBlocks, settings: DepthSettings) -> list[st
     included = _matching(blocks, settings.include, "include") if settings.include else set(blocks)
     excluded = _matching(blocks, settings.exclude, "exclude")
     blocks.check(name for name in settings.include if name in blocks.fixed)
-    if not included & blocks.blocks.keys():
+    if not included & {*blocks.blocks, *gone}:
         blocks.check(sorted(included))
     candidates = [name for name in blocks if name in included and name not in excluded]
-    if not candidates:
+    if not candidates and not gone:
         raise ValueError("include and exclude leave no residual block that could vanish")
     return candidates
 
 
 def _matching(blocks: ResidualBlocks, patterns: Sequence[str], argument: str) -> set[str]:
     """Return the blocks, also those that cannot vanish, that patterns match by their own or a module's name."""
-    names = {name: {*names_and_containers([name])} for name in blocks.fixed}
+    others = (*blocks.fixed, *vanished_blocks(blocks.model))
+    names = {name: {*names_and_containers([name])} for name in others}
     for name, block in blocks.blocks.items():
         names[name] = {*names_and_containers([name]), *block.modules}
     matched = set()

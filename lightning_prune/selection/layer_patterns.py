@@ -33,8 +33,8 @@ def names_and_containers(parameters: Iterable[str]) -> list[str]:
 
 
 def pattern_targets(graph: ChannelGraph) -> list[str]:
-    """Return every name of a network's layers that a pattern may match."""
-    return names_and_containers(graph.layers)
+    """Return every name of a network's layers, also of those that have vanished, that a pattern may match."""
+    return names_and_containers([*graph.layers, *graph.gone])
 
 
 def check_patterns(patterns: Iterable[str], targets: Sequence[str], argument: str) -> None:

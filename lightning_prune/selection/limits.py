@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.selection.layer_patterns import aliases_of, class_distance
+from lightning_prune.selection.layer_patterns import aliases_of, class_distance, names_and_containers
 
 __all__ = ["Floor", "Limit", "Limits", "active_limits", "channel_floors", "minimum_kept"]
 
@@ -248,7 +248,8 @@ def _check_override(
 ) -> None:
     """Raise ValueError for an override that matches none of ``targets``; suggest the nearest names and types."""
     names = [*targets, *(alias for aliases in targets.values() for alias in aliases)]
-    types = {graph.types[name] for name in targets if name in graph.types}
+    types = {graph.types[name] for name in targets if name in graph.types} | {*graph.gone.values()}
+    names += names_and_containers(graph.gone)
     if any(_matches_name(key, name) for name in names):
         return
     if any(class_distance(module_type, key) is not None for module_type in types):

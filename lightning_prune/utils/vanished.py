@@ -28,6 +28,7 @@ __all__ = [
     "vanish_modules_",
     "vanished_blocks",
     "vanished_modules",
+    "vanished_parameters",
     "within_any",
 ]
 
@@ -351,6 +352,18 @@ def vanished_blocks(model: nn.Module) -> list[str]:
         found += what.get("blocks", ())
         original = original_of(module)
         found += [] if original is None else vanished_blocks(original)
+    return found
+
+
+def vanished_parameters(model: nn.Module) -> dict[str, type]:
+    """Return the names of the parameters that have vanished from ``model`` -> the class of their module."""
+    found: dict[str, type] = {}
+    for outer, module, _ in vanished_modules(model):
+        original = original_of(module)
+        assert original is not None
+        names = {f"{outer}.{name}".rstrip("."): each for name, each in original.named_modules()}
+        found |= {f"{name}.{key}": type(each) for name, each in names.items() for key in each._parameters}
+        found |= {f"{outer}.{name}": kind for name, kind in vanished_parameters(original).items()}
     return found
 
 

@@ -158,6 +158,25 @@ def test_scores_are_what_they_say():
     assert block_scores(blocks, [IMAGES])["blocks.4"] == pytest.approx(change, rel=1e-5)
 
 
+def test_limits_and_exclusions_may_name_layers_of_blocks_that_vanish():
+    net = resnet()
+    graph = trace(net, IMAGES)
+    rules = {
+        "limits": Limits(overrides={"blocks.4.conv1": 0.5, "blocks.1": {"share": 0.9}}),
+        "exclude": ["blocks.4.conv2"],
+    }
+    scores = dict.fromkeys(blocks_of(graph), 10.0) | {"blocks.4": 1e-9}
+    plan = select_with_depth(graph, L2()(graph, net), scores, {"macs": 0.7}, **rules)
+    assert plan.blocks == ("blocks.4",)
+    prune_(net, graph, plan)
+    smaller = trace(net, IMAGES)  # the next cut of a training has the same rules
+    assert select_with_depth(smaller, L2()(smaller, net), {}, {"macs": 0.8}, **rules).reached
+    settings = DepthSettings(include=["blocks.4"], exclude=["blocks.4"])
+    assert candidate_blocks(blocks_of(smaller), settings) == []
+    with pytest.raises(ValueError, match=r"exclude 'blocks.4.conv9' matches no layer"):
+        select_with_depth(smaller, L2()(smaller, net), {}, {"macs": 0.8}, exclude=["blocks.4.conv9"])
+
+
 def test_one_shot_with_depth():
     net = resnet()
     nn.init.zeros_(net.blocks[4].bn2.weight), nn.init.zeros_(net.blocks[4].bn2.bias)

@@ -1,0 +1,1 @@
+"""Depth and width against width alone: ``python -m benchmarks.depth``."""
