@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -65,7 +66,11 @@ def compared() -> list[str]:
 
 
 def measure(network: Network) -> dict[str, Any]:
-    """Return the medians of the seconds of each part, by tool; ``peer`` is missing where torch-pruning fails."""
+    """Return the medians of the seconds of each part, by tool; ``peer`` is missing where torch-pruning fails.
+
+    ``load`` is the number of tasks per processor in the last minute: figures of a machine that others use too are
+    less sure.
+    """
     warm_up()
     peer.warm_up()
     torch.manual_seed(0)
@@ -86,7 +91,7 @@ def measure(network: Network) -> dict[str, Any]:
         gc.collect()
         seconds, row["share"] = _ours(copy.deepcopy(model), example, share)
         runs["ours"].append(seconds)
-    row |= _floor(model, example)
+    row |= {**_floor(model, example), "load": os.getloadavg()[0] / (os.cpu_count() or 1)}
     return {**row, "peer_share": share, **{tool: _medians(each) for tool, each in runs.items() if each}}
 
 

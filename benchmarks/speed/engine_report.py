@@ -28,6 +28,8 @@ def ratios(rows: Mapping[str, Row]) -> dict[str, float]:
 def page(content: Mapping[str, Any]) -> str:
     """Return the page (Markdown) of the stored seconds, now and before."""
     now, before = (_by_network(content.get(label, {})) for label in ("now", "before"))
+    if now:  # both are compared on the same networks
+        before = {name: row for name, row in before.items() if name in now}
     head = content.get("now") or content["before"]
     lines = [
         "# Speed of the engine",
@@ -36,6 +38,7 @@ def page(content: Mapping[str, Any]) -> str:
         f"{head['machine']}. Made by `python -m benchmarks.speed`.",
         "",
         *_summary("Now", now),
+        *_load(now, before),
         *_summary("Before", before),
         *_cuts(content.get("cuts", ())),
         "",
@@ -72,6 +75,25 @@ def _summary(title: str, rows: Mapping[str, Row]) -> list[str]:
     return [
         f"- {title}: **{mean:.2f} times the speed of torch-pruning** in the geometric mean over {len(times)} "
         f"networks; slower on {len(slower)}{': ' + listed if slower else ''}."
+    ]
+
+
+def _load(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
+    """Return a line on other work of the machine, which shows in torch-pruning's own time and in its load."""
+    both = [name for name in ratios(now) if name in ratios(before)]
+    if not both:
+        return []
+    theirs = [(now[name]["peer"]["total"], before[name]["peer"]["total"]) for name in both]
+    drift = geometric_mean(new / old for new, old in theirs)
+    faster = {name: min(pair) / now[name]["ours"]["total"] for name, pair in zip(both, theirs, strict=True)}
+    slower = sum(ratio < 1 for ratio in faster.values())
+    loads = [row["load"] for row in now.values() if "load" in row]
+    tasks = f" ({median(loads):.1f} tasks per processor)" if loads else ""
+    return [
+        f"- The machine was shared with other work{tasks}: torch-pruning, the same version, took {drift:.2f} times "
+        "its time of the measurement before. Against the faster of its two times for each network ours is "
+        f"**{geometric_mean(faster.values()):.2f} times as fast**, and slower on {slower}. Both tools take turns, "
+        "but times of a few milliseconds on such a machine are no better than this."
     ]
 
 
