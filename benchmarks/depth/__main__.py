@@ -1,20 +1,20 @@
 """Compare networks that lose residual blocks and channels with those that lose channels alone, by measured latency.
 
-    python -m benchmarks.depth                # dense networks of two architectures, each cut six times
+    python -m benchmarks.depth                # dense networks of two architectures, each cut eight times
     python -m benchmarks.depth --seeds 1 2 3  # more of them; finished cuts are not repeated
     python -m benchmarks.depth --report       # only write docs/results/depth.md
 
 Each dense network is trained, then cut in one shot and repaired without labels, and not trained afterwards.
-Criterion, limits, images and repair are the same for both. The latency of a cut network is measured in turns with the
-dense one: one image, one thread, in the processor time of that thread. Scores are compared at equal latency, by
-interpolation between the measured cuts of one network.
+Criterion, limits, images and repair are the same for both; as large a share of the blocks vanishes as of the MACs.
+The latency of a cut network is measured in turns with the dense one: one image, one thread, in the processor time of
+that thread. Scores are compared at equal latency, by interpolation between the measured cuts of one network.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from benchmarks.depth.report import write
 from benchmarks.quality.networks import floors_of, policy
 from benchmarks.quality.one_cut.cuts import TEST_IMAGES, trained
 from benchmarks.quality.tasks import score
-from lightning_prune import DepthSettings, one_shot
+from lightning_prune import DepthSettings, one_shot, residual_blocks
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.latency.timing import time_against_reference
 
 NETWORKS = ("ResNet-20", "MobileNetV2-like")
-SHARES = (0.7, 0.5, 0.3)
+SHARES = (0.7, 0.5, 0.3, 0.15)
 METHODS = ("width", "depth and width")
 Job = tuple[int, str, float, str]  # seed, network, share of the MACs, method
 
@@ -42,7 +42,10 @@ def execute(job: Job, size: str, folder: Path) -> Iterator[Row]:
     network, example = copy.deepcopy(dense), task.example
     rules = policy(dense, example, share, floors_of(dense, example))
     images = [images for images, _ in task.calibration_batches()]
-    depth = DepthSettings(max_depth_ratio=0.6) if method != "width" else None
+    depth = None
+    if method != "width":
+        number = round((1 - share) * len(residual_blocks(dense, example)))
+        depth = DepthSettings(blocks=number, max_depth_ratio=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         record = one_shot(network, example, rules, default_criterion(), images, depth=depth)
@@ -65,11 +68,11 @@ def execute(job: Job, size: str, folder: Path) -> Iterator[Row]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its page."""
     parser = study_parser("depth", __doc__ or "")
     parser.add_argument("--networks", type=Path, default=None, help="folder of trained dense networks")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     size = "small" if options.small else "study"
     if not options.report:
         torch.set_num_threads(1)

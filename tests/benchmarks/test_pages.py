@@ -24,6 +24,7 @@ COMMANDS = {
     "methods": ("benchmarks.methods.__main__", "--folder"),
     "distillation": ("benchmarks.distillation.__main__", "--folder"),
     "one_cut": ("benchmarks.quality.one_cut.__main__", "--folder"),
+    "depth": ("benchmarks.depth.__main__", "--folder"),
     "latency": ("benchmarks.latency.__main__", None),
     "kill": ("benchmarks.robustness.kill", None),
     "interruptions": ("benchmarks.robustness.interruptions", None),
