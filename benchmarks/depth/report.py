@@ -64,7 +64,7 @@ def page(data: dict[str, Any]) -> str:
         "As large a share of the blocks vanishes as of the MACs; everything else is equal.",
         "",
         "These networks are so small that calls of operators take most of their time: fewer channels hardly make "
-        "them faster, and fewer blocks do. An interval of two seeds says little, one of one seed nothing; the number of "
+        "them faster, and fewer blocks do. An interval of two seeds says little; the number of "
         "blocks was set, not chosen by `DepthSettings(blocks=None)`; other processes ran on the machine, so single "
         "latencies are off by up to a tenth; segmentation and training after the cut were not compared.",
         "",
