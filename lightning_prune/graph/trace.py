@@ -178,6 +178,7 @@ def _apply_rules(recording: Recording, tracker: Tracker, count_macs: bool) -> No
     tracker.branches_on_values |= recording.real
     tracker.entered |= recording.entered
     tracker.reads.append(recording.reads)
+    tracker.returned += [*recording.outputs, *recording.numpy_tensors]
     # Sizes that depend on values are not those of the smaller network.
     tracker.outputs += [] if tracker.met_values else [tensor.shape for tensor in recording.outputs]
     for pair in recording.size_events.equal:

@@ -12,32 +12,37 @@ a cut is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.surgery.mask_check import CHECKS, UNTAGGED_POINTWISE, pointwise_check
 from lightning_prune.surgery.masks import Masks, same_masks, surviving_shape
 from lightning_prune.surgery.numerical_check import is_comparable
+from lightning_prune.surgery.passed_sizes import (
+    Changes,
+    gets_changes,
+    gets_changes_in_place_only,
+    with_groups,
+    with_normalised,
+)
 from lightning_prune.surgery.survivors import Survivors
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.rules.numbers import scalars
 from lightning_prune.tracing.size_reads import GUARDED, hides_reads
-from lightning_prune.tracing.traced_int import Attribute, TracedInt, evaluate, leaves
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
 
 __all__ = ["is_proven"]
 
 aten = torch.ops.aten
-#: id and name of a module's attribute -> its value after the cut
-Changes = Mapping[tuple[int, str], Any]
 _CONVOLUTION, _EXPAND = aten.convolution.default, aten.expand.default
+_LAYER_NORM, _PAD = aten.native_layer_norm.default, aten.constant_pad_nd.default
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 #: Python-level calls that compute the sizes of a reshape within torch, from the tensor itself.
 _SIZED_BY_TORCH = ("flatten", "linear", "matmul")
@@ -59,7 +64,8 @@ def is_proven(graph: ChannelGraph, kept: NDArray[np.bool_], changes: Changes) ->
     survivors = Survivors(survives[evidence.components])
     if _reads_what_is_cut(tracker, survivors, changes):
         return False
-    if not all(map(_Check(tracker, survivors, changes).is_right, tracker.operators)):
+    check = _Check(tracker, survivors, changes)
+    if not all(map(check.is_right, tracker.operators)) or not all(map(check.is_whole, tracker.returned)):
         return False
     return _costs_as_predicted(graph, evidence, survivors, kept)
 
@@ -110,7 +116,7 @@ class _Check:
     """
 
     def __init__(self, tracker: Tracker, survivors: Survivors, changes: Changes) -> None:
-        self.survivors, self.changes = survivors, changes
+        self.tracker, self.survivors, self.changes = tracker, survivors, changes
         # id of a tensor -> masks of its dimensions: of those that surgery has cut, and those that operators return
         self.known = {
             id(tensor): [survivors.mask((ids,)) for ids in tracker.sources[name].values()]
@@ -125,9 +131,13 @@ class _Check:
         if not self._reads_what_is_known(operator, operands):
             return False
         self.known.update(zip(map(id, call.outputs), results, strict=True))
-        if all(mask is None for dims in masks for mask in dims):
+        if not gets_changes_in_place_only(call, self.changes):
+            return False
+        if all(mask is None for dims in masks for mask in dims) and not gets_changes(call, self.changes):
             return True  # it reads and writes what it did
-        if operator.mixes_channels or not _is_plain(call) or _leaves_one(masks):
+        if operator.mixes_channels and call.op is not _LAYER_NORM:
+            return False
+        if not _is_plain(call) or (_leaves_one(masks) and call.op is not _CONVOLUTION):
             return False
         if any(self.survivors.mask([ids]) is not None for ids in operator.counted):
             return False
@@ -135,6 +145,11 @@ class _Check:
         if check is None or (small := _smaller(operator, variable, results, self.changes)) is None:
             return False
         return check(operator, small, operands, results)
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        """Whether a tensor that leaves the network has lost nothing."""
+        masks = [*self.known.get(id(tensor), ()), *map(self.survivors.mask, self.tracker.labels(tensor))]
+        return all(mask is None for mask in masks)
 
     def _reads_what_is_known(self, operator: TracedOperator, operands: Masks) -> bool:
         """Whether each operand has lost what the operator that made it, or surgery, has taken from it."""
@@ -159,6 +174,8 @@ def _is_plain(call: OperatorCall) -> bool:
     """Whether an operator computes its results from its operands, and got its numbers from the network's code."""
     if call.python is None or not is_comparable(call):
         return False
+    if call.op is _PAD:  # other calls compute the widths
+        return call.python.name in ("pad", "constant_pad_nd")
     if call.op in CHECKS and call.op not in UNTAGGED_POINTWISE:
         return True
     # Torch may have computed a number from sizes where a call is made of several operators.
@@ -173,39 +190,12 @@ def _smaller(
     if not variable:
         return operator
     if op is _CONVOLUTION:
-        return _with_groups(operator, changes)
+        return with_groups(operator, changes)
+    if op is _LAYER_NORM:
+        return with_normalised(operator, changes)
     if op in _RESHAPES or op is _EXPAND:
         return operator if _sizes_follow(operator, results[0]) else None
     return None
-
-
-def _with_groups(operator: TracedOperator, changes: Changes) -> TracedOperator | None:
-    """Return a convolution with the number of groups that the smaller network passes; None if it is not known."""
-    call = operator.call
-    assert call.python is not None
-    args, kwargs = call.python.args, call.python.kwargs
-    passed = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    if call.python.name not in ("conv1d", "conv2d", "conv3d"):
-        return operator if call.args[8] == 1 and call.python.name.startswith("conv") and passed == 1 else None
-    groups = _value_of(passed, changes)
-    if groups is None or groups == call.args[8]:
-        return None if groups is None else operator
-    return replace(operator, call=replace(call, args=(*call.args[:8], groups)))
-
-
-def _value_of(passed: Any, changes: Changes) -> int | None:
-    """Return a number that the code passed, as it is after the cut; None if other things than attributes make it."""
-    if not isinstance(passed, TracedInt):
-        return passed if isinstance(passed, int) else None
-    values: dict[Any, int] = {}
-    for leaf in leaves(passed):
-        if not isinstance(leaf, Attribute) or leaf.item is not None:
-            return None
-        value = changes.get((id(leaf.owner), leaf.name), leaf.value)
-        if not isinstance(value, int):
-            return None
-        values[leaf.key] = value
-    return evaluate(passed, values)
 
 
 def _sizes_follow(operator: TracedOperator, result: Sequence[Any]) -> bool:

@@ -99,6 +99,7 @@ UNTAGGED_POINTWISE = (
     aten.clone.default,
     aten.detach.default,
     aten._to_copy.default,
+    aten.feature_dropout.default,
     aten.hardswish.default,
     aten.hardswish_.default,
     aten.hardsigmoid_.default,
@@ -145,6 +146,36 @@ def _batch_norm(dense: TracedOperator, small: TracedOperator, operands: Masks, r
     out = results[0]
     return all_kept([source[0], *source[2:], out[0], *out[2:]]) and same_masks(
         source[1], out[1], *(masks[0] for masks in parameters)
+    )
+
+
+@_checks(aten.native_layer_norm.default, variable=(1,))
+def _layer_norm(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
+    """The normalised dimensions have lost what scale and shift have, and are passed as they are; no other is cut.
+
+    The statistics change with the cut, as they must.
+    """
+    source, *parameters = operands
+    count = len(dense.call.args[1])
+    start = len(source) - count
+    return (
+        start >= 0
+        and list(small.call.args[1]) == surviving_shape(dense.shapes[0], source)[start:]
+        and all_kept([*source[:start], *(mask for out in results[1:] for mask in out)])
+        and all(len(masks) == count for masks in parameters)
+        and all(same_masks(*masks) for masks in zip(source, results[0], strict=True))
+        and all(same_masks(*masks) for masks in zip(source[start:], *parameters, strict=True))
+    )
+
+
+@_checks(aten.constant_pad_nd.default)
+def _padded(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
+    """Nothing is removed along a padded dimension, and the same along the others."""
+    source, out, widths = operands[0], results[0], dense.call.args[1]
+    padded = {len(source) - 1 - at // 2 for at, width in enumerate(widths) if width}
+    return len(operands) == 1 and all(
+        mask is None and other is None if dim in padded else same_masks(mask, other)
+        for dim, (mask, other) in enumerate(zip(source, out, strict=True))
     )
 
 

@@ -154,7 +154,9 @@ def is_comparable(call: OperatorCall) -> bool:
 
 
 def _is_without_dropout(call: OperatorCall) -> bool:
-    """Whether the call is an attention whose dropout is off: torch marks it as random all the same."""
+    """Whether the call is a dropout, or an attention, whose dropout is off: torch marks it as random all the same."""
+    if call.op is aten.feature_dropout.default:
+        return call.arg("train") is False
     names = [argument.name for argument in call.op._schema.arguments]
     return "attention" in call.op._opname and "dropout_p" in names and not call.arg("dropout_p")
 

@@ -19,8 +19,9 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.trace import TraceError, analyse
-from lightning_prune.surgery.local_proof import Changes, is_proven
+from lightning_prune.surgery.local_proof import is_proven
 from lightning_prune.surgery.numerical_check import added, mismatches
+from lightning_prune.surgery.passed_sizes import Changes
 from lightning_prune.tracing.ids import Ids, Tie, Ties, Units
 from lightning_prune.tracing.recorder import raised_in
 from lightning_prune.tracing.tracker import TracedOperator, Tracker

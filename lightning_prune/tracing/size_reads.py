@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.tracing.passed_reads import is_passed_on
 from lightning_prune.utils.module_walk import modules_of
 
 __all__ = ["GUARDED", "SizeReads", "attribute_reads", "hides_reads"]
@@ -31,12 +32,6 @@ GUARDED = (
     *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "groups"),
     *("num_groups", "normalized_shape", "num_embeddings", "embedding_dim", "num_parameters"),
 )
-#: Code of torch that passes a size attribute to one operator and does nothing else with it.
-_PASSING = {
-    nn.Conv1d._conv_forward.__code__,
-    nn.Conv2d._conv_forward.__code__,
-    nn.Conv3d._conv_forward.__code__,
-}
 #: Functions of torch that read a whole shape and use its last dimensions only: number of these.
 _SPATIAL_ONLY: dict[CodeType, int] = {
     function.__code__: rank
@@ -219,7 +214,7 @@ def _property(name: str, reads: SizeReads) -> property:
             value = vars(module)[name]
         except KeyError:
             return _inherited(module, name)
-        if sys._getframe(1).f_code not in _PASSING:
+        if not is_passed_on(sys._getframe(1), name):
             reads.attributes.add((id(module), name))
         return value
 

@@ -70,6 +70,7 @@ class Tracker:
         met_values: whether sizes or Python numbers depend on values from here on, in the present forward.
         entered: names of the modules that ran in any forward.
         modes_alike: whether eval and train mode treat channels alike, so that only eval mode needs a trace.
+        returned: tensors that leave the network, as its outputs or for numpy, of each forward.
         reads: sizes that the network's code has read, of each forward.
         state: the network's attributes when it was traced; None in the trace of a smaller network.
         branches_on_values: whether the forward ran on real values, so that other values may take other branches.
@@ -95,6 +96,7 @@ class Tracker:
         self.float_ids: list[Ids] = []
         self.branches_on_values = self.met_values = self.modes_alike = False
         self.entered: set[str] = set()
+        self.returned: list[Tensor] = []
         self.reads: list[SizeReads] = []
         self.state: ModuleState | None = None
         self._constants: set[int] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_prune import SurgeryError, prune_, trace
 from lightning_prune.surgery import proof
@@ -27,6 +29,9 @@ COMMON: dict[str, Callable[[], nn.Module]] = {
     "shufflenet": torchvision.models.shufflenet_v2_x0_5,
     "regnet": lambda: timm.create_model("regnetx_002"),
     "unet": lambda: smp.Unet("resnet18", encoder_weights=None),
+    "convnext": lambda: timm.create_model("convnext_atto"),
+    "padding": lambda: smp.Unet("efficientnet-b0", encoder_weights=None),
+    "channel dropout": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout2d(), nn.Conv2d(8, 2, 1)),
     "vgg": torchvision.models.vgg11_bn,
 }
 
@@ -93,6 +98,83 @@ def test_code_that_reads_numbers_of_channels_is_run_again(reader: str, verdicts:
     with pytest.raises(SurgeryError, match="in the smaller network only"):
         cut_randomly(net, torch.zeros(1, 3, 8, 8))
     assert verdicts == [False]
+
+
+class Norm(nn.LayerNorm):
+    """Normalises channels of images in one of several ways."""
+
+    def __init__(self, way: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(8)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def normed(way: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Norm(way), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+def whole(net: Any, y: Tensor) -> Tensor:
+    return F.layer_norm(y, net.normalized_shape, net.weight, net.bias, net.eps)
+
+
+def by_name(net: Any, y: Tensor) -> Tensor:
+    return F.layer_norm(y, normalized_shape=net.normalized_shape, weight=net.weight, bias=net.bias)
+
+
+def through_another(net: Any, y: Tensor) -> Tensor:
+    return helper(F.layer_norm, net.normalized_shape, net, y)
+
+
+def helper(function: Callable[..., Tensor], sizes: tuple[int, ...], net: Any, y: Tensor) -> Tensor:
+    return function(y, sizes, net.weight, net.bias)
+
+
+@pytest.mark.parametrize("way", [whole, by_name])
+def test_a_norm_that_gets_the_sizes_of_its_module_needs_no_forward(
+    way: Callable[[Any, Tensor], Tensor], verdicts: list[bool]
+):
+    cut_randomly(normed(way), torch.zeros(1, 3, 8, 8))
+    assert verdicts == [True]
+
+
+def test_a_norm_whose_sizes_other_code_has_seen_is_run(verdicts: list[bool]):
+    cut_randomly(normed(through_another), torch.zeros(1, 3, 8, 8))
+    assert verdicts == [False]
+
+
+def test_a_norm_whose_sizes_are_not_those_that_survive_is_not_proven(monkeypatch: pytest.MonkeyPatch):
+    net = normed(whole)
+    graph = trace(net, torch.zeros(1, 3, 8, 8))
+    given: list[bool] = []
+    is_proven = proof.is_proven
+
+    def ask(graph: Any, kept: Any, changes: Any) -> bool:
+        given.append(is_proven(graph, kept, changes))
+        wrong = {key: (7,) if key[1] == "normalized_shape" else value for key, value in changes.items()}
+        net[1].normalized_shape = (7,)
+        given.append(is_proven(graph, kept, wrong))
+        net[1].normalized_shape = (4,)
+        return True
+
+    monkeypatch.setattr(proof, "is_proven", ask)
+    prune_(net, graph, graph.prunable[:4])
+    assert given == [True, False]
+
+
+class Strided(nn.Conv2d):
+    """Passes its number of groups as its stride as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.groups, 0, 1, self.groups)
+
+
+def test_a_number_of_groups_that_is_also_a_stride_is_not_proven(verdicts: list[bool]):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Strided(4, 4, 1, groups=4), nn.Conv2d(4, 2, 1))
+    with contextlib.suppress(SurgeryError):
+        cut_randomly(net, torch.zeros(1, 3, 16, 16))
+    assert True not in verdicts
 
 
 def test_a_network_that_was_changed_since_its_trace_is_run_again(verdicts: list[bool]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from torch import nn
 
 from lightning_prune import prune_, trace
 from lightning_prune.surgery import numerical_check
+from lightning_prune.surgery.mask_check import CHECKS
+from lightning_prune.surgery.masks import Mask
 from lightning_prune.surgery.survivors import Survivors
+from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.ids import Ids
 from lightning_prune.tracing.tracker import TracedOperator
 from tests.support.nets import Small
@@ -113,3 +117,51 @@ def test_a_norm_of_weights_may_lose_inputs_as_well_as_filters() -> None:
     graph = trace(model, torch.zeros(1, 3, 4, 4))
     prune_(model, graph, [*graph.layers["0.weight"][:3], *graph.layers["2.weight"][1:4]])
     assert model[2].weight.shape == (3, 5, 1, 1)
+
+
+_ = None
+K = np.array([True, False, True, True])
+FEWER = np.array([True, False, False, True])
+
+
+def norm_of(sizes: list[int], source: list[Mask], scale: list[Mask], out: list[Mask]) -> bool:
+    """The verdict on a layer norm of (2, 3, 4) over the last dimension, which gets ``sizes`` after the cut."""
+    x, w = torch.zeros(2, 3, 4), torch.zeros(4)
+    op = torch.ops.aten.native_layer_norm.default
+    results = op(x, [4], w, w, 1e-5)
+    dense = _call(op, (x, [4], w, w, 1e-5), results)
+    small = replace(dense, call=replace(dense.call, args=(x, sizes, w, w, 1e-5)))
+    return CHECKS[op][0](dense, small, [source, scale, scale], [out, [None] * 3, [None] * 3])
+
+
+def _call(op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> TracedOperator:
+    call = OperatorCall(op, args, {}, tuple(outputs), "", None, "")
+    return TracedOperator(call, [], [x.shape for x in call.tensors], False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "source", "scale", "out", "right"),
+    [
+        ([3], [_, _, K], [K], [_, _, K], True),
+        ([4], [_, _, K], [K], [_, _, K], False),  # passes the old size
+        ([3], [_, _, K], [FEWER], [_, _, K], False),  # scales other channels
+        ([3], [_, _, K], [_], [_, _, K], False),
+        ([3], [_, _, K], [K], [_, _, _], False),  # its reader expects all channels
+        ([4], [_, np.array([True, False, True]), _], [_], [_, np.array([True, False, True]), _], False),
+    ],
+)
+def test_a_layer_norm_keeps_what_its_parameters_keep(
+    sizes: list[int], source: list[Mask], scale: list[Mask], out: list[Mask], right: bool
+) -> None:
+    assert norm_of(sizes, source, scale, out) == right
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "right"),
+    [([_, K], [_, K], True), ([_, K], [_, FEWER], False), ([K, _], [K, _], False), ([_, _], [_, K], False)],
+)
+def test_padding_needs_its_dimensions_whole(source: list[Mask], out: list[Mask], right: bool) -> None:
+    x = torch.zeros(4, 4)
+    op = torch.ops.aten.constant_pad_nd.default  # the first dimension is padded
+    dense = _call(op, (x, [0, 0, 1, 0], 0.0), [op(x, [0, 0, 1, 0], 0.0)])
+    assert CHECKS[op][0](dense, dense, [source], [out]) == right
