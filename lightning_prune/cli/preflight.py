@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from socket import create_connection
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -44,6 +46,11 @@ NEEDED = {
         "or choose other data, such as images and masks of your own:\n"
         "  lightning-prune data=folder data.root=DIR task.num_classes=5",
     )
+}
+#: class of a logger -> the package that it writes with, which is the name of its extra, too
+TRACKERS = {
+    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
+    "lightning.pytorch.loggers.WandbLogger": "wandb",
 }
 #: option of Hydra that comes with a package -> the extra that installs it
 EXTRAS = {
@@ -138,6 +145,27 @@ def _check_installed(config: DictConfig) -> None:
     package, message = NEEDED.get(target, ("", ""))
     if package and find_spec(package) is None:
         raise UsageError(message)
+    for logger in (config.get("logger") or {}).values():
+        _check_tracker(logger)
+
+
+def _check_tracker(logger: DictConfig) -> None:
+    """Raise UsageError if the package of a logger is not installed, or its server does not answer."""
+    package = TRACKERS.get(str(logger.get("_target_")), "")
+    if package and find_spec(package) is None:
+        raise UsageError(
+            f"logger={package} needs a package that is not installed:\n  pip install 'lightning-prune[{package}]'"
+        )
+    address = urlsplit(str(logger.get("tracking_uri") if package == "mlflow" else ""))
+    if address.scheme not in ("http", "https") or address.hostname is None:
+        return
+    try:
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        create_connection((address.hostname, port), timeout=5).close()
+    except OSError as error:  # the client of MLflow would try again for minutes
+        raise UsageError(
+            f"no MLflow server answers at {address.geturl()} ({error}).\nStart one: mlflow server --port {port}"
+        ) from error
 
 
 def _check_objective(config: DictConfig) -> None:

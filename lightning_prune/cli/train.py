@@ -30,6 +30,7 @@ from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.objective import ObjectiveCheck, objective_values
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, REPORT, Summary, load_net, save_net
 from lightning_prune.reporting.run_observer import RunObserver
+from lightning_prune.reporting.trackers import describe_run, finish_trackers
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
@@ -134,6 +135,7 @@ def run(
             configuration=digest,
         )
         try:
+            describe_run(parts.trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
             parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path)
             settings = replace(settings, seconds=time.perf_counter() - start, status="completed")
             if (best := best_weights(parts.trainer)) is not None:
@@ -150,6 +152,8 @@ def run(
                 config, folder, parts, replace(settings, seconds=seconds, status="interrupted")
             )
             raise
+        finally:
+            finish_trackers(parts.trainer.loggers)
     return summary
 
 

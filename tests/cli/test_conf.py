@@ -347,9 +347,16 @@ def test_trainer(option: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", options("logger"))
-def test_logger(option: str) -> None:
-    loggers = [instantiate(logger) for logger in composed(f"logger={option}").logger.values()]
-    assert len(loggers) == {"none": 0, "csv_tensorboard": 2, "visdom": 2}.get(option, 1)
+def test_logger(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if option in ("mlflow", "wandb"):
+        pytest.importorskip(option, reason=f"needs lightning-prune[{option}]")
+    monkeypatch.chdir(tmp_path)  # where MLflow makes its database
+    nodes = composed(f"logger={option}").logger.values()
+    for node in nodes:
+        assert set(node) - {"_target_"} <= set(arguments(get_class(node._target_)))
+    loggers = [instantiate(node) for node in nodes]
+    expected = {"none": 0, "csv_tensorboard": 2, "visdom": 2, "mlflow": 2, "wandb": 2}
+    assert len(loggers) == expected.get(option, 1)
     assert all(isinstance(logger, Logger) for logger in loggers)
 
 
