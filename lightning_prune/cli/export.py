@@ -71,6 +71,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     path: Path = options.path or options.run / _default(options)
+    if path.suffix[1:].isalpha() and path.suffix not in FILES and not path.is_dir():
+        raise ValueError(f"{path} must end in {' or '.join(FILES)}, or be a folder")
     if options.push or (path.suffix not in FILES and not path.is_file()):
         _export_folder(options, path)
     elif options.int8:

@@ -29,7 +29,6 @@ SIZES = (
 )  # as ``reporting.pages.sweep_charts``, which is slow to import
 PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
 EXPORTS = """examples:
-  lightning-prune export RUN                       RUN/net.onnx
   lightning-prune export RUN net.pt2               torch.export program
   lightning-prune export RUN --int8 --baseline DENSE_RUN
   lightning-prune export RUN DIR --license mit     folder with a model card
@@ -176,9 +175,9 @@ def _export(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--int8", action="store_true", help="quantise; compare dense, pruned, INT8")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="dense run to compare with")
-    parser.add_argument("--images", type=int, default=64, help="training images that calibrate; default 64")
+    parser.add_argument("--images", type=int, default=64, metavar="N", help="training images that calibrate; default 64")
     parser.add_argument("--reduce-range", action="store_true", help="7-bit weights, for x86 without VNNI")
-    parser.add_argument("--threads", type=int, default=1, help="of the latency that is measured; default 1")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the latency that is measured; default 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison; -: print it")
     parser.add_argument("--license", default="unknown", help="for the model card: mit, apache-2.0, ...")
     parser.add_argument("--push", metavar="USER/NAME", help="upload to the Hugging Face hub, private")
@@ -186,7 +185,7 @@ def _export(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint of the run; default: RUN/net.pt"
     )
-    parser.add_argument("--shape", type=int, nargs="+", default=(), help="of the input, batch included")
+    parser.add_argument("--shape", type=int, nargs="+", default=(), metavar="N", help="of the input, batch included")
     parser.add_argument("--fixed-batch", action="store_true", help="only for the batch of the shape")
     return parser
 

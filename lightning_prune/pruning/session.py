@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.criteria.base import CriterionLike, Observer, as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.trace import TraceError
 from lightning_prune.pruning.step import BlockScores, Surgery, cut_
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
@@ -179,7 +180,9 @@ class PruningSession:
             restore()
             self.postpone(now, error)
             return PruningRecord()
-        except SurgeryError as error:
+        except (SurgeryError, TraceError) as error:
+            if isinstance(error, TraceError):  # the cut was proven, but the smaller network does not run
+                restore()
             self.exhausted = True
             warnings.warn(f"no more cuts, the network stays unchanged: {error}", stacklevel=2)
             return PruningRecord()

@@ -44,7 +44,7 @@ def snapshot(
         (registry, dict(registry))
         for _, attributes in modules
         for key in ("_modules", "_parameters", "_buffers")
-        if type(registry := attributes[key]) in (dict, OrderedDict) and registry
+        if type(registry := attributes.get(key)) in (dict, OrderedDict) and registry
     ]
     groups = [
         (group["params"], list(group["params"]))

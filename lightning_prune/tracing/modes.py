@@ -239,9 +239,15 @@ class OperatorMode(TorchDispatchMode):
             self.num_random += 1
             for generator in torch_generators():
                 generator.manual_seed(self.num_random)
-        if func.namespace != "prim" and not self.paused:  # prim.device and the like return no tensor
+        # prim.device and the like return no tensor
+        if func.namespace != "prim" and not self.paused and not self._is_reserve(func):
             self._append(func, args, kwargs, out)
         return out
+
+    def _is_reserve(self, func: OpOverload) -> bool:
+        """Whether batch norm asks for memory that only cuDNN uses: a direct call of it does not."""
+        call = self.python.current
+        return func is aten.empty.memory_format and call is not None and call.function is torch.batch_norm
 
     def runs_attention(self, query: Tensor, *args: Any, **kwargs: Any) -> bool:
         """Whether fused attention is recorded as one operator, and not as torch runs it on the device.
