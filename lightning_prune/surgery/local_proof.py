@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.surgery.mask_check import CHECKS, UNTAGGED_POINTWISE, pointwise_check
@@ -34,9 +35,11 @@ from lightning_prune.surgery.passed_sizes import (
 )
 from lightning_prune.surgery.survivors import Survivors
 from lightning_prune.tracing.calls import OperatorCall
+from lightning_prune.tracing.hidden_code import hides_reads
 from lightning_prune.tracing.rules.numbers import scalars
-from lightning_prune.tracing.size_reads import GUARDED, hides_reads
+from lightning_prune.tracing.size_reads import GUARDED
 from lightning_prune.tracing.tracker import TracedOperator, Tracker
+from lightning_prune.utils.module_walk import modules_of
 
 __all__ = ["is_proven"]
 
@@ -65,7 +68,9 @@ def is_proven(graph: ChannelGraph, kept: NDArray[np.bool_], changes: Changes) ->
     if _reads_what_is_cut(tracker, survivors, changes):
         return False
     check = _Check(tracker, survivors, changes)
-    if not all(map(check.is_right, tracker.operators)) or not all(map(check.is_whole, tracker.returned)):
+    if not all(map(check.is_right, tracker.operators)) or not check.knows_outputs():
+        return False
+    if not all(map(check.is_whole, tracker.returned)):
         return False
     return _costs_as_predicted(graph, evidence, survivors, kept)
 
@@ -84,7 +89,12 @@ def _runs_the_same(tracker: Tracker, changes: Changes) -> bool:
 
 
 def _reads_what_is_cut(tracker: Tracker, survivors: Survivors, changes: Changes) -> bool:
-    """Whether the code has read a size that the cut has changed."""
+    """Whether the code has read a size that the cut has changed, or may have done so."""
+    modules = set(map(id, modules_of(tracker.model)))
+    if any(
+        reads.unclear or any(owner not in modules for owner, _ in reads.attributes) for reads in tracker.reads
+    ):
+        return True
     if any(survivors.mask([ids]) is not None for ids in tracker.float_ids):
         return True
     if any(not reads.attributes.isdisjoint(changes) for reads in tracker.reads):
@@ -122,6 +132,17 @@ class _Check:
             id(tensor): [survivors.mask((ids,)) for ids in tracker.sources[name].values()]
             for name, tensor in tracker.named_tensors
         }
+        self.inputs = {id(tensor) for reads in tracker.reads for tensor in reads.ends[0]}
+        self.outputs = [tensor for reads in tracker.reads for tensor in reads.ends[1]]
+
+    def knows_outputs(self) -> bool:
+        """Whether what the network returns was made by the operators that have been checked."""
+        return all(map(self._is_known, self.outputs))
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Whether no tensor without data comes from code that nothing sees, such as another thread."""
+        made = tensor.is_meta or isinstance(tensor, FakeTensor)
+        return not made or id(tensor) in self.known or id(tensor) in self.inputs
 
     def is_right(self, operator: TracedOperator) -> bool:
         """Whether masks show that the operator gives the surviving part of its dense result."""
@@ -156,7 +177,7 @@ class _Check:
         for tensor, shape, masks in zip(operator.call.tensors, operator.shapes, operands, strict=True):
             known = self.known.get(id(tensor))
             if known is None:
-                if any(mask is not None for mask in masks):
+                if any(mask is not None for mask in masks) or not self._is_known(tensor):
                     return False
             elif len(known) != len(masks) or not all(map(same_masks, known, masks)):
                 return False

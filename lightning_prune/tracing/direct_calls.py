@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 __all__ = ["DIRECT", "is_undisturbed"]
 
@@ -36,6 +37,7 @@ def is_undisturbed() -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not torch.is_grad_enabled()
         and _functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0  # tangents of forward-mode derivatives would be lost
     )
 
 

@@ -152,6 +152,7 @@ class PythonCallMode(TorchFunctionMode):
         if func is Tensor.__len__:
             self.reads.add(args[0], 0)
             int(_traced_sizes(args[0], func(*args), 0))  # `len` returns a plain int, as `int` does
+        self.reads.add_call(func, types, args)
         outer, self.current = self.current, PythonCall(func, args, kwargs)
         try:
             if (direct := DIRECT.get(func)) is not None:
@@ -166,6 +167,9 @@ class PythonCallMode(TorchFunctionMode):
             if type(out) is not Tensor:
                 self.reads.add_result(func, args, kwargs, out)
             return out
+        except Exception:
+            self.reads.unclear = True  # whether it raises depends on sizes, and the network may go on
+            raise
         finally:
             self.current = outer
 
@@ -300,6 +304,8 @@ class OperatorMode(TorchDispatchMode):
 
     def _append(self, op: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
         # TorchScript calls operators without a Python-level call: their sizes are constants of its code.
+        if self.python.current is None:
+            self.python.reads.unclear = True
         python = self.python.current or PythonCall(op.overloadpacket, args, kwargs)
         self.calls.append(OperatorCall(op, args, kwargs, out, self.modules.innermost, python, _line()))
 

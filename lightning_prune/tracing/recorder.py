@@ -96,6 +96,7 @@ class _Forward:
         except Exception as error:
             error.add_note(f"{_NOTE_PREFIX}{modules.failed_module or ''}")
             raise
+        python.reads.ends = tensors_in((inputs, kwargs)), tensors_in(out)
         return Recording(
             calls=operators.calls,
             outputs=tensors_in(out),

@@ -12,20 +12,22 @@ from __future__ import annotations
 import contextlib
 import dis
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
-from types import CodeType, FrameType, FunctionType, ModuleType
+from functools import cache, lru_cache
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
 from lightning_prune.tracing.passed_reads import is_passed_on
-from lightning_prune.utils.module_walk import modules_of
 
-__all__ = ["GUARDED", "SizeReads", "attribute_reads", "hides_reads"]
+__all__ = ["GUARDED", "SizeReads", "attribute_reads"]
 
 #: Attributes that hold a number of channels in the layers of torch, whose reads are noted.
 GUARDED = (
@@ -63,12 +65,12 @@ _SIZELESS = {
         for name in ("is_cpu", "is_meta", "is_quantized", "is_sparse", "is_nested")
     ),
 }
-#: Names by which code reads attributes past the properties, or runs code that nothing here sees.
-_HIDING = frozenset(("vars", "__dict__", "__getattribute__"))
-#: Methods that no forward runs.
-_ASIDE = frozenset(("__repr__", "__getstate__", "__setstate__", "__reduce__", "__init_subclass__"))
-#: Packages whose code no forward runs, or is known.
-_KNOWN = frozenset(("torch", "builtins", "abc", "typing", "collections", "huggingface_hub"))
+#: Setter by which a tensor becomes another one, under the same identity.
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+#: Namespaces of operators whose kernels are not code of the user.
+_OPERATORS = ("aten", "prim", "prims", "torchvision")
+#: Names by which code reads its own variables.
+_OWN_VARIABLES = frozenset(("locals", "eval", "exec"))
 
 
 @dataclass
@@ -78,10 +80,22 @@ class SizeReads:
     Attributes:
         dims: tensors, each with the dimensions whose sizes were used.
         attributes: ``(id of a module, name)`` of each size attribute that code other than torch's layers has read.
+        ends: tensors that the network was given, and those that it returned.
+        unclear: whether code ran that may have read any size: what is in ``dims`` and ``attributes`` is not all.
     """
 
     dims: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
     attributes: set[tuple[int, str]] = field(default_factory=set)
+    ends: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    unclear: bool = False
+
+    def add_call(self, func: Any, types: Any, args: tuple[Any, ...]) -> None:
+        """Note what a call may hide: code of tensor classes and of operators, a read that gives a tensor."""
+        foreign = isinstance(func, (OpOverload, OpOverloadPacket)) and _namespace(func) not in _OPERATORS
+        if foreign or func == _SET_DATA or any(map(_has_code, types)):
+            self.unclear = True
+        if func is torch._shape_as_tensor:
+            self.add(args[0], *range(args[0].dim()))
 
     def add_shape(self, tensor: Tensor, frame: FrameType) -> None:
         """Note that the code of ``frame`` reads the shape of a tensor."""
@@ -110,10 +124,23 @@ class SizeReads:
                     self.add(tensor, *range(tensor.dim()))
 
 
+@cache
+def _has_code(kind: Any) -> bool:
+    """Whether a class of tensors runs Python code of its own for each call."""
+    return kind is not Tensor and kind.__torch_function__ is not torch._C._disabled_torch_function_impl
+
+
+def _namespace(operator: Any) -> str:
+    packet = operator if isinstance(operator, OpOverloadPacket) else operator._overloadpacket
+    return str(packet._qualified_op_name.partition("::")[0])
+
+
 @lru_cache(maxsize=4096)
 def _used(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
     """Return the dimensions of a shape that what follows its read at ``place`` uses; all if that is unclear."""
     everything = tuple(range(rank))
+    if not _is_read_here(code, place):
+        return everything  # another function reads it, and may return something else
     following = [each for each in _instructions(code) if each.offset > place and each.opname not in _FILLERS][
         :4
     ]
@@ -128,6 +155,16 @@ def _used(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
     if first.opname == "UNPACK_SEQUENCE" and first.argval == rank:
         return _used_names(code, first.offset, rank)
     return everything
+
+
+def _is_read_here(code: CodeType, place: int) -> bool:
+    """Whether the instruction at ``place`` is ``.shape`` itself, or the call of ``.size()``."""
+    until = [each for each in _instructions(code) if each.offset <= place and each.opname not in _FILLERS]
+    *_, before, last = (None, *until)
+    if last is None or last.opname == "LOAD_ATTR":
+        return last is not None and last.argval == "shape"
+    is_method = before is not None and before.opname in ("LOAD_METHOD", "LOAD_ATTR")
+    return is_method and last.opname == "CALL" and last.argval == 0 and before.argval == "size"
 
 
 _FILLERS = {"CACHE", "PRECALL", "NOP", "RESUME", "EXTENDED_ARG", "NOT_TAKEN"}
@@ -174,7 +211,7 @@ def _used_names(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
             names += each.argval
         if len(names) >= rank or not each.opname.startswith("STORE_FAST"):
             break
-    if len(names) != rank:
+    if len(names) != rank or not _OWN_VARIABLES.isdisjoint(code.co_names):
         return tuple(range(rank))
     used = {
         name
@@ -193,17 +230,40 @@ def _used_names(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
 @contextlib.contextmanager
 def attribute_reads(reads: SizeReads) -> Iterator[None]:
     """Note every read of a size attribute of any module within the block."""
-    before = {name: vars(nn.Module)[name] for name in GUARDED if name in vars(nn.Module)}
-    for name in GUARDED:
-        setattr(nn.Module, name, _property(name, reads))
+    stand_ins: list[tuple[Any, str, Any]] = [(nn.Module, name, _property(name, reads)) for name in GUARDED]
+    # A text or a copy of a module has its sizes; TorchScript and other threads read sizes of tensors unseen.
+    stand_ins += [
+        (owner, name, _noting(getattr(owner, name), reads))
+        for owner, name in (
+            *((nn.Module, name) for name in ("__repr__", "__reduce_ex__")),
+            *((threading.Thread, "start"), (ThreadPoolExecutor, "submit")),
+            *((kind, "__call__") for kind in (torch.jit.ScriptFunction, torch._C.ScriptMethod)),
+        )
+    ]
+    before = [vars(owner).get(name, _ABSENT) for owner, name, _ in stand_ins]
+    for stand_in in stand_ins:
+        setattr(*stand_in)
     try:
         yield
     finally:
-        for name in GUARDED:
-            if name in before:
-                setattr(nn.Module, name, before[name])
+        for (owner, name, _), value in zip(stand_ins, before, strict=True):
+            if value is _ABSENT:
+                delattr(owner, name)
             else:
-                delattr(nn.Module, name)
+                setattr(owner, name, value)
+
+
+_ABSENT = object()
+
+
+def _noting(method: Callable[..., Any], reads: SizeReads) -> Callable[..., Any]:
+    """Return a method that does the same, and notes that it may have read any size."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reads.unclear = True
+        return method(*args, **kwargs)
+
+    return call
 
 
 def _property(name: str, reads: SizeReads) -> property:
@@ -236,61 +296,3 @@ def _inherited(module: nn.Module, name: str) -> Any:
         if name in vars(kind):
             return getattr(super(nn.Module, module), name)
     raise AttributeError(name)  # Python then asks ``__getattr__`` for parameters, buffers and submodules
-
-
-# -- code that nothing here sees ------------------------------------------------------------------------------
-
-
-def hides_reads(model: nn.Module) -> bool:
-    """Return whether the files that define the network's classes have code that may read sizes unseen.
-
-    Such are TorchScript functions, and code that looks into the dictionaries of objects.
-    """
-    return any(map(_class_hides, {type(module) for module in modules_of(model)}))
-
-
-def _class_hides(kind: type) -> bool:
-    return issubclass(kind, torch.jit.ScriptModule) or any(map(_file_hides, _files_of(kind)))  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=1024)
-def _files_of(kind: type) -> frozenset[str]:
-    """Return the names of the Python modules that define a class and its bases, without those that are known."""
-    names = {base.__module__ for base in kind.__mro__}
-    return frozenset(name for name in names if name.partition(".")[0] not in _KNOWN)
-
-
-def _file_hides(name: str) -> bool:
-    file = sys.modules.get(name)
-    return file is None or _scan(file, len(vars(file)))
-
-
-@lru_cache(maxsize=1024)
-def _scan(file: ModuleType, number_of_names: int) -> bool:
-    for value in list(vars(file).values()):
-        if isinstance(value, torch.jit.ScriptFunction):
-            return True
-        if (
-            isinstance(value, FunctionType)
-            and not value.__module__.startswith("torch.")
-            and _hides(value.__code__)
-        ):
-            return True
-        if isinstance(value, type) and value.__module__ == file.__name__ and any(map(_hides, _codes(value))):
-            return True
-    return False
-
-
-def _codes(kind: type) -> Iterator[CodeType]:
-    for member in list(vars(kind).values()):
-        for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
-            if isinstance(part, FunctionType):
-                yield part.__code__
-
-
-def _hides(code: CodeType) -> bool:
-    if code.co_name in _ASIDE:
-        return False
-    if not _HIDING.isdisjoint(code.co_names):
-        return True
-    return any(_hides(constant) for constant in code.co_consts if isinstance(constant, CodeType))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.tracing.hidden_code import hides_reads
 from lightning_prune.tracing.recorder import record_forward
-from lightning_prune.tracing.size_reads import SizeReads, hides_reads
+from lightning_prune.tracing.size_reads import SizeReads
 
 
 class Reads(nn.Module):
