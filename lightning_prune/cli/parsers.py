@@ -175,9 +175,13 @@ def _export(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--int8", action="store_true", help="quantise; compare dense, pruned, INT8")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="dense run to compare with")
-    parser.add_argument("--images", type=int, default=64, metavar="N", help="training images that calibrate; default 64")
+    parser.add_argument(
+        "--images", type=int, default=64, metavar="N", help="training images that calibrate; default 64"
+    )
     parser.add_argument("--reduce-range", action="store_true", help="7-bit weights, for x86 without VNNI")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the latency that is measured; default 1")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the latency that is measured; default 1"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison; -: print it")
     parser.add_argument("--license", default="unknown", help="for the model card: mit, apache-2.0, ...")
     parser.add_argument("--push", metavar="USER/NAME", help="upload to the Hugging Face hub, private")
@@ -185,7 +189,9 @@ def _export(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint of the run; default: RUN/net.pt"
     )
-    parser.add_argument("--shape", type=int, nargs="+", default=(), metavar="N", help="of the input, batch included")
+    parser.add_argument(
+        "--shape", type=int, nargs="+", default=(), metavar="N", help="of the input, batch included"
+    )
     parser.add_argument("--fixed-batch", action="store_true", help="only for the batch of the shape")
     return parser
 

@@ -24,7 +24,14 @@ from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
 
 CONF = Path(__file__).parents[2] / "conf"
 FORMER_NAMES = {current: former for former, current in RENAMED_TARGETS.items()}
-UNCHANGED = ("DepthSettings", "classification.", "criteria.", "data.", "distillation.", "segmentation.SegmentationModule")
+UNCHANGED = (
+    "DepthSettings",
+    "classification.",
+    "criteria.",
+    "data.",
+    "distillation.",
+    "segmentation.SegmentationModule",
+)
 
 
 @pytest.fixture(autouse=True)
