@@ -252,6 +252,17 @@ def test_runs_of_joblib_give_the_same_results_as_one_after_another(tiny: list[st
     assert groups[0]["completed"] == 2
 
 
+def test_runs_of_submitit_give_the_same_results_as_one_after_another(tiny: list[str], tmp_path: Path) -> None:
+    """The local executor starts processes as that of Slurm does, with pickled functions and results."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, launcher in (("one", []), ("two", ["sweep=submitit"])):
+        lightning_prune("-m", *launcher, "seed=1,2", *tiny, f"hydra.sweep.dir={tmp_path / name}")
+    for number in "01":
+        one, two = (weights(tmp_path / name / number) for name in ("one", "two"))
+        assert all(torch.equal(one[key], value) for key, value in two.items())
+    assert json.loads((tmp_path / "two" / "sweep.json").read_text())[0]["completed"] == 2
+
+
 def test_a_missing_launcher_is_answered_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
