@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed                  # the networks of the zoo that both pass; docs/results/speed.md
     python -m benchmarks.speed --every 4        # each fourth of them, and the twelve named ones
+    python -m benchmarks.speed --update         # measures some again, keeps the stored results of the others
     python -m benchmarks.speed --report         # only writes the page again, from the JSON
     python -m benchmarks.speed --label before   # as the figures of an older version, to compare with
     python -m benchmarks.speed PART             # digests, cuts, tracing, selection, scaling, overhead or training
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.report:
         _measure_all(args)
         content = files.load() if files.data.is_file() else {}
-        content[args.label] = _content(args)
+        content[args.label] = _content(args, content.get(args.label, {}) if args.update else {})
         files.save(content)
     text = page(files.load())
     files.write_page(text)
@@ -52,6 +53,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.epilog = f"parts, each with options of its own: {', '.join(PARTS)}"
     add = parser.add_argument
     add("--every", type=int, default=1, help="measure each n-th network of the list, and the named ones")
+    add("--update", action="store_true", help="keep stored results of networks that are not measured now")
     add("--label", choices=LABELS, default="now", help="name of these results on the page")
     add("--seconds", type=float, default=300, help="limit of processor time per network")
     add("--folder", type=Path, default=Path("outputs") / "speed", help="folder of the finished results")
@@ -81,9 +83,11 @@ def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def _content(args: argparse.Namespace) -> dict[str, Any]:
+def _content(args: argparse.Namespace, stored: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored of this measurement; with the runs in ``stored`` of networks that it has not measured."""
+    runs = {row["network"]: row for row in (*stored.get("runs", ()), *_rows(args))}
     date = time.strftime("%Y-%m-%d")
-    return {"date": date, "versions": versions(), "machine": machine(), "runs": _rows(args)}
+    return {"date": date, "versions": versions(), "machine": machine(), "runs": list(runs.values())}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import geometric_mean, median
 from typing import Any
@@ -39,6 +40,7 @@ def page(content: Mapping[str, Any]) -> str:
         "",
         *_summary("Now", now),
         *_load(now, before),
+        *_commits(now),
         *_summary("Before", before),
         *_cuts(content.get("cuts", ())),
         "",
@@ -95,6 +97,15 @@ def _load(now: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
         f"**{geometric_mean(faster.values()):.2f} times as fast**, and slower on {slower}. Both tools take turns, "
         "but times of a few milliseconds on such a machine are no better than this."
     ]
+
+
+def _commits(rows: Mapping[str, Row]) -> list[str]:
+    """Return a line on the versions that were measured, where there are several."""
+    counts = Counter(row["commit"] for row in rows.values() if "commit" in row)
+    if len(counts) < 2:
+        return []
+    each = ", ".join(f"{number} at {commit}" for commit, number in counts.most_common())
+    return [f"- Not all networks were measured with the same version of ours: {each}."]
 
 
 def _cuts(seconds: Sequence[float]) -> list[str]:

@@ -34,3 +34,11 @@ def test_the_gain_is_also_given_against_the_faster_of_their_two_times() -> None:
 
 def test_nothing_is_said_of_the_machine_without_a_measurement_before() -> None:
     assert "shared with other work" not in _page([_row("a", 1.0, 4.0)], [])
+
+
+def test_versions_that_differ_are_told() -> None:
+    rows = [
+        {**_row(name, 1.0, 4.0), "commit": commit} for name, commit in (("a", "x"), ("b", "y"), ("c", "x"))
+    ]
+    assert "same version of ours: 2 at x, 1 at y." in _page(rows, [])
+    assert "same version" not in _page(rows[:1], [])
