@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
 from lightning_prune.graph.trace import TraceError, analyse
+from lightning_prune.surgery.known_code import is_known_code
 from lightning_prune.surgery.local_proof import is_proven
 from lightning_prune.surgery.numerical_check import added, mismatches
 from lightning_prune.surgery.passed_sizes import Changes
@@ -52,8 +53,8 @@ def prove(
 ) -> None:
     """Trace the network of ``graph``, which has been cut to ``kept``, and compare the trace with the dense one.
 
-    The network is not traced where the dense trace shows already that the cut is right
-    (:mod:`~lightning_prune.surgery.local_proof`).
+    A network of known packages (:mod:`~lightning_prune.surgery.known_code`) is not traced where the dense trace shows
+    already that the cut is right (:mod:`~lightning_prune.surgery.local_proof`).
 
     Args:
         graph: graph of the dense network, with its trace.
@@ -66,7 +67,7 @@ def prove(
     """
     evidence = graph.evidence
     assert evidence is not None
-    if changes is not None and is_proven(graph, kept, changes):
+    if changes is not None and is_known_code(evidence.tracker.model) and is_proven(graph, kept, changes):
         return
     survives = np.append(kept, True)[evidence.unit_of]  # per component; those without a unit (-1) survive
     small = _retrace(graph, evidence, indices)
