@@ -1,7 +1,8 @@
 """Networks whose code is all known: only their cuts are proven without running the smaller network.
 
 :mod:`~lightning_prune.tracing.size_reads` sees what common code reads, and code that hides its reads is looked for.
-But Python has ever more ways to hide them, and a cut that is wrong must never pass. So code of one's own is always run.
+But Python has ever more ways to hide them, and a cut that is wrong must never pass. So code of one's own is always
+run.
 """
 
 from __future__ import annotations
