@@ -155,7 +155,9 @@ def _check_partners(
     files: Mapping[str, Path], partners: Mapping[str, Path], kind: str, partner_kind: str, argument: str
 ) -> None:
     """Raise ValueError if a file has no partner; ``argument`` is the one that may have to be set."""
-    alone = sorted(file.name for key, file in files.items() if key not in partners)
+    alone = sorted(
+        (Path(key).parent / file.name).as_posix() for key, file in files.items() if key not in partners
+    )
     if alone:
         names = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,11 +12,12 @@ from torch.optim import Optimizer
 from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.pruning.schedules import Schedule, Timing
 from lightning_prune.pruning.session import PruningSession
+from lightning_prune.selection.budget import check_amounts
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.passing import PassingFailure
 
-__all__ = ["RegularCuts", "StatisticsMode", "retry_is_due", "with_amount"]
+__all__ = ["RegularCuts", "StatisticsMode", "missing_cuts", "retry_is_due", "with_amount"]
 
 StatisticsMode = Literal["epoch", "pass"]
 DEFAULT_AMOUNT = 0.1  # of the dense network, per cut
@@ -105,8 +107,39 @@ def with_amount(
     if amount is not None and policy.amount is not None:
         raise ValueError("amount: set this in the PruningPolicy, not beside it")
     amount = amount if policy.amount is None else policy.amount
+    if amount is not None:
+        check_amounts(amount, "amount")
     if schedule is not None and amount is not None:
         raise ValueError(
             "a schedule sets how much is removed in each cut, and so does an amount: leave one of them out"
         )
     return replace(policy, amount=dict(amount or dict.fromkeys(policy.budget, DEFAULT_AMOUNT)))
+
+
+def missing_cuts(policy: PruningPolicy, timing: Timing, epochs: int) -> str:
+    """Return a sentence if the cuts of a training are too few for its budget; "" if they suffice or are not fixed.
+
+    Args:
+        policy: its amounts and budgets that are shares are compared.
+        timing: when cuts are due.
+        epochs: number of epochs; negative: no end.
+
+    Example:
+        >>> policy = PruningPolicy({"macs": 0.5}, amount={"macs": 0.1})
+        >>> print(missing_cuts(policy, Timing(), epochs=3))
+        3 epochs have 2 cuts, macs needs 5: about 80% will remain, not 50%; train 6 epochs, or amount={'macs': 0.25}
+    """
+    cuts = 0 if timing.by_steps or timing.schedule is not None else timing.number(epochs - 1) + 1
+    for resource, target in policy.budget.items():
+        amount = (policy.amount or {}).get(resource, 0)
+        if not (0 < amount <= 1 and target < 1 and cuts > 0):
+            continue
+        needed = math.ceil((1 - target) / amount - 1e-9)
+        if needed > cuts:
+            enough = timing.start + timing.every * (needed - 1) + 1
+            larger = math.ceil((1 - target) / cuts * 100 - 1e-9) / 100
+            return (
+                f"{epochs} epochs have {cuts} cuts, {resource} needs {needed}: about {1 - cuts * amount:.0%} will "
+                f"remain, not {target:.0%}; train {enough} epochs, or amount={{{resource!r}: {larger}}}"
+            )
+    return ""

@@ -61,9 +61,12 @@ def check_amounts(amounts: Any, argument: str) -> None:
         for name, value in amounts.items()
     )
     if not is_right:
-        raise ValueError(
-            f"{argument} must say of which resource how much remains, such as {{'macs': 0.5}}, got {amounts!r}"
+        what = (
+            "how much a cut removes, such as {'macs': 0.1}"
+            if argument == "amount"
+            else ("how much remains, such as {'macs': 0.5}")
         )
+        raise ValueError(f"{argument} must say of which resource {what}, got {amounts!r}")
 
 
 def reachable(
@@ -114,9 +117,10 @@ def check_budget(
     unlimited = reachable(
         graph, limits=NO_LIMITS, exclude=exclude, channel_multiple=channel_multiple, dense=dense
     )
+    absolute = f" ({budget[resource]} is an amount, since it is above 1)" if budget[resource] > 1 else ""
     raise ValueError(
-        f"budget {resource}={budget[resource]} cannot be met: limits, exclusions and pinned filters keep at least "
-        f"{si(lowest[resource])} ({lowest[resource] / dense_cost:.3f} of the dense model; without limits "
+        f"budget {resource}={budget[resource]}{absolute} cannot be met: limits, exclusions and pinned filters keep "
+        f"at least {si(lowest[resource])} ({lowest[resource] / dense_cost:.3f} of the dense model; without limits "
         f"{unlimited[resource] / dense_cost:.3f}); raise the budget, or loosen: "
         f"{'; '.join(_obstacles(graph, pool, limits, exclude, channel_multiple))}"
     )

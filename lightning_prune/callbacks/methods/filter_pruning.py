@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.methods.base import PruningMethod
 from lightning_prune.criteria.base import CriterionLike
-from lightning_prune.pruning.regular_cuts import RegularCuts, StatisticsMode
+from lightning_prune.pruning.regular_cuts import RegularCuts, StatisticsMode, missing_cuts
 from lightning_prune.pruning.schedules import Timing
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.policy import PruningPolicy
@@ -67,6 +68,11 @@ class FilterPruning(PruningMethod):
         return self.cuts.cut_(
             session, now, optimizers, partial(forward_training_data, trainer, session.target)
         )
+
+    def on_session_start(self, trainer: L.Trainer, session: PruningSession, is_dense: bool) -> None:
+        """Tell, before training, that its epochs are too few for the budget."""
+        if is_dense and (text := missing_cuts(self.policy, self.timing, trainer.max_epochs or -1)):
+            rank_zero_info(text)
 
     def on_first_batch(self, trainer: L.Trainer, session: PruningSession, batch: Any) -> None:
         """Check that cuts come when they are meant to."""
