@@ -11,7 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.distillation.config import WEIGHTS
+from lightning_prune.pruning.regular_cuts import missing_cuts
+from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.utils.formatting import si
 from lightning_prune.utils.terminal import fitted
 
@@ -51,6 +54,7 @@ def banner(
     lines = {
         "train": f"{_network(module.net)} for {_length(trainer)} · {_optimizer(config)} · seed {config.seed}",
         "prune": _pruning(config, choices),
+        "note": _missing_cuts(trainer),
         "distil": _distillation(config),
         "data": _data(trainer),
         "device": f"{_device(trainer)} · {trainer.precision}",
@@ -85,6 +89,11 @@ def _pruning(config: DictConfig, choices: Mapping[str, str]) -> str:
     start = prune.get("start_epoch")
     begin = "" if start is None else f", from epoch {start + 1} on"
     return f"{method}{f' ({by})' if by else ''} to {budget or 'where its criterion ends'}{begin}"
+
+
+def _missing_cuts(trainer: L.Trainer) -> str:
+    callbacks = [each for each in callbacks_of(trainer) if isinstance(each, FilterPruningCallback)]
+    return "; ".join(missing_cuts(each.policy, each.timing, trainer.max_epochs or -1) for each in callbacks)
 
 
 def _share(name: Any, value: Any) -> str:
