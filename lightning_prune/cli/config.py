@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from lightning_prune.utils.hints import did_you_mean
 
 
 class UsageError(ValueError):
@@ -159,4 +162,20 @@ def root_cause(error: BaseException) -> str:
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     while error.__cause__ is not None:
         error = error.__cause__
-    return ": ".join([*keys, type(error).__name__, *filter(None, [str(error)])])
+    text = ": ".join([*keys, type(error).__name__, *filter(None, [str(error)])])
+    hint = _target_hint(str(error)) if isinstance(error, (ImportError, AttributeError)) else ""
+    return f"{text}; {hint}" if hint else text
+
+
+def _target_hint(message: str) -> str:
+    """Return the path that is most like one that cannot be imported, if its module is loaded; else "".
+
+    Example:
+        >>> _target_hint("No module named 'torch.optim.Adamm'")
+        'did you mean torch.optim.Adam?'
+    """
+    for path in re.findall(r"'([A-Za-z_][\w.]*)'", message):
+        parent, _, name = path.rpartition(".")
+        if parent in sys.modules and (hint := did_you_mean(name, dir(sys.modules[parent]), f"{parent}.{{}}")):
+            return hint
+    return ""

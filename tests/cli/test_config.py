@@ -10,11 +10,19 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune import FilterPruningCallback, Limits
-from lightning_prune.cli.config import PREFIX, RENAMED_TARGETS, conf_dir, current_target, load_config
+from lightning_prune.cli.config import (
+    PREFIX,
+    RENAMED_TARGETS,
+    conf_dir,
+    current_target,
+    load_config,
+    root_cause,
+)
 from lightning_prune.cli.prune import pruned_config
 from lightning_prune.cli.sweep import setting
 from lightning_prune.criteria import IPAD
@@ -127,3 +135,19 @@ def test_a_sweep_compares_runs_of_both_kinds_by_the_same_names(tmp_path: Path) -
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("torch.optim.Adamm", "; did you mean torch.optim.Adam?"),
+        ("lightning_prune.criteria.IPADD", "; did you mean lightning_prune.criteria.IPAD?"),
+        ("torch.optim.Qqqq", ""),
+    ],
+)
+def test_a_target_that_does_not_exist_is_answered_with_the_nearest(path: str, hint: str) -> None:
+    importlib.import_module(path.rpartition(".")[0])
+    with pytest.raises(InstantiationException) as raised:
+        instantiate({"_target_": path})
+    assert root_cause(raised.value).partition(path + "'")[2].endswith(hint)
+    assert ("did you mean" in root_cause(raised.value)) == bool(hint)
