@@ -208,7 +208,11 @@ def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) ->
         config = compose(arguments.config_name, [*path, *groups])
     except (HydraException, OmegaConfBaseException):
         config = compose(arguments.config_name)
-    names = [*_keys(OmegaConf.to_container(config, resolve=False)), *_groups()]
+    keys = dict(_keys(OmegaConf.to_container(config, resolve=False)))
+    parent, _, child = key.rpartition(".")
+    if parent in keys and keys[parent] is None:  # such as prune.amount, which has no keys by default
+        return f"did you mean '{parent}={{{child}:{value}}}'?"
+    names = [*keys, *_groups()]
     hint = did_you_mean(key.lstrip("+~"), names, f"{{}}={value}")
     return hint or f"To add a key that does not exist yet: +{wrong}"
 
@@ -219,10 +223,10 @@ def _fails(override: str, error: Exception) -> bool:
     return bool(key) and f"'{key}'" in str(error)
 
 
-def _keys(node: Any, path: str = "") -> Iterator[str]:
-    """Yield all keys of a configuration, dotted."""
+def _keys(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all keys of a configuration, dotted, and their values."""
     for key, value in node.items() if isinstance(node, dict) else ():
-        yield (name := f"{path}.{key}" if path else str(key))
+        yield (name := f"{path}.{key}" if path else str(key)), value
         yield from _keys(value, name)
 
 

@@ -85,6 +85,7 @@ def test_other_data_need_no_example_data(monkeypatch: pytest.MonkeyPatch) -> Non
         (["net=xyz"], "options: atom_mobile, "),
         (["-m", "seed=1,2", "net=unet,fpnn"], ""),  # found when that run starts
         (["-m", "prune=ipadd,l2"], "did you mean prune=ipad?"),
+        (["prune.amount.macs=0.1"], "did you mean 'prune.amount={macs:0.1}'?"),
         (["prune.budget.params=0.3"], "did you mean +prune.budget.params=0.3? '~prune.budget.macs'"),
         (["xyz.abc=3"], "To add a key that does not exist yet: +xyz.abc=3"),
     ],
