@@ -111,5 +111,5 @@ class PrunerCallback(TrainerCallback):
         """Add the Pruner's state to the checkpoint."""
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if is_first():
-            with atomic_write(folder / FILE) as path:
-                torch.save(self.pruner.state_dict(), path)
+            with atomic_write(folder / FILE) as temporary:
+                torch.save(self.pruner.state_dict(), temporary)

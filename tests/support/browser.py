@@ -35,7 +35,7 @@ class Visit:
         return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # two modules import it: one Playwright at a time
 def browser() -> Iterator[Any]:
     """Start Chromium; skip where there is none."""
     if CHROMIUM is None:
