@@ -33,7 +33,7 @@ __all__ = ["TrainerLoop"]
 
 @dataclass
 class TrainerLoop(TrainingLoop):
-    """What a cut needs of a trainer: its optimizers, copies, data and callbacks.
+    """Lightning's trainer as the training loop around a cut: gives it optimizers, copies of the network, and data.
 
     Attributes:
         callback: keeps the record, and adapts the trainer.

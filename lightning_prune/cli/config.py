@@ -105,7 +105,7 @@ def add_to_path(*folders: Path | None) -> None:
 
 
 def add_own_folders(run: Path) -> None:
-    """Let Python import from the folder in which a run was started, and from its ``--config-dir``."""
+    """Add to ``sys.path`` the folder in which the run in folder ``run`` was started, and its ``--config-dir``."""
     notes = run / ".hydra" / "hydra.yaml"
     if not notes.is_file():
         return

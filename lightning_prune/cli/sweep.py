@@ -235,7 +235,7 @@ class SweepTable(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the notes with which the same command goes on, and print how many runs there are."""
+        """Write ``sweep_state.json``, by which an interrupted sweep is continued, and print the number of runs."""
         folder, overrides = Path(config.hydra.sweep.dir), list(config.hydra.overrides.task)
         state = PENDING.pop() if PENDING else SweepState(overrides)
         if state.runs is None:

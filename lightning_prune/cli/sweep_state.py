@@ -1,4 +1,4 @@
-"""What a sweep notes in its folder, so that the same command goes on with it: ``sweep_state.json``.
+"""The file ``sweep_state.json`` of a sweep: settings and status of its runs, to continue it when interrupted.
 
 Nothing here imports torch: a command line is compared with the notes before anything is started.
 """
@@ -82,7 +82,7 @@ class SweepState:
         return replace(self, status=status)
 
     def command(self, folder: Path) -> str:
-        """Return the command that goes on with the sweep.
+        """Return the command line that continues the sweep in ``folder``.
 
         Example:
             >>> SweepState(["seed=1,2"], ["--config-dir", "my nets"]).command(Path("multirun/a"))
@@ -167,7 +167,7 @@ def number_of_runs(overrides: Sequence[str], sweeper: DictConfig) -> int | None:
 
 
 def check_same_sweep(state: SweepState, former: SweepState, folder: Path) -> None:
-    """Check that a command goes on with the sweep in a folder.
+    """Raise an error if ``state``, that of a new command, is not that of the ``former`` sweep in the folder.
 
     Raises:
         UsageError: it is another sweep: settings or their order differ.

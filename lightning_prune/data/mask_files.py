@@ -109,7 +109,7 @@ def as_number(pixels: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def colour_name(number: int) -> str:
-    """Return a colour as it is written in a palette.
+    """Return the text, such as ``#ff0000``, by which a palette names a colour given as a number.
 
     Example:
         >>> colour_name(0xFF0080)

@@ -36,7 +36,7 @@ VOID_OF_VOC = 0xE0E0C0
 
 @dataclass
 class Survey:
-    """What the masks of a data set contain.
+    """The numbers, colours and palettes found in the masks of a data set.
 
     Attributes:
         num_files: number of masks that were looked at.

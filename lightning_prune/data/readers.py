@@ -35,7 +35,7 @@ def extension(file: Path) -> str:
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """Say which file is damaged, whatever its reader raises."""
+    """Turn errors of an image reader in the block into a ValueError that names ``file`` as damaged."""
     try:
         yield
     except (ImportError, MemoryError, FileNotFoundError, PermissionError, IsADirectoryError):

@@ -170,7 +170,7 @@ class Pruner:
 
     @property
     def record(self) -> PruningRecord | None:
-        """What was removed so far, relative to the dense network; None before the first cut."""
+        """The record of all filters removed so far, compared with the dense network; None before the first cut."""
         return self._state.record
 
     @property

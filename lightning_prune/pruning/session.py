@@ -181,8 +181,7 @@ class PruningSession:
             self.postpone(now, error)
             return PruningRecord()
         except (SurgeryError, TraceError) as error:
-            if isinstance(error, TraceError):  # the cut was proven, but the smaller network does not run
-                restore()
+            restore()  # a cut may be proven although the smaller network does not run
             self.exhausted = True
             warnings.warn(f"no more cuts, the network stays unchanged: {error}", stacklevel=2)
             return PruningRecord()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from lightning_prune import PruningRecord
 from lightning_prune.cli.interruption import Interruption, interruptible, undisturbed
 from lightning_prune.reporting.run_folder import NET, Summary
 from tests.cli.test_main import lightning_prune, write_squares
+from tests.support.heard_signals import heard  # noqa: F401
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:budget .* not met"),
@@ -22,14 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended"),
 ]
 CODES = {"SIGINT": 130, "SIGTERM": 143}
-
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Let the process hear SIGINT, which shells have background jobs ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from lightning_prune import load_pruned
 from lightning_prune.cli.sweep_state import SweepState
 from lightning_prune.reporting.run_folder import NET, Summary, find_runs
 from tests.cli.test_main import lightning_prune, write_squares
+from tests.support.heard_signals import heard  # noqa: F401
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:budget .* not met"),
@@ -27,14 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*SQLAlchemy 2.0"),
     pytest.mark.filterwarnings("ignore:.*(multi-threaded|fork)"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """Let the process hear SIGINT, which shells have background jobs ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
