@@ -151,13 +151,17 @@ def _without(files: dict[str, Path], others: dict[str, Path]) -> dict[str, Path]
     return {key: file for key, file in files.items() if file not in excluded}
 
 
+def _with_folder(key: str, file: Path) -> str:
+    """Return the name of a file, and the folder in which it is, if that is not the uppermost."""
+    folder = Path(key).parent.as_posix()
+    return file.name if folder == "." else f"{file.name} (in {folder})"
+
+
 def _check_partners(
     files: Mapping[str, Path], partners: Mapping[str, Path], kind: str, partner_kind: str, argument: str
 ) -> None:
     """Raise ValueError if a file has no partner; ``argument`` is the one that may have to be set."""
-    alone = sorted(
-        (Path(key).parent / file.name).as_posix() for key, file in files.items() if key not in partners
-    )
+    alone = sorted(_with_folder(key, file) for key, file in files.items() if key not in partners)
     if alone:
         names = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
         raise ValueError(

@@ -323,3 +323,13 @@ def test_a_folder_per_stage_with_images_and_masks_side_by_side(tmp_path):
     data = FolderDataModule(tmp_path, 3, images=".", masks=".", mask_suffix="_mask", val=0.2)
     assert [len(files(data, stage)) for stage in ("train", "val", "test")] == [5, 1, 6]
     assert fits(*data.samples("test")[0])
+
+
+def test_a_file_without_partner_is_named_with_its_folder(tmp_path):
+    for name in ("images/a/1.png", "images/b/1.png", "masks/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 images have no partner .*: 1\.png \(in b\); names must agree"
+    ):
+        find_pairs(tmp_path / "images", tmp_path / "masks")
