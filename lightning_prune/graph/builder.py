@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import compress
+from math import prod
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -35,14 +39,15 @@ def build_graph(
         examples: inputs of the traced forwards.
     """
     components = tracker.ties.components()
-    unit_of = _number_units(tracker, components)
+    dimensions = _Dimensions.of(tracker)
+    unit_of = _number_units(tracker, components, dimensions)
 
     unit_of_id = unit_of[components]
 
     def units(ids: Ids) -> Units:
         return unit_of_id[ids.numpy()]
 
-    bindings, layers = _bindings(tracker, units), _layers(tracker, units)
+    bindings, layers = _bindings(dimensions, unit_of_id), _layers(tracker, units)
     pinned, pinned_components = _pinned(tracker, components, unit_of)
     return ChannelGraph(
         num_units=int(unit_of.max(initial=-1)) + 1,
@@ -62,7 +67,34 @@ def build_graph(
     )
 
 
-def _number_units(tracker: Tracker, components: Units) -> Units:
+@dataclass(frozen=True)
+class _Dimensions:
+    """All dimensions of all parameters and buffers, with their ids in one array.
+
+    Attributes:
+        places: name and number of each dimension.
+        ids: of all dimensions, one after the other.
+        ends: where those of each dimension end.
+    """
+
+    places: list[tuple[str, int]]
+    ids: Units
+    ends: Units
+
+    @classmethod
+    def of(cls, tracker: Tracker) -> _Dimensions:
+        places = [(name, dim) for name, dims in tracker.sources.items() for dim in dims]
+        arrays = [ids for dims in tracker.sources.values() for ids in dims.values()]
+        ends = np.cumsum(list(map(len, arrays)), dtype=np.int64)
+        return cls(places, torch.cat([*arrays, torch.empty(0, dtype=torch.int64)]).numpy(), ends)
+
+    def counts(self, mask: NDArray[np.bool_]) -> Units:
+        """Return how often ``mask``, which has an entry for each of ``ids``, is True in each dimension."""
+        total = np.append(0, np.cumsum(mask))
+        return np.diff(total[np.append(0, self.ends)])
+
+
+def _number_units(tracker: Tracker, components: Units, dimensions: _Dimensions) -> Units:
     """Return the unit of each component of tied ids, -1 for components without a unit.
 
     Components with filters have the lowest numbers. Then come the components that share a dimension of a parameter
@@ -71,12 +103,10 @@ def _number_units(tracker: Tracker, components: Units) -> Units:
     has_filter = np.zeros(components.max(initial=-1) + 1, dtype=bool)
     for name, dim in tracker.filters.items():
         has_filter[components[tracker.sources[name][dim].numpy()]] = True
-    has_unit, id_has_filter = has_filter.copy(), has_filter[components]
-    for dims in tracker.sources.values():
-        for ids in dims.values():
-            in_filters = id_has_filter[ids.numpy()]
-            if in_filters.any() and not in_filters.all():
-                has_unit[components[ids.numpy()]] = True
+    has_unit, of_ids = has_filter.copy(), components[dimensions.ids]
+    with_filter, sizes = dimensions.counts(has_filter[of_ids]), np.diff(dimensions.ends, prepend=0)
+    is_mixed = (with_filter > 0) & (with_filter < sizes)
+    has_unit[of_ids[np.repeat(is_mixed, sizes)]] = True
     numbers = np.full(len(has_filter), -1, dtype=np.int64)
     numbers[has_filter] = np.arange(has_filter.sum())
     others = has_unit & ~has_filter
@@ -90,13 +120,17 @@ def _layers(tracker: Tracker, units: UnitsOf) -> dict[str, Units]:
     return {name: units(dims[filters[name]]) for name, dims in tracker.sources.items() if name in filters}
 
 
-def _bindings(tracker: Tracker, units: UnitsOf) -> dict[str, dict[int, Units]]:
+def _bindings(dimensions: _Dimensions, unit_of_id: Units) -> dict[str, dict[int, Units]]:
+    units = unit_of_id[dimensions.ids]
+    is_without = dimensions.counts(units < 0).tolist()
     bindings: dict[str, dict[int, Units]] = {}
-    for name, dims in tracker.sources.items():
-        for dim, ids in dims.items():
-            dim_units = units(ids)
-            if len(dim_units) and (dim_units >= 0).all():
-                bindings.setdefault(name, {})[dim] = dim_units
+    start = 0
+    for (name, dim), end, without in zip(
+        dimensions.places, dimensions.ends.tolist(), is_without, strict=True
+    ):
+        if end > start and not without:
+            bindings.setdefault(name, {})[dim] = units[start:end].copy()  # without the memory of all
+        start = end
     return bindings
 
 
@@ -162,9 +196,9 @@ def _macs_terms(tracker: Tracker, units: UnitsOf) -> list[Term]:
     terms = []
     for cost in tracker.costs:
         factors = [units(ids) for ids in cost.factors]
-        shrinking = [factor for factor in factors if (factor >= 0).all()]
-        fixed = [len(factor) for factor in factors if not (factor >= 0).all()]
-        terms.append(Term(cost.layer, cost.scale * int(np.prod(fixed, dtype=np.int64)), tuple(shrinking)))
+        shrinks = [np.count_nonzero(factor >= 0) == len(factor) for factor in factors]
+        fixed = prod(len(factor) for factor, may in zip(factors, shrinks, strict=True) if not may)
+        terms.append(Term(cost.layer, cost.scale * fixed, tuple(compress(factors, shrinks))))
     return terms
 
 
@@ -172,6 +206,6 @@ def _params_terms(tracker: Tracker, bindings: dict[str, dict[int, Units]]) -> li
     terms = []
     for name, parameter in named_parameters(tracker.model):
         factors = bindings.get(name, {})
-        fixed = [size for dim, size in enumerate(parameter.shape) if dim not in factors]
-        terms.append(Term(name, int(np.prod(fixed, dtype=np.int64)), tuple(factors.values())))
+        fixed = prod(size for dim, size in enumerate(parameter.shape) if dim not in factors)
+        terms.append(Term(name, fixed, tuple(factors.values())))
     return terms

@@ -120,8 +120,10 @@ class ChannelGraph:
     @cached_property
     def prunable(self) -> Units:
         """The units that may be removed: those with filters that are not pinned, sorted."""
-        filters = np.unique(np.concatenate(list(self.layers.values()) or [np.empty(0, np.int64)]))
-        return filters[~np.isin(filters, list(self.pinned))]
+        may_go = np.zeros(self.num_units, dtype=bool)
+        may_go[np.concatenate([*self.layers.values(), np.empty(0, np.int64)])] = True
+        may_go[list(self.pinned)] = False
+        return np.flatnonzero(may_go)
 
     @cached_property
     def layer_tree(self) -> LayerTree:
@@ -157,7 +159,8 @@ class ChannelGraph:
     def kept(self, remove: Iterable[int] = ()) -> NDArray[np.bool_]:
         """Return a mask over units, False for those in ``remove``, shape (num_units,)."""
         mask = np.ones(self.num_units, dtype=bool)
-        mask[np.asarray(list(remove), dtype=np.int64)] = False
+        units = remove if isinstance(remove, np.ndarray) else list(remove)
+        mask[np.asarray(units, dtype=np.int64)] = False
         return mask
 
     def cost(self, resource: str = "macs", remove: Iterable[int] = ()) -> int:

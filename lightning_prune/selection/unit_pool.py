@@ -128,8 +128,8 @@ class UnitPool:
             The units taken. None, with nothing changed, if a limit forbids one or the selection ends with one.
         """
         block = [unit for unit in units if self._class[unit] not in self._closed_classes]
-        numbers = Counter(self._class[unit] for unit in block)
-        firsts = {self._class[unit]: unit for unit in block}
+        classes = list(map(self._class.__getitem__, block))
+        numbers, firsts = Counter(classes), dict(zip(classes, block, strict=True))
         for unit_class, unit in firsts.items():
             self._shift(unit, -numbers[unit_class])
         if not is_end() and not any(self._violations(unit) for unit in firsts.values()):

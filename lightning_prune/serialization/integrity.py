@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -126,4 +128,9 @@ def _change(name: str, saved: Any, here: Any) -> str:
 
 def _form(tensor: Tensor) -> list[Any]:
     shape = None if is_lazy(tensor) else list(tensor.shape)
-    return [str(tensor.dtype).removeprefix("torch."), shape]
+    return [_dtype_name(tensor.dtype), shape]
+
+
+@cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -7,12 +7,13 @@ run.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from lightning_prune.utils.module_walk import modules_of
@@ -27,6 +28,9 @@ _BASES = frozenset(
 )
 _GENERATED = (torch.fx.GraphModule, torch.jit.ScriptModule)  # torch's classes with the code of others
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+#: Types of most attributes, which are no functions.
+_PLAIN = frozenset((bool, int, float, str, type(None), Tensor, nn.Parameter))
+_CONTAINERS = frozenset((dict, OrderedDict, list, tuple, set))
 
 
 def is_known_code(model: nn.Module) -> bool:
@@ -67,6 +71,8 @@ def _is_known_class(kind: type) -> bool:
 def _functions(values: Iterable[Any]) -> Iterator[Any]:
     """Yield the functions and callable objects among values, and within containers and partial functions."""
     for value in values:
+        if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
+            continue
         if isinstance(value, partial):
             yield from _functions((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, dict):

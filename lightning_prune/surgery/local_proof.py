@@ -13,7 +13,6 @@ a cut is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
+from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.surgery.mask_check import CHECKS, UNTAGGED_POINTWISE, pointwise_check
-from lightning_prune.surgery.masks import Masks, same_masks, surviving_shape
+from lightning_prune.surgery.masks import Mask, Masks, all_kept, same_masks, surviving_shape
 from lightning_prune.surgery.numerical_check import is_comparable
 from lightning_prune.surgery.passed_sizes import (
     Changes,
     gets_changes,
     gets_changes_in_place_only,
     with_groups,
+    with_norm_groups,
     with_normalised,
 )
+from lightning_prune.surgery.predicted_costs import costs_as_predicted
 from lightning_prune.surgery.survivors import Survivors
 from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.hidden_code import hides_reads
@@ -45,10 +46,23 @@ __all__ = ["is_proven"]
 
 aten = torch.ops.aten
 _CONVOLUTION, _EXPAND = aten.convolution.default, aten.expand.default
-_LAYER_NORM, _PAD = aten.native_layer_norm.default, aten.constant_pad_nd.default
+_LAYER_NORM, _GROUP_NORM = aten.native_layer_norm.default, aten.native_group_norm.default
+_PAD, _VECTOR_NORM = aten.constant_pad_nd.default, aten.linalg_vector_norm.default
+#: Operators that take statistics of what is left, and whose checks know that.
+_STATISTICS = (_LAYER_NORM, _GROUP_NORM, aten.mean.dim, _VECTOR_NORM)
+#: Operators whose results have the sizes that the code passes, and no part of their operand.
+_FACTORIES = (aten.new_empty.default, aten.new_zeros.default, aten.new_ones.default)
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 #: Python-level calls that compute the sizes of a reshape within torch, from the tensor itself.
 _SIZED_BY_TORCH = ("flatten", "linear", "matmul")
+#: Operators with a result of the shape of their operand, under the name of the call that led to them: the noise of a
+#: dropout, and a pooling to one pixel that puts the strides of its result in order.
+_LIKE_THEIR_OPERAND = {
+    (aten.empty_like.default, "dropout"),
+    (aten.bernoulli_.float, "dropout"),
+    (aten.div_.Scalar, "dropout"),
+    (aten.as_strided_.default, "adaptive_avg_pool2d"),
+}
 
 
 def is_proven(graph: ChannelGraph, kept: NDArray[np.bool_], changes: Changes) -> bool:
@@ -72,7 +86,7 @@ def is_proven(graph: ChannelGraph, kept: NDArray[np.bool_], changes: Changes) ->
         return False
     if not all(map(check.is_whole, tracker.returned)):
         return False
-    return _costs_as_predicted(graph, evidence, survivors, kept)
+    return costs_as_predicted(graph, evidence, survivors, kept)
 
 
 def _runs_the_same(tracker: Tracker, changes: Changes) -> bool:
@@ -100,10 +114,15 @@ def _reads_what_is_cut(tracker: Tracker, survivors: Survivors, changes: Changes)
     if any(not reads.attributes.isdisjoint(changes) for reads in tracker.reads):
         return True
     read = [each for reads in tracker.reads for each in reads.dims if each[1]]
-    followed = _followed(tracker) if read else frozenset()
+    asked = [each for reads in tracker.reads for each in reads.emptiness]
+    followed = _followed(tracker) if read or asked else frozenset()
     for tensor, dims in read:
         labels = tracker.labels(tensor)
         if id(tensor) not in followed or any(survivors.mask(labels[dim]) is not None for dim in dims):
+            return True
+    for tensor, dim in asked:
+        mask = survivors.mask(tracker.labels(tensor)[dim])
+        if id(tensor) not in followed or (mask is not None and not mask.any()):
             return True
     return False
 
@@ -156,7 +175,9 @@ class _Check:
             return False
         if all(mask is None for dims in masks for mask in dims) and not gets_changes(call, self.changes):
             return True  # it reads and writes what it did
-        if operator.mixes_channels and call.op is not _LAYER_NORM:
+        if (known := self._by_origin(operator, operands, results)) is not None:
+            return known and not _leaves_one(masks)
+        if operator.mixes_channels and call.op not in _STATISTICS:
             return False
         if not _is_plain(call) or (_leaves_one(masks) and call.op is not _CONVOLUTION):
             return False
@@ -166,6 +187,24 @@ class _Check:
         if check is None or (small := _smaller(operator, variable, results, self.changes)) is None:
             return False
         return check(operator, small, operands, results)
+
+    def _by_origin(self, operator: TracedOperator, operands: Masks, results: Masks) -> bool | None:
+        """Whether an operator is right that is known by the Python-level call that led to it; None for all others."""
+        call, out = operator.call, results[0] if results else ()
+        name = call.python.name if call.python else ""
+        if call.op in _FACTORIES:
+            return name == call.op._opname and all_kept(out)
+        if (call.op, name) in _LIKE_THEIR_OPERAND:
+            return len(operands) == 1 and all(map(same_masks, operands[0], out))
+        if call.op is _EXPAND and name == "expand_as":
+            assert call.python is not None
+            other = self.known.get(id(call.python.args[-1]))
+            return (
+                other is not None
+                and len(other) == len(out)
+                and _is_expanded(operator, operands[0], out, other)
+            )
+        return None
 
     def is_whole(self, tensor: Tensor) -> bool:
         """Whether a tensor that leaves the network has lost nothing."""
@@ -186,6 +225,18 @@ class _Check:
         return True
 
 
+def _is_expanded(
+    operator: TracedOperator, operand: Sequence[Mask], out: Sequence[Mask], other: Sequence[Mask]
+) -> bool:
+    """Whether a tensor was expanded to what is left of another one; all elements along a new dimension are equal."""
+    shape, wide = operator.shapes[0], operator.call.outputs[0].shape
+    pairs = zip(reversed(shape), reversed(wide), reversed(operand), reversed(out), strict=False)
+    return all(map(same_masks, out, other)) and all(
+        same_masks(mask, left) if size == full else size == 1 and mask is None
+        for size, full, mask, left in pairs
+    )
+
+
 def _leaves_one(masks: Masks) -> bool:
     """Whether a dimension has at most one element left, which torch and the rules may take for another one."""
     return any(mask is not None and np.count_nonzero(mask) <= 1 for dims in masks for mask in dims)
@@ -199,6 +250,8 @@ def _is_plain(call: OperatorCall) -> bool:
         return call.python.name in ("pad", "constant_pad_nd")
     if call.op in CHECKS and call.op not in UNTAGGED_POINTWISE:
         return True
+    if call.op is _VECTOR_NORM:
+        return call.python.name in ("norm", "vector_norm", "linalg_vector_norm")
     # Torch may have computed a number from sizes where a call is made of several operators.
     return call.python.name.strip("_") == call.op._opname.strip("_") or not any(True for _ in scalars(call))
 
@@ -214,6 +267,8 @@ def _smaller(
         return with_groups(operator, changes)
     if op is _LAYER_NORM:
         return with_normalised(operator, changes)
+    if op is _GROUP_NORM:
+        return with_norm_groups(operator, changes)
     if op in _RESHAPES or op is _EXPAND:
         return operator if _sizes_follow(operator, results[0]) else None
     return None
@@ -232,38 +287,3 @@ def _sizes_follow(operator: TracedOperator, result: Sequence[Any]) -> bool:
     if len(sizes) != len(result) or not all(isinstance(size, int) for size in sizes):
         return False
     return all(mask is None or size == -1 for size, mask in zip(sizes, result, strict=True))
-
-
-# -- costs --------------------------------------------------------------------------------------------------
-
-
-def _costs_as_predicted(
-    graph: ChannelGraph, evidence: DenseTrace, survivors: Survivors, kept: NDArray[np.bool_]
-) -> bool:
-    """Whether the multiply-accumulates that the shapes lose are those that the graph predicts."""
-    lost = 0
-    for operator in evidence.tracker.operators[: evidence.tracker.num_costed]:
-        if (macs := _MACS.get(operator.call.op)) is not None and survivors.affects(operator):
-            shapes = [*operator.shapes, *(out.shape for out in operator.call.outputs)]
-            each = zip(shapes, survivors.masks(operator.labels), strict=True)
-            lost += macs(operator, shapes) - macs(operator, [surviving_shape(*pair) for pair in each])
-    model = graph.cost_models["macs"]
-    return lost == int(model.per_term(np.ones_like(kept)).sum()) - int(model.per_term(kept).sum())
-
-
-def _convolution_macs(operator: TracedOperator, shapes: Sequence[Sequence[int]]) -> int:
-    source, weight, out = shapes[0], shapes[1], shapes[len(operator.shapes)]
-    return prod(source if operator.call.args[6] else out) * prod(weight[1:])
-
-
-def _product_macs(operator: TracedOperator, shapes: Sequence[Sequence[int]]) -> int:
-    left, right = shapes[len(operator.shapes) - 2 : len(operator.shapes)]
-    return prod(left) * right[-1]
-
-
-_MACS = {
-    _CONVOLUTION: _convolution_macs,
-    aten.mm.default: _product_macs,
-    aten.bmm.default: _product_macs,
-    aten.addmm.default: _product_macs,
-}

@@ -98,6 +98,7 @@ def _pointwise(dense: TracedOperator, small: TracedOperator, operands: Masks, re
 UNTAGGED_POINTWISE = (
     aten.clone.default,
     aten.detach.default,
+    aten.alias.default,
     aten._to_copy.default,
     aten.feature_dropout.default,
     aten.hardswish.default,
@@ -166,6 +167,25 @@ def _layer_norm(dense: TracedOperator, small: TracedOperator, operands: Masks, r
         and all(same_masks(*masks) for masks in zip(source, results[0], strict=True))
         and all(same_masks(*masks) for masks in zip(source[start:], *parameters, strict=True))
     )
+
+
+@_checks(aten.native_group_norm.default, variable=(4, 6))
+def _group_norm(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
+    """The channels have lost what scale and shift have, and the remaining groups are left with equally many.
+
+    The statistics change with the cut, as they must.
+    """
+    source, *parameters = operands
+    out = results[0]
+    same = all(len(masks) == 1 for masks in parameters) and same_masks(
+        source[1], out[1], *(masks[0] for masks in parameters)
+    )
+    if not same or not all_kept(
+        [source[0], *source[2:], out[0], *out[2:], *(m for r in results[1:] for m in r)]
+    ):
+        return False
+    sizes = element_mask([dense.shapes[0][1]], [source[1]]).reshape(int(dense.call.args[6]), -1).sum(axis=1)
+    return len(set(sizes[sizes > 0].tolist())) == 1 and np.count_nonzero(sizes) == small.call.args[6]
 
 
 @_checks(aten.constant_pad_nd.default)
@@ -242,16 +262,16 @@ def _within_channels(dense: TracedOperator, small: TracedOperator, operands: Mas
     )
 
 
-@_checks(aten.mean.dim, aten.sum.dim_IntList)
+@_checks(aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default)
 def _reduced(dense: TracedOperator, small: TracedOperator, operands: Masks, results: Masks) -> bool:
+    """Nothing is removed along a reduced dimension, unless a statistic is taken over it, which the cut changes."""
     source, count = operands[0], len(operands[0])
-    dims = {
-        int(dim) % count
-        for dim in (dense.call.args[1] if len(dense.call.args) > 1 and dense.call.args[1] else range(count))
-    }
-    keep = bool(dense.call.args[2]) if len(dense.call.args) > 2 else False
-    left = [None if dim in dims else source[dim] for dim in range(count) if keep or dim not in dims]
-    return all_kept([source[dim] for dim in dims]) and all(
+    dims = dense.call.arg("dim")
+    reduced = {int(dim) % count for dim in ([dims] if isinstance(dims, int) else dims or range(count))}
+    keep = bool(dense.call.arg("keepdim"))
+    left = [None if dim in reduced else source[dim] for dim in range(count) if keep or dim not in reduced]
+    is_statistic = dense.mixes_channels and dense.call.op is not aten.sum.dim_IntList
+    return (is_statistic or all_kept([source[dim] for dim in reduced])) and all(
         same_masks(mask, out) for mask, out in zip(left, results[0], strict=True)
     )
 

@@ -12,14 +12,26 @@ from lightning_prune.tracing.calls import OperatorCall
 from lightning_prune.tracing.traced_int import Attribute, TracedInt, evaluate, leaves
 from lightning_prune.tracing.tracker import TracedOperator
 
-__all__ = ["Changes", "gets_changes", "gets_changes_in_place_only", "with_groups", "with_normalised"]
+__all__ = [
+    "Changes",
+    "gets_changes",
+    "gets_changes_in_place_only",
+    "with_groups",
+    "with_norm_groups",
+    "with_normalised",
+]
 
 aten = torch.ops.aten
 #: id and name of a module's attribute -> its value after the cut
 Changes = Mapping[tuple[int, str], Any]
 _CONVOLUTION, _LAYER_NORM = aten.convolution.default, aten.native_layer_norm.default
+_GROUP_NORM = aten.native_group_norm.default
 #: Operators that may get a size attribute -> its position and name in the Python-level call.
-_SIZE_ARGUMENTS = {_CONVOLUTION: (6, "groups"), _LAYER_NORM: (1, "normalized_shape")}
+_SIZE_ARGUMENTS = {
+    _CONVOLUTION: (6, "groups"),
+    _LAYER_NORM: (1, "normalized_shape"),
+    _GROUP_NORM: (1, "num_groups"),
+}
 
 
 def gets_changes(call: OperatorCall, changes: Changes) -> bool:
@@ -77,6 +89,18 @@ def with_normalised(operator: TracedOperator, changes: Changes) -> TracedOperato
     if None in sizes or len(sizes) != len(call.args[1]):
         return None
     return replace(operator, call=replace(call, args=(call.args[0], sizes, *call.args[2:])))
+
+
+def with_norm_groups(operator: TracedOperator, changes: Changes) -> TracedOperator | None:
+    """Return a group norm with the number of groups that the smaller network passes; None if it is not known."""
+    call = operator.call
+    assert call.python is not None
+    args, kwargs = call.python.args, call.python.kwargs
+    passed = args[1] if len(args) > 1 else kwargs.get("num_groups")
+    groups = _value_of(passed, changes) if call.python.name == "group_norm" else None
+    if groups is None:
+        return None
+    return replace(operator, call=replace(call, args=(*call.args[:6], groups, *call.args[7:])))
 
 
 def _value_of(passed: Any, changes: Changes) -> int | None:

@@ -190,7 +190,7 @@ def _check(model: nn.Module, graph: ChannelGraph, remove: Units) -> DenseTrace:
         for dim, units in dims.items():
             if tensors[name].shape[dim] != len(units):
                 raise SurgeryError(f"{name!r} has changed its shape since the trace; trace the model again")
-            if not kept[units].any() and not graph.may_empty(units):
+            if not np.count_nonzero(kept[units]) and not graph.may_empty(units):
                 raise SurgeryError(f"nothing would be left of {name!r}, dimension {dim}", np.unique(units))
     return graph.evidence
 
@@ -210,9 +210,9 @@ def surviving_indices(graph: ChannelGraph, kept: NDArray[np.bool_]) -> dict[str,
     indices: dict[str, dict[int, list[int]]] = {}
     for name, dims in graph.bindings.items():
         for dim, units in dims.items():
-            mask = kept[units]
-            if not mask.all():
-                indices.setdefault(name, {})[dim] = np.flatnonzero(mask).tolist()
+            left = np.flatnonzero(kept[units])
+            if len(left) < len(units):
+                indices.setdefault(name, {})[dim] = left.tolist()
     return indices
 
 
@@ -291,21 +291,22 @@ def _check_values(
     Only one line of each tensor along each dimension is compared: all values would take as long as the cut.
     """
     for name, data in before.items():
-        masks = {dim: kept[units] for dim, units in graph.bindings[name].items()}
-        shape = [int(masks[dim].sum()) if dim in masks else size for dim, size in enumerate(data.shape)]
-        corner = [int(masks[dim].argmax()) if dim in masks else 0 for dim in range(data.dim())]
-        new_data = tensors[name].data
-        if list(new_data.shape) != shape or not all(
-            same_values(
-                _line(data, dim, corner).index_select(0, _places(mask, data.device)), _line(new_data, dim)
-            )
-            for dim, mask in (masks.items() if new_data.numel() else ())
-        ):
+        places = {dim: np.flatnonzero(kept[units]) for dim, units in graph.bindings[name].items()}
+        if not _has_lines_at(places, data, tensors[name].data):
             raise ProofError(f"{name!r} was cut at the wrong indices", np.empty(0, np.int64))
 
 
-def _places(mask: NDArray[np.bool_], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(mask)).to(device)
+def _has_lines_at(places: Mapping[int, Units], before: Tensor, after: Tensor) -> bool:
+    """Whether the first line along each dimension in ``places`` has the values that were at these places."""
+    shape = [len(places[dim]) if dim in places else size for dim, size in enumerate(before.shape)]
+    if list(after.shape) != shape or not after.numel():
+        return list(after.shape) == shape
+    corner = [int(places[dim][0]) if dim in places else 0 for dim in range(before.dim())]
+    lines = ((_line(before, dim, corner), _line(after, dim), left) for dim, left in places.items())
+    return all(
+        same_values(dense.index_select(0, torch.from_numpy(left).to(dense.device)), new)
+        for dense, new, left in lines
+    )
 
 
 def _line(data: Tensor, dim: int, through: Sequence[int] = ()) -> Tensor:

@@ -41,7 +41,7 @@ class Survivors:
     def _mask_of_ids(self, ids: Ids) -> Mask:
         if id(ids) not in self._masks:
             mask = self.alive[ids.numpy()]
-            self._masks[id(ids)] = ids, None if mask.all() else mask
+            self._masks[id(ids)] = ids, None if np.count_nonzero(mask) == len(mask) else mask
         return self._masks[id(ids)][1]
 
     def masks(self, labels: Sequence[Labels]) -> list[list[Mask]]:

@@ -8,6 +8,7 @@ not clearly covered is ``None``, and torch is called. The tests compare recordin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +159,23 @@ def _layer_norm(
         return None
     sizes = _ints(shape, len(shape)) if type(shape) in (tuple, list) else None
     return None if not sizes else (aten.native_layer_norm.default, (x, sizes, weight, bias, eps))
+
+
+@_direct(torch.group_norm)
+def _group_norm(
+    x: Any, groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, cudnn: Any = True
+) -> DirectCall | None:
+    if (
+        not _are_plain(x, *(t for t in (weight, bias) if t is not None))
+        or type(eps) is not float
+        or x.dim() < 2
+    ):
+        return None
+    if not isinstance(groups, int) or min(x.shape) < 1 or not x.is_contiguous():
+        return None
+    n, c, *sizes = x.shape
+    numbers = (n, c, math.prod(sizes), int.__int__(groups))
+    return aten.native_group_norm.default, (x, weight, bias, *numbers, eps)
 
 
 @_direct(torch._C._nn.gelu)

@@ -142,7 +142,7 @@ class PythonCallMode(TorchFunctionMode):
         if func in _SIZE_GETTERS:
             sizes = _traced_sizes(args[0], func(*args, **kwargs), *args[1:], **kwargs)
             if isinstance(sizes, TracedInt):
-                self.reads.add(args[0], *args[1:], *kwargs.values())
+                self.reads.add_size(args[0], next(iter((*args[1:], *kwargs.values()))), sys._getframe(1))
             else:
                 self.reads.add_shape(args[0], sys._getframe(1))
             return sizes

@@ -7,7 +7,7 @@ the number. The code around the read must be the call of a function of torch tha
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import CodeType, FrameType
 
@@ -24,7 +24,7 @@ _PASSING = {
     nn.Conv3d._conv_forward.__code__,
 }
 #: Functions that hand their arguments to one operator.
-_TAKING = (F.layer_norm, torch.layer_norm, F.conv1d, F.conv2d, F.conv3d)
+_TAKING = (F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.conv1d, F.conv2d, F.conv3d)
 _CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION", "CALL_METHOD")
 _LOADS = (
     "LOAD_FAST",
@@ -44,13 +44,20 @@ def is_passed_on(frame: FrameType, name: str) -> bool:
     callee = _callee(frame.f_code, frame.f_lasti, name)
     if callee is None:
         return False
-    module = frame.f_globals.get(callee[0])
-    return (module is F or module is torch) and any(getattr(module, callee[1], None) is f for f in _TAKING)
+    first, *between, last = callee
+    module = frame.f_globals.get(first)
+    for each in between:
+        module = getattr(module, each, None) if module in (torch, torch.nn) else None
+    return (module is F or module is torch) and any(getattr(module, last, None) is f for f in _TAKING)
 
 
 @lru_cache(maxsize=4096)
-def _callee(code: CodeType, place: int, name: str) -> tuple[str, str] | None:
-    """Return module and name of the function whose argument is read at ``place``; None if that is not clear."""
+def _callee(code: CodeType, place: int, name: str) -> tuple[str, ...] | None:
+    """Return the path, such as ``("nn", "functional", "layer_norm")``, of the function whose argument is read.
+
+    Returns:
+        None if it is not clear that what is read at ``place`` is an argument of a function of a module.
+    """
     steps = [each for each in dis.get_instructions(code) if each.opname not in _FILLERS]
     at = next((i for i, each in enumerate(steps) if each.offset == place), None)
     if at is None or steps[at].opname != "LOAD_ATTR" or steps[at].argval != name:
@@ -64,12 +71,22 @@ def _callee(code: CodeType, place: int, name: str) -> tuple[str, str] | None:
     for start in range(at - 1, 0, -1):
         if not steps[start].opname.startswith(_LOADS):
             return None
-        is_function = (
-            steps[start].opname in ("LOAD_ATTR", "LOAD_METHOD") and steps[start - 1].opname == "LOAD_GLOBAL"
-        )
         names = steps[end].opname == "CALL_KW"  # the names of keywords are on the stack as well
-        if is_function and _pushed(steps[start + 1 : end]) == steps[end].argval + names:
-            return str(steps[start - 1].argval), str(steps[start].argval)
+        is_callee = _pushed(steps[start + 1 : end]) == steps[end].argval + names
+        if is_callee and (path := _path(steps[: start + 1])) is not None:
+            return path
+    return None
+
+
+def _path(steps: Sequence[dis.Instruction]) -> tuple[str, ...] | None:
+    """Return the names of a global and of the attributes that the last steps load of it; None for anything else."""
+    names: list[str] = []
+    for each in reversed(steps):
+        names.append(str(each.argval))
+        if each.opname == "LOAD_GLOBAL":
+            return tuple(reversed(names)) if len(names) > 1 else None
+        if each.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            break
     return None
 
 

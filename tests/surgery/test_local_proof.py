@@ -33,6 +33,16 @@ COMMON: dict[str, Callable[[], nn.Module]] = {
     "padding": lambda: smp.Unet("efficientnet-b0", encoder_weights=None),
     "channel dropout": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout2d(), nn.Conv2d(8, 2, 1)),
     "vgg": torchvision.models.vgg11_bn,
+    "group norm": lambda: torchvision.models.resnet18(norm_layer=lambda c: nn.GroupNorm(8, c)),
+    "ghostnet": lambda: timm.create_model("ghostnet_050"),
+    "response norm": lambda: timm.create_model("convnextv2_atto"),
+    "rms norm": lambda: timm.create_model("convnext_atto_rms"),
+    "normalised": lambda: timm.create_model("swiftformer_xs"),
+    "linknet": lambda: smp.Linknet("resnet18", encoder_weights=None),
+    "segformer": lambda: smp.Segformer("resnet18", encoder_weights=None),
+    "upernet": lambda: smp.UPerNet("resnet18", encoder_weights=None),
+    "empty features": lambda: smp.UnetPlusPlus("tu-convnext_atto", encoder_weights=None),
+    "dropout in training": lambda: torchvision.models.googlenet(init_weights=False),
 }
 
 
@@ -167,6 +177,62 @@ def test_a_norm_whose_sizes_are_not_those_that_survive_is_not_proven(monkeypatch
     monkeypatch.setattr(proof, "is_proven", ask)
     prune_(net, graph, graph.prunable[:4])
     assert given == [True, False]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalises in as many groups as another function says."""
+
+    def __init__(self, groups: int, way: Callable[[nn.Module], int]) -> None:
+        super().__init__(groups, 8)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.way(self), self.weight, self.bias, self.eps)
+
+
+GROUPS: dict[str, Callable[[], nn.Module]] = {
+    "instances": lambda: nn.GroupNorm(8, 8),
+    "pairs": lambda: nn.GroupNorm(4, 8),
+    "one": lambda: nn.GroupNorm(1, 8),
+    "passed": lambda: GroupNorm(2, lambda net: 2),
+    "computed": lambda: GroupNorm(8, lambda net: net.num_groups * 1),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_cuts_under_group_norms_are_as_the_whole_proof_says(name: str, verdicts: list[bool]):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), GROUPS[name](), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    cut_randomly(net, torch.zeros(1, 3, 8, 8))
+    assert verdicts == [name != "computed"]
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 2, 6, 6)
+
+
+def test_a_number_of_norm_groups_that_does_not_fit_is_not_proven(monkeypatch: pytest.MonkeyPatch):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = trace(net, torch.zeros(1, 3, 8, 8))
+    given: list[bool] = []
+    is_proven = proof.is_proven
+
+    def ask(graph: Any, kept: Any, changes: Any) -> bool:
+        wrong = {key: 2 if key[1] == "num_groups" else value for key, value in changes.items()}
+        given.extend((is_proven(graph, kept, changes), is_proven(graph, kept, wrong)))
+        return True
+
+    monkeypatch.setattr(proof, "is_proven", ask)
+    prune_(net, graph, graph.prunable[:4])
+    assert given == [True, False]
+
+
+class Optional(nn.Module):
+    """Leaves out what has no channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[1] == 0 else x.relu()
+
+
+def test_code_that_asks_for_emptiness_needs_no_forward(verdicts: list[bool]):
+    cut_randomly(nn.Sequential(nn.Conv2d(3, 8, 3), Optional(), nn.Conv2d(8, 2, 1)), torch.zeros(1, 3, 8, 8))
+    assert verdicts == [True]
 
 
 class Strided(nn.Conv2d):

@@ -28,6 +28,7 @@ class Calls(nn.Module):
         self.norm, self.plain = nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)
         self.batch, self.steps = nn.BatchNorm2d(8, track_running_stats=False), 2
         self.layer, self.group = nn.LayerNorm([8, 16, 19]), nn.Conv2d(8, 8, 1, groups=4)
+        self.groups = nn.GroupNorm(2, 8)
         self.register_buffer("scale", torch.ones(1, 8, 1, 1))
 
     def forward(self, x: Tensor) -> Any:
@@ -36,6 +37,7 @@ class Calls(nn.Module):
         y = y + F.conv2d(x, self.weight, None, (2, 2), "valid") + F.conv2d(x, self.weight, None, [2], 0)
         y = self.batch(self.plain(self.norm(y))) * self.scale
         y = self.layer(self.group(y)) + F.layer_norm(y, (8, 16, 19))
+        y = self.groups(y) + F.group_norm(y, 8) + F.group_norm(y.transpose(2, 3), 4, eps=1).transpose(2, 3)
         y = (
             F.gelu(y)
             + F.gelu(y, approximate="tanh")

@@ -70,6 +70,12 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], list[tuple[int, ...]]]] = {
     "strides": (lambda x: x.stride(), [(0, 1, 2, 3)]),
     "bytes": (lambda x: x.nbytes, [(0, 1, 2, 3)]),
     "pooled": (lambda x: F.adaptive_avg_pool2d(x, 1), [(2, 3)]),
+    "group norm": (lambda x: F.group_norm(x, 2), [(0,), (0, 2, 3)]),
+    "instance norm": (lambda x: F.instance_norm(x), [(0, 2, 3)]),
+    "batch norm": (lambda x: F.batch_norm(x, None, None, training=True), [(0, 2, 3)]),
+    "compared with 0": (lambda x: x.shape[1] == 0 or x.size()[1] == 0, []),
+    "compared with 1": (lambda x: x.shape[1] == 1 or x.size(1) == 1, [(1,), (1,)]),
+    "compared later": (lambda x: (x.shape[1] + 0) == 0, [(1,)]),
     "no sizes": (
         lambda x: (x.dim(), x.dtype, x.device, x.is_contiguous(), x + 1, x.split(1), x.requires_grad),
         [],
@@ -81,6 +87,15 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], list[tuple[int, ...]]]] = {
 def test_dimensions_are_those_that_the_code_uses(case: str):
     function, expected = CASES[case]
     assert [dims for _, dims in reads(function).dims] == expected
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda x: x.shape[1] == 0, lambda x: x.size(-3) > 0, lambda x: x.size()[1] != 0]
+)
+def test_code_that_asks_whether_a_dimension_is_empty_uses_no_size(ask: Callable[[Tensor], Any]):
+    found = reads(ask)
+    assert [dim for _, dim in found.emptiness] == [1]
+    assert not found.dims
 
 
 def test_attributes_that_layers_pass_on_are_no_reads():
