@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from lightning_prune.pruning.sensitivity import sensitivity
     from lightning_prune.pruning.session import PruningSession
     from lightning_prune.reporting.visdom import VisdomLogger
-    from lightning_prune.selection.depth import DepthSettings, select_with_depth
+    from lightning_prune.selection.depth import select_with_depth
+    from lightning_prune.selection.depth_settings import DepthSettings
     from lightning_prune.selection.limits import Limits
     from lightning_prune.selection.optimal import OptimalSelection
     from lightning_prune.selection.plan import Plan
@@ -140,7 +141,7 @@ _MODULE_OF = {
     "ChannelGraph": "graph.channel_graph",
     "Cubic": "pruning.schedules",
     "Curve": "pruning.schedules",
-    "DepthSettings": "selection.depth",
+    "DepthSettings": "selection.depth_settings",
     "Distillation": "distillation.config",
     "DistillationMixin": "distillation.mixin",
     "ExportError": "serialization.export",

@@ -14,7 +14,7 @@ from lightning_prune.criteria.base import CriterionLike
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.pruning.regular_cuts import StatisticsMode, with_amount
 from lightning_prune.pruning.schedules import timing_of
-from lightning_prune.selection.depth import DepthSettings
+from lightning_prune.selection.depth_settings import DepthSettings
 from lightning_prune.selection.policy import PolicyArguments, PruningPolicy, with_depth
 from lightning_prune.trainer.followers import Followers
 from lightning_prune.trainer.retraining import OptimizerMode, Retraining

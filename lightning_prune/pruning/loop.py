@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.optim import Optimizer
 
 from lightning_prune.compensation.calibration import CompensationError, CompensationSettings
 from lightning_prune.compensation.report import CompensationReport
+from lightning_prune.pruning.block_scorer import BlockScorer
 from lightning_prune.pruning.calibration import BatchSource, first_batches, independent_loader, seeded_batches
 from lightning_prune.pruning.cut_repair import CutRepair, num_images
 from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.pruning.pruned_training import TrainingLoop
 from lightning_prune.pruning.regular_cuts import RegularCuts
 from lightning_prune.pruning.session import PruningSession
+from lightning_prune.pruning.step import BlockScores
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.optimizer_state import CutParameter, check_buffers
 from lightning_prune.surgery.sharding import whole_network
@@ -55,6 +58,7 @@ class LoopSettings:
         users = {
             "compensate": self.compensation is not None,
             "recalibrate_batches": bool(self.recalibrate_batches),
+            "depth": cuts.policy.depth is not None,
             'statistics="pass", or a compiled network,': cuts.needs_pass(session)
             and session.needs_statistics(cuts.criterion),
         }
@@ -72,6 +76,11 @@ class LoopSettings:
         source: BatchSource = [] if self.batches is None else self.batches
         with seeded_batches(source, seed, next(target.parameters()).device) as batches:
             yield batches
+
+    def images(self, target: nn.Module, number: int, seed: int) -> list[Any]:
+        """Return training batches with ``number`` images in all, on the device of ``target``."""
+        with self.drawn(target, seed) as batches:
+            return first_batches(islice(batches, number), target, number)
 
     def inputs(self, batches: Iterator[Any], target: nn.Module) -> Iterator[Example]:
         """Yield what the forward of ``target`` takes of each batch."""
@@ -135,14 +144,22 @@ class PlainLoop(TrainingLoop):
         def draw() -> None:
             with plain_forwards(target):
                 images = num_images(target, session.example, repair.settings)
-            with self.settings.drawn(target, number) as batches:
-                repair.batches = first_batches(islice(batches, images), target, images)
+            repair.batches = self.settings.images(target, images, number)
 
         try:
             from_first(draw)
         except CompensationError as error:
             repair.failure = str(error)
         return repair
+
+    def block_scores(self, number: int) -> BlockScores | None:
+        """Return what scores residual blocks on images of the training batches; None if none may vanish."""
+        depth = self.cuts.policy.depth
+        if depth is None or self._session is None:
+            return None
+        target = self._session.target
+        images = partial(self.settings.images, seed=number)
+        return BlockScorer(depth, images, context=lambda: plain_forwards(target))
 
     def remove_units_(
         self, session: PruningSession, copies: Sequence[nn.Module], optimizers: Sequence[Optimizer]

@@ -14,22 +14,22 @@ from torch.optim import Optimizer
 from lightning_prune.compensation.calibration import CompensationSettings
 from lightning_prune.compensation.repair import cut_and_compensate_
 from lightning_prune.criteria.base import CriterionLike
-from lightning_prune.criteria.block_scores import Loss, block_scores
 from lightning_prune.criteria.ipad import default_criterion
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.pruning.block_scorer import BlockScorer
+from lightning_prune.pruning.calibration import first_batches
 from lightning_prune.pruning.cut_repair import WITHOUT_TRAINING, compensation_settings
 from lightning_prune.pruning.statistics_pass import collect_statistics
 from lightning_prune.pruning.step import cut_
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.depth import DepthSettings
+from lightning_prune.selection.depth_settings import DepthSettings
 from lightning_prune.selection.policy import PruningPolicy, with_depth
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
-from lightning_prune.utils.example_inputs import as_example, first_images, inputs_of, num_samples
+from lightning_prune.utils.example_inputs import as_example, inputs_of
 
 __all__ = ["one_shot"]
 
@@ -90,7 +90,7 @@ def one_shot(
     training = Training(batches, loss or _forward, lambda net: 0.0)
     statistics = collect_statistics(criterion, model, graph, batches, training) if batches else {}
     surgery = None if settings is None else partial(_cut_and_compensate_, batches, settings)
-    scores = partial(_block_scores, policy.depth, batches, loss) if policy.depth else None
+    scores = BlockScorer(policy.depth, partial(first_batches, batches), loss) if policy.depth else None
     dense = DenseSizes.of(graph)
     _, record = cut_(model, graph, policy, criterion, statistics, dense, surgery=surgery, block_scores=scores)
     if settings is None:
@@ -113,19 +113,6 @@ def _cut_and_compensate_(
     if not report.accepted:
         warnings.warn(f"the cut was not repaired: {report.reason}", stacklevel=6)  # of the caller of one_shot
     return record
-
-
-def _block_scores(
-    settings: DepthSettings, batches: Sequence[Any], loss: Loss | None, graph: ChannelGraph
-) -> dict[str, float]:
-    """Score the residual blocks on the first images of the batches."""
-    blocks, number, chosen = blocks_of(graph), settings.images, []
-    for batch in batches:
-        size = num_samples(inputs_of(batch, blocks.model.forward))
-        if size and number > 0:
-            chosen.append(first_images(batch, size, number))
-            number -= size
-    return block_scores(blocks, chosen, settings.score, loss)
 
 
 def _forward(net: nn.Module, batch: Any) -> None:

@@ -34,7 +34,8 @@ from lightning_prune.pruning.regular_cuts import RegularCuts, StatisticsMode, re
 from lightning_prune.pruning.schedules import timing_of
 from lightning_prune.pruning.session import PruningSession
 from lightning_prune.pruning.step_watch import StepWatch, as_optimizers, check_optimizers
-from lightning_prune.selection.policy import PolicyArguments, PruningPolicy
+from lightning_prune.selection.depth_settings import DepthSettings
+from lightning_prune.selection.policy import PolicyArguments, PruningPolicy, with_depth
 from lightning_prune.serialization.carried_record import carried_record
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.surgery.sharding import check_sharding
@@ -71,6 +72,8 @@ class Pruner:
             only, without an effect on random states.
         compensate: repair each cut on images of ``batches``, see :class:`~lightning_prune.FilterPruningCallback`;
             None: if there are batches.
+        depth: whether residual blocks may vanish as a whole, or :class:`~lightning_prune.DepthSettings`; they are
+            scored on images of ``batches``, see :class:`~lightning_prune.FilterPruningCallback`.
         recalibrate_batches: after a cut, estimate the running statistics of batch norms on this many batches; None:
             16 if there are batches and the cut was not repaired, else 0.
         statistics: collected within :meth:`observe` during the ``"epoch"`` that ends with a cut (or the steps between
@@ -121,6 +124,7 @@ class Pruner:
         start_step: int | None = None,
         batches: BatchSource | None = None,
         compensate: bool | CompensationSettings | None = None,
+        depth: bool | DepthSettings | None = None,
         recalibrate_batches: int | None = None,
         statistics: StatisticsMode = "epoch",
         copies: Sequence[nn.Module] = (),
@@ -131,6 +135,7 @@ class Pruner:
         timing = timing_of(every_n_epochs, start_epoch, every_n_steps, start_step, schedule)
         check_choice("statistics", statistics, get_args(StatisticsMode))
         whole_policy = with_amount(PruningPolicy.of(budget, **policy).with_budget(), amount, schedule)
+        whole_policy = with_depth(whole_policy, depth)
         self._cuts = RegularCuts(whole_policy, timing, criterion or default_criterion(), statistics)
         settings = compensation_settings(batches is not None if compensate is None else compensate)
         self._settings = LoopSettings(batches, settings, recalibrate_batches, verbose)

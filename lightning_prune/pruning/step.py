@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -30,8 +30,16 @@ from lightning_prune.utils.passing import on_all
 __all__ = ["BlockScores", "Surgery", "cut_", "scores_of_blocks"]
 
 ATTEMPTS = 10  # refusals after which whole layers stay
-#: graph -> importance of each residual block that may vanish.
-BlockScores = Callable[[ChannelGraph], Mapping[str, float]]
+
+
+class BlockScores(Protocol):
+    """Scores residual blocks, as :class:`~lightning_prune.pruning.block_scorer.BlockScorer`."""
+
+    def __call__(self, graph: ChannelGraph) -> Mapping[str, float]:
+        """Return the importance of each residual block that may vanish."""
+
+    def change(self, graph: ChannelGraph, plan: Plan) -> float:
+        """Return what the network loses by a plan; NaN if that cannot be said."""
 
 
 class Surgery(Protocol):
@@ -92,8 +100,8 @@ def cut_(
         dense: sizes of the dense network, to which shares refer.
         optimizers: their state is cut along.
         surgery: carries out a plan; by default :func:`~lightning_prune.prune_`.
-        block_scores: returns the importance of each residual block that may vanish; called if the policy has
-            ``depth``.
+        block_scores: returns the importance of each residual block that may vanish, and what the network loses by a
+            plan; called if the policy has ``depth``.
 
     Returns:
         The plan that was carried out, and its record (empty if there was nothing to remove).
@@ -107,7 +115,8 @@ def cut_(
     importance = on_all(lambda: importance_of(criterion, graph, model, statistics, met))
     blocks = scores_of_blocks(graph, policy, block_scores)
     restore = snapshot(model, [*named_tensors(model)], optimizers)
-    plan, refusals = broadcast(policy.plan(graph, importance, dense, blocks)), 0
+    loss_of = None if block_scores is None else partial(block_scores.change, graph)
+    plan, refusals = broadcast(policy.plan(graph, importance, dense, blocks, loss_of)), 0
     while plan:
         attempt = partial(_attempt, surgery or prune_, model, graph, plan, optimizers)
         record, error = on_all(attempt, undo=restore)
@@ -126,7 +135,7 @@ def cut_(
             reasons = dict.fromkeys(refused.tolist(), f"surgery refused: {error}")
             graph = replace(graph, pinned={**reasons, **graph.pinned})
         try:
-            plan = broadcast(policy.plan(graph, importance, dense, blocks))
+            plan = broadcast(policy.plan(graph, importance, dense, blocks, loss_of))
         except ValueError:  # nothing is left that could be removed
             raise error from None
     return plan, PruningRecord()

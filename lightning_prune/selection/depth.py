@@ -2,123 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_prune.criteria.block_scores import BlockMethod
 from lightning_prune.graph.block_costs import block_costs, units_of_block, vanished_names, without_blocks
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.residual_blocks import ResidualBlocks, blocks_of
+from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.selection.budget import check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.layer_patterns import names_and_containers
+from lightning_prune.selection.depth_settings import DepthSettings, candidate_blocks
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
-from lightning_prune.utils.arguments import check_choice
 from lightning_prune.utils.vanished import vanished_blocks
 
-__all__ = ["DepthSettings", "candidate_blocks", "select_with_depth"]
+__all__ = ["PlanLoss", "select_with_depth", "smallest_network"]
 
-
-@dataclass(frozen=True)
-class DepthSettings:
-    """Which residual blocks may vanish, how many, and how they are scored.
-
-    Args:
-        score: how blocks are scored, see :func:`~lightning_prune.criteria.block_scores.block_scores`.
-        blocks: exactly so many vanish; None: as many as cost the network least, together with the channels that then
-            have to go for the budget.
-        max_depth_ratio: at most this share of all blocks that may vanish.
-        min_blocks: so many of the blocks of each stage (a run of blocks with one shape) that may vanish must stay.
-        include: names or globs of blocks, or of modules in them or around them; only these may vanish.
-        exclude: likewise; these stay.
-        images: number of images for the scores.
-
-    Raises:
-        ValueError: a number is out of range, or the score is unknown.
-
-    Example:
-        >>> DepthSettings(max_depth_ratio=0.3, exclude=["layer1.*"]).score
-        'outputs'
-    """
-
-    score: BlockMethod = "outputs"
-    blocks: int | None = None
-    max_depth_ratio: float = 0.5
-    min_blocks: int = 0
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    images: int = 64
-
-    def __post_init__(self) -> None:
-        check_choice("the score of blocks", self.score, get_args(BlockMethod))
-        for argument in ("include", "exclude"):
-            if isinstance(getattr(self, argument), str):
-                raise ValueError(
-                    f"{argument} is a list of names or globs, got a text: write [{getattr(self, argument)!r}]"
-                )
-        if not 0 <= self.max_depth_ratio <= 1:
-            raise ValueError(f"max_depth_ratio must be a share from 0 to 1, got {self.max_depth_ratio}")
-        if self.min_blocks < 0 or self.images < 1 or (self.blocks is not None and self.blocks < 0):
-            raise ValueError("min_blocks and blocks must be 0 or more, images 1 or more")
-
-    @classmethod
-    def of(cls, depth: bool | DepthSettings | None) -> DepthSettings | None:
-        """Return the settings that an argument ``depth`` stands for; None: no block vanishes."""
-        if isinstance(depth, DepthSettings) or depth is None:
-            return depth
-        if not isinstance(depth, bool):
-            raise ValueError(f"depth must be True, False or DepthSettings, got {depth!r}")
-        return cls() if depth else None
-
-
-def candidate_blocks(blocks: ResidualBlocks, settings: DepthSettings) -> list[str]:
-    """Return the blocks that the settings let vanish, in the order of the forward.
-
-    Raises:
-        ValueError: a pattern matches no block, ``include`` names one that cannot vanish, or no block is left, unless
-            some have vanished before.
-    """
-    gone = vanished_blocks(blocks.model)
-    if not blocks.blocks and gone:
-        return []
-    if not blocks.blocks:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(blocks.fixed.items())[:3])
-        raise ValueError(
-            f"no residual block can vanish ({reasons or 'the network adds no branch to its input'})"
-        )
-    included = _matching(blocks, settings.include, "include") if settings.include else set(blocks)
-    excluded = _matching(blocks, settings.exclude, "exclude")
-    blocks.check(name for name in settings.include if name in blocks.fixed)
-    if not included & {*blocks.blocks, *gone}:
-        blocks.check(sorted(included))
-    candidates = [name for name in blocks if name in included and name not in excluded]
-    if not candidates and not gone:
-        raise ValueError("include and exclude leave no residual block that could vanish")
-    return candidates
-
-
-def _matching(blocks: ResidualBlocks, patterns: Sequence[str], argument: str) -> set[str]:
-    """Return the blocks, also those that cannot vanish, that patterns match by their own or a module's name."""
-    others = (*blocks.fixed, *vanished_blocks(blocks.model))
-    names = {name: {*names_and_containers([name])} for name in others}
-    for name, block in blocks.blocks.items():
-        names[name] = {*names_and_containers([name]), *block.modules}
-    matched = set()
-    for pattern in patterns:
-        found = {name for name, aliases in names.items() if any(fnmatchcase(a, pattern) for a in aliases)}
-        if not found:
-            raise ValueError(
-                f"{argument} {pattern!r} matches no residual block; there are {', '.join(list(names)[:6])}"
-                f"{' and more' if len(names) > 6 else ''}"
-            )
-        matched |= found
-    return matched
+COMPARED = 8  # numbers of blocks; of more, some are left out where each comparison takes time
+#: plan -> what the network loses by it; NaN if that cannot be said
+PlanLoss = Callable[[Plan], float]
 
 
 def select_with_depth(
@@ -129,17 +35,19 @@ def select_with_depth(
     settings: DepthSettings | None = None,
     *,
     dense: DenseSizes | None = None,
+    loss_of: PlanLoss | None = None,
     **arguments: Any,
 ) -> Plan:
     """Choose blocks and units to remove, for one budget.
 
     A block is a unit of many channels' cost. Blocks are ranked by score for each share of the budget's resources
     that goes with them. With the first 0, 1, 2, ... of them gone, :func:`~lightning_prune.select` chooses the units
-    for what is left of the budget; of all these plans the one that loses least is taken. The loss of a plan is the
-    sum of the scores of its blocks and of the importance of its units, after both are brought to one scale: the
-    removal of all inner units of a block is nearly the same event as its vanishing, so the median over the blocks of
-    ``score of the block / sum of the importance of its inner units`` converts the one to the other. It holds for any
-    criterion.
+    for what is left of the budget; of all these plans the one that loses least is taken, as ``loss_of`` says.
+    Without that, the loss of a plan is the sum of the scores of its blocks and of the importance of its units, after
+    both are brought to one scale: the removal of all inner units of a block is nearly the same event as its
+    vanishing, so the median over the blocks of ``score of the block / sum of the importance of its inner units``
+    converts the one to the other. That holds for any criterion, but sums leave out that each further channel of a
+    narrow layer costs more than the one before, so that too few blocks vanish.
 
     Args:
         graph: of the network.
@@ -148,6 +56,7 @@ def select_with_depth(
         budget: as for :func:`~lightning_prune.select`.
         settings: limits, and the number of blocks.
         dense: sizes of the network before any cut.
+        loss_of: what the network loses by a plan; not asked for plans that miss the budget while others meet it.
         **arguments: further ones of :func:`~lightning_prune.select`. With an optimal ``selection`` the number of
             blocks is found by greedy plans, and the units that go besides them by the optimal one.
 
@@ -170,36 +79,92 @@ def select_with_depth(
     """
     settings = settings or DepthSettings()
     scores = {name: scores[name] for name in candidate_blocks(blocks_of(graph), settings) if name in scores}
-    order = _ranked(graph, scores, budget, settings)
-    numbers: Sequence[int] = range(len(order) + 1)
-    if settings.blocks is not None:
-        missing = max(settings.blocks - len(vanished_blocks(blocks_of(graph).model)), 0)
-        if missing > len(order):
-            raise ValueError(
-                f"{settings.blocks} blocks are to vanish, but limits and exclusions leave {len(order)}"
-            )
-        numbers = [missing]
-    else:
-        numbers = _within_step(graph, order, arguments.get("amount"), dense)
     array = np.asarray(importance.cpu() if hasattr(importance, "cpu") else importance, dtype=np.float64)
-    rate = _exchange_rate(graph, array, scores)
-    plans, error = [], None
     greedy = {key: value for key, value in arguments.items() if key != "selection"}
-    for number in numbers:
-        try:
-            plan = _plan_without(graph, array, order[:number], budget, dense, greedy)
-        except ValueError as raised:
-            error = raised
-            continue
-        loss = sum(scores[name] for name in plan.blocks) + rate * float(array[plan.remove].sum())
-        plans.append((not plan.reached, loss, number, plan))
-    if not plans:
-        assert error is not None
-        raise error
-    best = min(plans, key=lambda each: each[:3])[3]
+    order = _ranked(graph, scores, budget, settings)
+    numbers = _numbers(graph, order, settings, arguments.get("amount"), dense)
+    plans = _plans(graph, array, [order[:number] for number in numbers], budget, dense, greedy)
+    best = _least(plans, _SumOfScores(array, scores, _exchange_rate(graph, array, scores)), loss_of)
     if arguments.get("selection", "greedy") == "greedy":
         return best
     return _plan_without(graph, array, best.blocks, budget, dense, arguments)
+
+
+def _numbers(
+    graph: ChannelGraph,
+    order: Sequence[str],
+    settings: DepthSettings,
+    amount: Mapping[str, float] | None,
+    dense: DenseSizes | None,
+) -> Sequence[int]:
+    """Return the numbers of blocks that may vanish in this step.
+
+    Raises:
+        ValueError: there are fewer blocks than the settings ask for.
+    """
+    if settings.blocks is None:
+        return _within_step(graph, order, amount, dense)
+    missing = max(settings.blocks - len(vanished_blocks(blocks_of(graph).model)), 0)
+    if missing > len(order):
+        raise ValueError(
+            f"{settings.blocks} blocks are to vanish, but limits and exclusions leave {len(order)}"
+        )
+    return [missing]
+
+
+def _plans(
+    graph: ChannelGraph,
+    importance: NDArray[np.float64],
+    choices: Sequence[Sequence[str]],
+    budget: Mapping[str, float],
+    dense: DenseSizes | None,
+    arguments: Mapping[str, Any],
+) -> list[Plan]:
+    """Return the plans without each choice of blocks: those that meet the budget, or all if none does.
+
+    Raises:
+        ValueError: there is none.
+    """
+    plans, error = [], None
+    for names in choices:
+        try:
+            plans.append(_plan_without(graph, importance, names, budget, dense, arguments))
+        except ValueError as raised:
+            error = raised
+    if not plans:
+        assert error is not None
+        raise error
+    return [plan for plan in plans if plan.reached] or plans
+
+
+@dataclass(frozen=True)
+class _SumOfScores:
+    """The loss of a plan by the scores of its blocks and the importance of its units, times the rate of exchange."""
+
+    importance: NDArray[np.float64]
+    scores: Mapping[str, float]
+    rate: float
+
+    def __call__(self, plan: Plan) -> float:
+        blocks = sum(self.scores[name] for name in plan.blocks)
+        return blocks + self.rate * float(self.importance[plan.remove].sum())
+
+
+def _least(plans: Sequence[Plan], sums: PlanLoss, loss_of: PlanLoss | None) -> Plan:
+    """Return the plan that loses least: by ``loss_of`` if it can compare plans, else by the sums."""
+    by_sums = min(plans, key=sums)
+    if loss_of is None or len(plans) < 2 or not plans[0].reached:
+        return by_sums
+    losses: dict[int, float] = {}
+    step = math.ceil(len(plans) / COMPARED)
+    places = {*range(0, len(plans), step), len(plans) - 1}
+    while places:
+        losses |= {place: loss_of(plans[place]) for place in sorted(places)}
+        if any(math.isnan(loss) for loss in losses.values()):
+            return by_sums
+        best, step = min(losses, key=lambda place: (losses[place], place)), step // 2
+        places = {best - step, best + step} & {*range(len(plans))} - losses.keys() if step else set()
+    return plans[best]
 
 
 def smallest_network(

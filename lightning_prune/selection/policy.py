@@ -14,16 +14,20 @@ from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations
 from lightning_prune.graph.channel_graph import ChannelGraph, Resource
 from lightning_prune.graph.costs import Term
+from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.selection.budget import check_amounts, check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.depth import DepthSettings, select_with_depth, smallest_network
+from lightning_prune.selection.depth import PlanLoss, select_with_depth, smallest_network
+from lightning_prune.selection.depth_settings import DepthSettings
 from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.optimal import OptimalSelection, Selection
 from lightning_prune.selection.optimal_plan import unreachable
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.select import select
+from lightning_prune.utils.distributed import from_first
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.vanished import vanished_blocks
 
 __all__ = ["PolicyArguments", "PruningPolicy", "with_depth"]
 
@@ -151,11 +155,23 @@ class PruningPolicy:
         importance: Any,
         dense: DenseSizes,
         blocks: Mapping[str, float] | None = None,
+        loss_of: PlanLoss | None = None,
     ) -> Plan:
         """Select the units of the next step, and the blocks that vanish, of those whose scores are given.
 
         A plan that meets the budget may be measured, and made again, see :class:`MeasuredResource`.
+
+        Args:
+            graph: of the present network.
+            importance: of its units.
+            dense: sizes of the dense network.
+            blocks: scores of its residual blocks.
+            loss_of: what the network loses by a plan; decides how many blocks vanish, if the policy leaves that open
+                and does not compare by scores.
         """
+        if blocks and loss_of is not None and self.chooses_number:
+            fixed = self._with_number(graph, importance, dense, blocks, loss_of)
+            return fixed.plan(graph, importance, dense, blocks)
         plan_of: Callable[[ChannelGraph], Plan] = partial(
             self._predicted, importance=importance, dense=dense, blocks=blocks
         )
@@ -165,12 +181,34 @@ class PruningPolicy:
         plan = plan_of(graph)
         return plan if self.removed_share is None else self._on_the_way(plan, dense)
 
+    @property
+    def chooses_number(self) -> bool:
+        """Whether the number of blocks that vanish is to be found by comparing networks."""
+        return self.depth is not None and self.depth.blocks is None and self.depth.compare == "repaired"
+
+    def _with_number(
+        self,
+        graph: ChannelGraph,
+        importance: Any,
+        dense: DenseSizes,
+        blocks: Mapping[str, float],
+        loss_of: PlanLoss,
+    ) -> PruningPolicy:
+        """Return this policy with the number of blocks by which least is lost, the same in all processes."""
+        assert self.depth is not None
+        number = from_first(
+            lambda: len(self._predicted(graph, importance, dense, blocks, loss_of=loss_of).blocks)
+        )
+        gone = len(vanished_blocks(blocks_of(graph).model))
+        return replace(self, depth=replace(self.depth, blocks=gone + number))
+
     def _predicted(
         self,
         graph: ChannelGraph,
         importance: Any,
         dense: DenseSizes,
         blocks: Mapping[str, float] | None = None,
+        loss_of: PlanLoss | None = None,
     ) -> Plan:
         """Select by what is predicted of each resource."""
         rules: dict[str, Any] = {
@@ -182,7 +220,8 @@ class PruningPolicy:
             "selection": self.selection,
         }
         if blocks and self.depth is not None:
-            return select_with_depth(graph, importance, blocks, self._goal(dense), self.depth, **rules)
+            goal = self._goal(dense)
+            return select_with_depth(graph, importance, blocks, goal, self.depth, loss_of=loss_of, **rules)
         return select(graph, importance, self._goal(dense), **rules)
 
     def _goal(self, dense: DenseSizes) -> Mapping[str, float]:

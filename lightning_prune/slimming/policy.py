@@ -20,6 +20,7 @@ from lightning_prune.criteria.base import (
 from lightning_prune.criteria.reduction import plain, reduced
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.selection.dense_sizes import DenseSizes
+from lightning_prune.selection.depth import PlanLoss
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.select import resource_changes
@@ -108,6 +109,7 @@ class SlimmingPolicy(PruningPolicy):
         importance: Any,
         dense: DenseSizes,
         blocks: Mapping[str, float] | None = None,
+        loss_of: PlanLoss | None = None,
     ) -> Plan:
         """Return the plan of this shrink.
 
@@ -116,6 +118,7 @@ class SlimmingPolicy(PruningPolicy):
             importance: sizes of the units, see :func:`scale_sizes`, shape (num_units,).
             dense: sizes of the dense network, to which shares refer.
             blocks: ignored: slimming removes channels only.
+            loss_of: ignored likewise.
         """
         sizes = check_importance(graph, importance)
         if not (self.final and self.budget):

@@ -84,16 +84,21 @@ def _replaced(model: nn.Module, blocks: ResidualBlocks, names: Sequence[str]) ->
 def _variants(blocks: ResidualBlocks, names: Sequence[str]) -> Iterator[dict[str, dict[str, Any]]]:
     """Yield what may take the place of the modules, the fastest first.
 
-    Whole modules first; then only those of the branches; then zeros for all of these, where the code between them
-    works in place.
+    Whole modules first; then only those of the branches; then, of these, zeros of the shape of the input, where the
+    code behind a branch reads its shape; then such zeros for all of them, where the code between them works in place.
     """
     yield blocks.replacements(names)
     if all(blocks.blocks[name].modules for name in names):
         parts = blocks.replacements(names, whole=False)
         yield parts
+        shaped = {
+            name: {**what, "full": True} if what["as"] == "zero" else what for name, what in parts.items()
+        }
+        if shaped != parts:
+            yield shaped
         yield {
             name: {**what, "as": "zero", "full": True} if what["as"] == "passed" else what
-            for name, what in parts.items()
+            for name, what in shaped.items()
         }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +25,8 @@ from lightning_prune import (
 )
 from lightning_prune.classification.networks.cifar_resnet import CifarResNet
 
+EMA = partial(EMAWeightAveraging, decay=0.8)
+SWA = partial(StochasticWeightAveraging, swa_lrs=1e-3, swa_epoch_start=1, annealing_epochs=1)
 DEPTH = DepthSettings(max_depth_ratio=0.7, images=16)
 
 
@@ -95,6 +99,48 @@ def test_blocks_vanish_in_training_and_a_resume_gives_the_same_bits(tmp_path):
     assert again.record == prune.record
     for name, value in module.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("average", [EMA, SWA])
+def test_blocks_vanish_from_an_average_too(tmp_path, average):
+    module, prune, averaging, reference = (
+        Classifier(),
+        callback(start_epoch=1, recalibrate_batches=0),
+        average(),
+        Classifier(),
+    )
+    seen = _AroundCut(averaging)
+    trainer(tmp_path, 3, seen.before, averaging, prune, seen.after, enable_checkpointing=False).fit(
+        module, data()
+    )
+    assert prune.record is not None
+    assert prune.record.vanished
+    reference.load_state_dict(seen.before.net)  # the average before the cut, cut by hand, is the one after it
+    seen.after.record.apply_(reference)
+    assert reference.state_dict().keys() == seen.after.net.keys()
+    for name, value in reference.state_dict().items():
+        assert torch.equal(value, seen.after.net[name]), name
+
+
+class _Keep(L.Callback):
+    """Keeps the average at the end of the epoch of the first cut."""
+
+    def __init__(self, averaging: L.Callback) -> None:
+        self.averaging, self.net, self.record = averaging, {}, None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            model = self.averaging._average_model
+            self.net = copy.deepcopy(getattr(model, "module", model).state_dict())
+            prune = next(each for each in trainer.callbacks if isinstance(each, FilterPruningCallback))
+            self.record = prune.record
+
+
+class _AroundCut:
+    """Keeps the average before and after the first cut, by the place among the callbacks."""
+
+    def __init__(self, averaging: L.Callback) -> None:
+        self.before, self.after = _Keep(averaging), _Keep(averaging)
 
 
 def test_a_trained_module_takes_on_a_checkpoint_with_more_blocks(tmp_path):

@@ -33,7 +33,7 @@ from lightning_prune.graph.layer_costs import LayerCost
 from lightning_prune.latency.table import LatencyTable
 from lightning_prune.segmentation.losses import loss_of, scheduled
 from lightning_prune.segmentation.module import SegmentationModule
-from lightning_prune.selection.depth import DepthSettings
+from lightning_prune.selection.depth_settings import DepthSettings
 from lightning_prune.selection.policy import PolicyArguments
 from lightning_prune.trainer.checkpoint_io import AtomicCheckpointIO
 

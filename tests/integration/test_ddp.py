@@ -97,6 +97,16 @@ def test_branches_are_removed_on_both_ranks_and_training_continues(results, name
     assert_equal(first["averages"][0], parameters)
 
 
+def test_the_same_residual_blocks_vanish_on_both_ranks_and_from_the_average(results):
+    first, second = results["shallower"]
+    assert first["vanished"] == second["vanished"]
+    assert first["vanished"]
+    assert first["average"].keys() == first["state"].keys()
+    for name, tensor in first["state"].items():
+        assert first["average"][name].shape == second["average"][name].shape == tensor.shape, name
+    assert_equal(first["average"], {n: t for n, t in second["average"].items() if "running" not in n})
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_resumes_with_its_own_random_numbers_and_statistics(results, rank):
     whole, *others = results["resumed"][rank]["ends"]

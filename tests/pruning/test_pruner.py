@@ -19,7 +19,16 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import L2, FilterPruningCallback, Linear, Pruner, PruningRecord, load_pruned, save_pruned
+from lightning_prune import (
+    L2,
+    DepthSettings,
+    FilterPruningCallback,
+    Linear,
+    Pruner,
+    PruningRecord,
+    load_pruned,
+    save_pruned,
+)
 from lightning_prune.criteria import TaylorGate, TaylorWeight
 
 EPOCHS = 5
@@ -135,8 +144,9 @@ def momentum(parameters: Any) -> Optimizer:
         (momentum, {"criterion": TaylorWeight(), "every_n_steps": 3, "schedule": Linear(3)}),
         (adam, {"criterion": L2(), "statistics": "pass", "start_epoch": 0}),
         (adam, {"statistics": "pass", "compensate": False, "recalibrate_batches": 2}),
+        (adam, {"criterion": L2(), "depth": DepthSettings(max_depth_ratio=1, images=16)}),
     ],
-    ids=["default", "gradients", "steps", "weights", "pass"],
+    ids=["default", "gradients", "steps", "weights", "pass", "depth"],
 )
 def test_a_plain_loop_gives_the_bits_of_the_lightning_callback(
     make_optimizer: Callable[[Any], Optimizer], arguments: dict[str, Any]
@@ -441,3 +451,24 @@ def test_a_pruner_shows_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     pruner.step(adam(net.parameters()), 2)
     assert capsys.readouterr().out.startswith("step 2: cut ")
     assert repr(pruner).startswith("Pruner(budget: macs 50.0%; 1 cut; left: macs ")
+
+
+def test_residual_blocks_vanish_in_a_loop_of_ones_own() -> None:
+    net = network()
+    pruner = Pruner(
+        net, EXAMPLE, {"macs": 0.5}, criterion=L2(), batches=data(), amount={"macs": 1}, verbose=False,
+        depth=DepthSettings(blocks=1, max_depth_ratio=1, images=16),
+    )  # fmt: skip
+    losses = train(net, adam(net.parameters()), pruner)
+    assert pruner.record is not None
+    assert set(pruner.record.vanished) == {"inner", "inner_norm"}
+    assert pruner.within_budget
+    assert losses[-1] < losses[0]
+    again = pruner.record.apply_(network())
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again.eval()(next(iter(data()))[0]), net.eval()(next(iter(data()))[0]))
+
+
+def test_blocks_of_a_loop_without_batches_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="depth needs batches=: a data loader"):
+        Pruner(network(), EXAMPLE, {"macs": 0.5}, depth=True)

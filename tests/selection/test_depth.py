@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from lightning_prune import (
     L2,
     DepthSettings,
     Limits,
+    PruningPolicy,
+    SurgeryError,
     block_scores,
     one_shot,
     prune_,
@@ -24,8 +27,10 @@ from lightning_prune.classification.networks.cifar_resnet import CifarResNet
 from lightning_prune.criteria.branch_watch import watched_branches
 from lightning_prune.graph.block_costs import units_of_block
 from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.pruning.block_scorer import BlockScorer
+from lightning_prune.pruning.calibration import first_batches
 from lightning_prune.selection.dense_sizes import DenseSizes
-from lightning_prune.selection.depth import candidate_blocks
+from lightning_prune.selection.depth_settings import candidate_blocks
 
 IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -123,10 +128,18 @@ def test_a_network_without_blocks_says_so():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"score": "best"}, {"max_depth_ratio": 1.5}, {"min_blocks": -1}, {"blocks": -1}, {"images": 0}]
+    "wrong",
+    [
+        {"score": "best"},
+        {"compare": "both"},
+        {"max_depth_ratio": 1.5},
+        {"min_blocks": -1},
+        {"blocks": -1},
+        {"images": 0},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"score of blocks|max_depth_ratio|0 or more"):
+    with pytest.raises(ValueError, match=r"score of blocks|compare|max_depth_ratio|0 or more"):
         DepthSettings(**wrong)
 
 
@@ -175,6 +188,100 @@ def test_limits_and_exclusions_may_name_layers_of_blocks_that_vanish():
     assert candidate_blocks(blocks_of(smaller), settings) == []
     with pytest.raises(ValueError, match=r"exclude 'blocks.4.conv9' matches no layer"):
         select_with_depth(smaller, L2()(smaller, net), {}, {"macs": 0.8}, exclude=["blocks.4.conv9"])
+
+
+def test_the_plan_that_loses_least_is_taken_as_a_function_says(graph):
+    scores, asked = dict.fromkeys(blocks_of(graph), 1.0), []
+
+    def two_are_best(plan):
+        asked.append(len(plan.blocks))
+        return abs(len(plan.blocks) - 2)
+
+    settings, dense = DepthSettings(max_depth_ratio=1), DenseSizes.of(graph)
+    plan = select_with_depth(
+        graph, np.ones(graph.num_units), scores, {"macs": 0.6}, settings, dense=dense, loss_of=two_are_best
+    )
+    assert len(plan.blocks) == 2
+    assert sorted(asked) == list(range(8))
+    only_seven = {"limits": Limits(layers=0.01, min_channels=8), "dense": dense}
+    asked.clear()
+    plan = select_with_depth(
+        graph, np.ones(graph.num_units), scores, {"macs": 0.3}, settings, loss_of=two_are_best, **only_seven
+    )
+    assert plan.reached
+    assert min(asked, default=len(plan.blocks)) > 2  # fewer do not meet the budget, and are not asked for
+
+
+def test_of_many_numbers_of_blocks_few_are_compared():
+    graph, asked = trace(resnet(depth=56), IMAGES), []
+
+    def seventeen_are_best(plan):
+        asked.append(len(plan.blocks))
+        return (len(plan.blocks) - 17) ** 2
+
+    scores, settings = dict.fromkeys(blocks_of(graph), 1.0), DepthSettings(max_depth_ratio=1)
+    options = {"dense": DenseSizes.of(graph), "loss_of": seventeen_are_best}
+    plan = select_with_depth(graph, np.ones(graph.num_units), scores, {"macs": 0.9}, settings, **options)
+    assert len(plan.blocks) == 17
+    assert len(asked) == len(set(asked)) < 16
+
+
+def test_scores_decide_where_outputs_cannot_be_compared(graph):
+    scores = dict.fromkeys(blocks_of(graph), 10.0) | {"blocks.4": 1e-9}
+    arguments = (graph, np.ones(graph.num_units), scores, {"macs": 0.6})
+    plan = select_with_depth(*arguments, loss_of=lambda plan: float("nan"))
+    assert plan.blocks == select_with_depth(*arguments).blocks == ("blocks.4",)
+
+
+def test_the_number_of_blocks_is_the_one_whose_repaired_network_changes_least():
+    batches = [torch.rand(32, 3, 16, 16)]
+    net = resnet()
+    graph = trace(net, IMAGES[:1])
+    scorer = BlockScorer(DepthSettings(), partial(first_batches, batches))
+    scores, dense = scorer(graph), DenseSizes.of(graph)
+    policy = PruningPolicy({"macs": 0.5}, depth=DepthSettings(max_depth_ratio=1))
+    importance = L2()(graph, net)
+    plans = [
+        replace(policy, depth=replace(policy.depth, blocks=n)).plan(graph, importance, dense, scores)
+        for n in range(8)
+    ]
+    changes = [scorer.change(graph, plan) for plan in plans if plan.reached]
+    best = [plan for plan in plans if plan.reached][int(np.argmin(changes))]
+    assert len(set(changes)) == len(changes) > 3
+    record = one_shot(
+        net,
+        IMAGES[:1],
+        {"macs": 0.5},
+        L2(),
+        batches,
+        compensate=False,
+        depth=DepthSettings(max_depth_ratio=1),
+    )
+    gone = [name for what in record.vanished.values() for name in what["blocks"]]
+    assert sorted(gone) == sorted(best.blocks)
+    by_scores = policy.plan(graph, importance, dense, scores)
+    assert by_scores.blocks != best.blocks  # sums of scores let too few vanish
+
+
+def test_a_cut_that_changes_no_output_loses_nothing_and_a_refused_one_everything(monkeypatch):
+    net = resnet()
+    nn.init.zeros_(net.blocks[4].bn2.weight), nn.init.zeros_(net.blocks[4].bn2.bias)
+    graph = trace(net, IMAGES[:1])
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    scorer = BlockScorer(DepthSettings(), partial(first_batches, [IMAGES]))
+    plan = select_with_depth(
+        graph, np.ones(graph.num_units), {"blocks.4": 0.0}, {"macs": 0.95}, DepthSettings(blocks=1)
+    )
+    assert (plan.blocks, len(plan.remove)) == (("blocks.4",), 0)
+    assert scorer.change(graph, plan) == 0
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+    def refuse(*args, **kwargs):
+        raise SurgeryError("no", np.array([0]))
+
+    monkeypatch.setattr("lightning_prune.pruning.block_scorer.cut_and_compensate_", refuse)
+    assert scorer.change(graph, plan) == float("inf")
 
 
 def test_one_shot_with_depth():

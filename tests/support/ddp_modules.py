@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_prune import IPAD, FilterPruningCallback
+from lightning_prune.classification.networks.cifar_resnet import CifarResNet
 from lightning_prune.distillation.mixin import DistillationMixin
 from tests.support.slimming_runs import loader, parallel_branches_net, penalty_as_loss_term, small_net
 
@@ -115,6 +116,15 @@ class Slimmed(Net):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.05)
+
+
+class Residual(Net):
+    """A residual network of which blocks may vanish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = CifarResNet(depth=14, in_channels=1, width=4, num_classes=4)
 
 
 class Vanishing(Net):

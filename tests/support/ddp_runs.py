@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_prune import (
     IPAD,
+    DepthSettings,
     FinalPhase,
     LatencyError,
     LatencyTable,
@@ -42,6 +43,7 @@ from tests.support.ddp_modules import (
     Net,
     Noisy,
     Normless,
+    Residual,
     Save,
     SaveBeforeCut,
     Slimmed,
@@ -188,6 +190,15 @@ def vanished(**wanted: bool) -> Found:
     return {**ends[0], "ends": ends, "averages": averages}
 
 
+def shallower() -> Found:
+    """Let whole residual blocks vanish from a network and its average; each rank has images of its own."""
+    averaging = EMAWeightAveraging(decay=0.5)
+    pruning = prune(depth=DepthSettings(max_depth_ratio=1, images=8), start_epoch=0)
+    found = fit(Residual(), pruning, averaging)
+    vanished = pruning.record.vanished if pruning.record else {}
+    return {**found, "vanished": vanished, "average": averaging._average_model.module.state_dict()}
+
+
 def distilled(submodule: str | None, width: int) -> Found:
     """Distil from a teacher, which has the student's architecture if ``width`` is 8."""
     module, teacher = Learner(), Net()
@@ -283,6 +294,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "vanished": vanished,
     "vanished and found unused": partial(vanished, find_unused_parameters=True, gradient_as_bucket_view=True),
     "vanished in a static graph": partial(vanished, static_graph=True),
+    "shallower": shallower,
     "distilled": partial(distilled, None, 8),
     "distilled from another": partial(distilled, "net", 6),
     "distilled from its own": distilled_from_its_own,

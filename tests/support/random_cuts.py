@@ -112,10 +112,22 @@ def examine(net: Net, seed: int, share: float, mixing: bool = False) -> Outcome:
     Raises:
         CheckFailed: a property does not hold.
     """
-    generator, outcome = np.random.default_rng(seed), Outcome()
+    generator = np.random.default_rng(seed)
     model = net.build()
     graph = _trace_around_forward(net, model) if seed % 2 else traced(net, model)
-    outcome.prunable, outcome.units = len(graph.prunable), _count_filters(graph)
+    return cut_at_random(net, model, graph, generator, share, mixing)
+
+
+def cut_at_random(
+    net: Net,
+    model: nn.Module,
+    graph: ChannelGraph,
+    generator: np.random.Generator,
+    share: float,
+    mixing: bool = False,
+) -> Outcome:
+    """Cut the network of a spec twice at random, and check each result, see :func:`examine`."""
+    outcome = Outcome(prunable=len(graph.prunable), units=_count_filters(graph))
     for _ in range(2):
         for _ in range(ATTEMPTS):
             independent = np.setdiff1d(graph.prunable, graph.statistics_units)

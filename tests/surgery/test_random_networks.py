@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
+from tests.support.random_blocks import examine_blocks
 from tests.support.random_cuts import examine
 from tests.support.random_nets import BLOCKS, N, Net, nets
 
@@ -37,6 +38,12 @@ def test_a_cut_is_right_or_refused(net: Net, seed: int, share: float) -> None:
 @given(net=nets(), seed=SEEDS, share=SHARES)
 def test_units_whose_statistics_mix_go_as_predicted(net: Net, seed: int, share: float) -> None:
     examine(net, seed, share, mixing=True)
+
+
+@hypothesis.settings(PROFILE, max_examples=60)
+@given(net=st.one_of(nets(only="Skip"), nets()), seed=SEEDS, share=SHARES)
+def test_residual_blocks_vanish_as_if_their_branches_were_zero(net: Net, seed: int, share: float) -> None:
+    examine_blocks(net, seed, share)
 
 
 @pytest.mark.parametrize("kind", sorted(BLOCKS))

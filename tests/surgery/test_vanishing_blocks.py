@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_prune import SurgeryError, prune_, residual_blocks, trace
 from lightning_prune.graph.block_costs import block_costs, without_blocks
@@ -210,6 +211,24 @@ def test_an_input_may_be_read_again_behind_a_block_that_vanishes():
     blocks = residual_blocks(ReadTwice(), IMAGE)
     assert list(blocks) == ["block"]  # the sum within the activation is none
     assert largest_difference(ReadTwice(), IMAGE, ["block"])[0] < 1e-6
+
+
+class Cloned(nn.Module):
+    """Adds to a copy of its input what a branch returned, if that has the shape for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.norm(x))
+        return x.clone() + (y if y.shape[2:] == x.shape[2:] else F.adaptive_avg_pool2d(y, x.shape[2:]))
+
+
+def test_a_branch_vanishes_whose_shape_the_code_behind_it_reads():
+    difference, record = largest_difference(Stack([Cloned, Basic]), IMAGE, ["blocks.0"])
+    assert difference < 1e-4
+    assert record.vanished["blocks.0.conv"]["as"] == "zero"
 
 
 class Projected(nn.Module):

@@ -17,6 +17,7 @@ from tests.support.random_nets import (
     numbers,
     positions,
     repeated,
+    skips,
     tokens,
     values,
 )
@@ -24,7 +25,20 @@ from tests.support.random_nets.network import HEADS, OUTPUTS, SIZES, Net
 from tests.support.random_nets.registry import BLOCKS, BODIES, OPTIONS, N, flags, pick
 
 # The order of blocks, which decides what a seed draws, must not depend on the order of imports.
-_FILES = (layers, gates, branches, channels, tokens, repeated, grouped, positions, numbers, caches, values)
+_FILES = (
+    layers,
+    gates,
+    branches,
+    channels,
+    tokens,
+    repeated,
+    grouped,
+    positions,
+    numbers,
+    caches,
+    values,
+    skips,
+)
 _MODULES = [module.__name__.rpartition(".")[2] for module in _FILES]
 KINDS = sorted(BLOCKS, key=lambda kind: _MODULES.index(BLOCKS[kind].__module__.rpartition(".")[2]))
 PLAIN = [kind for kind in KINDS if not BODIES[kind]]
