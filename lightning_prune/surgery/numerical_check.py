@@ -77,7 +77,7 @@ def mismatches(
         if not survivors.affects(before) or not is_comparable(before.call):
             continue
         mixes = before.mixes_channels
-        problem = _check_norm(before, survivors) if mixes else _check_call(before, after, survivors)
+        problem = _check_norm(before, after, survivors) if mixes else _check_call(before, after, survivors)
         if problem is not None:
             yield before, problem
 
@@ -202,7 +202,7 @@ def _ends_of_groups(num_rows: int, ends: Tensor) -> Tensor:
     return torch.linspace(0, num_rows, len(ends) + 1)[1:].round().to(ends.dtype)
 
 
-def _check_norm(before: TracedOperator, survivors: Survivors) -> str | None:
+def _check_norm(before: TracedOperator, after: TracedOperator, survivors: Survivors) -> str | None:
     """Check that a norm over channels with zeros for its removed parameters is zero exactly in removed channels.
 
     Its statistics change with the cut, so its values cannot be compared.
@@ -211,6 +211,10 @@ def _check_norm(before: TracedOperator, survivors: Survivors) -> str | None:
     labels = [before.labels[0][:0], *before.labels[1:count]]  # the input itself gets no zeros
     cut_along = any(survivors.kept(arrays) is not None for dims in labels for arrays in dims)
     if before.call.op._opname not in _NORMS or not cut_along:
+        return None
+    if masks_agree(
+        before, after, survivors.masks(before.labels[:count]), survivors.masks(before.labels[count:])
+    ):
         return None
     results = _run_if_defined(before.call, _random_operands(before, before.shapes, labels, survivors))
     if results is None:

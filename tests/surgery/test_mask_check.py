@@ -28,7 +28,27 @@ from tests.support.random_cuts import random_units
 
 Pairs = tuple[list[tuple[TracedOperator, TracedOperator]], Survivors]
 
+
+class Moves(nn.Module):
+    """Moves, mixes and compares channels by operators that convolutional networks seldom use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+        self.heads, self.bias = nn.GroupNorm(16, 16), nn.Parameter(torch.randn(16, 9, 9))
+        self.rows = nn.Parameter(torch.randn(6, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.heads(self.first(x))[:, :16].roll(2, 3)
+        y = y.unsqueeze(1).squeeze(1) + torch.einsum("bchw,hc->bch", y, self.rows).unsqueeze(-1)
+        scores = y.flatten(2)[..., :9].unsqueeze(-1)  # (batch, heads, 9, 1)
+        z = nn.functional.scaled_dot_product_attention(scores, scores, scores, self.bias)
+        y = y * z.squeeze(-1).mean(-1, keepdim=True).unsqueeze(-1)
+        return self.last(y / y.norm(dim=(2, 3), keepdim=True).expand_as(y))
+
+
 NETWORKS = {
+    "moves": lambda: (Moves(), 8),
     "small": lambda: (Small(), 16),
     "shufflenet": lambda: (tv.shufflenet_v2_x0_5(weights=None), 32),
     "mobilenet": lambda: (tv.mobilenet_v3_small(weights=None), 32),
