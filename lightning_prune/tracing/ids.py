@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 __all__ = ["Ids", "Pin", "Tie", "Ties", "Units", "first_places"]
@@ -71,15 +69,20 @@ class _Forest:
 
     def add(self, left: Units, right: Units) -> None:
         """Join the component of ``left[i]`` with that of ``right[i]``, for each ``i``."""
-        left, right = self.smallest(left), self.smallest(right)
-        left, right = left[left != right], right[left != right]
-        if 4 * len(left) > len(self.parents):
-            smallest = _smallest(left, right, len(self.parents))
-            joined = np.flatnonzero(smallest != np.arange(len(smallest)))
-            self.parents[joined] = smallest[joined]
-        elif len(left):  # few ties of a large network: number only their nodes
-            nodes, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
-            self.parents[nodes] = nodes[_smallest(ends[: len(left)], ends[len(left) :], len(nodes))]
+        while True:
+            left, right = self.smallest(left), self.smallest(right)
+            left, right = left[left != right], right[left != right]
+            if not len(left):
+                return
+            # Each root points to the lowest of those that it is tied to; ties that this loses come again.
+            higher = np.maximum(left, right)
+            np.minimum.at(self.parents, higher, np.minimum(left, right))
+            self._shorten(higher)
+
+    def _shorten(self, ids: Units) -> None:
+        """Let ids point to the smallest of their components; each step halves the way there."""
+        while not np.array_equal(parents := self.parents[ids], above := self.parents[parents]):
+            self.parents[ids] = above
 
     def grow(self, count: int) -> None:
         """Make room for ``count`` ids; new ones are components of their own."""
@@ -184,14 +187,3 @@ def first_places(ids: Ids) -> Tensor:
 
 def _concatenate(arrays: Sequence[Ids]) -> Units:
     return torch.cat([*arrays, torch.empty(0, dtype=torch.int64)]).numpy()
-
-
-def _smallest(left: Units, right: Units, count: int) -> Units:
-    """Return the smallest node of the component of each node, in the graph with edges (left[i], right[i])."""
-    edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
-    number, components = connected_components(edges, directed=False)
-    first = np.zeros(number, dtype=np.int64)
-    first[components[::-1]] = np.arange(count)[
-        ::-1
-    ]  # of equal places the last one is stored, that is the smallest
-    return first[components]

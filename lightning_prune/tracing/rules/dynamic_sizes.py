@@ -7,6 +7,7 @@ whole network has been traced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -82,8 +83,14 @@ def _distinct_columns(losses: Components) -> tuple[Components, Components]:
     """Return the distinct columns of a matrix, and the number of the one that each column equals."""
     if (losses == losses[:, :1]).all():  # by far the most frequent
         return losses[:, :1], np.zeros(losses.shape[1], np.int64)
-    cases, case_of = np.unique(losses, axis=1, return_inverse=True)
-    return cases, case_of.ravel()
+    sizes = losses.max(axis=1) + 1
+    if math.prod(sizes.tolist()) >= 2**62:
+        cases, case_of = np.unique(losses, axis=1, return_inverse=True)
+        return cases, case_of.ravel()
+    # As one number each they are sorted ten times as fast, in the same order.
+    keys = np.ravel_multi_index(tuple(losses), tuple(sizes))
+    _, firsts, case_of = np.unique(keys, return_index=True, return_inverse=True)
+    return losses[:, firsts], case_of.ravel()
 
 
 def _count_lost(removable: Components, arrays: Iterable[Components]) -> Components:
