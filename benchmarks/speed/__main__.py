@@ -5,7 +5,7 @@
     python -m benchmarks.speed --update         # measures some again, keeps the stored results of the others
     python -m benchmarks.speed --report         # only writes the page again, from the JSON
     python -m benchmarks.speed --label before   # as the figures of an older version, to compare with
-    python -m benchmarks.speed PART             # digests, cuts, tracing, selection, scaling, overhead or training
+    python -m benchmarks.speed PART             # digests, cuts, lines, tracing, selection, ...
 
 Each network has a process of its own, in which both tools take turns. The command goes on where it was stopped:
 results are appended to files in ``--folder``.
@@ -29,7 +29,7 @@ from benchmarks.speed.engine_report import page
 from benchmarks.zoo.__main__ import commit
 from benchmarks.zoo.worker import SPEED, Limit, context, run
 
-PARTS = ("digests", "cuts", "tracing", "selection", "scaling", "overhead", "training")
+PARTS = ("digests", "cuts", "tracing", "selection", "scaling", "overhead", "training", "lines")
 LABELS = ("now", "before")
 PRELOAD = ["benchmarks.speed.engine", "torch._dynamo", "torch.fx.experimental.symbolic_shapes"]
 

@@ -30,7 +30,7 @@ from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.select import select
 from lightning_prune.testing import randomise_
 
-__all__ = ["NAMED", "PARTS", "compared", "measure", "networks"]
+__all__ = ["NAMED", "PARTS", "compared", "cut_timed", "measure", "networks"]
 
 NAMED = (
     *("torchvision/resnet18", "torchvision/resnet50", "torchvision/efficientnet_b0"),
@@ -136,12 +136,12 @@ def _peer(model: nn.Module, example: Tensor, classes: int) -> tuple[dict[str, fl
 def _ours(model: nn.Module, example: Tensor, share: float) -> tuple[dict[str, float], float]:
     dense, seconds = _parameters(model), Seconds()
     with proof_timed(seconds):
-        _cut(model, example, share, seconds)
+        cut_timed(model, example, share, seconds)
         seconds.of_rest("surgery", "cut", "proof")
     return {part: seconds.cpu[part] for part in PARTS}, _parameters(model) / dense
 
 
-def _cut(model: nn.Module, example: Tensor, share: float, seconds: Seconds) -> None:
+def cut_timed(model: nn.Module, example: Tensor, share: float, seconds: Seconds) -> None:
     """Trace, plan and cut; plan again without the units that surgery refuses, as the callback does."""
     with seconds.of("trace"):
         graph = trace(model, example)

@@ -155,7 +155,8 @@ def _differs_from_previous(entries: NDArray[np.int64], starts: NDArray[np.int64]
     # In columns with as many entries as the one before, each entry has its partner that many places before it.
     comparable = np.flatnonzero(~differs[columns])
     partners = comparable - sizes[columns[comparable]]
-    unequal = (entries[comparable] != entries[partners]).any(axis=1)
+    other_row, other_value = (entries[comparable] != entries[partners]).T
+    unequal = other_row | other_value
     differs[columns[comparable[unequal]]] = True
     return differs
 
