@@ -18,7 +18,7 @@ from lightning_prune.tracing.traced_int import SizeEvents
 __all__ = ["ModuleCall", "OperatorCall", "PythonCall", "Recording", "operator_tensors", "tensors_in"]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class PythonCall:
     """A call of torch's Python API, with the arguments that the user's code passed."""
 
@@ -88,7 +88,7 @@ class OperatorCall:
         return self.description
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class ModuleCall:
     """One call of a module's forward.
 

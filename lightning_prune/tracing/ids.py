@@ -23,7 +23,7 @@ Ids = Tensor
 Units = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Tie:
     """Two id arrays of the same length that can only be removed together, position by position.
 
@@ -35,7 +35,7 @@ class Tie:
     where: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Pin:
     """Ids that must not be removed, with the reason and the operator that requires them."""
 

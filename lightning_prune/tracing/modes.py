@@ -99,8 +99,8 @@ def _line() -> str:
     """Return ``file.py:12`` of the innermost frame of the network's code, outside of torch and this package."""
     frame = sys._getframe(2)
     while frame is not None:
-        code = frame.f_code
-        file = _FILES[code] if code in _FILES else _file_of(frame)
+        known = _FILES.get(id(frame.f_code))
+        file = known[1] if known is not None else _file_of(frame)
         if file:
             return f"{file}:{frame.f_lineno}"
         if file is None:
@@ -109,8 +109,9 @@ def _line() -> str:
     return ""
 
 
-#: code -> its file if it is the network's; "" for code of torch and this package; None for what calls the forward
-_FILES: dict[CodeType, str | None] = {}
+#: id of code -> the code, which keeps its id in use, and its file if it is the network's; "" for code of torch and
+#: this package; None for what calls the forward. (The hash of code takes ten times as long as its id.)
+_FILES: dict[int, tuple[CodeType, str | None]] = {}
 
 
 def _file_of(frame: FrameType) -> str | None:
@@ -118,8 +119,8 @@ def _file_of(frame: FrameType) -> str | None:
     module, code = frame.f_globals.get("__name__", ""), frame.f_code
     inside = module.split(".")[0] in ("torch", "contextlib", _PACKAGE)
     file = "" if inside else code.co_filename.rsplit("/", 1)[-1]
-    _FILES[code] = None if module == _RECORDER else file
-    return _FILES[code]
+    _FILES[id(code)] = code, (None if module == _RECORDER else file)
+    return _FILES[id(code)][1]
 
 
 class PythonCallMode(TorchFunctionMode):

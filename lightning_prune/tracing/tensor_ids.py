@@ -15,7 +15,7 @@ from lightning_prune.utils.module_walk import named_buffers, named_parameters
 __all__ = ["TensorIds", "TensorOrigin"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class TensorOrigin:
     """One dimension of a parameter or buffer, by the tensor's name, and its ids."""
 
