@@ -13,7 +13,7 @@ from rich.progress import track
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import EXPECTED_ERRORS, root_cause
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.preflight import composed
+from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.graph.trace import trace
 from lightning_prune.latency.store import Measurements
 from lightning_prune.latency.table import LatencyTable
@@ -29,6 +29,7 @@ def measure(table: LatencyTable, overrides: Sequence[str] = ()) -> Measurements:
         overrides: of the configuration, as on the command line: ``net=fpn``.
     """
     config = composed(TrainArguments(list(overrides)))
+    check_values(config, "net", "task")
     net = instantiate(config.net, _convert_="all")
     graph = trace(net, torch.zeros(tuple(config.module.example_input_shape)))
     return table.build(graph, _with_progress)

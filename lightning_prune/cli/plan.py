@@ -18,7 +18,7 @@ from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import EXPECTED_ERRORS, add_to_path, load_config, root_cause
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.preflight import composed
+from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.criteria.base import as_criterion
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
@@ -72,6 +72,7 @@ def plan_of_network(
         ValueError: the budget cannot be met.
     """
     config = composed(TrainArguments([*overrides], config_dir))
+    check_values(config, "prune", *(["net", "task"] if network is None else []))
     net = instantiate(config.net if network is None else {"_target_": network}, _convert_="all")
     default = DEFAULT_SHAPE if network is not None else tuple(config.module.example_input_shape)
     return _planned(net, tuple(shape) or default, config.prune, table)
@@ -100,8 +101,9 @@ def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = N
         return Cut(graph, remove, summarise(graph, remove, notes=[f"cut by the run {run}"]))
     if (run / NET).is_file():
         load_net(net, run / NET)
-    prune = composed(TrainArguments([*overrides])).prune
-    return _planned(net, shape, prune, table)
+    changed = composed(TrainArguments([*overrides]))
+    check_values(changed, "prune")
+    return _planned(net, shape, changed.prune, table)
 
 
 def _planned(net: nn.Module, shape: Sequence[int], prune: Any, table: Path | None) -> Cut:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from socket import create_connection
 from typing import Any
@@ -22,10 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import UsageError, conf_dir
+from lightning_prune.cli.value_checks import QUANTITIES, problems, unknown_quantity
 from lightning_prune.utils.hints import did_you_mean
 from lightning_prune.utils.objectives import check_objective, objective_names
 
-__all__ = ["UsageError", "check", "composed"]
+__all__ = ["UsageError", "check", "check_values", "composed"]
+
+MOST_VALUES = 50  # of one key in a sweep that are checked before it starts
 
 #: mandatory key -> what it is, for the message that asks for it
 MEANINGS = {
@@ -78,7 +82,22 @@ def check(arguments: TrainArguments) -> DictConfig | None:
     _check_missing(config)
     _check_installed(config)
     _check_objective(config)
+    check_values(config)
+    for values in _others_of_sweep(arguments.overrides) if arguments.sweeps else ():
+        check_values(OmegaConf.merge(config, OmegaConf.from_dotlist([values])))
     return config
+
+
+def check_values(config: Any, *groups: str) -> None:
+    """Raise UsageError that names all values of a configuration that cannot be right.
+
+    Args:
+        config: composed.
+        groups: names of the groups to look at; none: all of them.
+    """
+    wrong = [line for line in problems(config) if not groups or line.startswith(groups)]
+    if wrong:
+        raise UsageError("\n".join(wrong))
 
 
 def composed(arguments: TrainArguments, with_hydra: bool = False) -> DictConfig:
@@ -118,6 +137,15 @@ def _first_value(override: Override) -> str:
     if override.is_choice_sweep() or override.is_range_sweep():
         return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
     return ""
+
+
+def _others_of_sweep(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield ``KEY=VALUE`` for the values of swept keys after the first; options of groups are left out."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_choice_sweep() and "/" not in key and key not in _groups():
+            values = islice(override.sweep_string_iterator(), 1, MOST_VALUES)
+            yield from (f"{key}={value}" for value in values)
 
 
 def _check_missing(config: DictConfig) -> None:
@@ -202,6 +230,8 @@ def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) ->
     key, _, value = wrong.partition("=")
     if key in OTHER_BUDGETS:
         return f"did you mean +{wrong}? '~prune.budget.macs' leaves out the budget in MACs"
+    if key.startswith("prune.budget."):
+        return unknown_quantity(key, _number(value), list(QUANTITIES))
     groups = [item for item in arguments.overrides if "." not in item.partition("=")[0] and item != wrong]
     groups = _first_of_sweep(groups) if arguments.sweeps else groups
     try:
@@ -215,6 +245,13 @@ def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) ->
     names = [*keys, *_groups()]
     hint = did_you_mean(key.lstrip("+~"), names, f"{{}}={value}")
     return hint or f"To add a key that does not exist yet: +{wrong}"
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _fails(override: str, error: Exception) -> bool:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import EXPECTED_ERRORS, load_config, root_cause
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.preflight import composed
+from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.reporting.run_folder import NET, RECORD, Summary
 from lightning_prune.serialization.record import PruningRecord
 
@@ -58,7 +58,9 @@ def pruned_config(
 def _prune_group(config: DictConfig, out: Path, method: str, overrides: Sequence[str]) -> Any:
     folder = [f"prune.folder={out / 'netadapt'}"] if method == "netadapt" else []
     all_overrides = [f"prune={method}", f"seed={config.seed}", "prune.start_epoch=0", *folder, *overrides]
-    return OmegaConf.to_container(composed(TrainArguments(all_overrides)).prune, resolve=True)
+    changed = composed(TrainArguments(all_overrides))
+    check_values(changed, "prune")
+    return OmegaConf.to_container(changed.prune, resolve=True)
 
 
 def _check(run: Path, out: Path, overrides: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning_prune.selection.limits import Limits
 from lightning_prune.selection.prunable import pin_reasons, removable_units
 from lightning_prune.selection.unit_pool import UnitPool
 from lightning_prune.utils.formatting import si
+from lightning_prune.utils.hints import did_you_mean
 
 DEFAULT_LIMITS = Limits()
 NO_LIMITS = Limits(layers=1.0, min_channels=1)
@@ -36,16 +37,29 @@ def resolve(amounts: Mapping[str, float], dense: Mapping[str, int], argument: st
     """
     check_amounts(amounts, argument)
     for resource, value in amounts.items():
-        if resource not in dense:
-            raise ValueError(
-                f"unknown resource {resource!r} in {argument}; known are {', '.join(sorted(dense))}"
-            )
+        check_names([resource], dense, argument)
         if not (0 < value < math.inf):
             raise ValueError(
                 f"{argument} of {resource} must be a share of the dense model in (0, 1] or an absolute amount "
                 f"above 1, got {value}"
             )
     return {r: float(value * dense[r] if value <= 1 else value) for r, value in amounts.items()}
+
+
+def check_names(names: Iterable[str], known: Iterable[str], argument: str) -> None:
+    """Raise ValueError if a resource is unknown; the message names the nearest that is known.
+
+    Example:
+        >>> check_names(["mac"], ["params", "macs"], "budget")
+        Traceback (most recent call last):
+        ValueError: unknown resource 'mac' in budget; known are macs, params; did you mean 'macs'?
+    """
+    known = sorted(known)
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known, "'{}'")
+            text = f"unknown resource {name!r} in {argument}; known are {', '.join(known)}"
+            raise ValueError(f"{text}; {hint}" if hint else text)
 
 
 def check_amounts(amounts: Any, argument: str) -> None:

@@ -16,7 +16,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph, Resource
 from lightning_prune.graph.costs import Term
 from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.graph.trace import trace
-from lightning_prune.selection.budget import check_amounts, check_budget, resolve
+from lightning_prune.selection.budget import check_amounts, check_budget, check_names, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.depth import PlanLoss, select_with_depth, smallest_network
 from lightning_prune.selection.depth_settings import DepthSettings
@@ -31,6 +31,7 @@ from lightning_prune.utils.vanished import vanished_blocks
 
 __all__ = ["PolicyArguments", "PruningPolicy", "with_depth"]
 
+ALWAYS = ("macs", "params")  # resources that every graph counts
 #: resources that are counted if a budget or amount names them, without an entry in ``resources``
 BUILT_IN: Mapping[str, Resource] = {"activations": activations}
 
@@ -79,7 +80,8 @@ class PruningPolicy:
             :class:`~lightning_prune.FilterPruningCallback` remove channels only.
 
     Raises:
-        ValueError: budget or amount is no mapping from names of resources to numbers, or the selection is unknown.
+        ValueError: budget or amount is no mapping from names of resources to numbers, a name or the selection is
+            unknown.
 
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, limits=Limits(0.9), exclude=["head"])
@@ -98,10 +100,11 @@ class PruningPolicy:
     depth: DepthSettings | None = None
 
     def __post_init__(self) -> None:
-        check_amounts(self.budget, "budget")
         OptimalSelection.of(self.selection)
-        if self.amount is not None:
-            check_amounts(self.amount, "amount")
+        known = {*ALWAYS, *BUILT_IN, *self.resources}
+        for argument, amounts in (("budget", self.budget), ("amount", self.amount or {})):
+            check_amounts(amounts, argument)
+            check_names(amounts, known, argument)
 
     @classmethod
     def of(

@@ -354,7 +354,6 @@ def test_dense_sizes_store_every_resource():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"budget": {"stairs": 0.5}}, "unknown resource 'stairs' in amount; known are macs, params"),
         ({"limits": Limits(layers=0.1)}, r"cannot be met.*limits layers=0.1, which closes net"),
         ({"limits": Limits(overrides={"Conv3d": 0.1})}, "limit 'Conv3d' matches no layer"),
         ({"exclude": ["nets"]}, "exclude 'nets' matches no layer; did you mean 'net"),
@@ -364,7 +363,7 @@ def test_dense_sizes_store_every_resource():
             "the cost of layer 'net.0'",
         ),
     ],
-    ids=["resource", "budget", "type", "exclude", "engine", "cost"],
+    ids=["budget", "type", "exclude", "engine", "cost"],
 )
 def test_invalid_arguments_raise_before_training(bad, message, tmp_path):
     module = Classifier()

@@ -198,7 +198,6 @@ def test_a_budget_in_a_custom_resource():
         (PruningPolicy({"macs": 1.5e9}), THREE, "already meets the budget"),
         (PruningPolicy({"macs": 0.0}), THREE, "budget"),
         (PruningPolicy({"macs": 0.5, "params": 0.5}), THREE, "one resource"),
-        (PruningPolicy({"seconds": 0.5}), THREE, "unknown resource|seconds"),
         (RULES, Rounds(reduction=0.01, decay=0.9), "sum up to 0.1 of the dense network"),
         (
             replace(RULES, budget={"macs": 0.2}),

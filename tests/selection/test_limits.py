@@ -266,7 +266,7 @@ def test_patterns_without_a_match_are_refused_and_the_model_is_not_changed(patte
     [
         ({"exclude": ["frist"]}, "exclude 'frist' matches no layer; did you mean 'first"),
         ({"exclude": ["*"]}, "covers every layer; exclude fewer"),
-        ({"budget": {"mac": 0.5}}, "unknown resource 'mac' in budget; known are macs, params"),
+        ({"budget": {"mac": 0.5}}, "unknown resource 'mac' in budget; known are .*; did you mean 'macs'"),
         ({"amount": {"macs": -1}}, "amount of macs must be a share"),
         ({"channel_multiple": 64}, r"cannot be met.*channel_multiple=64"),
     ],

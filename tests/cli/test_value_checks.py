@@ -1,0 +1,168 @@
+"""Values of the wrong type, out of range, or naming files that do not exist: found before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_prune.cli.arguments import TrainArguments
+from lightning_prune.cli.commands import run_command
+from lightning_prune.cli.config import UsageError, conf_dir
+from lightning_prune.cli.preflight import check, composed
+from lightning_prune.cli.source_signatures import signature_of
+from lightning_prune.cli.value_checks import BOUNDS, problems
+from lightning_prune.cli.value_types import accepts
+
+
+def message(*arguments: str) -> str:
+    with pytest.raises(UsageError) as refused:
+        check(TrainArguments.parse(arguments))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["trainer.max_epochs=drei"],
+            "trainer.max_epochs is 'drei', which is text, and must be a whole number",
+        ),
+        (["trainer.max_epochs=2.5"], "trainer.max_epochs is 2.5, and must be a whole number"),
+        (["net.encoder_depth=5.0"], "must be a whole number; did you mean net.encoder_depth=5?"),
+        (
+            ["optimizer.lr='0,01'"],
+            "optimizer.lr is '0,01', which is text, and must be a number; did you mean",
+        ),
+        (["optimizer.lr=-1"], "optimizer.lr is -1, and must be at least 0"),
+        (["data.batch_size=0"], "data.batch_size is 0, and must be at least 1"),
+        (["data.batch_size=[8]"], "data.batch_size is [8], a list, and must be a whole number"),
+        (["prune.budget.macs=half"], "and must be a mapping, each a number"),
+        (
+            ["prune.budget.macs=0"],
+            "prune.budget.macs is 0, and must be a share from 0 to 1, or an amount above 1",
+        ),
+        (["prune.optimizer=rset"], "must be reset or carry; did you mean prune.optimizer=reset?"),
+        (["prune.compensate=ja"], "prune.compensate is 'ja', which is text, and must be true or false"),
+        (["prune.criterion.omega=2"], "prune.criterion.omega is 2, and must be from 0 to 1"),
+        (["prune.criterion=l2"], "prune.criterion is 'l2'"),
+        (["+trainer.max_epoch=3"], "has no argument 'max_epoch'; did you mean trainer.max_epochs?"),
+        (["net=fpn", "net.decoder_dropout=x"], "net.decoder_dropout is 'x'"),
+        (["task.num_classes=x"], "task.num_classes is 'x'"),
+        (["seed=null"], "seed is null, and must be a whole number"),
+        (["-m", "data.batch_size=8,x"], "data.batch_size is 'x'"),
+        (["data=folder", "data.root=/nope", "task.num_classes=3"], "data.root: there is no folder /nope"),
+        (["ckpt_path=none.ckpt"], "ckpt_path: there is no file none.ckpt"),
+        (["+prune.budget.parms=0.5"], "macs, params or activations; did you mean prune.budget.params=0.5?"),
+        (["prune.budget.latency_ms=3"], "+prune/resources=latency +prune.budget.latency=3000000 '~prune."),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_must_be(arguments: list[str], expected: str) -> None:
+    assert expected in message(*arguments)
+
+
+def test_all_wrong_values_are_named_at_once_and_before_torch_is_imported() -> None:
+    code = (
+        "import sys; sys.argv = ['lightning-prune', 'trainer.max_epochs=drei', 'optimizer.lr=abc']\n"
+        "from lightning_prune.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("False\n", 1)
+    assert len(done.stderr.splitlines()) == 2
+    assert "Traceback" not in done.stderr
+
+
+OPTIONS = sorted(
+    f"{path.parent.relative_to(conf_dir())}={path.stem}"
+    for path in conf_dir().rglob("*.yaml")
+    if path.parent.name not in ("conf", "sweep", "protocol", "policy")
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_the_configuration_is_right(option: str, tmp_path: Path) -> None:
+    given = ["task.num_classes=3", f"data.root={tmp_path}"] if option == "data=folder" else []
+    prefix = "+" if option.startswith("prune/resources") else ""
+    wrong = problems(composed(TrainArguments([prefix + option, *given])))
+    assert [line for line in wrong if "there is no folder" not in line] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer.devices=auto", "trainer.precision=16-mixed", "trainer.limit_train_batches=3"],
+        ["data.num_workers=2", "optimizer.lr=1", "prune.limits.layers=1", "trainer.max_epochs=-1"],
+        ["ckpt_path=last", "prune.budget.macs=1000000", "prune.compensate=false"],
+        ["+prune/resources=latency", "+prune.budget.latency=0.5", "~prune.budget.macs"],
+        ["+optimizer.betas=[0.8,0.9]", "net.decoder_channels=[64,32,16,8,8]"],
+        ["prune=none"],
+        ["+callbacks.own._target_=own.Own", "+callbacks.own.anything=drei"],
+    ],
+)
+def test_right_values_are_not_refused(arguments: list[str]) -> None:
+    check(TrainArguments.parse(arguments))
+
+
+def test_the_class_of_a_user_is_read_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_package.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import Literal, Optional\n"
+        "Mode = Literal['fast', 'slow']\n"
+        "class Base:\n    def __init__(self, width: 'int', mode: Mode = 'fast', deep: Optional[int] = 3): ...\n"
+        "class Net(Base): ...\n"
+        "@dataclass\nclass Setting:\n    rate: float = 1\n    names: tuple[str, ...] = ()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net, setting = signature_of("own_package.Net"), signature_of("own_package.Setting")
+    assert net is not None
+    assert setting is not None
+    width, mode, deep = net.parameters.values()
+    assert [accepts(width, value) for value in (3, "3", 3.5, True, None)] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert [accepts(mode, value) for value in ("slow", "slw", 3)] == [True, False, False]
+    assert [accepts(deep, value) for value in (None, 2, "x")] == [True, True, False]
+    assert accepts(setting.parameters["names"], ["a"])
+    assert not accepts(setting.parameters["names"], ["a", 3])
+    assert not net.is_open
+
+
+def test_bounds_are_those_of_the_constructors() -> None:
+    from lightning_prune import FilterPruningCallback, Limits
+    from lightning_prune.criteria import IPAD
+
+    lowest = {key: low for key, (low, _) in BOUNDS.items()}
+    for make in (
+        lambda: IPAD(omega=BOUNDS["prune.criterion.omega"][1] + 0.1),
+        lambda: IPAD(omega=lowest["prune.criterion.omega"] - 0.1),
+        lambda: Limits(BOUNDS["prune.limits.layers"][1] + 0.1),
+        lambda: FilterPruningCallback({"macs": 0.5}, every_n_epochs=lowest["prune.every_n_epochs"] - 1),
+        lambda: FilterPruningCallback({"macs": 0.5}, start_epoch=lowest["prune.start_epoch"] - 1),
+    ):
+        with pytest.raises(ValueError, match=r"\S"):
+            make()
+
+
+def test_a_budget_of_an_unknown_quantity_is_refused_at_construction() -> None:
+    from lightning_prune import FilterPruningCallback
+
+    with pytest.raises(ValueError, match=r"known are activations, macs, params; did you mean 'macs'\?"):
+        FilterPruningCallback({"mac": 0.5})
+    with pytest.raises(ValueError, match="unknown resource 'time' in amount"):
+        FilterPruningCallback({"macs": 0.5}, amount={"time": 0.1})
+
+
+def test_plan_answers_a_misspelt_network_and_a_wrong_value_in_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"did you mean torchvision\.models\.resnet18\?"):
+        run_command("plan", ["torchvision.models.resnet81"])
+    with pytest.raises(SystemExit, match=r"prune\.optimizer is 'rset'"):
+        run_command("plan", ["prune.optimizer=rset"])
