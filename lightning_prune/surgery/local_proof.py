@@ -177,7 +177,7 @@ class _Check:
             return True  # it reads and writes what it did
         if (known := self._by_origin(operator, operands, results)) is not None:
             return known and not _leaves_one(masks)
-        if operator.mixes_channels and call.op not in _STATISTICS:
+        if operator.mixes_channels and not operator.only_counts and call.op not in _STATISTICS:
             return False
         if not _is_plain(call) or (_leaves_one(masks) and call.op is not _CONVOLUTION):
             return False

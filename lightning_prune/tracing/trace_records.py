@@ -73,9 +73,10 @@ class TracedOperator:
         call: the recorded call.
         labels: those of its tensor arguments, then those of its results.
         shapes: of the arguments at the time of the call; surgery changes the tensors.
-        mixes_channels: whether it takes statistics across channels.
+        mixes_channels: whether it takes statistics across channels, or gets numbers that count them.
         after_values: whether an operator before it in the same forward had a result whose size, or Python value,
             depends on values. In the smaller network sizes, numbers and branches may then differ.
+        num_statistics: number of id arrays over which it takes statistics, or whose number it gets.
         counted: ids whose number, or something computed of it, the code passed to it as a number.
     """
 
@@ -84,4 +85,10 @@ class TracedOperator:
     shapes: list[torch.Size]
     mixes_channels: bool
     after_values: bool = False
+    num_statistics: int = 0
     counted: tuple[Ids, ...] = ()
+
+    @property
+    def only_counts(self) -> bool:
+        """Whether it mixes no channels but for the numbers that it gets."""
+        return self.num_statistics == len(self.counted)

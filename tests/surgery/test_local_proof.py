@@ -42,6 +42,7 @@ COMMON: dict[str, Callable[[], nn.Module]] = {
     "segformer": lambda: smp.Segformer("resnet18", encoder_weights=None),
     "upernet": lambda: smp.UPerNet("resnet18", encoder_weights=None),
     "empty features": lambda: smp.UnetPlusPlus("tu-convnext_atto", encoder_weights=None),
+    "padded to stride": lambda: smp.DeepLabV3Plus("tu-convnext_atto", encoder_weights=None),
     "dropout in training": lambda: torchvision.models.googlenet(init_weights=False),
 }
 

@@ -128,10 +128,12 @@ def apply_rule(call: OperatorCall, tracker: Tracker) -> None:
         for labels, tensor in zip(argument_labels, call.tensors, strict=True)
     ]
     result_labels = [tracker.labels(tensor) for tensor in call.outputs]
-    mixed = len(tracker.ties.statistics) > num_statistics
+    mixed = len(tracker.ties.statistics) - num_statistics
     shapes = [tensor.shape for tensor in call.tensors]
     labels = [*argument_labels, *result_labels]
-    tracker.operators.append(TracedOperator(call, labels, shapes, mixed, tracker.met_values, counted))
+    tracker.operators.append(
+        TracedOperator(call, labels, shapes, mixed > 0, tracker.met_values, mixed, counted)
+    )
     tracker.met_values |= depends_on_values(call)
     tracker.call = None
 
