@@ -26,6 +26,7 @@ from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import read_network
 from lightning_prune.trainer.training_inputs import training_inputs
 from lightning_prune.utils.tables import Table
+from lightning_prune.utils.terminal import say
 
 __all__ = ["Comparison", "LoadedRun", "int8_comparison", "load_run", "write_folder"]
 
@@ -88,6 +89,7 @@ def load_run(folder: Path, weights: Path | None = None, shape: Sequence[int] = (
         FileNotFoundError: the folder holds no run, or no weights.
         RecordError: the weights are damaged, or of another network.
     """
+    say(f"loading the network of {folder}")
     config, source = load_config(folder), weights or folder / NET
     if not source.is_file():
         last = folder / "checkpoints" / "last.ckpt"
@@ -124,6 +126,7 @@ def int8_comparison(
         ValueError: the data of the run cannot be read.
         ExportError: no operator can be quantised.
     """
+    say(f"reading {images} training images to calibrate with")
     data = _data(run)
     try:
         examples = training_inputs(data, run.net, images)
@@ -131,6 +134,7 @@ def int8_comparison(
         raise ValueError(
             f"INT8 needs training images, and those of {run.folder} cannot be read: {error}"
         ) from error
+    say("quantising to INT8")
     int8 = export_int8(
         run.net, path, examples, run.record, dynamic_batch=dynamic_batch, reduce_range=reduce_range
     )
@@ -142,8 +146,10 @@ def int8_comparison(
             "pruned INT8": path,
         }
         example = torch.zeros(run.shape)
+        say("writing the dense and the pruned network as ONNX, to compare with")
         export(dense, example, paths["dense"], dynamic_batch=dynamic_batch)
         export(run.net, example, paths["pruned"], run.record, dynamic_batch=dynamic_batch)
+        say(f"measuring the latency of {len(paths)} networks, {RUNS} runs each")
         networks = measured(paths, run.shape, threads, RUNS)
         tested = [name for name in paths if name != "dense" or baseline]
         scores = {name: _scores(run, paths[name]) for name in tested}
@@ -171,6 +177,7 @@ def _dense(run: LoadedRun, baseline: Path | None) -> nn.Module:
 
 
 def _scores(run: LoadedRun, path: Path) -> dict[str, float]:
+    say(f"testing {path.name} on the test set")
     config = run.config.copy()
     config.module.distillation = None
     return test_scores(instantiate(config.module, _convert_="all"), _data(run), path)
@@ -195,7 +202,9 @@ def write_folder(
     """
     summary = Summary.load(run.folder) if (run.folder / SUMMARY).is_file() else Summary()
     factory: Any = OmegaConf.to_container(run.config.net, resolve=True)
+    say(f"writing {folder / ONNX_FILE}")
     export(run.net, torch.zeros(run.shape), folder / ONNX_FILE, run.record)
+    say("writing weights, record and model card")
     tables = [compared.table().markdown()] if compared else _tables(summary)
     card = ModelCard(
         name=name or folder.resolve().name,

@@ -27,6 +27,7 @@ from lightning_prune.serialization.export import export
 from lightning_prune.serialization.hub import push_pretrained
 from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.tables import show
+from lightning_prune.utils.terminal import say
 
 __all__ = ["export_run", "main"]
 
@@ -53,6 +54,7 @@ def export_run(
         The largest difference of the outputs from those in PyTorch, relative to the largest output.
     """
     run = load_run(folder, weights, shape)
+    say(f"writing {path}, and comparing its outputs with those in PyTorch")
     return export(run.net, torch.zeros(run.shape), path, run.record, dynamic_batch=dynamic_batch)
 
 
@@ -102,6 +104,7 @@ def _export_folder(options: argparse.Namespace, path: Path) -> None:
         f"{path}: weights, record, config.json, ONNX and model card; load_pretrained({str(path)!r}) loads it"
     )
     if options.push:
+        say(f"uploading to {options.push}")
         address = push_pretrained(path, options.push, private=not options.public)
         print(f"uploaded to {address}")
 

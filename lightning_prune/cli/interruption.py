@@ -11,9 +11,11 @@ from pathlib import Path
 from types import FrameType
 
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
+from lightning_prune.utils.terminal import say
 
 __all__ = ["Interruption", "go_on_command", "interruptible", "undisturbed"]
 
+STOPPING = "\nCtrl-C: stopping; a batch or cut that has begun is finished or undone first"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,7 +33,14 @@ def interruptible() -> Iterator[None]:
     def end(signum: int, frame: FrameType | None) -> None:
         raise Interruption(128 + signum)
 
+    def announced(signum: int, frame: FrameType | None) -> None:
+        say(STOPPING)
+        signal.default_int_handler(signum, frame)
+
     is_main = threading.current_thread() is threading.main_thread()
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if is_main and ctrl_c is signal.default_int_handler:
+        signal.signal(signal.SIGINT, announced)
     before = signal.signal(signal.SIGTERM, end) if is_main else None
     try:
         yield
@@ -42,6 +51,7 @@ def interruptible() -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            signal.signal(signal.SIGINT, ctrl_c or signal.SIG_DFL)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from lightning_prune.cli.config import (
 )
 from lightning_prune.cli.preflight import check
 from lightning_prune.cli.sweep_state import FREE_SUBDIR, continued
+from lightning_prune.cli.train_help import shown_fitted
 from lightning_prune.utils.hints import shortened, value_hint
 
 if TYPE_CHECKING:
@@ -159,7 +161,8 @@ def _train(arguments: Sequence[str]) -> None:
         print(f"lightning-prune: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     try:
-        hydra_main()
+        with shown_fitted() if {"--help", "-h"} & {*arguments} else nullcontext():
+            hydra_main()
     except BaseException as error:
         if words.sweeps:
             from lightning_prune.cli.sweep import stop_running

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import shlex
 import statistics
 import sys
@@ -119,15 +120,25 @@ def group_runs(runs: Mapping[Path, Summary]) -> list[Group]:
     return [Group(dict(zip(varying, settings, strict=True)), members) for settings, members in groups.items()]
 
 
-def table(groups: Sequence[Group]) -> Table:
-    """Return a table with one row per group, and the columns for which there are values."""
-    keys = list(groups[0].settings) if groups else []
+def table(groups: Sequence[Group], here: Path | None = None) -> Table:
+    """Return a table with one row per group, and the columns for which there are values.
+
+    Args:
+        groups: of runs.
+        here: a folder: a first column names the folders of the runs as seen from it, and a column of checkpoints,
+            which would tell runs apart that were resumed, is left out; None: runs are known by their settings.
+    """
+    keys = [key for key in (groups[0].settings if groups else ()) if here is None or key != "ckpt_path"]
     columns = {heading: name for heading, name in COLUMNS.items() if any(g.values(name) for g in groups)}
-    header = [*(keys or ["runs"]), "seeds", *columns]
-    rows = [
-        [*(group.settings.values() or ["all"]), _count(group), *_cells(group, columns)] for group in groups
-    ]
-    return Table(header, rows, left=max(1, len(keys)))
+    first = ["run"] if here is not None else [] if keys else ["runs"]
+    rows = []
+    for group in groups:
+        names = [", ".join(os.path.relpath(run, here) for run in group.runs)] if here is not None else []
+        settings = [group.settings[key] for key in keys]
+        rows.append(
+            [*names, *(settings or ([] if names else ["all"])), _count(group), *_cells(group, columns)]
+        )
+    return Table([*first, *keys, "seeds", *columns], rows, left=len(first) + len(keys))
 
 
 def _count(group: Group) -> str:

@@ -38,6 +38,7 @@ from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.hashing import json_digest
 from lightning_prune.utils.modules import floating_dtype, named_shapes
 from lightning_prune.utils.objectives import check_objective, objective_names
+from lightning_prune.utils.terminal import say
 
 __all__ = ["Components", "build", "run"]
 
@@ -147,6 +148,7 @@ def run(
             summary = replace(summary, objective=objective_values(names, summary))
             _write(config, folder, parts, summary)
         except (KeyboardInterrupt, SystemExit):
+            say(f"{prefix}ending the run, and writing record, network and report of what it has so far")
             seconds = settings.seconds or time.perf_counter() - start
             _write_interrupted(
                 config, folder, parts, replace(settings, seconds=seconds, status="interrupted")

@@ -181,6 +181,7 @@ def unknown_quantity(key: str, value: Any, known: list[str]) -> str:
         hint += " '~prune.budget.macs'" if parent.endswith("budget") else ""
     else:
         hint = did_you_mean(name, known, f"{parent}.{{}}={value}")
+        hint = hint if "macs" in hint else hint.replace("prune.", "+prune.", 1)  # not there by default
     return f"{key}: a budget is of {', '.join(known[:-1])} or {known[-1]}{'; ' if hint else ''}{hint}"
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 
-__all__ = ["duration", "fitted", "is_live"]
+__all__ = ["duration", "fitted", "is_live", "say"]
 
 
 def is_live() -> bool:
@@ -23,6 +23,11 @@ def is_live() -> bool:
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
     )
+
+
+def say(step: str) -> None:
+    """Print what is done next, of a command that works for a while; to stderr, since stdout has the results."""
+    print(f"{step} ...", file=sys.stderr, flush=True)
 
 
 def fitted(text: str, indent: str = "    ") -> str:

@@ -54,7 +54,9 @@ def test_int8_is_compared_with_the_dense_and_the_pruned_network(runs, tmp_path, 
         "--json",
         tmp_path / "t.json",
     )
-    shown = capsys.readouterr().out
+    shown, steps = capsys.readouterr()
+    for step in ("reading 4 training images", "quantising", "measuring the latency of 3 networks", "testing"):
+        assert step in steps
     content = json.loads((tmp_path / "t.json").read_text())
     networks = content["networks"]
     assert list(networks) == ["dense", "pruned", "pruned INT8"]

@@ -115,3 +115,14 @@ def test_signals_outside_of_training_raise_and_are_ignored_while_results_are_wri
         sys.exit(1)  # what Lightning makes of Ctrl-C
     assert ended.value.code == 130
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_is_answered_at_once_with_what_happens_next(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interruption), interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert (
+        "Ctrl-C: stopping; a batch or cut that has begun is finished or undone first"
+        in capsys.readouterr().err
+    )
+    assert signal.getsignal(signal.SIGINT) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import run_command
+from lightning_prune.cli.compare import _located
 from lightning_prune.cli.config import UsageError, conf_dir
+from lightning_prune.cli.main import main
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.source_signatures import signature_of
 from lightning_prune.cli.value_checks import BOUNDS, problems
@@ -55,7 +58,7 @@ def message(*arguments: str) -> str:
         (["-m", "data.batch_size=8,x"], "data.batch_size is 'x'"),
         (["data=folder", "data.root=/nope", "task.num_classes=3"], "data.root: there is no folder /nope"),
         (["ckpt_path=none.ckpt"], "ckpt_path: there is no file none.ckpt"),
-        (["+prune.budget.parms=0.5"], "macs, params or activations; did you mean prune.budget.params=0.5?"),
+        (["+prune.budget.parms=0.5"], "macs, params or activations; did you mean +prune.budget.params=0.5?"),
         (["prune.budget.latency_ms=3"], "+prune/resources=latency +prune.budget.latency=3000000 '~prune."),
     ],
 )
@@ -166,3 +169,31 @@ def test_plan_answers_a_misspelt_network_and_a_wrong_value_in_words(
         run_command("plan", ["torchvision.models.resnet81"])
     with pytest.raises(SystemExit, match=r"prune\.optimizer is 'rset'"):
         run_command("plan", ["prune.optimizer=rset"])
+
+
+def test_the_help_of_train_fits_a_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-prune", "train", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("prune/criterion: ") for line in lines)
+    assert "taylor_weight" in "".join(lines)
+
+
+def test_runs_to_compare_are_found_by_the_name_of_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("outputs/2026-11-27/10-00-00", "outputs/2026-11-28/10-00-00", "multirun/2026-11-28/11-00-00"):
+        (tmp_path / day).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert _located(Path("11-00-00")) == Path("multirun/2026-11-28/11-00-00")
+    assert _located(Path("outputs")) == Path("outputs")
+    with pytest.raises(ValueError, match=r"may be outputs/2026-11-27/10-00-00 or outputs/2026-11-28"):
+        _located(Path("10-00-00"))
+    with pytest.raises(FileNotFoundError, match=r"did you mean 11-00-00\?"):
+        _located(Path("11-00-01"))
