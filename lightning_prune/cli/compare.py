@@ -12,6 +12,7 @@ from lightning_prune.cli.parsers import read
 from lightning_prune.cli.sweep import CAPTION, failures, group_runs, summarise, sweep_runs, table
 from lightning_prune.reporting.pages.sweep_page import write_sweep_page
 from lightning_prune.reporting.run_folder import find_runs
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.hints import did_you_mean
 from lightning_prune.utils.tables import show
 
@@ -38,7 +39,7 @@ def _show(options: argparse.Namespace) -> None:
     runs = find_runs(options.runs)
     groups = group_runs(runs)
     path = options.html or _common_folder(options.runs) / PAGE
-    title = f"Comparison of {len(runs)} runs"
+    title = f"Comparison of {counted(len(runs), 'run')}"
     write_sweep_page(sweep_runs(groups), path, title, metric=options.metric, against=options.against)
     show(table(groups, _common_folder(options.runs)))
     print("\n".join([*failures(runs), CAPTION, str(path)]), flush=True)

@@ -25,6 +25,7 @@ from lightning_prune.serialization.quantization import Int8Export, export_int8
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import read_network
 from lightning_prune.trainer.training_inputs import training_inputs
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.tables import Table
 from lightning_prune.utils.terminal import say
 
@@ -238,12 +239,14 @@ def _tables(summary: Summary) -> list[str]:
 
 def _training(config: DictConfig, summary: Summary) -> list[str]:
     """Return sentences about the training."""
-    sentences = [f"{summary.epochs} epochs, seed {summary.seed}."] if summary.epochs else []
+    sentences = [f"{counted(summary.epochs, 'epoch')}, seed {summary.seed}."] if summary.epochs else []
     prune: Mapping[str, Any] = config.get("prune") or {}
     if budget := prune.get("budget"):
         goals = ", ".join(
             f"{value:g} of {key}" for key, value in budget.items() if isinstance(value, (int, float))
         )
         method = str(prune.get(TARGET, "")).rpartition(".")[2]
-        sentences.append(f"Pruned in training by {method} to {goals}, in {len(summary.cuts)} cuts.")
+        sentences.append(
+            f"Pruned in training by {method} to {goals}, in {counted(len(summary.cuts), 'cut')}."
+        )
     return sentences

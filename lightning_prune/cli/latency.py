@@ -17,6 +17,7 @@ from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.graph.trace import trace
 from lightning_prune.latency.store import Measurements
 from lightning_prune.latency.table import LatencyTable
+from lightning_prune.utils.formatting import counted
 
 __all__ = ["main", "measure"]
 
@@ -51,5 +52,6 @@ def main(arguments: Sequence[str]) -> None:
     accuracy = "" if deviation is None else f", random cuts predicted within {deviation:.1%}"
     print(
         f"{options['path']}: {measured.info['milliseconds']} ms, {measured.execution} on {measured.device}, "
-        f"{measured.threads} thread(s){accuracy}; {measured.info['points']} points in {measured.info['seconds']} s"
+        f"{counted(measured.threads, 'thread')}{accuracy}; "
+        f"{measured.info['points']} points in {measured.info['seconds']} s"
     )

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lightning_prune.utils.formatting import counted
+
 __all__ = ["CompensationReport", "LayerRepair"]
 
 
@@ -67,4 +69,5 @@ class CompensationReport:
         number = sum(layer.changed for layer in self.layers.values())
         alone = f", {len(self.left_alone)} left alone" if self.left_alone else ""
         alone += f", not refined: {self.not_refined}" if self.not_refined else ""
-        return f"{number} layers repaired{alone}, change {self.change_before:.2g} → {self.change_after:.2g}"
+        change = f"change {self.change_before:.2g} → {self.change_after:.2g}"
+        return f"{counted(number, 'layer')} repaired{alone}, {change}"

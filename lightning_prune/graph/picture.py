@@ -15,6 +15,7 @@ from lightning_prune.graph.picture_layout import Layout, Node, lay_out
 from lightning_prune.graph.summary_text import group_label
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.atomic import atomic_write
+from lightning_prune.utils.formatting import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,7 +180,7 @@ def _draw_legend(figure: Figure, layout: Layout) -> None:
     ]
     groups: Sequence[Any] = layout.groups[:LEGEND]
     shown = [
-        f"{group_label(number)}: {group.units} channels, {len(group.layers)} layers"
+        f"{group_label(number)}: {counted(group.units, 'channel')}, {counted(len(group.layers), 'layer')}"
         for number, group in enumerate(groups)
     ]
     more = len(layout.groups) - len(shown)

@@ -13,7 +13,7 @@ from lightning_prune.graph.summary_html import html_table
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.utils.formatting import si
+from lightning_prune.utils.formatting import counted, si
 
 __all__ = ["CutSummary", "History", "budget_warning", "size_metrics"]
 
@@ -121,7 +121,7 @@ class CutSummary:
             f" · {resource} {si(self.before[resource])} → {si(self.after[resource])} ({share:.1%} of dense)"
             for resource, share in self.share.items()
         )
-        cut = f"cut {self.filters} filters in {self.layers} layers"
+        cut = f"cut {counted(self.filters, 'filter')} in {counted(self.layers, 'layer')}"
         return f"{self.moment}: {cut}{costs}{self.repair_line} · {self.seconds:.1f} s"
 
 
@@ -143,7 +143,7 @@ class History(list[CutSummary]):
             else ""
         )
         facts = [f"{len(self)} cut{'s' * (len(self) != 1)}"]
-        facts += [f"{sum(cut.filters for cut in self)} filters", f"{left} left"] if self else []
+        facts += [counted(sum(cut.filters for cut in self), "filter"), f"{left} left"] if self else []
         return f"History({', '.join(facts)})"
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.pruning.regular_cuts import missing_cuts
 from lightning_prune.trainer.lightning_internals import callbacks_of
-from lightning_prune.utils.formatting import si
+from lightning_prune.utils.formatting import counted, si
 from lightning_prune.utils.terminal import fitted
 
 __all__ = ["Banner", "banner"]
@@ -69,7 +69,7 @@ def _network(net: nn.Module) -> str:
 
 def _length(trainer: L.Trainer) -> str:
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-    limits = [f"{epochs} epochs"] if epochs > 0 else []
+    limits = [counted(epochs, "epoch")] if epochs > 0 else []
     return " or ".join([*limits, *([f"{steps} steps"] if steps > 0 else [])]) or "as long as it takes"
 
 
@@ -134,7 +134,9 @@ def _device(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"{count}{name}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    return f"{count}{name}" + (
+        f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    )
 
 
 def _short(path: Path) -> str:

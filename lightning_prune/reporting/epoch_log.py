@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.terminal import fitted
 
@@ -157,4 +158,4 @@ def cut_line(cut: CutSummary) -> str:
     """
     labels = {"macs": "MACs", "params": "parameters"}
     shares = [f"{100 * share:.1f} % of {labels.get(name, name)}" for name, share in cut.share.items()]
-    return f"cut {cut.filters} filters: {', '.join(shares)} left{cut.repair_line}"
+    return f"cut {counted(cut.filters, 'filter')}: {', '.join(shares)} left{cut.repair_line}"

@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun in singular or plural.
+
+    Args:
+        number: how many.
+        noun: in singular.
+        plural: if it is not the noun with an s.
+
+    Example:
+        >>> counted(1, "layer"), counted(0, "layer"), counted(2, "batch", "batches")
+        ('1 layer', '0 layers', '2 batches')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def si(number: float, digits: int = 3, separator: str = "", unit: str = "") -> str:
     """Return a number with an SI prefix, as text.
 

@@ -15,10 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import FilterPruningCallback
+from lightning_prune.pruning.cut_summary import CutSummary
 from lightning_prune.reporting import live_bar
 from lightning_prune.reporting.epoch_log import EpochLines
 from lightning_prune.reporting.live_bar import LiveBar
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.terminal import fitted, is_live
+from tests.support.run_folders import cut
 
 pytestmark = pytest.mark.filterwarnings("ignore:(GPU available|budget .* not met|.*many workers)")
 
@@ -134,3 +137,9 @@ def test_long_lines_are_broken_between_words_on_terminals_only(monkeypatch: pyte
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert all(len(line) <= 60 for line in fitted(text).splitlines())
     assert fitted(text).replace("\n    ", " ") == text
+
+
+def test_a_cut_of_one_filter_is_said_in_singular() -> None:
+    assert counted(1, "filter") == "1 filter"
+    summary = CutSummary(**cut(1, 0.5, filters=1, layers=1))
+    assert str(summary).startswith("epoch 1: cut 1 filter in 1 layer")
