@@ -129,7 +129,12 @@ class ResidualBlocks:
                 parts = replacements_of(self.flows, adds, block.modules)
                 next(what for what in parts.values() if what["as"] == "zero")["blocks"] = [block.name]
                 found |= parts
-        return found
+        skipped = [name for name, what in found.items() if what["as"] == "skipped"]
+        return {  # what lies within a module that goes as a whole goes with it
+            name: what
+            for name, what in found.items()
+            if not any(name != other and is_within(name, other) for other in skipped)
+        }
 
     def stages(self) -> list[list[str]]:
         """Return the blocks that may vanish, in runs with sums of one shape."""

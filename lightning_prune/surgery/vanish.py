@@ -85,7 +85,8 @@ def _variants(blocks: ResidualBlocks, names: Sequence[str]) -> Iterator[dict[str
     """Yield what may take the place of the modules, the fastest first.
 
     Whole modules first; then only those of the branches; then, of these, zeros of the shape of the input, where the
-    code behind a branch reads its shape; then such zeros for all of them, where the code between them works in place.
+    code behind a branch reads its shape, or single zeros, where a module returns less than its input; then zeros for
+    all of them, where the code between them works in place.
     """
     yield blocks.replacements(names)
     if all(blocks.blocks[name].modules for name in names):
@@ -96,6 +97,11 @@ def _variants(blocks: ResidualBlocks, names: Sequence[str]) -> Iterator[dict[str
         }
         if shaped != parts:
             yield shaped
+        single = {
+            name: {**what, "full": False} if what["as"] == "zero" else what for name, what in parts.items()
+        }
+        if single != parts:
+            yield single
         yield {
             name: {**what, "as": "zero", "full": True} if what["as"] == "passed" else what
             for name, what in shaped.items()

@@ -231,6 +231,67 @@ def test_a_branch_vanishes_whose_shape_the_code_behind_it_reads():
     assert record.vanished["blocks.0.conv"]["as"] == "zero"
 
 
+class Shorter(nn.Module):
+    """Class attention: the branch reads one token and all others, and returns one; a scale is behind it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = OfFirst(width)
+        self.gamma = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        first = tokens[:, :1]
+        first = first + self.gamma * self.mix(torch.cat((first, tokens), 1))
+        return (tokens + first).transpose(1, 2).reshape(x.shape)
+
+
+class OfFirst(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens.mean(1, keepdim=True))
+
+
+def test_a_branch_vanishes_that_returns_fewer_tokens_than_it_reads():
+    net = Stack([Shorter, Basic])
+    names = [name for name in residual_blocks(net, IMAGE) if name.startswith("blocks.0")]
+    assert names
+    assert largest_difference(net, IMAGE, names)[0] < 1e-4
+
+
+class Within(nn.Module):
+    """A block that is added within a module of another block, as in FastViT: both vanish at once."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mixer, self.mlp = Mixed(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(x)
+        return x + self.mlp(x)
+
+
+class Mixed(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x))
+
+
+def test_a_block_and_one_in_a_module_within_it_vanish_at_once():
+    net = Stack([Within, Basic])
+    names = [name for name in residual_blocks(net, IMAGE) if name.startswith("blocks.0")]
+    assert len(names) == 2
+    difference, record = largest_difference(net, IMAGE, names)
+    assert difference < 1e-4
+    assert list(record.vanished) == ["blocks.0"]
+
+
 class Projected(nn.Module):
     def __init__(self) -> None:
         super().__init__()
