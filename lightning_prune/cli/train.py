@@ -21,6 +21,7 @@ from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.cli.interruption import interruptible, undisturbed
 from lightning_prune.cli.pages import page_of_training, write_safely
 from lightning_prune.cli.sweep_runs import configuration_digest
+from lightning_prune.cli.warning_lines import show_sentences
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.banner import Banner
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
@@ -247,6 +248,7 @@ def with_teacher(config: DictConfig) -> DictConfig:
 
 
 def _prepare(config: DictConfig) -> None:
+    show_sentences()
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     if config.threads:

@@ -15,6 +15,7 @@ from lightning_prune.pruning.session import PruningSession
 from lightning_prune.selection.budget import check_amounts
 from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.passing import PassingFailure
 
 __all__ = ["RegularCuts", "StatisticsMode", "missing_cuts", "retry_is_due", "with_amount"]
@@ -139,7 +140,8 @@ def missing_cuts(policy: PruningPolicy, timing: Timing, epochs: int) -> str:
             enough = timing.start + timing.every * (needed - 1) + 1
             larger = math.ceil((1 - target) / cuts * 100 - 1e-9) / 100
             return (
-                f"{epochs} epochs have {cuts} cuts, {resource} needs {needed}: about {1 - cuts * amount:.0%} will "
+                f"{counted(epochs, 'epoch')} {'has' if epochs == 1 else 'have'} {counted(cuts, 'cut')}, "
+                f"{resource} needs {needed}: about {1 - cuts * amount:.0%} will "
                 f"remain, not {target:.0%}; train {enough} epochs, or amount={{{resource!r}: {larger}}}"
             )
     return ""

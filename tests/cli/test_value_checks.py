@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.source_signatures import signature_of
 from lightning_prune.cli.value_checks import BOUNDS, problems
 from lightning_prune.cli.value_types import accepts
+from lightning_prune.cli.warning_lines import show_sentences
 
 
 def message(*arguments: str) -> str:
@@ -197,3 +199,14 @@ def test_runs_to_compare_are_found_by_the_name_of_their_folder(
         _located(Path("10-00-00"))
     with pytest.raises(FileNotFoundError, match=r"did you mean 11-00-00\?"):
         _located(Path("11-00-01"))
+
+
+def test_warnings_of_the_package_are_sentences_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    show_sentences()
+    once = warnings.formatwarning
+    show_sentences()
+    assert warnings.formatwarning is once
+    own = str(Path(check.__code__.co_filename))
+    assert once("not met", UserWarning, own, 3) == "warning: not met\n"
+    assert "elsewhere.py:3" in once("other", UserWarning, "/elsewhere.py", 3)

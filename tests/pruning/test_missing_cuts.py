@@ -22,7 +22,7 @@ from lightning_prune.selection.policy import PruningPolicy
             5,
             "5 epochs have 4 cuts, macs needs 5: about 60% .* 6 epochs, .*'macs': 0.13",
         ),
-        (0.5, 0.25, Timing(every=3, start=2), 5, "5 epochs have 1 cuts.* 75% .* 6 epochs, .*0.5}"),
+        (0.5, 0.25, Timing(every=3, start=2), 5, "5 epochs have 1 cut,.* 75% .* 6 epochs, .*0.5}"),
         (0.5, 0.25, Timing(every=3, start=2), 6, ""),
         (0.5, 0.1, Timing(schedule=Linear(2)), 3, ""),
         (0.5, 0.1, Timing(unit="steps"), 3, ""),
