@@ -126,7 +126,13 @@ def _used_names(code: CodeType, place: int, rank: int) -> tuple[int, ...]:
             names.append(each.argval)
         elif each.opname == "STORE_FAST_STORE_FAST":
             names += each.argval
-        if len(names) >= rank or not each.opname.startswith("STORE_FAST"):
+        elif each.opname == "STORE_FAST_LOAD_FAST":
+            names.append(each.argval[0])
+        elif each.opname == "POP_TOP":  # a name that the next one overwrites, from Python 3.13 on
+            names.append("")
+        else:
+            break
+        if len(names) >= rank:
             break
     if len(names) != rank or not _OWN_VARIABLES.isdisjoint(code.co_names):
         return tuple(range(rank))

@@ -37,6 +37,11 @@ def unpacked(x: Tensor) -> int:
     return n * h
 
 
+def with_one_name_twice(x: Tensor) -> int:
+    _, _, h, w = x.shape
+    return h * w
+
+
 def with_channels(x: Tensor) -> int:
     n, c, *_ = x.size()
     return n + c
@@ -61,6 +66,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], list[tuple[int, ...]]]] = {
     "dimension": (lambda x: x.size(-3), [(1,)]),
     "by name": (lambda x: x.size(dim=0), [(0,)]),
     "unpacked": (unpacked, [(0, 2)]),
+    "one name twice": (with_one_name_twice, [(2, 3)]),
     "with channels": (with_channels, [(0, 1, 2, 3)]),
     "in closure": (in_closure, [(0, 1, 2, 3)]),
     "whole": (lambda x: list(x.shape), [(0, 1, 2, 3)]),
