@@ -52,7 +52,7 @@ def banner(
 ) -> dict[str, str]:
     """Return the lines: their names, and their texts."""
     lines = {
-        "train": f"{_network(module.net)} for {_length(trainer)} · {_optimizer(config)} · seed {config.seed}",
+        **(_of_trained(config, trainer, module) if _is_trained(config) else _of_new(config, trainer, module)),
         "prune": _pruning(config, choices),
         "note": _missing_cuts(trainer),
         "distil": _distillation(config),
@@ -61,6 +61,26 @@ def banner(
         "folder": _short(folder),
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _of_new(config: DictConfig, trainer: L.Trainer, module: Any) -> dict[str, str]:
+    what = f"{_network(module.net)} for {_length(trainer)} · {_optimizer(config)} · seed {config.seed}"
+    return {"train": what}
+
+
+def _of_trained(config: DictConfig, trainer: L.Trainer, module: Any) -> dict[str, str]:
+    """Return the lines of a network that was trained already: the first epoch gathers statistics and cuts it."""
+    after = (trainer.max_epochs or 1) - 1
+    training = f"{counted(after, 'epoch')} after the cut · {_optimizer(config)}" if after else "not at all"
+    return {
+        "network": f"{_network(module.net)}, trained already",
+        "train": f"{training} · seed {config.seed}",
+    }
+
+
+def _is_trained(config: DictConfig) -> bool:
+    """Whether ``lightning-prune prune`` cuts the network of a run, in an epoch that trains nothing."""
+    return "frozen_epoch" in (config.get("callbacks") or {})
 
 
 def _network(net: nn.Module) -> str:
@@ -88,6 +108,7 @@ def _pruning(config: DictConfig, choices: Mapping[str, str]) -> str:
     budget = " and ".join(_share(name, value) for name, value in (prune.get("budget") or {}).items())
     start = prune.get("start_epoch")
     begin = "" if start is None else f", from epoch {start + 1} on"
+    begin = ", at the end of a first epoch that trains nothing" if _is_trained(config) else begin
     return f"{method}{f' ({by})' if by else ''} to {budget or 'where its criterion ends'}{begin}"
 
 

@@ -58,6 +58,8 @@ def test_a_command_prunes_the_network_of_a_run(dense_run, tmp_path, capsys, meth
     small = ["prune.rounds.rounds=2", "prune.rounds.blocks=2"] if method == "netadapt" else []
     main(method, [str(dense_run), str(tmp_path), "--epochs", str(epochs), "prune.budget.macs=0.6", *small])
     output = capsys.readouterr().out
+    assert "parameters, trained already" in output
+    assert ("2 epochs after the cut" if epochs else "not at all · seed") in output
     assert "test mIoU" in output
     assert "of the MACs" in output
     summary = Summary.load(tmp_path)
