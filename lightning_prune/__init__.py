@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
     from lightning_prune.pruning.sensitivity import sensitivity
     from lightning_prune.pruning.session import PruningSession
+    from lightning_prune.reporting.trackio import TrackioLogger
     from lightning_prune.reporting.visdom import VisdomLogger
     from lightning_prune.selection.depth import select_with_depth
     from lightning_prune.selection.depth_settings import DepthSettings
@@ -108,6 +109,7 @@ __all__ = [
     "Term",
     "Timing",
     "TraceError",
+    "TrackioLogger",
     "UnsafeFileError",
     "VisdomLogger",
     "block_scores",
@@ -180,6 +182,7 @@ _MODULE_OF = {
     "Timing": "pruning.schedules",
     "TraceError": "graph.trace",
     "UnsafeFileError": "serialization.torch_file",
+    "TrackioLogger": "reporting.trackio",
     "VisdomLogger": "reporting.visdom",
     "block_scores": "criteria.block_scores",
     "export": "serialization.export",

@@ -55,6 +55,7 @@ NEEDED = {
 TRACKERS = {
     "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
     "lightning.pytorch.loggers.WandbLogger": "wandb",
+    "lightning_prune.TrackioLogger": "trackio",
 }
 #: option of Hydra that comes with a package -> the extra that installs it
 EXTRAS = {

@@ -46,7 +46,11 @@ UNTAGGED_POINTWISE = (
     aten.hardswish_.default,
     aten.hardsigmoid_.default,
     aten.hardtanh_.default,
+    aten.celu_.default,
+    aten.elu_.default,
+    aten.leaky_relu.default,
     aten.leaky_relu_.default,
+    aten.selu_.default,
     aten.relu_.default,
     aten.silu_.default,
 )

@@ -348,14 +348,14 @@ def test_trainer(option: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", options("logger"))
 def test_logger(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if option in ("mlflow", "wandb"):
+    if option in ("mlflow", "wandb", "trackio"):
         pytest.importorskip(option, reason=f"needs lightning-prune[{option}]")
     monkeypatch.chdir(tmp_path)  # where MLflow makes its database
     nodes = composed(f"logger={option}").logger.values()
     for node in nodes:
         assert set(node) - {"_target_"} <= set(arguments(get_class(node._target_)))
     loggers = [instantiate(node) for node in nodes]
-    expected = {"none": 0, "csv_tensorboard": 2, "visdom": 2, "mlflow": 2, "wandb": 2}
+    expected = {"none": 0, "csv_tensorboard": 2, "visdom": 2, "mlflow": 2, "wandb": 2, "trackio": 2}
     assert len(loggers) == expected.get(option, 1)
     assert all(isinstance(logger, Logger) for logger in loggers)
 

@@ -1,8 +1,9 @@
-"""Tests of the loggers of experiment trackers: W&B offline, MLflow on a real local server."""
+"""Tests of the loggers of experiment trackers: W&B offline, MLflow on a real local server, Trackio's database."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import socket
 import subprocess
@@ -110,7 +111,28 @@ def test_wandb_writes_a_run_of_its_own_for_each_run_of_a_sweep(tiny: list[str], 
         assert len(logged(folder, "val/miou")) == 2
 
 
-@pytest.mark.parametrize("package", ["mlflow", "wandb"])
+def test_trackio_gets_each_run_of_a_sweep_with_its_configuration_and_tests(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database is read back in a process of its own, as its page does."""
+    pytest.importorskip("trackio", reason="needs lightning-prune[trackio]")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "database"))
+    training = "from lightning_prune.cli.main import main; main()"
+    arguments = ["-m", "seed=1,2", *tiny, "logger=trackio", f"hydra.sweep.dir={tmp_path / 'runs'}"]
+    subprocess.run([sys.executable, "-c", training, *arguments], check=True)
+    for folder, run in find_runs([tmp_path / "runs"]).items():
+        read = "import json, sys; from trackio.sqlite_storage import SQLiteStorage as S; "
+        read += "print(json.dumps([S.get_logs(*sys.argv[1:]), S.get_run_config(*sys.argv[1:])]))"
+        command = [sys.executable, "-c", read, "lightning-prune", str(folder)]
+        rows, config = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert config["seed"] == run.seed
+        assert [row["train/loss"] for row in rows if "train/loss" in row] == pytest.approx(
+            logged(folder, "train/loss")
+        )
+        assert rows[-1]["test/miou"] == pytest.approx(run.test["miou"])
+
+
+@pytest.mark.parametrize("package", ["mlflow", "wandb", "trackio"])
 def test_a_missing_package_of_a_logger_is_named_before_the_training(
     package: str,
     tiny: list[str],

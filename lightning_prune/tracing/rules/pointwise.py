@@ -16,11 +16,14 @@ from lightning_prune.tracing.tracker import Tracker
 aten = torch.ops.aten
 
 
-# Every operator that torch tags as pointwise gets this rule, too (see `registry`); these lack the tag.
+# Every operator that torch tags as pointwise gets this rule, too (see `registry`); these lack the tag, some of the
+# last two lines in torch 2.11 only.
 @rule(
     aten.add.Tensor, aten.hardswish, aten.hardswish_, aten.gelu_, aten.mish_, aten.threshold_, aten.abs_,
     aten.log_sigmoid, aten.log_sigmoid_forward, aten.masked_fill.Tensor, aten.masked_fill_, aten.rsub.Tensor,
     aten.where.ScalarOther, aten.where.ScalarSelf, aten.floor_divide, aten.type_as, aten.rrelu_with_noise,
+    aten.leaky_relu, aten.leaky_relu_, aten.elu, aten.elu_, aten.celu, aten.celu_, aten.selu, aten.selu_,
+    aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.relu6, aten.softplus,
 )  # fmt: skip
 def pointwise(call: OperatorCall, tracker: Tracker) -> None:
     """Tie the operands position by position, with broadcasting."""
