@@ -25,6 +25,7 @@ class TrainArguments:
         config_dir: folder with configurations of one's own, or None.
         config_name: the configuration to compose.
         sweeps: whether it starts a sweep (``-m``).
+        prints: whether Hydra only prints the configuration: its files and values need not be there yet.
         asks: whether Hydra only prints help or facts, or runs a configuration from elsewhere: nothing to check.
 
     Example:
@@ -37,6 +38,7 @@ class TrainArguments:
     config_name: str = "config"
     sweeps: bool = False
     asks: bool = False
+    prints: bool = False
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> TrainArguments:
@@ -50,4 +52,5 @@ class TrainArguments:
         options, rest = parser.parse_known_args(list(arguments))
         asks = any(word.split("=")[0] in (*QUESTIONS, *OTHER_CONFIG) for word in arguments)
         overrides = [word for word in rest if not word.startswith("-")]
-        return cls(overrides, options.config_dir, options.config_name, options.multirun, asks)
+        prints = any(word.split("=")[0] in ("--cfg", "-c") for word in arguments)
+        return cls(overrides, options.config_dir, options.config_name, options.multirun, asks, prints)

@@ -83,10 +83,25 @@ def check(arguments: TrainArguments) -> DictConfig | None:
     _check_missing(config)
     _check_installed(config)
     _check_objective(config)
-    check_values(config)
-    for values in _others_of_sweep(arguments.overrides) if arguments.sweeps else ():
-        check_values(OmegaConf.merge(config, OmegaConf.from_dotlist([values])))
+    if arguments.sweeps:
+        _check_sweep(config, arguments.overrides)
+    elif not arguments.prints:
+        check_values(config)
     return config
+
+
+def _check_sweep(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UsageError if a value is of a wrong kind, or if all runs of a sweep would fail.
+
+    If only some would, because their numbers are too small or too large, the table of the sweep says why.
+    """
+    others = [OmegaConf.from_dotlist([value]) for value in _others_of_sweep(overrides)]
+    combined = [config, *(DictConfig(OmegaConf.merge(config, other)) for other in others)]
+    for each in combined:
+        if wrong := problems(each, ranges=False):
+            raise UsageError("\n".join(wrong))
+    if all(map(problems, combined)):
+        check_values(config)
 
 
 def check_values(config: Any, *groups: str) -> None:

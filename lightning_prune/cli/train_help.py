@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -37,11 +39,12 @@ def _lines(text: str, width: int) -> Iterator[str]:
 
 @contextmanager
 def shown_fitted() -> Iterator[None]:
-    """Print what the block prints in lines that fit the terminal, at most 80 columns."""
+    """Print what the block prints in lines that fit the terminal, at most 80 columns; unchanged into a pipe."""
     written = io.StringIO()
     try:
         with redirect_stdout(written):
             yield
     finally:
-        width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
-        print(fitted_help(written.getvalue().rstrip(), width), flush=True)
+        text, width = written.getvalue().rstrip(), min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+        is_read = sys.stdout.isatty() or "COLUMNS" in os.environ  # programs read a group per line
+        print(fitted_help(text, width) if is_read else text, flush=True)

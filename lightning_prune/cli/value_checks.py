@@ -66,13 +66,18 @@ WORDS = ("last", "best", "hpc", "registry")  # checkpoints that Lightning looks 
 NO_CHECKPOINT = "a run writes checkpoints/last.ckpt into its folder"
 
 
-def problems(config: DictConfig) -> list[str]:
-    """Return what is wrong with the values of a configuration, a sentence each, with the nearest that is right."""
+def problems(config: DictConfig, ranges: bool = True) -> list[str]:
+    """Return what is wrong with the values of a configuration, a sentence each, with the nearest that is right.
+
+    Args:
+        config: composed.
+        ranges: whether numbers of the right kind may be too small or too large.
+    """
     wrong = dict[str, str]()
     for key, parameter, value in _checked(config):
         if not accepts(parameter, value):
             wrong.setdefault(key, _sentence(key, parameter, value))
-    for key, bounds in BOUNDS.items():
+    for key, bounds in BOUNDS.items() if ranges else ():
         wrong.update(_out_of_range(config, key, bounds) if key not in wrong else {})
     return [*wrong.values(), *_unknown_arguments(config), *_budget(config), *_missing_files(config)]
 

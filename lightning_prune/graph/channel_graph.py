@@ -120,10 +120,10 @@ class ChannelGraph:
     @cached_property
     def prunable(self) -> Units:
         """The units that may be removed: those with filters that are not pinned, sorted."""
-        may_go = np.zeros(self.num_units, dtype=bool)
-        may_go[np.concatenate([*self.layers.values(), np.empty(0, np.int64)])] = True
-        may_go[list(self.pinned)] = False
-        return np.flatnonzero(may_go)
+        has_filters = np.zeros(self.num_units, dtype=bool)
+        has_filters[np.concatenate([*self.layers.values(), np.empty(0, np.int64)])] = True
+        filters = np.flatnonzero(has_filters)
+        return filters[~np.isin(filters, list(self.pinned))]
 
     @cached_property
     def layer_tree(self) -> LayerTree:
