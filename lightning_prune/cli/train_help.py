@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import sys
 import textwrap
@@ -46,5 +45,5 @@ def shown_fitted() -> Iterator[None]:
             yield
     finally:
         text, width = written.getvalue().rstrip(), min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
-        is_read = sys.stdout.isatty() or "COLUMNS" in os.environ  # programs read a group per line
-        print(fitted_help(text, width) if is_read else text, flush=True)
+        # Programs read a group per line.
+        print(fitted_help(text, width) if sys.stdout.isatty() else text, flush=True)

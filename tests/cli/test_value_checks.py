@@ -178,6 +178,7 @@ def test_the_help_of_train_fits_a_screen(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lightning-prune", "train", "--help"])
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with contextlib.suppress(SystemExit):
         main()
     lines = capsys.readouterr().out.splitlines()
