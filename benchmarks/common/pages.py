@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common.machine import machines, versions
 from lightning_prune.utils.atomic import write_text
 
-__all__ = ["RESULTS", "ReportFiles", "cell", "mean_spread", "page_parser"]
+__all__ = ["RESULTS", "ReportFiles", "cell", "docs_parser", "mean_spread", "page_parser"]
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -102,17 +102,23 @@ class ReportFiles:
         self.write_page("\n".join([before + begin, text, end]) + (rest.partition(end)[2] or "\n"))
 
 
-def page_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that all commands with one page share.
+def docs_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the option that all commands share that write into the folder of the pages.
 
     Args:
         name: of the command's module below ``benchmarks``.
         description: of which the first line is shown.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=description.split("\n")[0]
+        prog=f"python -m benchmarks.{name}", description=(description or "").split("\n")[0]
     )
     parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
+    return parser
+
+
+def page_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return the same parser for a command that writes a page."""
+    parser = docs_parser(name, description)
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page from its JSON")
     return parser
 

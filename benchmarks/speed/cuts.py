@@ -8,19 +8,17 @@ The cuts are those of a pruning callback: scores (left out), plan, surgery, proo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, docs_parser
 from benchmarks.zoo.ours import warm_up
 from lightning_prune import IPAD, trace
 from lightning_prune.pruning.session import PruningSession
@@ -72,11 +70,7 @@ def _step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and store the seconds."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.cuts", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    args = parser.parse_args(arguments)
+    args = docs_parser("speed.cuts", __doc__).parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     warm_up()

@@ -8,13 +8,11 @@ is cut in both ways in turn. ``python -m benchmarks.speed --report`` writes the 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -22,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.pages import RESULTS, ReportFiles
+from benchmarks.common.pages import ReportFiles, docs_parser
 from benchmarks.speed.engine import cut_timed, networks
 from benchmarks.zoo.ours import Seconds, awake_, warm_up
 from lightning_prune.surgery import proof
@@ -84,18 +82,14 @@ def _lines(run: Callable[[], Any], times: int) -> Counter[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and store."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.lines", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--docs", type=Path, default=RESULTS, help="folder of the page and data/")
-    args = parser.parse_args(arguments)
+    args = docs_parser("speed.lines", __doc__).parse_args(arguments)
     torch.set_num_threads(1)
     warm_up()
     rows = [measured(name) for name in NETWORKS]
     for row in rows:
         print(row)
     files = ReportFiles("speed", args.docs)
-    files.save({**(files.load() if files.data.is_file() else {}), "lines": rows})
+    files.save({**files.load(), "lines": rows})
 
 
 if __name__ == "__main__":

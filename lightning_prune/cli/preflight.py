@@ -98,10 +98,10 @@ def _check_sweep(config: DictConfig, overrides: Sequence[str]) -> None:
     others = [OmegaConf.from_dotlist([value]) for value in _others_of_sweep(overrides)]
     combined = [config, *(DictConfig(OmegaConf.merge(config, other)) for other in others)]
     for each in combined:
-        if wrong := problems(each, ranges=False):
-            raise UsageError("\n".join(wrong))
-    if all(map(problems, combined)):
-        check_values(config)
+        _refuse(problems(each, ranges=False))
+    wrong = list(map(problems, combined))
+    if all(wrong):
+        _refuse(wrong[0])
 
 
 def check_values(config: Any, *groups: str) -> None:
@@ -111,7 +111,11 @@ def check_values(config: Any, *groups: str) -> None:
         config: composed.
         groups: names of the groups to look at; none: all of them.
     """
-    wrong = [line for line in problems(config) if not groups or line.startswith(groups)]
+    _refuse([line for line in problems(config) if not groups or line.startswith(groups)])
+
+
+def _refuse(wrong: Sequence[str]) -> None:
+    """Raise UsageError that says what is wrong, if anything is."""
     if wrong:
         raise UsageError("\n".join(wrong))
 

@@ -39,11 +39,13 @@ def _lines(text: str, width: int) -> Iterator[str]:
 @contextmanager
 def shown_fitted() -> Iterator[None]:
     """Print what the block prints in lines that fit the terminal, at most 80 columns; unchanged into a pipe."""
+    if not sys.stdout.isatty():  # programs read a group per line
+        yield
+        return
     written = io.StringIO()
     try:
         with redirect_stdout(written):
             yield
     finally:
-        text, width = written.getvalue().rstrip(), min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
-        # Programs read a group per line.
-        print(fitted_help(text, width) if sys.stdout.isatty() else text, flush=True)
+        width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+        print(fitted_help(written.getvalue().rstrip(), width), flush=True)

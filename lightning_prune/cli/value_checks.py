@@ -172,7 +172,7 @@ def _budget(config: DictConfig) -> Iterator[str]:
 
 
 def unknown_quantity(key: str, value: Any, known: list[str]) -> str:
-    """Say that a budget has no such quantity, and which there are.
+    """Return the message for a budget of something that is not counted: what is counted, and what may be meant.
 
     Example:
         >>> unknown_quantity("prune.budget.maks", 0.5, ["macs", "params"])

@@ -44,7 +44,7 @@ def accepts(parameter: Parameter, value: Any) -> bool:
 
 
 def kind(value: Any) -> str:
-    """Say what a value is.
+    """Return a value as messages show it, with the name of its kind.
 
     Example:
         >>> kind("drei"), kind(2.5), kind([1]), kind(None), kind(True)
@@ -62,7 +62,7 @@ def kind(value: Any) -> str:
 
 
 def expected(parameter: Parameter) -> str:
-    """Say what a parameter may be given; classes, which a ``_target_`` builds, are left out if there is more.
+    """Return in words what a parameter accepts; classes, which a ``_target_`` builds, only if that is all.
 
     Example:
         >>> from lightning_prune.cli.source_signatures import signature_of

@@ -122,11 +122,11 @@ def _layers(tracker: Tracker, units: UnitsOf) -> dict[str, Units]:
 
 def _bindings(dimensions: _Dimensions, unit_of_id: Units) -> dict[str, dict[int, Units]]:
     units = unit_of_id[dimensions.ids]
-    is_without = dimensions.counts(units < 0).tolist()
+    numbers_without = dimensions.counts(units < 0).tolist()
     bindings: dict[str, dict[int, Units]] = {}
     start = 0
     for (name, dim), end, without in zip(
-        dimensions.places, dimensions.ends.tolist(), is_without, strict=True
+        dimensions.places, dimensions.ends.tolist(), numbers_without, strict=True
     ):
         if end > start and not without:
             bindings.setdefault(name, {})[dim] = units[start:end].copy()  # without the memory of all

@@ -380,7 +380,7 @@ def _num_elements(model: nn.Module, name: str) -> int:
 
 
 def _unused(name: str, found: ResidualBlocks) -> str:
-    """Return ``name``, with a number if another block has it already."""
+    """Return a name that no other block has: ``name``, with a number behind it if need be."""
     taken, number, candidate = {*found.blocks, *found.fixed}, 1, name
     while candidate in taken:
         number += 1

@@ -50,6 +50,8 @@ _LAYER_NORM, _GROUP_NORM = aten.native_layer_norm.default, aten.native_group_nor
 _PAD, _VECTOR_NORM = aten.constant_pad_nd.default, aten.linalg_vector_norm.default
 #: Operators that take statistics of what is left, and whose checks know that.
 _STATISTICS = (_LAYER_NORM, _GROUP_NORM, aten.mean.dim, _VECTOR_NORM)
+#: Operator -> function that gives its call in the smaller network, with the numbers that the code passes there.
+_WITH_SIZES = {_CONVOLUTION: with_groups, _LAYER_NORM: with_normalised, _GROUP_NORM: with_norm_groups}
 #: Operators whose results have the sizes that the code passes, and no part of their operand.
 _FACTORIES = (aten.new_empty.default, aten.new_zeros.default, aten.new_ones.default)
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -263,12 +265,8 @@ def _smaller(
     op = operator.call.op
     if not variable:
         return operator
-    if op is _CONVOLUTION:
-        return with_groups(operator, changes)
-    if op is _LAYER_NORM:
-        return with_normalised(operator, changes)
-    if op is _GROUP_NORM:
-        return with_norm_groups(operator, changes)
+    if op in _WITH_SIZES:
+        return _WITH_SIZES[op](operator, changes)
     if op in _RESHAPES or op is _EXPAND:
         return operator if _sizes_follow(operator, results[0]) else None
     return None

@@ -67,8 +67,7 @@ def with_groups(operator: TracedOperator, changes: Changes) -> TracedOperator | 
     """Return a convolution with the number of groups that the smaller network passes; None if it is not known."""
     call = operator.call
     assert call.python is not None
-    args, kwargs = call.python.args, call.python.kwargs
-    passed = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    passed = _size_argument(call, 1)
     if call.python.name not in ("conv1d", "conv2d", "conv3d"):
         return operator if call.args[8] == 1 and call.python.name.startswith("conv") and passed == 1 else None
     groups = _value_of(passed, changes)
@@ -81,8 +80,7 @@ def with_normalised(operator: TracedOperator, changes: Changes) -> TracedOperato
     """Return a layer norm with the sizes that the smaller network passes; None if they are not known."""
     call = operator.call
     assert call.python is not None
-    args, kwargs = call.python.args, call.python.kwargs
-    passed = args[1] if len(args) > 1 else kwargs.get("normalized_shape")
+    passed = _size_argument(call)
     if call.python.name != "layer_norm" or not isinstance(passed, (tuple, list)):
         return None
     sizes = [_value_of(each, changes) for each in passed]
@@ -95,16 +93,22 @@ def with_norm_groups(operator: TracedOperator, changes: Changes) -> TracedOperat
     """Return a group norm with the number of groups that the smaller network passes; None if it is not known."""
     call = operator.call
     assert call.python is not None
-    args, kwargs = call.python.args, call.python.kwargs
-    passed = args[1] if len(args) > 1 else kwargs.get("num_groups")
-    groups = _value_of(passed, changes) if call.python.name == "group_norm" else None
+    groups = _value_of(_size_argument(call), changes) if call.python.name == "group_norm" else None
     if groups is None:
         return None
     return replace(operator, call=replace(call, args=(*call.args[:6], groups, *call.args[7:])))
 
 
+def _size_argument(call: OperatorCall, default: Any = None) -> Any:
+    """Return what the code passed as the size that the operator may get of an attribute."""
+    assert call.python is not None
+    position, name = _SIZE_ARGUMENTS[call.op]
+    args = call.python.args
+    return args[position] if len(args) > position else call.python.kwargs.get(name, default)
+
+
 def _value_of(passed: Any, changes: Changes) -> int | None:
-    """Return a number that the code passed, as it is after the cut; None if other things than attributes make it."""
+    """Return the value after the cut of a number that the code passed; None if not only attributes make it."""
     if not isinstance(passed, TracedInt):
         return passed if isinstance(passed, int) else None
     values: dict[Any, int] = {}

@@ -17,9 +17,10 @@ from lightning_prune.cli.config import UsageError, conf_dir
 from lightning_prune.cli.main import main
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.source_signatures import signature_of
-from lightning_prune.cli.value_checks import BOUNDS, problems
+from lightning_prune.cli.value_checks import BOUNDS, QUANTITIES, problems
 from lightning_prune.cli.value_types import accepts
 from lightning_prune.cli.warning_lines import show_sentences
+from lightning_prune.selection.policy import ALWAYS, BUILT_IN
 
 
 def message(*arguments: str) -> str:
@@ -171,6 +172,11 @@ def test_plan_answers_a_misspelt_network_and_a_wrong_value_in_words(
         run_command("plan", ["torchvision.models.resnet81"])
     with pytest.raises(SystemExit, match=r"prune\.optimizer is 'rset'"):
         run_command("plan", ["prune.optimizer=rset"])
+
+
+def test_quantities_of_budgets_are_those_that_policies_count() -> None:
+    """They are named twice, since the command line must not import torch."""
+    assert {*QUANTITIES} == {*ALWAYS, *BUILT_IN}
 
 
 def test_the_help_of_train_fits_a_screen(
