@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from torch import nn, zeros
 
@@ -24,7 +25,6 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.latency.store import load
-from lightning_prune.latency.table import LatencyTable
 from lightning_prune.reporting.layers import removed_units
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, load_net
 from lightning_prune.selection.dense_sizes import DenseSizes
@@ -71,11 +71,11 @@ def plan_of_network(
         UsageError: an override is wrong.
         ValueError: the budget cannot be met.
     """
-    config = composed(TrainArguments([*overrides], config_dir))
+    config = _with_table(composed(TrainArguments([*overrides], config_dir)), table)
     check_values(config, "prune", *(["net", "task"] if network is None else []))
     net = instantiate(config.net if network is None else {"_target_": network}, _convert_="all")
     default = DEFAULT_SHAPE if network is not None else tuple(config.module.example_input_shape)
-    return _planned(net, tuple(shape) or default, config.prune, table)
+    return _planned(net, tuple(shape) or default, config.prune)
 
 
 def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = None) -> Cut:
@@ -96,23 +96,24 @@ def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = N
     if record:
         if overrides:
             raise ValueError(f"{run} {ALREADY}")
-        graph = _with_latency(trace(net, zeros(shape)), table)
+        graph = trace(net, zeros(shape))
+        graph = graph if table is None else graph.with_resources({"latency": instantiate(_resource(table))})
         remove = removed_units(graph, record)
         return Cut(graph, remove, summarise(graph, remove, notes=[f"cut by the run {run}"]))
     if (run / NET).is_file():
         load_net(net, run / NET)
-    changed = composed(TrainArguments([*overrides]))
+    changed = _with_table(composed(TrainArguments([*overrides])), table)
     check_values(changed, "prune")
-    return _planned(net, shape, changed.prune, table)
+    return _planned(net, shape, changed.prune)
 
 
-def _planned(net: nn.Module, shape: Sequence[int], prune: Any, table: Path | None) -> Cut:
+def _planned(net: nn.Module, shape: Sequence[int], prune: Any) -> Cut:
     """Select units by the group ``prune`` of a configuration, in one step."""
     if "_target_" not in (prune or ()):
         raise ValueError("with prune=none nothing is cut: choose a method, such as prune=ipad")
     callback: PruningCallback = instantiate(prune, _convert_="all")
     policy = callback.policy
-    graph = _with_latency(policy.trace(net, as_example(zeros(tuple(shape)))), table)
+    graph = policy.trace(net, as_example(zeros(tuple(shape))))
     policy.check(graph)
     plan, note = _scored(callback, graph, net)
     notes = list(filter(None, [plan.ending, note]))
@@ -134,15 +135,27 @@ def _targets(costs: Any) -> dict[str, float]:
     return {name: change.target for name, change in costs.items() if change.target is not None}
 
 
-def _with_latency(graph: ChannelGraph, table: Path | None) -> ChannelGraph:
-    if table is None:
-        return graph
+def _with_table(config: DictConfig, table: Path | None) -> DictConfig:
+    """Return a configuration whose plans count the times of a latency table, which budgets can name then."""
+    if table is None or "_target_" not in (config.prune or ()):
+        return config
+    with open_dict(config):
+        config.prune.resources = {**(config.prune.get("resources") or {}), "latency": _resource(table)}
+    return config
+
+
+def _resource(table: Path) -> dict[str, Any]:
+    """Return the configuration of a measured table as a resource.
+
+    Raises:
+        FileNotFoundError: there is no table.
+    """
     if not table.is_file():
         raise FileNotFoundError(f"there is no table {table}; measure it: lightning-prune latency {table}")
     measured = load(table)
+    settings = {"path": str(table), "execution": measured.execution, "threads": measured.threads}
     # The times are those of the table's device, wherever they are looked at.
-    latency = LatencyTable(table, measured.execution, threads=measured.threads, elsewhere=True)
-    return graph.with_resources({"latency": latency})
+    return {"_target_": "lightning_prune.LatencyTable", **settings, "elsewhere": True}
 
 
 def main(arguments: Sequence[str]) -> None:

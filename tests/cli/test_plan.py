@@ -86,6 +86,10 @@ def test_measured_latency_is_shown_per_layer(
     parts = sum(each["before"] for each in times) + plain["others"]["latency"]["before"]
     assert parts == plain["totals"]["latency"]["before"] > 0
     assert times[0]["before"] > 0
+    in_time = ["--latency", str(tmp_path / "table.json"), "~prune.budget.macs", "+prune.budget.latency=0.99"]
+    main([*words, *in_time, "--json", "-"])
+    total = json.loads(capsys.readouterr().out)["totals"]["latency"]
+    assert total["after"] < total["before"]
     with pytest.raises(SystemExit, match="this network was traced on"):
         main(["nets_to_time.tiny", "--shape", "1,3,32,32", "--latency", str(tmp_path / "table.json")])
 
