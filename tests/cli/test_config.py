@@ -34,6 +34,7 @@ CONF = Path(__file__).parents[2] / "conf"
 FORMER_NAMES = {current: former for former, current in RENAMED_TARGETS.items()}
 UNCHANGED = (
     "DepthSettings",
+    "TrackioLogger",
     "classification.",
     "criteria.",
     "data.",
