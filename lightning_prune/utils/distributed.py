@@ -17,6 +17,12 @@ from lightning_prune.utils.hashing import json_digest
 
 __all__ = ["average_", "broadcast", "check_agreement", "from_first", "gather_all", "is_first", "warn_first"]
 
+if distributed.is_available():
+    # These functions take the default group as a default value, which is bound when they are imported. Tracing
+    # imports them through `torch._dynamo`: after `init_process_group` they would hold the group, and the threads
+    # of gloo with it, beyond `destroy_process_group`, and such a thread can abort a process that ends.
+    import torch.distributed.nn.functional  # noqa: F401
+
 T = TypeVar("T")
 
 _ALONE = ContextVar("alone", default=False)  # whether the other processes wait for this one in `from_first`

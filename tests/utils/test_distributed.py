@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,3 +42,23 @@ def test_an_error_of_the_first_process_ends_its_time_alone():
     with pytest.raises(ZeroDivisionError):
         from_first(lambda: 1 / 0)
     assert world_size() == 2
+
+
+ROOT = Path(__file__).parents[2]
+_TRACE_IN_A_GROUP = """
+import sys
+from torch import distributed, randn
+from lightning_prune import trace
+from tests.support.nets import Small
+
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+before = sys.getrefcount(distributed.group.WORLD)
+trace(Small(), randn(2, 3, 12, 12))
+assert sys.getrefcount(distributed.group.WORLD) == before, "tracing holds the process group"
+distributed.destroy_process_group()
+"""
+
+
+def test_tracing_does_not_hold_the_process_group(tmp_path: Path):
+    """A group that outlives its end has threads that can abort the process when the interpreter ends."""
+    subprocess.run([sys.executable, "-c", _TRACE_IN_A_GROUP, str(tmp_path)], check=True, cwd=ROOT)
