@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_prune.pruning.schedules import Cubic, Curve, Linear, OneShot, Timing
     from lightning_prune.pruning.sensitivity import sensitivity
     from lightning_prune.pruning.session import PruningSession
+    from lightning_prune.reporting.csv_log import ResumableCSVLogger
     from lightning_prune.reporting.trackio import TrackioLogger
     from lightning_prune.reporting.visdom import VisdomLogger
     from lightning_prune.selection.depth import select_with_depth
@@ -102,6 +103,7 @@ __all__ = [
     "RecordError",
     "ResidualBlock",
     "ResidualBlocks",
+    "ResumableCSVLogger",
     "Retraining",
     "SlimmingCallback",
     "SurgeryError",
@@ -174,6 +176,7 @@ _MODULE_OF = {
     "RecordError": "serialization.record",
     "ResidualBlock": "graph.residual_blocks",
     "ResidualBlocks": "graph.residual_blocks",
+    "ResumableCSVLogger": "reporting.csv_log",
     "Retraining": "trainer.retraining",
     "SlimmingCallback": "callbacks.slimming",
     "SurgeryError": "surgery.prune",

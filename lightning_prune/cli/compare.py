@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         options.runs = list(map(_located, options.runs))
         if options.out:
-            summarise(options.runs, options.out, metric=options.metric, against=options.against)
+            here = _common_folder(options.runs)
+            summarise(options.runs, options.out, metric=options.metric, against=options.against, here=here)
         else:
             _show(options)
     except (OSError, ValueError) as error:

@@ -164,11 +164,18 @@ def failures(runs: Mapping[Path, Summary]) -> list[str]:
     ]
 
 
-def write(groups: Sequence[Group], folder: Path, command: str = "") -> None:
-    """Write ``sweep.md`` and ``sweep.json`` (one entry per group), and ``sweep.csv`` (one row per run)."""
+def write(groups: Sequence[Group], folder: Path, command: str = "", here: Path | None = None) -> None:
+    """Write ``sweep.md`` and ``sweep.json`` (one entry per group), and ``sweep.csv`` (one row per run).
+
+    Args:
+        groups: of runs.
+        folder: to write into.
+        command: that made the runs, as a heading.
+        here: as of :func:`table`.
+    """
     heading = [f"`{command}`"] if command else []
     lines = [line for group in groups for line in failures(group.runs)]
-    paragraphs = [*heading, table(groups).markdown(), CAPTION, *lines]
+    paragraphs = [*heading, table(groups, here).markdown(), CAPTION, *lines]
     write_text(folder / "sweep.md", "\n\n".join(paragraphs) + "\n")
     write_text(folder / "sweep.json", json.dumps([_entry(group) for group in groups], indent=1) + "\n")
     _write_csv(folder / "sweep.csv", groups)
@@ -209,8 +216,17 @@ def summarise(
     command: str = "",
     metric: str | None = None,
     against: str = "macs",
+    here: Path | None = None,
 ) -> list[str]:
     """Find the runs, print and write their table and their page.
+
+    Args:
+        folders: of runs or sweeps.
+        out: folder to write into.
+        command: that made the runs, if they are a sweep.
+        metric: the score of the page.
+        against: size on the axis of the Pareto front of the page.
+        here: a folder from which the table names those of the runs; None: it has their settings only.
 
     Returns:
         One line for each run that failed or is unfinished.
@@ -218,9 +234,9 @@ def summarise(
     runs = find_runs(folders)
     groups = group_runs(runs)
     out.mkdir(parents=True, exist_ok=True)
-    write(groups, out, command)
+    write(groups, out, command, here)
     failed = failures(runs)
-    show(table(groups))
+    show(table(groups, here))
     again = f"lightning-prune report {out}"
     write_safely(lambda: _write_page(groups, out, command, metric, against), again)
     counts = [f"{len(failed)} of {len(runs)} runs are not completed:", *failed] if failed else []

@@ -29,6 +29,7 @@ from lightning_prune.data.mask_survey import survey, understand
 from lightning_prune.data.transforms import Transform, default_augmentation
 
 STAGES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SAID: set[tuple[str, str]] = set()  # lines on masks, and their data sets, that this process has printed
 
 Item = TypeVar("Item")
 
@@ -112,7 +113,7 @@ class FolderDataModule(SegmentationData):
             or by name.
 
     Attributes:
-        mask_text: how the masks are read, if that had to be found out; printed once.
+        mask_text: how the masks are read, if that had to be found out; printed once in a process.
 
     Example:
         >>> import tempfile
@@ -180,7 +181,7 @@ class FolderDataModule(SegmentationData):
         coding = self.coding([pair.mask for pairs in stages.values() for pair in pairs])
         self.mask_text = coding.text
         if coding.text:
-            _say(f"masks: {coding.text}")
+            _say_once(f"masks: {coding.text}", str(self.root.absolute()))
         return {stage: self._samples(self._slices(pairs), coding) for stage, pairs in stages.items()}
 
     def check(self, stages: Mapping[str, Sequence[Pair]]) -> None:
@@ -235,5 +236,8 @@ def _name_below(folders: Sequence[Path], file: Path) -> str:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say_once(line: str, root: str) -> None:
+    """Print a line on a data set, unless another run of this process, as of a sweep, has printed it."""
+    if (line, root) not in SAID:
+        SAID.add((line, root))
+        print(line, flush=True)

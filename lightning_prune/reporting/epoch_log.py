@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.callbacks.method_callback import pruning_callbacks
 from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune.reporting.csv_log import ResumableCSVLogger
 from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.terminal import fitted
@@ -109,8 +110,11 @@ class EpochLines(L.Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note which cuts were made before."""
+        """Note which cuts were made before, and go on with the CSV log of a run that is resumed."""
         self._cuts_before = len(_cuts(trainer))
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableCSVLogger) and trainer.ckpt_path:
+                logger.resume(trainer.ckpt_path, self.history.curves)
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

@@ -165,13 +165,18 @@ def test_a_table_from_several_folders(
     assert not PruningRecord.load(tmp_path / "dense" / "record.json")
 
 
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+
+
 def test_runs_are_compared_and_a_report_is_drawn_again(
     sweep: Path, completed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lightning_prune("compare", str(sweep), "--out", str(tmp_path))
     written = (tmp_path / "sweep.md").read_text()
     assert "| 0.5 " in written
-    capsys.readouterr()
+    assert rows_of(written) == rows_of(capsys.readouterr().out)
+    assert [row[0].strip(":-") for row in rows_of(written)] == ["run", "", "0, 1", "2, 3"]
     lightning_prune("compare", str(sweep / "0"), str(sweep / "2"))
     assert "Comparison of 2 runs" in (sweep / "compare.html").read_text()
     shown = capsys.readouterr().out

@@ -121,7 +121,7 @@ def test_a_sweep_that_was_interrupted_goes_on_with_the_run_in_which_it_was(
 ) -> None:
     mark = tmp_path / "mark"
     stop = f"+callbacks.stop={{_target_:tests.support.signals.SignalOnce,name:SIGTERM,epoch:1,mark:{mark},seed:2}}"
-    command = ["-m", "seed=1,2,3", *tiny, stop]
+    command = ["-m", "seed=1,2,3", *(word for word in tiny if word != "logger=none"), "logger=csv", stop]
     assert failing(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}") == 143
     state = SweepState.load(tmp_path / "sweep")
     assert state is not None
@@ -142,6 +142,8 @@ def test_a_sweep_that_was_interrupted_goes_on_with_the_run_in_which_it_was(
         assert [row["epoch"] for row in got.curves] == [0, 1]
         mine, theirs = (weights(tmp_path / name / number) for name in ("sweep", "whole"))
         assert all(torch.equal(mine[key], value) for key, value in theirs.items())
+        logs = [(tmp_path / name / number / "csv" / "metrics.csv").read_text() for name in ("sweep", "whole")]
+        assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -58,6 +58,17 @@ def test_zero_and_255_are_two_classes_and_one_line_says_so(tmp_path, capsys):
     assert capsys.readouterr().out == "masks: 0 and 255 are read as classes 0 and 1\n"
 
 
+def test_the_line_comes_once_for_each_data_set_of_a_process(tmp_path, capsys):
+    """Each run of a sweep loads its data anew."""
+    roots = [tmp_path / name for name in ("a", "b")]
+    for root in roots:
+        root.mkdir()
+        folder(root, lut(0, 255), 2)
+    for root in [*roots, *roots]:
+        assert loaded(root, 2).mask_text == "0 and 255 are read as classes 0 and 1"
+    assert capsys.readouterr().out == 2 * "masks: 0 and 255 are read as classes 0 and 1\n"
+
+
 def test_jpeg_masks_are_read_at_their_middle(tmp_path):
     def write(mask, path):
         saved(mask * np.uint8(255), path.with_suffix(".jpg"), quality=80)
