@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from lightning_prune.criteria.weights import L1, L2, Random
     from lightning_prune.distillation.config import Distillation
     from lightning_prune.distillation.mixin import DistillationMixin
+    from lightning_prune.graph.block_search import residual_blocks
     from lightning_prune.graph.channel_graph import ChannelGraph
     from lightning_prune.graph.costs import Term
     from lightning_prune.graph.layer_costs import LayerCost
     from lightning_prune.graph.pins import pin, unpin
-    from lightning_prune.graph.residual_blocks import ResidualBlock, ResidualBlocks, residual_blocks
+    from lightning_prune.graph.residual_blocks import ResidualBlock, ResidualBlocks
     from lightning_prune.graph.trace import TraceError, trace
     from lightning_prune.latency.store import LatencyError
     from lightning_prune.latency.table import LatencyTable
@@ -196,7 +197,7 @@ _MODULE_OF = {
     "one_shot": "pruning.one_shot",
     "pin": "graph.pins",
     "prune_": "surgery.prune",
-    "residual_blocks": "graph.residual_blocks",
+    "residual_blocks": "graph.block_search",
     "push_pretrained": "serialization.hub",
     "save_pretrained": "serialization.pretrained",
     "rule": "tracing.rules.registry",

@@ -29,7 +29,7 @@ from benchmarks.quality.tasks import STAGE_RATES, dense, make_task, score
 from benchmarks.quality.training import fit, recalibrate
 from lightning_prune import LatencyTable, Plan, prune_
 from lightning_prune.compensation.repair import cut_and_compensate_
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.utils.batch_norm import recalibrate_
 
 HELD_OUT = 64  # training images behind those that the repair is fitted to

@@ -49,7 +49,7 @@ def block_scores(
 
     Example:
         >>> from lightning_prune.classification.networks.cifar_resnet import CifarResNet
-        >>> from lightning_prune.graph.residual_blocks import residual_blocks
+        >>> from lightning_prune.graph.block_search import residual_blocks
         >>> net, images = CifarResNet(depth=14, width=4), torch.rand(4, 1, 16, 16)
         >>> sorted(block_scores(residual_blocks(net, images), [images]))
         ['blocks.0', 'blocks.1', 'blocks.3', 'blocks.5']

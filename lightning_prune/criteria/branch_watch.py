@@ -38,7 +38,7 @@ def watched_branches(blocks: ResidualBlocks, names: Iterable[str], handle: Handl
     Example:
         >>> import torch
         >>> from lightning_prune.classification.networks.cifar_resnet import CifarResNet
-        >>> from lightning_prune.graph.residual_blocks import residual_blocks
+        >>> from lightning_prune.graph.block_search import residual_blocks
         >>> net, image, seen = CifarResNet(depth=8, width=4), torch.rand(1, 1, 16, 16), []
         >>> blocks = residual_blocks(net, image)
         >>> with watched_branches(blocks, blocks, lambda name, stream, branch: seen.append(name)):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_tree import module_of
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.tracing.ids import Units
-from lightning_prune.utils.vanished import within_any
+from lightning_prune.utils.modules import within_any
 
 __all__ = ["block_costs", "units_of_block", "vanished_names", "without_blocks"]
 

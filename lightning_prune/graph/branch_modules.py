@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from lightning_prune.graph.dataflow import Boundary, Flow, Value
-from lightning_prune.utils.vanished import structure
+from lightning_prune.utils.stand_ins import structure
 
 __all__ = ["Branch", "branch_of", "modules_of_branches", "replacements_of"]
 

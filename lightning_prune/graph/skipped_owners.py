@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.graph.dataflow import Boundary, Flow
-from lightning_prune.utils.vanished import ACTIVATIONS
+from lightning_prune.utils.stand_ins import ACTIVATIONS
 
 __all__ = ["skipped_owners"]
 

@@ -21,7 +21,7 @@ from lightning_prune.graph.summary_html import html_of
 from lightning_prune.graph.summary_text import renderables
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.atomic import write_text
-from lightning_prune.utils.vanished import within_any
+from lightning_prune.utils.modules import within_any
 
 __all__ = ["Change", "LayerSummary", "NetworkSummary", "summarise"]
 

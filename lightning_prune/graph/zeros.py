@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.graph.dataflow import Flow, Step, Value, shares_memory
 from lightning_prune.utils.module_walk import named_modules
-from lightning_prune.utils.vanished import Zero
+from lightning_prune.utils.stand_ins import Zero
 
 __all__ = ["zero_values"]
 

@@ -14,9 +14,9 @@ from torch import nn
 from lightning_prune.compensation.calibration import CompensationError, CompensationSettings
 from lightning_prune.compensation.repair import cut_and_compensate_
 from lightning_prune.criteria.block_scores import Loss, block_scores
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.layer_costs import dense_trace_of
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.pruning.cut_repair import num_images
 from lightning_prune.selection.depth_settings import DepthSettings

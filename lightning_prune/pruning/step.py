@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from lightning_prune.criteria.base import CriterionLike, Importance, Statistics, check_importance
 from lightning_prune.criteria.wrappers import blind_to
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
 from lightning_prune.selection.policy import PruningPolicy

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_prune.graph.block_costs import block_costs, units_of_block, vanished_names, without_blocks
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.selection.budget import check_budget, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.depth_settings import DepthSettings, candidate_blocks

@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_prune.criteria.weights import L2
 from lightning_prune.graph.activation_costs import activations
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph, Resource
 from lightning_prune.graph.costs import Term
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.selection.budget import check_amounts, check_budget, check_names, resolve
 from lightning_prune.selection.dense_sizes import DenseSizes

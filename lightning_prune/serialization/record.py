@@ -31,10 +31,11 @@ from lightning_prune.utils.modules import (
     is_within,
     named_tensors,
     set_data,
+    within_any,
     without_prefix,
 )
 from lightning_prune.utils.named_sizes import can_replace, grows, read_size, write_size
-from lightning_prune.utils.vanished import problem_with, vanish_modules_, within_any
+from lightning_prune.utils.vanished import problem_with, vanish_modules_
 
 __all__ = ["PruningRecord", "RecordError"]
 
@@ -65,7 +66,7 @@ class PruningRecord:
         attributes: ``module.attribute`` -> the integer (or list of integers) that it was set to; of an attribute
             that holds named integers, ``module.attribute[name]``.
         vanished: name of a module, or of a parameter that stays untrained -> what takes its place, see
-            :func:`~lightning_prune.utils.vanished.replacement`.
+            :func:`~lightning_prune.utils.stand_ins.replacement`.
         info: further facts for the reader, such as the costs before and after. Nothing depends on them.
         dense: dtype and shape of every parameter and persistent buffer of the dense model; empty if unknown.
 

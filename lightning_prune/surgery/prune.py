@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.graph.channel_graph import ChannelGraph, DenseTrace
-from lightning_prune.graph.residual_blocks import blocks_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.graph.unit_map import UnitMap
 from lightning_prune.serialization.cut_notes import CutState, note_cut

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_prune.graph.block_search import blocks_of, find_blocks
 from lightning_prune.graph.channel_graph import ChannelGraph
-from lightning_prune.graph.residual_blocks import ResidualBlocks, blocks_of, find_blocks
+from lightning_prune.graph.residual_blocks import ResidualBlocks
 from lightning_prune.graph.trace import TraceError
 from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord

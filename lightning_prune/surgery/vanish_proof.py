@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.graph.dataflow import Flow, Step, Value
-from lightning_prune.utils.vanished import within_any
+from lightning_prune.utils.modules import within_any
 
 __all__ = ["VanishingError", "prove_vanished"]
 

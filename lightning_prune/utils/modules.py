@@ -213,3 +213,13 @@ def _is_beside(value: Any, file: Any) -> bool:
     return (
         isinstance(value, ModuleType) and value.__name__.partition(".")[0] == file.__name__.partition(".")[0]
     )
+
+
+def within_any(name: str, modules: Iterable[str]) -> bool:
+    """Return whether ``name`` is that of one of the modules, or of something in one.
+
+    Example:
+        >>> within_any("net.conv.weight", ["net.conv"]), within_any("net.conv2.weight", ["net.conv"])
+        (True, False)
+    """
+    return any(is_within(name, module) for module in modules)

@@ -26,7 +26,7 @@ from lightning_prune import (
 from lightning_prune.classification.networks.cifar_resnet import CifarResNet
 from lightning_prune.criteria.branch_watch import watched_branches
 from lightning_prune.graph.block_costs import units_of_block
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.pruning.block_scorer import BlockScorer
 from lightning_prune.pruning.calibration import first_batches
 from lightning_prune.selection.dense_sizes import DenseSizes

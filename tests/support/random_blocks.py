@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_prune import SurgeryError
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.testing import error
 from tests.support.random_cuts import (
     TOLERANCE,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_prune import prune_, trace
 from lightning_prune.criteria.branch_watch import watched_branches
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tracing.calls import tensors_in
 from lightning_prune.utils.example_inputs import as_example

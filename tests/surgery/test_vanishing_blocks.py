@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_prune import SurgeryError, prune_, residual_blocks, trace
 from lightning_prune.graph.block_costs import block_costs, without_blocks
-from lightning_prune.graph.residual_blocks import blocks_of
+from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.serialization.carried_record import carried_record, regrow_
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import load_pruned, save_pruned
