@@ -51,6 +51,7 @@ EXPECTED_WARNINGS = (  # they repeat what the configuration says
     r"GPU available but not used",
     r"The dirpath has changed from",  # when a run is resumed in another folder
 )
+MOST_CLASSES = 256  # whose confusion in the validation a summary keeps: its size grows with their square
 TRAIN = "train"  # value of distill.teacher: train the teacher first
 TEACHER_KEYS = ("module", "data", "trainer")  # groups that a teacher depends on, besides the seed
 
@@ -143,6 +144,7 @@ def run(
             if (best := best_weights(parts.trainer)) is not None:
                 parts.module.load_state_dict(best)
             settings = replace(settings, val=_validated(parts))
+            settings = replace(settings, **_confusions(parts))
             (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
             summary = _summary(config, parts, settings, test)
             names = objective_names(config.get("objective"))
@@ -174,6 +176,16 @@ def _validated(parts: Components) -> dict[str, float]:
     finally:
         trainer.loggers = loggers
     return {name.removeprefix("val/"): float(value) for row in rows for name, value in row.items()}
+
+
+def _confusions(parts: Components) -> dict[str, Any]:
+    """Return the confusion of the classes in the validation, by the dense and the final network, for a summary."""
+    dense, final = parts.observer.confusion, parts.module.val_confusion
+    if final is None or len(final) > MOST_CLASSES:
+        return {}
+    own = {"dense": dense.tolist()} if dense is not None and dense.shape == final.shape else {}
+    epoch = parts.observer.confusion_epoch if own else None
+    return {"val_confusion": {**own, "final": final.tolist()}, "dense_epoch": epoch}
 
 
 def _write_interrupted(config: DictConfig, folder: Path, parts: Components, settings: Summary) -> None:

@@ -67,6 +67,9 @@ class Summary:
         error: the error of a failed run, in one line.
         class_names: names of the classes.
         confusion: pixels or images of each class (row) in the test that were taken for each class (column).
+        val_confusion: ``"dense"``, right before the first cut, and ``"final"`` -> the same in the validation; without
+            a dense network only the latter, and with more than 256 classes neither.
+        dense_epoch: number of trained epochs of that dense network.
     """
 
     status: str = "unfinished"
@@ -91,6 +94,8 @@ class Summary:
     error: str = ""
     class_names: list[str] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    val_confusion: dict[str, list[list[int]]] = field(default_factory=dict)
+    dense_epoch: int | None = None
 
     @property
     def pruned(self) -> bool:

@@ -1,4 +1,4 @@
-"""Callback that gathers what the page of a run shows: learning rates, and outputs of the dense network."""
+"""Callback that gathers what the page of a run shows: learning rates, outputs and mistakes of the dense network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.reporting.examples import Examples, NoExamples, choose, predict
@@ -14,7 +16,7 @@ __all__ = ["RunObserver"]
 
 
 class RunObserver(L.Callback):
-    """Logs the learning rate of each epoch as ``lr``, and keeps outputs of the network before its first cut.
+    """Logs the learning rate of each epoch as ``lr``; keeps outputs and mistakes of the network before its first cut.
 
     Put it before the pruning callback: it looks at the network at the end of each epoch, until the first cut, by
     running a few validation images through it. Training does not depend on it: an error there is kept as a text.
@@ -23,6 +25,11 @@ class RunObserver(L.Callback):
         pruning: the pruning callback; None: the network stays dense.
         examples: whether to keep outputs.
         classes: names of the classes, if the module has no ``class_names``.
+
+    Attributes:
+        confusion: of the classes by the dense network in its last validation, as ``val_confusion`` of the module;
+            None if there is none. Checkpoints keep it.
+        confusion_epoch: number of trained epochs of that network.
 
     Example:
         >>> RunObserver(None).problem
@@ -35,8 +42,18 @@ class RunObserver(L.Callback):
         self.pruning, self.examples, self.classes = pruning, examples, classes
         self.dense: Examples | None = None
         self.problem = ""
+        self.confusion: Tensor | None = None
+        self.confusion_epoch: int | None = None
         self._samples: Any = None
         self._numbers: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the confusion of the dense network: a run that is resumed after its first cut has no other."""
+        return {"confusion": self.confusion, "confusion_epoch": self.confusion_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the confusion of the dense network."""
+        self.confusion, self.confusion_epoch = state_dict["confusion"], state_dict["confusion_epoch"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the learning rate of the first group of each optimizer."""
@@ -50,10 +67,20 @@ class RunObserver(L.Callback):
         first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
         self._samples = getattr(first, "dataset", None)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the confusion of a network that is still dense."""
+        confusion = getattr(pl_module, "val_confusion", None)
+        if self._uncut and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.confusion, self.confusion_epoch = confusion, trainer.current_epoch + 1
+
+    @property
+    def _uncut(self) -> bool:
+        """Whether the network will be pruned, and was not yet."""
+        return self.pruning is not None and not self.pruning.record
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the outputs of a network that is still dense."""
-        uncut = self.pruning is not None and not self.pruning.record
-        if uncut and self.examples and trainer.is_global_zero:
+        if self._uncut and self.examples and trainer.is_global_zero:
             try:
                 found = self._predict(pl_module, "dense")
                 self.dense = found.with_dense(found.outputs["dense"], trainer.current_epoch + 1)

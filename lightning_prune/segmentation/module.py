@@ -139,8 +139,9 @@ class SegmentationModule(TaskModule):
             self._log_iou("train", per_class=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mIoU of the epoch and the IoU of each class."""
+        """Log the mIoU of the epoch and the IoU of each class, and keep the confusion of the classes."""
         self._log_iou("val", per_class=True)
+        self.val_confusion = summed_confusion(self._metric_of("val"))
 
     def on_test_epoch_end(self) -> None:
         """Log the mIoU of the epoch and the IoU of each class, and keep the confusion of the classes."""

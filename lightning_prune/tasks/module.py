@@ -79,12 +79,14 @@ class TaskModule(DistillationMixin):
     Attributes:
         confusion: number of pixels or images of each class (row) that were taken for each class (column), ``(n, n)``,
             summed over all ranks, of the last test; None before.
+        val_confusion: the same of the last validation.
 
     Raises:
         ValueError: ``num_classes`` is below 2, or class names do not fit.
     """
 
     confusion: Tensor | None
+    val_confusion: Tensor | None
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class TaskModule(DistillationMixin):
         self.monitor = monitor
         self.distillation = distillation
         self._given_names = check_names(class_names, num_classes)
-        self.confusion = None
+        self.confusion = self.val_confusion = None
         if example_input_shape is not None:
             generator = torch.Generator().manual_seed(0)
             self.example_input_array = torch.rand(tuple(example_input_shape), generator=generator)

@@ -117,6 +117,18 @@ def test_the_checkpoint_is_the_pruned_network_and_scores_as_reported(completed: 
     assert summary.test["miou"] == pytest.approx(float(sum(ious)) / 2, abs=1e-5)
 
 
+def test_the_confusion_of_both_networks_has_their_scores(completed: Path) -> None:
+    def miou(matrix: list[list[int]]) -> float:
+        counts = np.array(matrix)
+        hits = counts.diagonal()
+        return float((hits / (counts.sum(0) + counts.sum(1) - hits)).mean())
+
+    summary = Summary.load(completed)
+    assert summary.dense_epoch == 1
+    assert miou(summary.val_confusion["dense"]) == pytest.approx(summary.curves[0]["val/miou"], abs=1e-5)
+    assert miou(summary.val_confusion["final"]) == pytest.approx(summary.val["miou"], abs=1e-5)
+
+
 def test_record_widths_and_cuts_agree(completed: Path) -> None:
     summary, record = Summary.load(completed), PruningRecord.load(completed / "record.json")
     assert record == PruningRecord.from_dict(torch.load(completed / "net.pt", weights_only=True)["record"])

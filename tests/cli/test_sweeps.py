@@ -140,6 +140,8 @@ def test_a_sweep_that_was_interrupted_goes_on_with_the_run_in_which_it_was(
         expected, got = (Summary.load(tmp_path / name / number) for name in ("whole", "sweep"))
         assert (got.status, got.test, got.objective) == ("completed", expected.test, expected.objective)
         assert [row["epoch"] for row in got.curves] == [0, 1]
+        assert (got.val_confusion, got.dense_epoch) == (expected.val_confusion, 1)
+        assert list(got.val_confusion) == ["dense", "final"]
         mine, theirs = (weights(tmp_path / name / number) for name in ("sweep", "whole"))
         assert all(torch.equal(mine[key], value) for key, value in theirs.items())
         logs = [(tmp_path / name / number / "csv" / "metrics.csv").read_text() for name in ("sweep", "whole")]

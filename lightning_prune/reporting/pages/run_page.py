@@ -23,6 +23,7 @@ from lightning_prune.reporting.pages.charts import (
     score_chart,
     sizes_chart,
 )
+from lightning_prune.reporting.pages.confusion import confusion_of
 from lightning_prune.reporting.pages.example_pictures import gallery
 from lightning_prune.reporting.pages.load_code import load_code
 from lightning_prune.reporting.pages.notices import notices_of
@@ -79,6 +80,7 @@ def _values(run: RunFiles, score: Metric | None, baseline: RunFiles | None) -> d
         "cards": _cards(summary, score, dense),
         "curves": curves,
         "curves_note": _curves_note(summary),
+        "confusion": confusion_of(run, dense),
         "panels": panels,
         "why_no_examples": run.why_no_examples if summary.status == "completed" else "",
         "channels": None if run.layers is None else channels_chart(run.layers),
@@ -97,6 +99,7 @@ def _values(run: RunFiles, score: Metric | None, baseline: RunFiles | None) -> d
 def _sections(values: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
         "curves": ("curves", "training"),
+        "classes": ("confusion", "classes"),
         "examples": ("panels", "images"),
         "layers": ("layers", "layers"),
         "latency": ("latency", "latency"),
