@@ -37,6 +37,7 @@ class ResidualBlock:
 
     Example:
         >>> import torch
+        >>> from lightning_prune import residual_blocks
         >>> from lightning_prune.classification.networks.cifar_resnet import CifarResNet
         >>> blocks = residual_blocks(CifarResNet(depth=8, width=4), torch.zeros(1, 1, 16, 16))
         >>> blocks.blocks["blocks.0"].modules
@@ -68,6 +69,7 @@ class ResidualBlocks:
 
     Example:
         >>> import torch
+        >>> from lightning_prune import residual_blocks
         >>> from lightning_prune.classification.networks.cifar_resnet import CifarResNet
         >>> blocks = residual_blocks(CifarResNet(depth=14, width=4), torch.zeros(1, 1, 16, 16))
         >>> blocks.stages()  # of one shape each
