@@ -75,7 +75,7 @@ class ActivationMean:
         >>> from lightning_prune import one_shot
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3))
         >>> record = one_shot(
-        ...     net, torch.zeros(1, 1, 8, 8), {"macs": 0.5}, ActivationMean(), [torch.randn(4, 1, 8, 8)]
+        ...     net, torch.zeros(1, 1, 8, 8), {"macs": 0.5}, ActivationMean(), [torch.randn(16, 1, 8, 8)]
         ... )
         >>> net[0].out_channels
         4
