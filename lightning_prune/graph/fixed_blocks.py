@@ -10,6 +10,7 @@ from lightning_prune.graph.branch_modules import Branch, replacements_of
 from lightning_prune.graph.pins import pinned_tensors
 from lightning_prune.graph.residual_blocks import ResidualBlock, ResidualBlocks
 from lightning_prune.graph.skipped_owners import skipped_owners
+from lightning_prune.graph.zeros import zero_values
 from lightning_prune.utils.module_walk import named_parameters
 from lightning_prune.utils.modules import named_tensors, tensors_by_all_names, within_any
 
@@ -55,13 +56,17 @@ def _pinned(found: ResidualBlocks, block: ResidualBlock) -> str:
 
 def _irreplaceable(found: ResidualBlocks, block: ResidualBlock) -> str:
     """Return why nothing can take the place of the modules, or of the code that reads weights by itself."""
-    owners = {block.owner} if block.owner else ()
+    owners, adds = {block.owner} - {""}, [places.get(block.place) for places in found.places]
     try:
         if skipped_owners(found.model, found.flows, found.severed_at([block.place]), owners):
             return ""
-        replacements_of(found.flows, [places.get(block.place) for places in found.places], block.modules)
+        stand_ins = replacements_of(found.flows, adds, block.modules)
     except ValueError as error:
         return str(error)
+    zeros = [name for name, what in stand_ins.items() if what["as"] == "zero"]
+    for flow, add in zip(found.flows, adds, strict=True):
+        if add and flow.steps[add[0]].reads[1 - add[1]] not in zero_values(flow, zeros):
+            return "what its modules return reaches the addition only together with other values"
     inline = (name for name in block.frozen if is_weight(found.model, name))
     reason = "is read by the code of the block itself, which cannot be changed"
     return next((f"{name!r} {reason}" for name in inline), "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lightning_prune.graph.dataflow import Flow, Step, Value, shares_memory
 from lightning_prune.utils.module_walk import named_modules
 from lightning_prune.utils.stand_ins import Zero
@@ -48,12 +50,17 @@ _PRESERVING = {
 _PRODUCTS = {"mul", "mm", "bmm", "matmul"}
 
 
-def zero_values(flow: Flow) -> set[Value]:
-    """Return the values that are zero whatever the input, as long as all others are finite."""
+def zero_values(flow: Flow, modules: Iterable[str] = ()) -> set[Value]:
+    """Return the values that are zero whatever the input, as long as all others are finite.
+
+    Args:
+        flow: a recorded forward.
+        modules: names of modules whose results are taken to be zero, besides those that have vanished.
+    """
     sources = {name for name, module in named_modules(flow.model) if isinstance(module, Zero)}
-    if not sources:
+    zeros = {value for name in modules for boundary in flow.calls_of.get(name, ()) for value in boundary.out}
+    if not sources and not zeros:
         return set()
-    zeros: set[Value] = set()
     for step in flow.steps:
         if step.call.module in sources or _is_zero(step, zeros):
             zeros.update(step.makes[:1])

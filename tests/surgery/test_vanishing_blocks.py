@@ -43,6 +43,26 @@ def test_every_kind_of_branch_is_found():
     assert blocks.fixed == {}
 
 
+class FirstOnly(nn.Module):
+    """XCiT's class attention: the layers of the branch see one half of the channels, the other half joins it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.half, self.mlp = width // 2, nn.Conv2d(width // 2, width // 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.relu()
+        return y + torch.cat([self.mlp(y[:, : self.half]), y[:, self.half :]], dim=1)
+
+
+def test_a_branch_that_is_not_zero_without_its_layers_stays():
+    blocks = residual_blocks(stack(Basic, FirstOnly), IMAGE)
+    assert list(blocks) == ["blocks.0"]
+    assert blocks.fixed == {
+        "blocks.1": "what its modules return reaches the addition only together with other values"
+    }
+
+
 @pytest.mark.parametrize("taps", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_block_vanishes_exactly(kind, taps):
