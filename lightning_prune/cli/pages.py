@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lightning_prune.cli.config import load_config, root_cause
+from lightning_prune.latency.profiler import BackendSettings
 from lightning_prune.reporting.examples import EXAMPLES, Examples, NoExamples, choose, predict
 from lightning_prune.reporting.layers import LAYERS, layers_of, save_layers
 from lightning_prune.reporting.pages.run_files import RunFiles, read_run
@@ -21,12 +22,17 @@ from lightning_prune.reporting.pages.run_page import write_run_page
 from lightning_prune.reporting.run_folder import NET, RECORD, load_net
 from lightning_prune.reporting.run_observer import RunObserver
 from lightning_prune.serialization.record import PruningRecord
+from lightning_prune.utils.modules import floating_dtype
 
 __all__ = ["complete_run", "page_of_training", "write_safely"]
 
 
 def page_of_training(
-    config: DictConfig, folder: Path, observer: RunObserver, module: L.LightningModule
+    config: DictConfig,
+    folder: Path,
+    observer: RunObserver,
+    module: L.LightningModule,
+    device: torch.device,
 ) -> Path:
     """Write ``layers.json``, ``examples.npz`` and ``report.html`` of a training that has ended.
 
@@ -35,9 +41,11 @@ def page_of_training(
         folder: of the run, whose other files are written already.
         observer: of the training.
         module: with the trained network.
+        device: of the training, on which the layers are timed unless ``config.latency_runs`` is 0.
     """
     reason = ""
-    _write_layers(config, folder)
+    timing = BackendSettings("eager", device, torch.get_num_threads()) if config.latency_runs else None
+    _write_layers(config, folder, floating_dtype(module.parameters()), timing)
     try:
         observer.finish(module).save(folder)
     except NoExamples as error:
@@ -49,10 +57,13 @@ def _with_reason(run: RunFiles, reason: str) -> RunFiles:
     return replace(run, why_no_examples=reason or run.why_no_examples)
 
 
-def _write_layers(config: DictConfig, folder: Path) -> None:
+def _write_layers(
+    config: DictConfig, folder: Path, dtype: torch.dtype | None = None, timing: BackendSettings | None = None
+) -> None:
     record = PruningRecord.load(folder / RECORD)
-    dense: nn.Module = instantiate(config.net, _convert_="all")
-    save_layers(layers_of(dense, record, torch.zeros(tuple(config.module.example_input_shape))), folder)
+    dense: nn.Module = instantiate(config.net, _convert_="all").to(dtype)
+    image = torch.zeros((1, *config.module.example_input_shape[1:]), dtype=dtype)
+    save_layers(layers_of(dense, record, image, timing), folder)
 
 
 def write_safely(write: Callable[[], object], again: str) -> None:

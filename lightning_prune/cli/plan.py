@@ -25,7 +25,7 @@ from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.latency.store import load
-from lightning_prune.reporting.layers import removed_units
+from lightning_prune.reporting.layers import removed_units, vanished_modules
 from lightning_prune.reporting.run_folder import CONFIG, NET, RECORD, load_net
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan
@@ -99,12 +99,16 @@ def plan_of_run(run: Path, overrides: Sequence[str] = (), table: Path | None = N
         graph = trace(net, zeros(shape))
         graph = graph if table is None else graph.with_resources({"latency": instantiate(_resource(table))})
         remove = removed_units(graph, record)
-        return Cut(graph, remove, summarise(graph, remove, notes=[f"cut by the run {run}"]))
+        return Cut(graph, remove, _of_run(graph, remove, record, run))
     if (run / NET).is_file():
         load_net(net, run / NET)
     changed = _with_table(composed(TrainArguments([*overrides])), table)
     check_values(changed, "prune")
     return _planned(net, shape, changed.prune)
+
+
+def _of_run(graph: ChannelGraph, remove: Sequence[int], record: PruningRecord, run: Path) -> NetworkSummary:
+    return summarise(graph, remove, notes=[f"cut by the run {run}"], vanished=vanished_modules(record))
 
 
 def _planned(net: nn.Module, shape: Sequence[int], prune: Any) -> Cut:

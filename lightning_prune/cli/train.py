@@ -36,6 +36,7 @@ from lightning_prune.serialization.integrity import fingerprint
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.tasks.module import TaskModule
 from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.devices import short_name
 from lightning_prune.utils.hashing import json_digest
 from lightning_prune.utils.modules import floating_dtype, named_shapes
 from lightning_prune.utils.objectives import check_objective, objective_names
@@ -51,7 +52,6 @@ EXPECTED_WARNINGS = (  # they repeat what the configuration says
     r"GPU available but not used",
     r"The dirpath has changed from",  # when a run is resumed in another folder
 )
-MOST_CLASSES = 256  # whose confusion in the validation a summary keeps: its size grows with their square
 TRAIN = "train"  # value of distill.teacher: train the teacher first
 TEACHER_KEYS = ("module", "data", "trainer")  # groups that a teacher depends on, besides the seed
 
@@ -144,7 +144,7 @@ def run(
             if (best := best_weights(parts.trainer)) is not None:
                 parts.module.load_state_dict(best)
             settings = replace(settings, val=_validated(parts))
-            settings = replace(settings, **_confusions(parts))
+            settings = replace(settings, **parts.observer.confusions(parts.module))
             (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
             summary = _summary(config, parts, settings, test)
             names = objective_names(config.get("objective"))
@@ -176,16 +176,6 @@ def _validated(parts: Components) -> dict[str, float]:
     finally:
         trainer.loggers = loggers
     return {name.removeprefix("val/"): float(value) for row in rows for name, value in row.items()}
-
-
-def _confusions(parts: Components) -> dict[str, Any]:
-    """Return the confusion of the classes in the validation, by the dense and the final network, for a summary."""
-    dense, final = parts.observer.confusion, parts.module.val_confusion
-    if final is None or len(final) > MOST_CLASSES:
-        return {}
-    own = {"dense": dense.tolist()} if dense is not None and dense.shape == final.shape else {}
-    epoch = parts.observer.confusion_epoch if own else None
-    return {"val_confusion": {**own, "final": final.tolist()}, "dense_epoch": epoch}
 
 
 def _write_interrupted(config: DictConfig, folder: Path, parts: Components, settings: Summary) -> None:
@@ -285,7 +275,7 @@ def _measured(config: DictConfig, parts: Components) -> dict[str, Any]:
         "final": after.sizes,
         "widths": both_widths(before.widths, after.widths),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": short_name(device),
     }
 
 
@@ -308,5 +298,6 @@ def _write(config: DictConfig, folder: Path, parts: Components, summary: Summary
     summary.save(folder)
     write_safely(lambda: draw_report(summary, folder / REPORT), f"lightning-prune report {folder}")
     if config.get("report", True) and parts.trainer.is_global_zero:
-        page = partial(page_of_training, config, folder, parts.observer, parts.module)
+        device = parts.trainer.strategy.root_device
+        page = partial(page_of_training, config, folder, parts.observer, parts.module, device)
         write_safely(page, f"lightning-prune report {folder}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from lightning_prune.utils.modules import within_any
 __all__ = ["Change", "LayerSummary", "NetworkSummary", "summarise"]
 
 OTHER = "norms and other operators"
+#: name of a weight, another parameter or a module, and its cost
+Cost = tuple[str, float]
 
 
 class GraphLike(Protocol):
@@ -90,6 +92,7 @@ class NetworkSummary:
         targets: resource -> the budget, as an amount.
         notes: remarks: how the selection ended, what the trace met.
         cut: whether something is removed; without a cut only one size is shown.
+        measured: how the latency of the layers was measured, or why it was not; empty if nobody asked for it.
 
     Example:
         >>> import torch
@@ -107,6 +110,7 @@ class NetworkSummary:
     targets: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     cut: bool = True
+    measured: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, numbers and strings."""
@@ -127,6 +131,38 @@ class NetworkSummary:
             dict(values["targets"]),
             list(values["notes"]),
             values["cut"],
+            values.get("measured", ""),
+        )
+
+    def with_costs(
+        self, resource: str, layers: Sequence[str], before: Iterable[Cost], after: Iterable[Cost]
+    ) -> NetworkSummary:
+        """Return a copy with one more resource, whose costs in both networks are known.
+
+        Args:
+            resource: its name.
+            layers: names of the weights of the layers, in order.
+            before: names of weights, parameters or modules, with their costs in the dense network; a name may come
+                several times.
+            after: the same of the smaller network.
+
+        Example:
+            >>> layer = LayerSummary("conv", "Conv2d", Change(8, 4), {})
+            >>> costs = [("conv.weight", 5), ("conv.weight", 5), ("norm", 2)]
+            >>> summary = NetworkSummary([layer], {}, {}).with_costs("latency", ["conv.weight"], costs, costs[1:])
+            >>> summary.layers[0].costs, summary.totals
+            ({'latency': Change(before=10, after=5)}, {'latency': Change(before=12, after=7)})
+        """
+        sums = [_sums(costs, layers) for costs in (before, after)]
+        changes = {name: Change(sums[0][name], sums[1][name]) for name in sums[0]}
+        return replace(
+            self,
+            layers=[
+                replace(layer, costs={**layer.costs, resource: changes[name]})
+                for layer, name in zip(self.layers, layers, strict=True)
+            ],
+            others={**self.others, resource: changes[OTHER]},
+            totals={**self.totals, resource: Change(*(sum(each.values()) for each in sums))},
         )
 
     def json(self) -> str:
@@ -253,20 +289,24 @@ def _costs(
 
     With the second one, what belongs to ``vanished`` modules costs nothing.
     """
-    first = {module_of(name): name for name in reversed(list(layers))}
-    owners = [_owner(term.layer, layers, first) for term in model.terms]
-    remains = [not within_any(term.layer, vanished) for term in model.terms]
-    sums = []
-    for mask, counted in zip(masks, ([True] * len(owners), remains), strict=True):
-        total = dict.fromkeys([*layers, OTHER], 0)
-        for owner, value, counts in zip(owners, model.per_term(mask).tolist(), counted, strict=True):
-            total[owner] += int(value) if counts else 0
-        sums.append(total)
-    before, after = sums
+    names = [term.layer for term in model.terms]
+    values = [model.per_term(mask).tolist() for mask in masks]
+    before = _sums(zip(names, values[0], strict=True), layers)
+    remaining = (cost for cost in zip(names, values[1], strict=True) if not within_any(cost[0], vanished))
+    after = _sums(remaining, layers)
     return {name: Change(before[name], after[name]) for name in before}
 
 
-def _owner(name: str, layers: Mapping[str, Units], first: Mapping[str, str]) -> str:
+def _sums(costs: Iterable[Cost], layers: Collection[str]) -> dict[str, int]:
+    """Return the sum of the costs of each layer, and of the others under ``OTHER``."""
+    first = {module_of(name): name for name in reversed(list(layers))}
+    total = dict.fromkeys([*layers, OTHER], 0)
+    for name, value in costs:
+        total[_owner(name, total, first)] += int(value)
+    return total
+
+
+def _owner(name: str, layers: Collection[str], first: Mapping[str, str]) -> str:
     """Return the layer that a term belongs to, which names a weight, another parameter or a module."""
     if name in layers:
         return name

@@ -15,7 +15,7 @@ from lightning_prune.latency.backends import EXECUTIONS, ExecutionName, Piece
 from lightning_prune.latency.interpolation import Lookup, grid_counts
 from lightning_prune.latency.timing import clock_for, elapsed_time, time_calls, turn_order, undisturbed_time
 
-__all__ = ["BackendSettings", "TimingCurve", "Track", "measure_curves"]
+__all__ = ["BackendSettings", "TimedPiece", "TimingCurve", "Track", "measure_curves"]
 
 #: shows progress: iterates over the indices that it gets
 Track = Callable[[Sequence[int]], Iterable[int]]
@@ -59,8 +59,16 @@ class TimingCurve:
 
 
 @dataclass
-class _Point:
-    """A piece at some channel counts, and its times."""
+class TimedPiece:
+    """A piece at some channel counts, and its times.
+
+    Attributes:
+        piece: of a network.
+        counts: number of channels along each of its axes.
+        times: nanoseconds of each run.
+        own_share: of its time alone, that it also takes within a network.
+        error: why it cannot be run alone; empty if it can.
+    """
 
     piece: Piece
     counts: tuple[int, ...]
@@ -115,7 +123,7 @@ def measure_curves(
 
 def _points(
     members: Sequence[Piece], settings: BackendSettings, clock: Callable[[], int]
-) -> Iterator[_Point]:
+) -> Iterator[TimedPiece]:
     """Yield the points at which to measure the pieces of one kind."""
     first = members[0]
     if not first.on_grid:
@@ -123,18 +131,18 @@ def _points(
         for piece, share in itertools.product(distinct, SHARES):
             sizes = zip(piece.dense_counts, piece.steps, strict=True)
             counts = tuple(max(step, int(dense * share) // step * step) for dense, step in sizes)
-            yield _Point(piece, counts)
+            yield TimedPiece(piece, counts)
         return
     largest = tuple(max(counts) for counts in zip(*(piece.dense_counts for piece in members), strict=True))
     # Measure the largest counts first, only to find out whether the piece is slow.
-    dense = _Point(first, largest)
+    dense = TimedPiece(first, largest)
     dense.measure(settings, clock)
     fine = not dense.times or dense.times[0] < VERY_SLOW
     axes = [
         grid_counts(count, step, fine, multiple)
         for count, step, multiple in zip(largest, first.steps, first.multiples, strict=True)
     ]
-    yield from (_Point(first, counts) for counts in itertools.product(*axes))
+    yield from (TimedPiece(first, counts) for counts in itertools.product(*axes))
 
 
 def _empty_call_time(settings: BackendSettings) -> float:
@@ -145,10 +153,10 @@ def _empty_call_time(settings: BackendSettings) -> float:
     return time_calls([empty_call(settings.device)], settings.device, settings.threads)[0]
 
 
-def _curve(points: Sequence[_Point], call_time: float) -> TimingCurve | None:
+def _curve(points: Sequence[TimedPiece], call_time: float) -> TimingCurve | None:
     """Return times on a grid if all points could be run, else over the volume of those that could, else None."""
 
-    def own_time(point: _Point) -> float:
+    def own_time(point: TimedPiece) -> float:
         return point.own_share * max(undisturbed_time(point.times) - call_time, 0.0)
 
     valid = [point for point in points if not point.error]

@@ -15,6 +15,7 @@ from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.pruning.regular_cuts import missing_cuts
 from lightning_prune.trainer.lightning_internals import callbacks_of
+from lightning_prune.utils.devices import short_name
 from lightning_prune.utils.formatting import counted, si
 from lightning_prune.utils.terminal import fitted
 
@@ -153,7 +154,7 @@ def _length_of(data: Any, stage: str) -> int | None:
 
 def _device(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = short_name(device)
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     return f"{count}{name}" + (
         f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""

@@ -10,7 +10,7 @@ from lightning_prune.utils.formatting import si
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table
 
-__all__ = ["Table", "comparison", "share", "single", "threads_or_device"]
+__all__ = ["Table", "comparison", "place_of", "share", "single", "threads_or_device"]
 
 MOST_CLASSES = 20  # that a table lists; the scores of all are in summary.json
 Scores = Mapping[str, float]
@@ -52,6 +52,17 @@ def threads_or_device(threads: int, device: str) -> str:
         ('1 thread', '2 threads', 'NVIDIA H200')
     """
     return device if device != "cpu" else f"{threads} thread{'s' * (threads != 1)}"
+
+
+def place_of(threads: int, device: str) -> str:
+    """Return the device of a measurement for a sentence.
+
+    Example:
+        >>> place_of(1, "cpu"), place_of(2, "NVIDIA H200")
+        ('the CPU with 1 thread', 'NVIDIA H200')
+    """
+    where = threads_or_device(threads, device)
+    return f"the CPU with {where}" if device == "cpu" else where
 
 
 def share(part: float, whole: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,27 @@ from torch import Tensor, nn
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import Change, LayerSummary, NetworkSummary, summarise
 from lightning_prune.graph.trace import trace
+from lightning_prune.latency.layer_times import NotMeasured, layer_times
+from lightning_prune.latency.profiler import BackendSettings
+from lightning_prune.reporting.comparison import place_of
 from lightning_prune.serialization.json_file import read_json
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.devices import short_name
+from lightning_prune.utils.formatting import counted
 
-__all__ = ["LAYERS", "layers_of", "layers_of_widths", "load_layers", "removed_units", "save_layers"]
+__all__ = [
+    "LAYERS",
+    "layers_of",
+    "layers_of_widths",
+    "load_layers",
+    "removed_units",
+    "save_layers",
+    "vanished_modules",
+]
 
 LAYERS = "layers.json"
+LONGEST = 10.0  # seconds for timing the layers, so that the end of a run is not delayed noticeably
 
 
 def removed_units(graph: ChannelGraph, record: PruningRecord) -> list[int]:
@@ -38,19 +54,48 @@ def removed_units(graph: ChannelGraph, record: PruningRecord) -> list[int]:
     return removed
 
 
-def layers_of(dense: nn.Module, record: PruningRecord, image: Tensor) -> NetworkSummary:
+def vanished_modules(record: PruningRecord) -> list[str]:
+    """Return the names of the modules that a record has removed as a whole."""
+    return [name for name, what in record.vanished.items() if what.get("as") != "untrained"]
+
+
+def layers_of(
+    dense: nn.Module, record: PruningRecord, image: Tensor, timing: BackendSettings | None = None
+) -> NetworkSummary:
     """Return each layer of a network before and after what a record has removed.
 
     Args:
         dense: the network as it was built, with any weights.
         record: of its cuts.
-        image: an input.
+        image: an input, of the dtype of the network.
+        timing: where to time the operators of both networks, for the latency of each layer; None: nowhere.
 
     Raises:
         TraceError: the network cannot be traced.
     """
     graph = trace(dense, image)
-    return summarise(graph, removed_units(graph, record))
+    layers = summarise(graph, removed_units(graph, record), vanished=vanished_modules(record))
+    if timing is None:
+        return layers
+    pruned = trace(record.apply_(copy.deepcopy(dense), verify=False), image) if record else graph
+    return _with_latency(layers, (graph, pruned), image, timing)
+
+
+def _with_latency(
+    layers: NetworkSummary, graphs: tuple[ChannelGraph, ChannelGraph], image: Tensor, timing: BackendSettings
+) -> NetworkSummary:
+    """Return the layers with their latency, or with the reason why there is none."""
+    try:
+        times = layer_times(graphs, timing, LONGEST)
+    except NotMeasured as error:
+        return replace(layers, measured=f"The latency of each layer was not measured: {error}.")
+    shape, dtype = " x ".join(map(str, image.shape)), str(image.dtype).removeprefix("torch.")
+    where = place_of(timing.threads, short_name(timing.device))
+    how = f"Each operator alone, in PyTorch, for one input of {shape} ({dtype}) on {where}; the operators of both "
+    how += "networks take turns."
+    if times.left_out:
+        how += f" Without {counted(times.left_out, 'operator')} that cannot be run alone."
+    return replace(layers.with_costs("latency", list(graphs[0].layers), *times.networks), measured=how)
 
 
 def layers_of_widths(widths: Mapping[str, tuple[int, int]]) -> NetworkSummary:

@@ -14,6 +14,8 @@ from lightning_prune.reporting.examples import Examples, NoExamples, choose, pre
 
 __all__ = ["RunObserver"]
 
+MOST_CLASSES = 256  # whose confusion a summary keeps: its size grows with their square
+
 
 class RunObserver(L.Callback):
     """Logs the learning rate of each epoch as ``lr``; keeps outputs and mistakes of the network before its first cut.
@@ -88,6 +90,15 @@ class RunObserver(L.Callback):
                 Exception
             ) as error:  # a picture for the report must not end a training, whatever a network raises
                 self.problem = str(error) or type(error).__name__
+
+    def confusions(self, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return the confusion by the dense network and in the last validation, as arguments of a summary."""
+        dense, final = self.confusion, getattr(pl_module, "val_confusion", None)
+        if final is None or len(final) > MOST_CLASSES:
+            return {}
+        own = {"dense": dense.tolist()} if dense is not None and dense.shape == final.shape else {}
+        epoch = self.confusion_epoch if own else None
+        return {"val_confusion": {**own, "final": final.tolist()}, "dense_epoch": epoch}
 
     def finish(self, pl_module: L.LightningModule) -> Examples:
         """Return the images with the outputs of the trained network, and of the dense one if there are any.

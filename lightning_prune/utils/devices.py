@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import torch
 
-__all__ = ["on_cpu", "on_default_device"]
+__all__ = ["on_cpu", "on_default_device", "short_name"]
 
 #: the default device outside of `on_cpu`
 _outer: ContextVar[torch.device | None] = ContextVar("_outer", default=None)
@@ -49,3 +49,13 @@ def on_default_device() -> Iterator[None]:
         return
     with default:
         yield
+
+
+def short_name(device: torch.device) -> str:
+    """Return the name of a GPU, else the type of the device.
+
+    Example:
+        >>> short_name(torch.device("cpu"))
+        'cpu'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

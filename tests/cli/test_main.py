@@ -21,6 +21,7 @@ from lightning_prune import PruningRecord, trace
 from lightning_prune.cli import demo as demo_module
 from lightning_prune.cli.main import main
 from lightning_prune.cli.sweep import main as sweep_main
+from lightning_prune.reporting.layers import load_layers
 from lightning_prune.reporting.run_folder import NET, Summary
 from lightning_prune.serialization.saving import load_pruned
 
@@ -217,6 +218,10 @@ def test_runs_and_sweeps_have_pages_and_get_them_again(
     page = (completed / "report.html").read_text()
     assert "right before its first cut after 1 epoch of training" in page
     assert '"name":"repaired"' in page
+    layers = load_layers(completed)
+    assert all(layer.costs["latency"].before > 0 for layer in layers.layers)
+    assert "(float32) on the CPU with 1 thread" in layers.measured
+    assert layers.measured in page
     assert "0/report.html" in (sweep / "sweep.html").read_text()
     for path in PAGE_FILES:
         (completed / path).unlink()

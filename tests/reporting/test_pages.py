@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 from bs4 import BeautifulSoup
 
+from lightning_prune.reporting.layers import save_layers
 from lightning_prune.reporting.model_size import Sizes
 from lightning_prune.reporting.pages import render
 from lightning_prune.reporting.pages.load_code import load_code
@@ -22,7 +24,7 @@ from lightning_prune.reporting.pages.sweep_charts import front
 from lightning_prune.reporting.pages.sweep_page import write_sweep_page
 from lightning_prune.reporting.pages.sweep_table import SweepRun
 from lightning_prune.reporting.run_folder import Summary
-from tests.support.run_folders import cut, examples, summary, write_failed, write_run
+from tests.support.run_folders import cut, examples, layers, summary, write_failed, write_run
 
 
 def page(folder: Path, **options: object) -> BeautifulSoup:
@@ -87,6 +89,23 @@ def test_charts_hold_the_numbers_of_the_run_and_plotly_accepts_them(tmp_path: Pa
     assert [bars["y"] for bars in drawn["Change at each cut"]["data"]] == [[0.02, 0.02], [0.001, 0.001]]
     assert drawn["Learning rate"]["data"][0]["y"] == [0.001, 0.0005, 0.001 / 3, 0.00025]
     assert [bars["y"] for bars in drawn["Channels of each layer"]["data"]] == [[8, 2], [6, 2]]
+
+
+def test_the_latency_of_layers_is_shown_with_how_it_was_measured(tmp_path: Path) -> None:
+    run, names = write_run(tmp_path / "run"), ["0.weight", "2.weight"]
+    assert not page(run).select("#latency h3")
+    before, after = [("0.weight", 3e6), ("1", 2e6), ("2.weight", 1e6)], [("0.weight", 1.5e6), ("1", 2e6)]
+    timed = layers().with_costs("latency", names, before, after)
+    save_layers(replace(timed, measured="Measured so."), run)
+    soup = page(run)
+    bars = charts(soup)["Latency of each layer"]["data"]
+    assert [bar["y"] for bar in bars] == [pytest.approx([3.0, 1.0, 2.0]), pytest.approx([1.5, 0.0, 2.0])]
+    assert bars[0]["customdata"] == ["0", "2", "norms and other operators"]
+    assert soup.select_one("#latency .soft").text == (
+        "Measured so. Together 6 ms → 3.5 ms, without the time that Python takes between operators."
+    )
+    save_layers(replace(layers(), measured="Not measured: why."), run)
+    assert page(run).select_one("#latency .soft").text == "Not measured: why."
 
 
 def test_images_stand_beside_their_differences_the_most_different_first(tmp_path: Path) -> None:
@@ -225,7 +244,7 @@ def test_without_plotly_the_page_says_what_to_install(
 def test_what_a_run_did_not_achieve_comes_first(tmp_path: Path) -> None:
     cuts = [cut(1, 0.8, change=None, not_repaired="no batches"), cut(2, 0.6)]
     text = notices(page(write_run(tmp_path / "run", cuts=cuts)))
-    assert "The budget is not met: 60.0% of macs are left, 50.0% were asked for." in text
+    assert "The budget of MACs is not met: 60.0% are left, 50.0% were asked for." in text
     assert "1 of 2 cuts were not repaired: no batches" in text
     failed = write_failed(tmp_path / "failed", "ValueError: omega")
     soup = page(failed)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_prune.graph.summary import NetworkSummary
+from lightning_prune.graph.summary import OTHER, Change, NetworkSummary
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.reporting.scores import Metric, curve
 
@@ -15,6 +15,7 @@ __all__ = [
     "change_chart",
     "channels_chart",
     "class_chart",
+    "latency_chart",
     "learning_rate_chart",
     "loss_chart",
     "score_chart",
@@ -170,35 +171,61 @@ def learning_rate_chart(summary: Summary) -> Chart | None:
 
 def channels_chart(layers: NetworkSummary) -> Chart | None:
     """Return the channels of each layer before and after, in the order of the network."""
-    if not layers.layers:
+    channels = {layer.name: layer.channels for layer in layers.layers}
+    axis = {"tickformat": "d"}
+    return _layers_chart(channels, layers.cut, "channels", "%{customdata}: %{y}<extra></extra>", axis)
+
+
+def latency_chart(layers: NetworkSummary) -> Chart | None:
+    """Return the milliseconds of each layer before and after, the norms and other operators last."""
+    times = {layer.name: layer.costs["latency"] for layer in layers.layers if "latency" in layer.costs}
+    if not times:
         return None
-    names = [layer.name for layer in layers.layers]
-    before = [layer.channels.before for layer in layers.layers]
-    after = [layer.channels.after for layer in layers.layers]
+    both = {**times, OTHER: layers.others["latency"]}
+    return _layers_chart(both, layers.cut, "ms", "%{customdata}: %{y:.3g} ms<extra></extra>", scale=1e-6)
+
+
+def _layers_chart(
+    values: Mapping[str, Change],
+    cut: bool,
+    title: str,
+    hover: str,
+    axis: Mapping[str, Any] | None = None,
+    scale: float = 1,
+) -> Chart | None:
+    """Return narrow bars of the pruned network before wide ones of the dense one; of many layers, outlines."""
+    if not values:
+        return None
+    before = [scale * change.before for change in values.values()]
+    after = [scale * change.after for change in values.values()]
     series = (
-        [("dense", before, DENSE), ("pruned", after, PRUNED)] if layers.cut else [("dense", after, DENSE)]
+        [("dense", before, DENSE, 0.86), ("pruned", after, PRUNED, 0.5)]
+        if cut
+        else [("", after, DENSE, 0.86)]
     )
-    draw = _bars if len(names) <= MOST_BARS else _outline
-    hover = {"customdata": names, "hovertemplate": "%{customdata}: %{y}<extra></extra>"}
+    draw = _bars if len(values) <= MOST_BARS else _outline
+    shared = {"customdata": [*values], "hovertemplate": hover}
     data = [
-        {**draw(values), "name": name, **_filled(draw, colour), **hover} for name, values, colour in series
+        {**draw(heights, colour, width), "name": name, **shared} for name, heights, colour, width in series
     ]
-    axis = {"showticklabels": False, "tickformat": "d"}
-    return {"data": data, "layout": layout("channels", "layers, in order", xaxis=axis, barmode="overlay")}
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False}
+    places = {"xaxis": hidden, "yaxis": dict(axis or {}), "barmode": "overlay", "showlegend": cut}
+    return {"data": data, "layout": layout(title, "layers, in order", **places)}
 
 
-def _bars(values: Sequence[int]) -> Chart:
-    return {"type": "bar", "y": list(values), "x": list(range(1, len(values) + 1))}
+def _bars(values: Sequence[float], colour: str, width: float) -> Chart:
+    places = list(range(1, len(values) + 1))
+    return {"type": "bar", "y": list(values), "x": places, "width": width, "marker": {"color": colour}}
 
 
-def _outline(values: Sequence[int]) -> Chart:
-    x = list(range(1, len(values) + 1))
-    return {"type": "scatter", "mode": "lines", "y": list(values), "x": x, "fill": "tozeroy"}
-
-
-def _filled(draw: Any, colour: str) -> Chart:
-    return (
-        {"marker": {"color": colour}}
-        if draw is _bars
-        else {"line": {"color": colour, "width": 1, "shape": "hvh"}}
-    )
+def _outline(values: Sequence[float], colour: str, width: float) -> Chart:
+    places = list(range(1, len(values) + 1))
+    style = {"color": colour, "width": 1, "shape": "hvh"}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "y": list(values),
+        "x": places,
+        "fill": "tozeroy",
+        "line": style,
+    }

@@ -84,7 +84,8 @@ def _chosen(summary: Summary, baseline: Summary | None) -> _Confusion | None:
     kept = {name: _counts(matrix) for name, matrix in summary.val_confusion.items()}
     if summary.pruned and {"dense", "final"} <= kept.keys():
         epochs = f"{summary.dense_epoch} epoch{'s' * (summary.dense_epoch != 1)}"
-        text = f"The dense network is this run's own, right before its first cut after {epochs} of training."
+        text = f"The dense network is this run's own, right before its first cut after {epochs} of training, "
+        text += "so that a part of the difference is what training has added since."
         return _Confusion({"dense network": kept["dense"], own: kept["final"]}, "validation", text)
     if summary.confusion:
         return _Confusion({own: _counts(summary.confusion)}, "test")
@@ -195,8 +196,14 @@ def _difference(change: float, digits: int, right: bool) -> dict[str, Any]:
     """Return text and tint of a change: more of the right class is better, more of another is worse."""
     text = f"{100 * change:+.{digits}f}"
     text = "" if float(text or 0) == 0 else text.replace("-", "\N{MINUS SIGN}")
+    tint = _tint(3 * abs(change)) if text else 0
     kind = "better" if (change > 0) == right else "worse"
-    return {"text": text, "tint": _tint(3 * abs(change)) if text else 0, "kind": kind, "right": right}
+    return {
+        "text": text,
+        "tint": tint,
+        "kind": f"{kind} strong" if tint > _tint(STRONG) else kind,
+        "right": right,
+    }
 
 
 def _tint(share: float) -> int:
@@ -213,7 +220,7 @@ def _title(
 
 
 def _mistakes(confusion: _Confusion, names: Sequence[str], most: int) -> dict[str, Any] | None:
-    """Return the mistakes that pruning has made more frequent; without a dense network, the most frequent ones."""
+    """Return the mistakes that have become more frequent; without a dense network, the most frequent ones."""
     shares = [np.nan_to_num(confusion.shares(name)) for name in confusion.counts]
     gain = shares[1] - shares[0] if len(shares) == 2 else shares[0].copy()
     np.fill_diagonal(gain, 0)
@@ -226,8 +233,6 @@ def _mistakes(confusion: _Confusion, names: Sequence[str], most: int) -> dict[st
     ]
     if not rows:
         return None
-    title = (
-        "Mistakes that pruning has made more frequent" if len(shares) == 2 else "The most frequent mistakes"
-    )
+    title = "Mistakes that have become more frequent" if len(shares) == 2 else "The most frequent mistakes"
     networks = [name.removesuffix(" network") for name in confusion.counts]
     return {"title": title, "heads": ["true class", "taken for", *networks], "rows": rows}

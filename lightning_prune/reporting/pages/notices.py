@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from lightning_prune.reporting.pages.charts import RESOURCES
 from lightning_prune.reporting.pages.run_files import RunFiles
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.reporting.scores import Metric
@@ -56,7 +57,8 @@ def _budget(run: RunFiles) -> Iterator[Notice]:
     for name, aim in budget.items() if isinstance(budget, dict) else ():
         left = share.get(name)
         if isinstance(aim, (int, float)) and aim <= 1 and left is not None and left > aim:
-            yield "", f"The budget is not met: {left:.1%} of {name} are left, {aim:.1%} were asked for."
+            what = RESOURCES.get(name, name)
+            yield "", f"The budget of {what} is not met: {left:.1%} are left, {aim:.1%} were asked for."
 
 
 def _repairs(summary: Summary) -> Iterator[Notice]:

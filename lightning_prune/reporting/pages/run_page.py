@@ -12,12 +12,15 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from lightning_prune.reporting.comparison import threads_or_device
+from lightning_prune.graph.summary import NetworkSummary
+from lightning_prune.graph.summary_text import change
+from lightning_prune.reporting.comparison import place_of
 from lightning_prune.reporting.pages.charts import (
     Chart,
     change_chart,
     channels_chart,
     class_chart,
+    latency_chart,
     learning_rate_chart,
     loss_chart,
     score_chart,
@@ -35,6 +38,7 @@ from lightning_prune.utils.formatting import si
 
 __all__ = ["write_run_page"]
 
+LAYERS_NOTE = "The latency of a layer is that of its operators alone; how it was measured is said below."
 SIZES = {"macs": ("MACs", ""), "params": ("parameters", ""), "bytes": ("file size", "B")}
 
 
@@ -86,7 +90,8 @@ def _values(run: RunFiles, score: Metric | None, baseline: RunFiles | None) -> d
         "channels": None if run.layers is None else channels_chart(run.layers),
         "channels_note": "before and after pruning" if summary.pruned else "",
         "layers": None if run.layers is None else Markup(run.layers.html()),
-        "latency": _latency(summary),
+        "layers_note": LAYERS_NOTE if run.layers is not None and "latency" in run.layers.totals else "",
+        "latency": _latency(run),
         "load": _load(run),
         "settings": [*summary.overrides.items()],
         "command": _command(run),
@@ -212,25 +217,31 @@ def _curves_note(summary: Summary) -> str:
     )
 
 
-def _latency(summary: Summary) -> dict[str, Any] | None:
-    """Return the measured latency of both networks, and what part of the saved MACs it is."""
+def _latency(run: RunFiles) -> dict[str, Any] | None:
+    """Return the measured latency of both networks, and of their layers; None if nothing was measured."""
+    summary = run.summary
     before, after = (getattr(sizes, "latency_ms", None) for sizes in (summary.dense, summary.final))
+    layers = {} if run.layers is None else {"layers": latency_chart(run.layers), "how": _how(run.layers)}
     if not before or not after:
-        return None
-    where = threads_or_device(summary.threads, summary.device)
+        return {"note": "", "bars": [], **layers} if layers.get("layers") else None
+    where = place_of(summary.threads, summary.device)
     note = f"Median of one image at a time on {where}, both networks measured in turns."
-    if not summary.pruned:
-        return {"note": note, "bars": [("network", f"{after:.2f} ms", "100", "")]}
     slowest = max(before, after)
-    rows = [("dense", before, "dense"), ("pruned", after, "")]
+    rows = [("dense", before, "dense"), ("pruned", after, "")] if summary.pruned else [("network", after, "")]
+    if summary.pruned and summary.dense and summary.final:
+        macs = summary.final.macs / summary.dense.macs
+        note += f" {after / before:.0%} of the time is left, with {macs:.0%} of the MACs."
     bars = [(name, f"{ms:.2f} ms", f"{100 * ms / slowest:.0f}", css) for name, ms, css in rows]
-    assert summary.dense is not None
-    assert summary.final is not None
-    macs = summary.final.macs / summary.dense.macs
-    return {
-        "note": f"{note} {after / before:.0%} of the time is left, with {macs:.0%} of the MACs.",
-        "bars": bars,
-    }
+    return {"note": note, "bars": bars, "layers": None, "how": "", **layers}
+
+
+def _how(layers: NetworkSummary) -> str:
+    """Return how the layers were timed, and why their sum is less than the latency of the network."""
+    total = layers.totals.get("latency")
+    if total is None:
+        return layers.measured
+    together = change("latency", total, layers.cut)
+    return f"{layers.measured} Together {together}, without the time that Python takes between operators."
 
 
 def _load(run: RunFiles) -> Sequence[dict[str, str]]:
