@@ -13,7 +13,7 @@ from types import FrameType
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 from lightning_prune.utils.terminal import say
 
-__all__ = ["Interruption", "go_on_command", "interruptible", "undisturbed"]
+__all__ = ["Interruption", "go_on_command", "interruptible", "interruption_in", "undisturbed"]
 
 STOPPING = "\nCtrl-C: stopping; a batch or cut that has begun is finished or undone first"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,6 +21,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class Interruption(SystemExit):
     """A run was ended by a signal; ``code`` is that of a shell: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+def interruption_in(error: BaseException | None) -> Interruption | None:
+    """Return the interruption that has led to an error; None if the error is of its own.
+
+    What is interrupted may raise an error of another kind: ``torch.save`` raises RuntimeError for a file half
+    written, Lightning calls ``exit(1)`` after Ctrl-C.
+
+    Example:
+        >>> interruption_in(KeyboardInterrupt()).code, interruption_in(ValueError("wrong"))
+        (130, None)
+    """
+    if isinstance(error, Interruption):
+        return error
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return Interruption(128 + signal.SIGINT)
+    return None if error is None else interruption_in(error.__cause__ or error.__context__)
 
 
 @contextmanager
@@ -46,8 +63,10 @@ def interruptible() -> Iterator[None]:
         yield
     except Interruption:
         raise
-    except (KeyboardInterrupt, SystemExit) as error:  # after Ctrl-C Lightning exits with 1
-        raise Interruption(128 + signal.SIGINT) from error
+    except BaseException as error:
+        if interruption := interruption_in(error):
+            raise interruption from error
+        raise
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

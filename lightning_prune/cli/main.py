@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,15 +53,21 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
     """
     # Imported here, because torch and Lightning take seconds to import, which `--help` need not wait for.
     from lightning_prune.cli.sweep_job import sweep_job
+    from lightning_prune.cli.sweep_stop import in_worker, run_in_worker
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if hydra_config.mode == RunMode.MULTIRUN:
-        sweep = Path(hydra_config.sweep.dir)
-        return sweep_job(sweep, folder, hydra_config.job.num, partial(_run, folder), config)
-    _run(folder, config, "")
-    return None
+    if hydra_config.mode != RunMode.MULTIRUN:
+        _run(folder, config, "")
+        return None
+    sweep = Path(hydra_config.sweep.dir)
+    run = partial(sweep_job, sweep, folder, hydra_config.job.num, partial(_run, folder), config)
+    if not in_worker(hydra_config):
+        return run()
+    if Path(hydra_config.runtime.cwd).is_dir():
+        os.chdir(hydra_config.runtime.cwd)  # a worker of Ray is elsewhere
+    return run_in_worker(run, sweep, folder)
 
 
 def _run(
@@ -132,7 +138,13 @@ hydra_main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_
 
 def main() -> None:
     """Run the command that the first argument names, else ``train``."""
-    first, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
+    try:
+        _main("".join(sys.argv[1:2]), sys.argv[2:])
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # not a traceback
+
+
+def _main(first: str, arguments: Sequence[str]) -> None:
     if first in COMMANDS:
         add_to_path(Path.cwd())
         run_command(first, arguments)
@@ -161,7 +173,7 @@ def _train(arguments: Sequence[str]) -> None:
         print(f"lightning-prune: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     try:
-        with shown_fitted() if {"--help", "-h"} & {*arguments} else nullcontext():
+        with _surroundings(words, arguments):
             hydra_main()
     except BaseException as error:
         if words.sweeps:
@@ -169,6 +181,15 @@ def _train(arguments: Sequence[str]) -> None:
 
             stop_running("interrupted" if getattr(error, "code", 130) in (130, 143) else "failed")
         raise
+
+
+def _surroundings(words: TrainArguments, arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Return what a sweep needs around Hydra to be stopped, and help to fit the terminal."""
+    if words.sweeps and not words.asks:
+        from lightning_prune.cli.sweep_stop import stoppable_launchers
+
+        return stoppable_launchers()
+    return shown_fitted() if {"--help", "-h"} & {*arguments} else nullcontext()
 
 
 def _check_words(words: TrainArguments) -> None:

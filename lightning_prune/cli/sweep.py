@@ -159,8 +159,9 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 def failures(runs: Mapping[Path, Summary]) -> list[str]:
     """Return one line for each run that failed or is unfinished."""
+    unfinished = {folder: run for folder, run in runs.items() if run.status != "completed"}
     return [
-        f"{folder}: {run.status}: {run.error}" for folder, run in runs.items() if run.status != "completed"
+        ": ".join(filter(None, [str(folder), run.status, run.error])) for folder, run in unfinished.items()
     ]
 
 
@@ -274,7 +275,10 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""
-        if finish(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task)):
+        folder = Path(config.hydra.sweep.dir)
+        if finish(folder, list(config.hydra.overrides.task)):
+            state = SweepState.load(folder) or SweepState()
+            print(f"to make them again: {state.command(folder)}", file=sys.stderr, flush=True)
             raise SystemExit(1)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from lightning_prune.callbacks.checkpoints import best_weights
 from lightning_prune.callbacks.method_callback import PruningCallback
-from lightning_prune.cli.interruption import interruptible, undisturbed
+from lightning_prune.cli.interruption import interruptible, interruption_in, undisturbed
 from lightning_prune.cli.pages import page_of_training, write_safely
 from lightning_prune.cli.sweep_runs import configuration_digest
 from lightning_prune.cli.warning_lines import show_sentences
@@ -150,7 +150,9 @@ def run(
             names = objective_names(config.get("objective"))
             summary = replace(summary, objective=objective_values(names, summary))
             _write(config, folder, parts, summary)
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException as error:
+            if interruption_in(error) is None:
+                raise
             say(f"{prefix}ending the run, and writing record, network and report of what it has so far")
             seconds = settings.seconds or time.perf_counter() - start
             _write_interrupted(

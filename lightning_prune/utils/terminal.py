@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+from typing import TextIO
 
 __all__ = ["duration", "fitted", "is_live", "say"]
 
@@ -27,18 +28,19 @@ def is_live() -> bool:
 
 def say(step: str) -> None:
     """Print what is done next, of a command that works for a while; to stderr, since stdout has the results."""
-    print(f"{step} ...", file=sys.stderr, flush=True)
+    print(fitted(f"{step} ...", stream=sys.stderr), file=sys.stderr, flush=True)
 
 
-def fitted(text: str, indent: str = "    ") -> str:
+def fitted(text: str, indent: str = "    ", stream: TextIO | None = None) -> str:
     """Return a text in lines that a terminal does not break; unchanged where the output is no terminal.
 
     Args:
         text: one line.
         indent: before all lines but the first.
+        stream: where it is printed; None: stdout.
     """
     width = shutil.get_terminal_size().columns
-    if not sys.stdout.isatty() or len(text) <= width:
+    if not (stream or sys.stdout).isatty() or len(text) <= width:
         return text
     return textwrap.fill(
         text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

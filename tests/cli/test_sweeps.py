@@ -258,6 +258,31 @@ def test_runs_of_submitit_give_the_same_results_as_one_after_another(tiny: list[
     assert json.loads((tmp_path / "two" / "sweep.json").read_text())[0]["completed"] == 2
 
 
+def test_runs_of_ray_give_the_same_results_as_one_after_another(
+    tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers begin in the folder where the cluster was started, not in that of the sweep."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ray.init(num_cpus=2, include_dashboard=False)  # which the launcher then uses
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        for name, launcher in (("one", []), ("two", ["sweep=ray"])):
+            lightning_prune("-m", *launcher, "seed=1,2", *tiny, f"hydra.sweep.dir={name}")
+    finally:
+        ray.shutdown()
+    for number in "01":
+        one, two = (weights(tmp_path / "here" / name / number) for name in ("one", "two"))
+        assert all(torch.equal(one[key], value) for key, value in two.items())
+    assert json.loads((tmp_path / "here" / "two" / "sweep.json").read_text())[0]["completed"] == 2
+    text = capfd.readouterr().out
+    assert all(re.search(rf"\(run pid=\d+\) {number}/2 │ epoch 2/2", text) for number in "12")
+
+
 def test_a_missing_launcher_is_answered_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
