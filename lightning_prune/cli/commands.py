@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+from lightning_prune.cli.config import UsageError
+from lightning_prune.cli.early_checks import check_arguments
 from lightning_prune.cli.parsers import read
 from lightning_prune.utils.hints import did_you_mean
 
@@ -48,7 +50,11 @@ tab completion in bash: eval "$(lightning-prune -sc install=bash)"
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Run a command other than ``train``, whose arguments are read before anything slow is imported."""
-    read(name, arguments)
+    options = read(name, arguments)
+    try:
+        check_arguments(name, options)
+    except UsageError as error:
+        raise SystemExit(f"lightning-prune {name}: {error}") from None
     module, takes_name = COMMANDS[name]
     main = import_module(f"lightning_prune.cli.{module}").main
     if takes_name:

@@ -231,10 +231,10 @@ def _tables(summary: Summary) -> list[str]:
     """Return the table of the run's results, if it has some."""
     if summary.dense is None or summary.final is None:
         return []
-    where = threads_or_device(summary.threads, summary.device or "cpu")
+    where, (stage, scores) = threads_or_device(summary.threads, summary.device or "cpu"), summary.scores
     if summary.pruned:
-        return [comparison(summary.dense, summary.final, {}, summary.test, where).markdown()]
-    return [single(summary.final, summary.test, where).markdown()]
+        return [comparison(summary.dense, summary.final, {}, scores, where, stage).markdown()]
+    return [single(summary.final, scores, where, stage).markdown()]
 
 
 def _training(config: DictConfig, summary: Summary) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lightning_prune.cli.arguments import TrainArguments
-from lightning_prune.cli.config import EXPECTED_ERRORS, root_cause
+from lightning_prune.cli.config import EXPECTED_ERRORS, add_to_path, root_cause
 from lightning_prune.cli.parsers import read
 from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.graph.trace import trace
@@ -22,14 +23,18 @@ from lightning_prune.utils.formatting import counted
 __all__ = ["main", "measure"]
 
 
-def measure(table: LatencyTable, overrides: Sequence[str] = ()) -> Measurements:
+def measure(
+    table: LatencyTable, overrides: Sequence[str] = (), config_dir: Path | None = None
+) -> Measurements:
     """Build the network of a configuration, and measure it into ``table``, with a progress bar.
 
     Args:
         table: where and how to measure, and the file to write.
         overrides: of the configuration, as on the command line: ``net=fpn``.
+        config_dir: folder with configurations and modules of one's own.
     """
-    config = composed(TrainArguments(list(overrides)))
+    add_to_path(config_dir)
+    config = composed(TrainArguments(list(overrides), config_dir))
     check_values(config, "net", "task")
     net = instantiate(config.net, _convert_="all")
     graph = trace(net, torch.zeros(tuple(config.module.example_input_shape)))
@@ -43,9 +48,9 @@ def _with_progress(indices: Sequence[int]) -> Iterable[int]:
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
     options = vars(read("latency", arguments))
-    overrides = options.pop("overrides")
+    overrides, config_dir = options.pop("overrides"), options.pop("config_dir")
     try:
-        measured = measure(LatencyTable(**options), overrides)
+        measured = measure(LatencyTable(**options), overrides, config_dir)
     except EXPECTED_ERRORS as error:
         raise SystemExit(f"lightning-prune latency: {root_cause(error)}") from error
     deviation = measured.correction.error

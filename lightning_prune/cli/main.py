@@ -32,6 +32,7 @@ from lightning_prune.cli.config import (
     root_cause,
 )
 from lightning_prune.cli.preflight import check
+from lightning_prune.cli.quoting import quoted
 from lightning_prune.cli.sweep_state import FREE_SUBDIR, continued
 from lightning_prune.cli.train_help import shown_fitted
 from lightning_prune.utils.hints import shortened, value_hint
@@ -150,9 +151,12 @@ def _main(first: str, arguments: Sequence[str]) -> None:
         run_command(first, arguments)
     elif first in ("--help", "-h", "help"):
         print(OVERVIEW, end="")
+    elif first in ("--version", "-V"):
+        print(f"lightning-prune {sys.modules['lightning_prune'].__version__}")  # Hydra has the flag, too
     else:
         if first == "train":
             del sys.argv[1]
+        sys.argv[1:] = map(quoted, sys.argv[1:])  # which Hydra reads, too
         _train(sys.argv[1:])
 
 

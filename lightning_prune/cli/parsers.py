@@ -27,6 +27,7 @@ SIZES = (
     "latency_ms",
     "bytes",
 )  # as ``reporting.pages.sweep_charts``, which is slow to import
+OWN = "configurations and modules of your own"
 PICTURE = "write the layers and their couplings as .png, .svg or .pdf"
 EXPORTS = """examples:
   lightning-prune export RUN net.pt2               torch.export program
@@ -80,9 +81,7 @@ def _plan(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help=PICTURE)
     parser.add_argument("--width", type=int, help="columns of the table; default: those of the terminal")
-    parser.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="configurations and modules of your own"
-    )
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help=OWN)
     return parser
 
 
@@ -159,6 +158,7 @@ def _latency(command: str) -> argparse.ArgumentParser:
         default=CUTS,
         help="number of random cuts to calibrate the sum of the operators on",
     )
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help=OWN)
     return parser
 
 

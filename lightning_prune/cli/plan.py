@@ -17,7 +17,8 @@ from torch import nn, zeros
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.callbacks.methods.filter_pruning import FilterPruning
 from lightning_prune.cli.arguments import TrainArguments
-from lightning_prune.cli.config import EXPECTED_ERRORS, add_to_path, load_config, root_cause
+from lightning_prune.cli.config import EXPECTED_ERRORS, UsageError, add_to_path, load_config, root_cause
+from lightning_prune.cli.early_checks import NEITHER, is_network_path
 from lightning_prune.cli.parsers import read
 from lightning_prune.cli.preflight import check_values, composed
 from lightning_prune.criteria.base import as_criterion
@@ -181,10 +182,8 @@ def _cut(options: argparse.Namespace) -> Cut:
         overrides = options.words[1:]
         if (Path(first) / CONFIG).is_file():
             return plan_of_run(Path(first), overrides, options.latency)
-        if Path(first).is_dir() or "/" in first or "." not in first:
-            raise FileNotFoundError(
-                f"{first!r} is neither the folder of a run, nor KEY=VALUE, nor the import path of a network"
-            )
+        if not is_network_path(first):
+            raise UsageError(f"{first!r} {NEITHER}")
         return plan_of_network(first, options.shape, overrides, options.config_dir, options.latency)
     return plan_of_network(None, options.shape, overrides, options.config_dir, options.latency)
 

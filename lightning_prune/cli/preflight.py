@@ -6,23 +6,28 @@ nearest key or option that exists.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from socket import create_connection
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import UsageError, conf_dir
+from lightning_prune.cli.quoting import quoted
+from lightning_prune.cli.surroundings import check_installed, check_writable
 from lightning_prune.cli.value_checks import QUANTITIES, problems, unknown_quantity
 from lightning_prune.utils.hints import did_you_mean
 from lightning_prune.utils.objectives import check_objective, objective_names
@@ -35,28 +40,25 @@ MOST_VALUES = 50  # of one key in a sweep that are checked before it starts
 MEANINGS = {
     "data.root": "the folder of the data",
     "task.num_classes": "the number of classes, background included",
+    "task.in_channels": "the channels of the images: 3 for colour",
+    "task.height": "the height of the images in pixels",
+    "task.width": "the width of the images in pixels",
     "prune.criterion.path": "the import path of your scoring function",
     "prune.schedule.path": "the import path of your function of time",
 }
-EXAMPLES = {"data.root": "DIR", "task.num_classes": "5"}
+EXAMPLES = {
+    "data.root": "DIR",
+    "task.num_classes": "5",
+    "task.in_channels": "3",
+    "task.height": "256",
+    "task.width": "256",
+}
+AMOUNT = re.compile(r"(\w+)\s*:\s*([\d.e-]+)")
 #: keys that the configuration may have, but has not by default
 OTHER_BUDGETS = ("prune.budget.params", "prune.budget.activations", "prune.budget.latency")
-#: class of a data set -> the package that its files come with, and what to tell who does not have it
-NEEDED = {
-    "lightning_prune.data.BrainSlices": (
-        "nilearn",
-        "the example data, slices of a brain, come with an extra package. Install it:\n"
-        "  pip install 'lightning-prune[demo]'\n"
-        "or choose other data, such as images and masks of your own:\n"
-        "  lightning-prune data=folder data.root=DIR task.num_classes=5",
-    )
-}
-#: class of a logger -> the package that it writes with, which is the name of its extra, too
-TRACKERS = {
-    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
-    "lightning.pytorch.loggers.WandbLogger": "wandb",
-    "lightning_prune.TrackioLogger": "trackio",
-}
+QUOTES = (
+    """text with brackets, commas or quotes needs quotes of its own: 'key="a, b"', a list: 'key=[a,"b c"]'"""
+)
 #: option of Hydra that comes with a package -> the extra that installs it
 EXTRAS = {
     "hydra/sweeper/optuna": "sweeps",
@@ -79,14 +81,16 @@ def check(arguments: TrainArguments) -> DictConfig | None:
         raise UsageError(f"--config-dir: there is no folder {arguments.config_dir}")
     if any(item.lstrip("+").startswith("hydra.searchpath") for item in arguments.overrides):
         return None  # compose cannot add a folder to these, as Hydra does
-    config = composed(arguments, with_hydra=arguments.sweeps)
+    config = composed(arguments, with_hydra=True)
     _check_missing(config)
-    _check_installed(config)
+    check_installed(config)
     _check_objective(config)
     if arguments.sweeps:
         _check_sweep(config, arguments.overrides)
     elif not arguments.prints:
         check_values(config)
+    if not arguments.prints:
+        check_writable(config, "sweep" if arguments.sweeps else "run")
     return config
 
 
@@ -130,7 +134,8 @@ def composed(arguments: TrainArguments, with_hydra: bool = False) -> DictConfig:
     Raises:
         UsageError: a group, option or key does not exist, or an override cannot be read.
     """
-    overrides = _first_of_sweep(arguments.overrides) if arguments.sweeps else arguments.overrides
+    overrides = [quoted(each) for each in arguments.overrides]
+    overrides = _first_of_sweep(overrides) if arguments.sweeps else overrides
     own = arguments.config_dir
     path = [] if own is None else [f"hydra.searchpath=[{_quoted_uri(own)}]"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -188,34 +193,6 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def _check_installed(config: DictConfig) -> None:
-    target = str(OmegaConf.select(config, "data._target_"))
-    package, message = NEEDED.get(target, ("", ""))
-    if package and find_spec(package) is None:
-        raise UsageError(message)
-    for logger in (config.get("logger") or {}).values():
-        _check_tracker(logger)
-
-
-def _check_tracker(logger: DictConfig) -> None:
-    """Raise UsageError if the package of a logger is not installed, or its server does not answer."""
-    package = TRACKERS.get(str(logger.get("_target_")), "")
-    if package and find_spec(package) is None:
-        raise UsageError(
-            f"logger={package} needs a package that is not installed:\n  pip install 'lightning-prune[{package}]'"
-        )
-    address = urlsplit(str(logger.get("tracking_uri") if package == "mlflow" else ""))
-    if address.scheme not in ("http", "https") or address.hostname is None:
-        return
-    try:
-        port = address.port or {"http": 80, "https": 443}[address.scheme]
-        create_connection((address.hostname, port), timeout=5).close()
-    except OSError as error:  # the client of MLflow would try again for minutes
-        raise UsageError(
-            f"no MLflow server answers at {address.geturl()} ({error}).\nStart one: mlflow server --port {port}"
-        ) from error
-
-
 def _check_objective(config: DictConfig) -> None:
     try:
         check_objective(objective_names(config.get("objective")), config.get("latency_runs", 0))
@@ -238,7 +215,8 @@ def _explained(error: Exception, arguments: TrainArguments, path: Sequence[str])
         key = wrong.partition("=")[0]
         hint = _hint_for_key(wrong, arguments, path)
         return _lines(f"Could not override {key!r}: there is no such key.", hint)
-    return str(error)
+    hint = QUOTES if isinstance(error, OverrideParseException) else ""
+    return _lines(str(error).partition("\nSee http")[0], hint)
 
 
 def _lines(*lines: str) -> str:
@@ -252,6 +230,10 @@ def _hint_for_key(wrong: str, arguments: TrainArguments, path: Sequence[str]) ->
         return f"did you mean +{wrong}? '~prune.budget.macs' leaves out the budget in MACs"
     if key.startswith("prune.budget."):
         return unknown_quantity(key, _number(value), list(QUANTITIES))
+    if key == "prune.budget" and (
+        unknown := [pair for pair in AMOUNT.findall(value) if pair[0] not in QUANTITIES]
+    ):
+        return unknown_quantity(f"{key}.{unknown[0][0]}", _number(unknown[0][1]), list(QUANTITIES))
     groups = [item for item in arguments.overrides if "." not in item.partition("=")[0] and item != wrong]
     groups = _first_of_sweep(groups) if arguments.sweeps else groups
     try:

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -41,7 +42,9 @@ COLUMNS = {  # heading -> name of a value of a run, in per cent if the heading h
     "file %": "bytes",
     "latency %": "latency_ms",
     **{f"test {label}": name for name, label in SCORE_LABELS.items()},
+    **{f"val {label}": f"val/{name}" for name, label in SCORE_LABELS.items()},
 }
+LONG_NUMBER = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")
 RUNNING: list[Path] = []  # folder of the sweep that this process runs
 SWEEP_PAGE = "sweep.html"
 CAPTION = (
@@ -74,8 +77,12 @@ class Group:
 
 
 def run_values(summary: Summary) -> dict[str, float]:
-    """Return sizes and latency as a percentage of the dense network's, and the scores on the test set, by name."""
-    values = dict(summary.test)
+    """Return sizes and latency as a percentage of the dense network's, and the scores on the test set, by name.
+
+    Without a test set, the scores are those of the final network on the validation set, as ``val/miou``.
+    """
+    stage, scores = summary.scores
+    values = {name if stage == "test" else f"{stage}/{name}": value for name, value in scores.items()}
     for name in ("macs", "params", "bytes", "latency_ms"):
         before, after = getattr(summary.dense, name, None), getattr(summary.final, name, None)
         if before and after:
@@ -134,11 +141,21 @@ def table(groups: Sequence[Group], here: Path | None = None) -> Table:
     rows = []
     for group in groups:
         names = [", ".join(os.path.relpath(run, here) for run in group.runs)] if here is not None else []
-        settings = [group.settings[key] for key in keys]
+        settings = [_rounded(group.settings[key]) for key in keys]
         rows.append(
             [*names, *(settings or ([] if names else ["all"])), _count(group), *_cells(group, columns)]
         )
     return Table([*first, *keys, "seeds", *columns], rows, left=len(first) + len(keys))
+
+
+def _rounded(value: str) -> str:
+    """Return the text of a number for people: a search proposes more digits than anybody reads.
+
+    Example:
+        >>> _rounded("0.006380556092044457"), _rounded("0.5"), _rounded("[0.1,0.2]"), _rounded("12345678")
+        ('0.0063806', '0.5', '[0.1,0.2]', '12345678')
+    """
+    return f"{float(value):.5g}" if LONG_NUMBER.fullmatch(value) else value
 
 
 def _count(group: Group) -> str:
@@ -147,7 +164,10 @@ def _count(group: Group) -> str:
 
 
 def _cells(group: Group, columns: Mapping[str, str]) -> list[str]:
-    return [_cell(group.values(name), 4 if name in SCORE_LABELS else 1) for name in columns.values()]
+    return [
+        _cell(group.values(name), 4 if name.rpartition("/")[2] in SCORE_LABELS else 1)
+        for name in columns.values()
+    ]
 
 
 def _cell(values: Sequence[float], digits: int) -> str:

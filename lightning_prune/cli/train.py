@@ -26,6 +26,7 @@ from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.reporting.banner import Banner
 from lightning_prune.reporting.epoch_log import EpochHistory, EpochLines
 from lightning_prune.reporting.figure import draw_report
+from lightning_prune.reporting.final_scores import scores_of_test, scores_of_validation
 from lightning_prune.reporting.live_bar import LiveBar, SweepTime
 from lightning_prune.reporting.model_size import compare
 from lightning_prune.reporting.objective import ObjectiveCheck, objective_values
@@ -143,10 +144,10 @@ def run(
             settings = replace(settings, seconds=time.perf_counter() - start, status="completed")
             if (best := best_weights(parts.trainer)) is not None:
                 parts.module.load_state_dict(best)
-            settings = replace(settings, val=_validated(parts))
+            final = parts.trainer, parts.module, parts.data
+            settings = replace(settings, val=scores_of_validation(*final))
             settings = replace(settings, **parts.observer.confusions(parts.module))
-            (test,) = parts.trainer.test(parts.module, parts.data, verbose=False)
-            summary = _summary(config, parts, settings, test)
+            summary = _summary(config, parts, settings, scores_of_test(*final))
             names = objective_names(config.get("objective"))
             summary = replace(summary, objective=objective_values(names, summary))
             _write(config, folder, parts, summary)
@@ -162,22 +163,6 @@ def run(
         finally:
             finish_trackers(parts.trainer.loggers)
     return summary
-
-
-def _validated(parts: Components) -> dict[str, float]:
-    """Return the scores of the final network on the validation set, by which a sweep chooses; {} if there is no set.
-
-    The scores of the last epoch are those before its cut, and of another network if the best one was loaded since.
-    """
-    trainer, loggers = parts.trainer, parts.trainer.loggers
-    if not sum(map(bool, trainer.num_val_batches)):
-        return {}
-    trainer.loggers = []  # they have the scores of each epoch, of which this is none
-    try:
-        rows = trainer.validate(parts.module, parts.data, verbose=False)
-    finally:
-        trainer.loggers = loggers
-    return {name.removeprefix("val/"): float(value) for row in rows for name, value in row.items()}
 
 
 def _write_interrupted(config: DictConfig, folder: Path, parts: Components, settings: Summary) -> None:
@@ -204,7 +189,7 @@ def _summary(config: DictConfig, parts: Components, settings: Summary, test: Map
         settings,
         epochs=parts.trainer.current_epoch,
         steps=parts.trainer.global_step,
-        test={name.removeprefix("test/"): float(value) for name, value in test.items()},
+        test=dict(test),
         curves=parts.history.curves,
         cuts=[asdict(cut) for cut in parts.pruning.history] if parts.pruning else [],
         candidate_steps=getattr(parts.pruning, "steps", 0),

@@ -184,6 +184,8 @@ def unknown_quantity(key: str, value: Any, known: list[str]) -> str:
         amount = int(amount) if isinstance(amount, float) and amount.is_integer() and amount > 1 else amount
         hint = f"for time, in nanoseconds: +prune/resources=latency +{parent}.latency={amount}"
         hint += " '~prune.budget.macs'" if parent.endswith("budget") else ""
+    elif "flop" in name.lower():
+        hint = f"did you mean {parent}.macs={value}? One MAC is two FLOPs, and the share is the same"
     else:
         hint = did_you_mean(name, known, f"{parent}.{{}}={value}")
         hint = hint if "macs" in hint else hint.replace("prune.", "+prune.", 1)  # not there by default

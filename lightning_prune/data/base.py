@@ -153,6 +153,11 @@ class ImageData(L.LightningDataModule):
             raise ValueError(self._no_samples(stage))
         return cast(Samples, samples)
 
+    def has_samples(self, stage: str) -> bool:
+        """Return whether there are samples of a stage: ``"train"``, ``"val"`` or ``"test"``."""
+        self.setup()
+        return bool(len(cast(Sized, self._sets.get(stage, ()))))
+
     def setup(self, stage: str | None = None) -> None:
         """Load the samples of all stages at the first call."""
         self._sets = self._sets or self.load()

@@ -14,6 +14,7 @@ from torch import nn
 from lightning_prune.callbacks.pruning import FilterPruningCallback
 from lightning_prune.distillation.config import WEIGHTS
 from lightning_prune.pruning.regular_cuts import missing_cuts
+from lightning_prune.reporting.final_scores import has_test_set
 from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.utils.devices import short_name
 from lightning_prune.utils.formatting import counted, si
@@ -21,6 +22,7 @@ from lightning_prune.utils.terminal import fitted
 
 __all__ = ["Banner", "banner"]
 
+NO_TEST_SET = "no test set: the scores at the end are those on the validation set"
 LABELS = {"macs": "MACs", "params": "parameters", "activations": "activation memory", "latency": "latency"}
 
 
@@ -58,6 +60,7 @@ def banner(
         "note": _missing_cuts(trainer),
         "distil": _distillation(config),
         "data": _data(trainer),
+        "test": _test_set(trainer),
         "device": f"{_device(trainer)} · {trainer.precision}",
         "folder": _short(folder),
     }
@@ -133,7 +136,7 @@ def _distillation(config: DictConfig) -> str:
 
 def _data(trainer: L.Trainer) -> str:
     """Return the name of the data module; the batches are known only when training begins."""
-    data = getattr(trainer, "datamodule", None)
+    data = _datamodule(trainer)
     if data is None:
         return ""
     splits = ((name, _length_of(data, name)) for name in ("train", "val", "test"))
@@ -141,6 +144,15 @@ def _data(trainer: L.Trainer) -> str:
     size = getattr(data, "batch_size", None)
     parts = [type(data).__name__, counts and f"{counts} images", size and f"batches of {size}"]
     return " · ".join(filter(None, parts))
+
+
+def _datamodule(trainer: L.Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _test_set(trainer: L.Trainer) -> str:
+    data = _datamodule(trainer)
+    return "" if data is None or has_test_set(data) else NO_TEST_SET
 
 
 def _length_of(data: Any, stage: str) -> int | None:

@@ -16,7 +16,9 @@ MOST_CLASSES = 20  # that a table lists; the scores of all are in summary.json
 Scores = Mapping[str, float]
 
 
-def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores: Scores, where: str) -> Table:
+def comparison(
+    dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores: Scores, where: str, stage: str = "test"
+) -> Table:
     """Return a table that compares a dense and a pruned network: sizes, latency if measured, and test scores.
 
     Args:
@@ -25,6 +27,7 @@ def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores:
         dense_scores: ``miou`` and ``iou_<class>``, or ``accuracy``, of the dense network; empty if none was trained.
         pruned_scores: the same of the pruned network.
         where: device of the latency measurement, see :func:`threads_or_device`.
+        stage: name of the set that the scores are of.
     """
     sizes = [
         (before.label, before.text, after.text, share(after.value, before.value))
@@ -32,15 +35,15 @@ def comparison(dense: Sizes, pruned: Sizes, dense_scores: Scores, pruned_scores:
     ]
     scores = [
         _change(label, dense_scores.get(name), pruned_scores[name])
-        for name, label in _score_labels(pruned_scores)
+        for name, label in _score_labels(pruned_scores, stage)
     ]
     return Table(("", "dense", "pruned", "pruned / dense"), [*sizes, *scores])
 
 
-def single(net: Sizes, scores: Scores, where: str) -> Table:
+def single(net: Sizes, scores: Scores, where: str, stage: str = "test") -> Table:
     """Return the same table for one network that was not pruned."""
     sizes = [(row.label, row.text) for row in _size_rows(net, where)]
-    ious = [(label, f"{scores[name]:.4f}") for name, label in _score_labels(scores)]
+    ious = [(label, f"{scores[name]:.4f}") for name, label in _score_labels(scores, stage)]
     return Table(("", "dense"), [*sizes, *ious])
 
 
@@ -94,10 +97,10 @@ def _size_rows(net: Sizes, where: str) -> list[_SizeRow]:
     return rows
 
 
-def _score_labels(scores: Scores) -> list[tuple[str, str]]:
+def _score_labels(scores: Scores, stage: str) -> list[tuple[str, str]]:
     """Return name and label of each score, that of all classes first."""
-    mean = [(name, f"test {label}") for name, label in SCORE_LABELS.items() if name in scores]
-    per_class = {"iou_": "test IoU", "accuracy_": "test accuracy"}
+    mean = [(name, f"{stage} {label}") for name, label in SCORE_LABELS.items() if name in scores]
+    per_class = {"iou_": f"{stage} IoU", "accuracy_": f"{stage} accuracy"}
     classes = [
         (name, f"{label}, {name.removeprefix(prefix)}")
         for prefix, label in per_class.items()

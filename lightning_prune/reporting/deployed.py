@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_prune.latency.timing import sample_times
 from lightning_prune.reporting.comparison import share, threads_or_device
+from lightning_prune.reporting.final_scores import scores_of_test
 from lightning_prune.serialization.quantization import open_session
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table
@@ -89,7 +90,7 @@ def measured(paths: Mapping[str, Path], shape: Sequence[int], threads: int, runs
 
 
 def test_scores(module: L.LightningModule, data: L.LightningDataModule, path: Path) -> dict[str, float]:
-    """Return the test metrics of a network in ONNX, by the module that has trained it.
+    """Return the test metrics of a network in ONNX, by the module that has trained it; {} without a test set.
 
     Args:
         module: its network, the attribute ``net``, is replaced.
@@ -105,8 +106,7 @@ def test_scores(module: L.LightningModule, data: L.LightningDataModule, path: Pa
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    (scores,) = trainer.test(module, data, verbose=False)
-    return {name.removeprefix("test/"): float(value) for name, value in scores.items()}
+    return scores_of_test(trainer, module, data)
 
 
 test_scores.__test__ = False  # type: ignore[attr-defined] # pytest takes it for a test

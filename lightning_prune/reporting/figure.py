@@ -65,11 +65,8 @@ def figure(summary: Summary, baseline: Summary | None = None) -> Figure:
 
 
 def headline(summary: Summary, baseline: Summary | None = None) -> str:
-    """Return the results of a run in one line: sizes or shares that are left, and the test score."""
-    name = score_name(summary.test)
-    score = f"test {SCORE_LABELS[name]} {_score(summary, name)}"
-    if baseline is not None:
-        score += f" (dense {_score(baseline, name)})"
+    """Return the results of a run in one line: what is left, and the score, on the test set if there is one."""
+    score = _score(summary, baseline)
     if summary.dense is None or summary.final is None:
         return score
     if not summary.pruned:
@@ -80,8 +77,15 @@ def headline(summary: Summary, baseline: Summary | None = None) -> str:
     return f"{macs} of the MACs and {params} of the parameters left · {score}"
 
 
-def _score(summary: Summary, name: str) -> str:
-    return f"{summary.test.get(name, float('nan')):.3f}"
+def _score(summary: Summary, baseline: Summary | None) -> str:
+    """Return the main score with its set, and that of the dense run on the same set."""
+    stage, scores = summary.scores
+    name = score_name(scores)
+    if name not in scores:
+        return "not tested"
+    text = f"{stage} {SCORE_LABELS[name]} {scores[name]:.3f}"
+    dense = {} if baseline is None else {"val": baseline.val, "test": baseline.test}[stage]
+    return f"{text} (dense {dense[name]:.3f})" if name in dense else text
 
 
 def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
@@ -103,7 +107,7 @@ def draw_widths(axes: Axes, widths: Mapping[str, tuple[int, int]]) -> None:
 
 def draw_score(axes: Axes, summary: Summary, baseline: Summary | None = None) -> None:
     """Draw the validation score at the end of each epoch, measured before the cut of the epoch."""
-    name = score_name(summary.test)
+    name = _drawn_score(summary)
     _mark_cuts(axes, summary)
     if baseline is not None:
         axes.plot(*curve(baseline, f"val/{name}"), color="#90a4ae", lw=1.5, label="dense")
@@ -113,6 +117,11 @@ def draw_score(axes: Axes, summary: Summary, baseline: Summary | None = None) ->
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.tick_params(labelbottom=False)
     _style(axes, "both")
+
+
+def _drawn_score(summary: Summary) -> str:
+    """Return the main score; of a run that ended early, the one in its curves."""
+    return score_name([*summary.scores[1], *(name for row in summary.curves for name in row)])
 
 
 def draw_macs(axes: Axes, summary: Summary) -> None:
@@ -176,10 +185,10 @@ def show_run(summary: Summary, folder: Path, prefix: str = "", whole: bool = Tru
 
 
 def _table(summary: Summary, dense: Sizes, final: Sizes) -> Table:
-    where = threads_or_device(summary.threads, summary.device)
+    where, (stage, scores) = threads_or_device(summary.threads, summary.device), summary.scores
     if summary.pruned:
-        return comparison(dense, final, {}, summary.test, where)
-    return single(final, summary.test, where)
+        return comparison(dense, final, {}, scores, where, stage)
+    return single(final, scores, where, stage)
 
 
 def main(arguments: Sequence[str] = ()) -> None:

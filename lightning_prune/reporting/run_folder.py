@@ -98,6 +98,11 @@ class Summary:
     dense_epoch: int | None = None
 
     @property
+    def scores(self) -> tuple[str, dict[str, float]]:
+        """The set on which the final network was scored, and the scores: ``"val"`` where there is no test set."""
+        return ("val", self.val) if self.val and not self.test else ("test", self.test)
+
+    @property
     def pruned(self) -> bool:
         """Whether the run made a cut."""
         return bool(self.cuts)

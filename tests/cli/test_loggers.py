@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lightning_prune.cli import preflight
+from lightning_prune.cli import surroundings
 from lightning_prune.reporting.run_folder import Summary, find_runs
 from tests.cli.test_main import lightning_prune, write_squares
 
@@ -140,7 +140,7 @@ def test_a_missing_package_of_a_logger_is_named_before_the_training(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr(surroundings, "find_spec", lambda name: None if name == package else True)
     with pytest.raises(SystemExit):
         lightning_prune(*tiny, f"logger={package}", f"hydra.run.dir={tmp_path / 'run'}")
     assert f"pip install 'lightning-prune[{package}]'" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_a_missing_package_of_a_logger_is_named_before_the_training(
 def test_a_server_that_does_not_answer_is_named_before_the_training(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "find_spec", lambda name: True)
+    monkeypatch.setattr(surroundings, "find_spec", lambda name: True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
