@@ -28,15 +28,17 @@ def amount(resource: str, number: float) -> str:
     """Return an amount of a resource as text; latencies, in nanoseconds, as milliseconds, and channels exactly.
 
     Example:
-        >>> amount("macs", 412_345_678), amount("latency", 27_612_000), amount("channels", 2304)
-        ('412M', '27.6 ms', '2304')
+        >>> amount("macs", 412_345_678), amount("latency", 27_612_000), amount("latency", 999_900)
+        ('412M', '27.6 ms', '1 ms')
+        >>> amount("channels", 2304)
+        '2304'
     """
     if resource == "channels":
         return str(number)
     if resource != "latency":
         return si(number)
     unit = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
-    factor, name = next((pair for pair in unit if number >= pair[0]), (1, "ns"))
+    factor, name = next((pair for pair in unit if number >= 0.9995 * pair[0]), (1, "ns"))
     return f"{si(number / factor)} {name}"
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from lightning_prune.utils.atomic import atomic_write
 
-__all__ = ["ResumableCSVLogger"]
+__all__ = ["ResumableCSVLogger", "complete_rows"]
 
 Row = dict[str, Any]
 PARENTS = 3  # folders around a checkpoint in which the log of its run is looked for
@@ -61,7 +61,7 @@ class ResumableCSVLogger(CSVLogger):
             epochs: metrics of the epochs before, for those that the file lacks.
         """
         file = self._log_of(checkpoint)
-        self.experiment.earlier = _with_missing([] if file is None else _rows(file), epochs)
+        self.experiment.earlier = _with_missing([] if file is None else complete_rows(file), epochs)
 
     def _log_of(self, checkpoint: str | Path | None) -> Path | None:
         """Return the log of the run of a checkpoint; None if it cannot be found."""
@@ -102,14 +102,20 @@ class _Writer(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
-        _write(path, fieldnames, _rows(path))
+        _write(path, fieldnames, complete_rows(path))
 
 
-def _rows(path: Path) -> list[Row]:
-    """Return the rows of a file: column -> text, without empty cells, and without a last line that is half there."""
+def complete_rows(path: Path) -> list[Row]:
+    """Return the rows of a CSV file: column -> text, without empty cells.
+
+    A last line that does not end is left out: the process was killed while it wrote it. Without a file, none.
+
+    Args:
+        path: of the file.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         complete = [line for line in file if line.endswith("\n")]
     return [{name: text for name, text in row.items() if name and text} for row in csv.DictReader(complete)]
 

@@ -99,8 +99,9 @@ def test_the_latency_of_layers_is_shown_with_how_it_was_measured(tmp_path: Path)
     save_layers(replace(timed, measured="Measured so."), run)
     soup = page(run)
     bars = charts(soup)["Latency of each layer"]["data"]
-    assert [bar["y"] for bar in bars] == [pytest.approx([3.0, 1.0, 2.0]), pytest.approx([1.5, 0.0, 2.0])]
-    assert bars[0]["customdata"] == ["0", "2", "norms and other operators"]
+    assert [bar["y"] for bar in bars] == [pytest.approx([3.0, 1.0]), pytest.approx([1.5, 0.0])]
+    assert bars[0]["customdata"] == ["0", "2"]
+    assert soup.select_one("#latency figcaption span").text == "norms and other operators: 2 ms"
     assert soup.select_one("#latency .soft").text == (
         "Measured so. Together 6 ms → 3.5 ms, without the time that Python takes between operators."
     )
@@ -174,7 +175,11 @@ def test_a_folder_that_is_half_there_gives_a_page_of_what_is_there(tmp_path: Pat
     (run / "csv" / "metrics.csv").write_text("\n".join(lines))
     soup = page(run)
     assert "There is no summary.json: the run was killed, or is not finished." in notices(soup)
-    assert charts(soup)["Score"]["data"][0]["y"] == [0.25, 0.5]
+    assert notices(soup).count("finished") == 1
+    drawn = charts(soup)
+    assert drawn["Score"]["data"][0]["y"] == [0.25, 0.5]
+    assert drawn["Loss"]["data"][0]["y"] == [1.5]  # without the number of which only "0." was written
+    assert drawn["Score"]["layout"]["xaxis"]["dtick"] == 1
     assert soup.select_one("#load") is None
     assert soup.h1.text == "Conv2d on BrainSlices"
 
@@ -212,7 +217,7 @@ def test_metrics_that_are_not_numbers_are_named_and_left_out(tmp_path: Path) -> 
         in notices(soup)
     )
     assert charts(soup)["Score"]["data"][0]["y"] == [0.5, None]
-    assert cards(soup)["validation mIoU"][0] == "0.500"
+    assert cards(soup)["validation mIoU"] == ("0.500", "in epoch 1, the last with a number")
     assert "NaN" not in (tmp_path / "run" / "report.html").read_text().split('id="plotly"')[0]
 
 
@@ -237,7 +242,7 @@ def test_without_plotly_the_page_says_what_to_install(
         render.plotly_script.cache_clear()
     assert "pip install plotly" in notices(soup)
     assert cards(soup)["MACs"] == ("500 k", "50 % of 1 M")
-    assert not soup.select(".plot")
+    assert not soup.select(".chart")
     assert (tmp_path / "run" / "report.html").stat().st_size < 100_000
 
 
@@ -275,6 +280,13 @@ def test_runs_are_chosen_by_validation_and_reported_on_the_test_set(tmp_path: Pa
         f"{size}/{stage}" for size in ("macs", "params", "bytes") for stage in ("test", "validation")
     ]
     assert [trace["y"] for trace in variants["macs/test"]["data"]] == [[0.9, 0.99], [0.5]]
+
+
+def test_a_single_run_is_in_the_middle_of_axes_that_can_be_read(tmp_path: Path) -> None:
+    soup = sweep(tmp_path, scored(200, 0.6, 0.8))
+    axes = json.loads(soup.select_one(".variants script").string)["macs/test"]["layout"]
+    assert axes["xaxis"]["range"] == [100, 300]
+    assert axes["yaxis"]["range"] == pytest.approx([0.4, 1.2])
 
 
 @pytest.mark.parametrize("higher", [True, False])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_prune.graph.summary import OTHER, Change, NetworkSummary
+from lightning_prune.graph.summary import Change, NetworkSummary
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.reporting.scores import Metric, curve
 
@@ -28,6 +28,8 @@ DENSE, PRUNED, ACCENT = "$dense", "$pruned", "$accent"
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999933")
 MOST_BARS = 60  # layers; of larger networks the outline is drawn
 MOST_CLASSES = 12
+MOST_EPOCHS = 12  # that each have a tick
+MOST_OUTLINED = 300  # layers whose outline is a line; of more it would cover the area
 RESOURCES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 
 
@@ -62,7 +64,9 @@ def _cuts(summary: Summary) -> list[Chart]:
 def _curves(summary: Summary, y: str, lines: Sequence[Chart], **more: Any) -> Chart | None:
     """Return a chart over the epochs, with its cuts; None if no line has a point."""
     drawn = [each for each in lines if any(value is not None for value in each["y"])]
-    more = {"shapes": _cuts(summary), "showlegend": len(drawn) > 1, **more}
+    epochs = max((epoch for each in drawn for epoch in each["x"]), default=0)
+    axis = {"dtick": 1} if epochs <= MOST_EPOCHS else {}  # else Plotly may put ticks between epochs
+    more = {"shapes": _cuts(summary), "xaxis": axis, **more}
     return {"data": drawn, "layout": layout(y, **more)} if drawn else None
 
 
@@ -166,7 +170,8 @@ def learning_rate_chart(summary: Summary) -> Chart | None:
         line(*curve(summary, name), name, PRUNED if number == 0 else SERIES[number % len(SERIES)])
         for number, name in enumerate(names)
     ]
-    return _curves(summary, "learning rate", lines, yaxis={"exponentformat": "power", "rangemode": "tozero"})
+    axis = {"exponentformat": "power", "rangemode": "tozero"}
+    return _curves(summary, "learning rate", lines, yaxis=axis, showlegend=len(lines) > 1)
 
 
 def channels_chart(layers: NetworkSummary) -> Chart | None:
@@ -177,12 +182,10 @@ def channels_chart(layers: NetworkSummary) -> Chart | None:
 
 
 def latency_chart(layers: NetworkSummary) -> Chart | None:
-    """Return the milliseconds of each layer before and after, the norms and other operators last."""
+    """Return the milliseconds of each layer before and after."""
     times = {layer.name: layer.costs["latency"] for layer in layers.layers if "latency" in layer.costs}
-    if not times:
-        return None
-    both = {**times, OTHER: layers.others["latency"]}
-    return _layers_chart(both, layers.cut, "ms", "%{customdata}: %{y:.3g} ms<extra></extra>", scale=1e-6)
+    hover = "%{customdata}: %{y:.3g} ms<extra></extra>"
+    return _layers_chart(times, layers.cut, "ms", hover, scale=1e-6)
 
 
 def _layers_chart(
@@ -220,7 +223,7 @@ def _bars(values: Sequence[float], colour: str, width: float) -> Chart:
 
 def _outline(values: Sequence[float], colour: str, width: float) -> Chart:
     places = list(range(1, len(values) + 1))
-    style = {"color": colour, "width": 1, "shape": "hvh"}
+    style = {"color": colour, "width": 1 if len(values) <= MOST_OUTLINED else 0, "shape": "hvh"}
     return {
         "type": "scatter",
         "mode": "lines",

@@ -20,7 +20,7 @@ Notice = tuple[str, str]  # its class in the style sheet, and its text
 def notices_of(run: RunFiles, score: Metric | None) -> list[Notice]:
     """Return the notices of a run, the most important ones first."""
     return [
-        *_status(run.summary),
+        *_status(run),
         *(("", note) for note in run.notes),
         *_without_numbers(run.summary),
         *_budget(run),
@@ -29,12 +29,15 @@ def notices_of(run: RunFiles, score: Metric | None) -> list[Notice]:
     ]
 
 
-def _status(summary: Summary) -> Iterator[Notice]:
+def _status(run: RunFiles) -> Iterator[Notice]:
+    summary = run.summary
     if summary.status == "failed":
         yield "bad", f"The run failed: {summary.error[:SHORT] or 'there is no message'}"
     elif summary.status == "interrupted":
         yield "", "The run was interrupted: it has no scores on the test set, and can be continued."
-    elif summary.status != "completed":
+    elif summary.status != "completed" and (
+        summary.error or not run.notes
+    ):  # which say why it has no summary
         yield "", f"The run is {summary.status}. {summary.error[:SHORT]}".strip()
 
 

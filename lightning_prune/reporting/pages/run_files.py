@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_prune.graph.summary import NetworkSummary
+from lightning_prune.reporting.csv_log import complete_rows
 from lightning_prune.reporting.examples import Examples, NoExamples
 from lightning_prune.reporting.layers import LAYERS, layers_of_widths, load_layers
 from lightning_prune.reporting.run_folder import CONFIG, ERROR, NET, SUMMARY, Summary
@@ -97,23 +97,20 @@ def _summary(folder: Path, notes: list[str]) -> Summary:
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
     """Return the metrics of each epoch that a CSV logger has written; none if there is no such file."""
-    if not (folder / METRICS).is_file():
-        return []
     rows: dict[int, dict[str, float]] = {}
-    with (folder / METRICS).open(newline="", errors="replace") as file:
-        for line in csv.DictReader(file):
-            values = {name: _number(text) for name, text in line.items() if name and text}
-            epoch = values.pop("epoch", math.nan)
-            metrics = {k: v for k, v in values.items() if not k.startswith("test/") and k != "step"}
-            if metrics and not math.isnan(epoch):
-                rows.setdefault(int(epoch), {"epoch": int(epoch)}).update(metrics)
+    for line in complete_rows(folder / METRICS):
+        values = {name: _number(text) for name, text in line.items()}
+        epoch = values.pop("epoch", math.nan)
+        metrics = {k: v for k, v in values.items() if not k.startswith("test/") and k != "step"}
+        if metrics and not math.isnan(epoch):
+            rows.setdefault(int(epoch), {"epoch": int(epoch)}).update(metrics)
     return [rows[epoch] for epoch in sorted(rows)]
 
 
 def _number(text: Any) -> float:
     try:
         return float(text)
-    except (TypeError, ValueError):  # half a line of a run that was killed
+    except (TypeError, ValueError):  # what another logger has written
         return math.nan
 
 

@@ -33,7 +33,7 @@ from lightning_prune.reporting.pages.notices import notices_of
 from lightning_prune.reporting.pages.render import write_page
 from lightning_prune.reporting.pages.run_files import RunFiles
 from lightning_prune.reporting.run_folder import PAGE, Summary
-from lightning_prune.reporting.scores import Metric, metric_of
+from lightning_prune.reporting.scores import Metric, curve, metric_of
 from lightning_prune.utils.formatting import si
 
 __all__ = ["write_run_page"]
@@ -184,11 +184,23 @@ def _score_card(summary: Summary, score: Metric, baseline: Summary | None) -> di
     value = f"{shown:.3f}" if math.isfinite(shown) else "-"
     note = f"validation {validation:.3f}" if where == "test" and math.isfinite(validation) else ""
     if math.isfinite(before) and math.isfinite(validation):
-        note = f"validation {before:.3f} before the first cut, {validation:.3f} at the end"
+        at = _last_epoch(summary, score)
+        note = f"validation {before:.3f} before the first cut, {validation:.3f} {at or 'at the end'}"
+    elif where == "validation" and (at := _last_epoch(summary, score)):
+        note = at
     dense = math.nan if baseline is None else getattr(score, where)(baseline)
     if math.isfinite(dense) and math.isfinite(shown):
         note = f"{shown - dense:+.3f} from the dense run's {dense:.3f}"
     return {"label": f"{where} {score.label}", "value": value, "share": None, "note": note, "left": ""}
+
+
+def _last_epoch(summary: Summary, score: Metric) -> str:
+    """Return the epoch of the last score that is a number, if later ones are none; else nothing."""
+    if score.name in summary.val:
+        return ""
+    epochs, values = curve(summary, f"val/{score.name}")
+    known = [epoch for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
+    return f"in epoch {known[-1]}, the last with a number" if known and known[-1] != epochs[-1] else ""
 
 
 def _curves(run: RunFiles, score: Metric | None, baseline: Summary | None) -> list[dict[str, Any]]:
@@ -221,18 +233,26 @@ def _latency(run: RunFiles) -> dict[str, Any] | None:
     """Return the measured latency of both networks, and of their layers; None if nothing was measured."""
     summary = run.summary
     before, after = (getattr(sizes, "latency_ms", None) for sizes in (summary.dense, summary.final))
-    layers = {} if run.layers is None else {"layers": latency_chart(run.layers), "how": _how(run.layers)}
+    layers = {} if run.layers is None else _layer_latency(run.layers)
     if not before or not after:
         return {"note": "", "bars": [], **layers} if layers.get("layers") else None
-    where = place_of(summary.threads, summary.device)
-    note = f"Median of one image at a time on {where}, both networks measured in turns."
-    slowest = max(before, after)
-    rows = [("dense", before, "dense"), ("pruned", after, "")] if summary.pruned else [("network", after, "")]
+    note = f"Median of one image at a time on {place_of(summary.threads, summary.device)}"
+    rows = [("network", after, "")]
     if summary.pruned and summary.dense and summary.final:
+        rows = [("dense", before, "dense"), ("pruned", after, "")]
         macs = summary.final.macs / summary.dense.macs
-        note += f" {after / before:.0%} of the time is left, with {macs:.0%} of the MACs."
+        left = f"{after / before:.0%} of the time is left, with {macs:.0%} of the MACs"
+        note += f", both networks measured in turns. {left}"
+    slowest = max(ms for _, ms, _ in rows)
     bars = [(name, f"{ms:.2f} ms", f"{100 * ms / slowest:.0f}", css) for name, ms, css in rows]
-    return {"note": note, "bars": bars, "layers": None, "how": "", **layers}
+    return {"note": f"{note}.", "bars": bars, "layers": None, "how": "", "others": "", **layers}
+
+
+def _layer_latency(layers: NetworkSummary) -> dict[str, Any]:
+    """Return the chart of the latency of layers with its texts."""
+    others = layers.others.get("latency")
+    text = f"norms and other operators: {change('latency', others, layers.cut)}" if others else ""
+    return {"layers": latency_chart(layers), "how": _how(layers), "others": text}
 
 
 def _how(layers: NetworkSummary) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightning_prune.reporting.pages.charts import DENSE, PRUNED, Chart, layout
@@ -79,11 +79,17 @@ def pareto_chart(
             **{"line": {"color": PRUNED, "width": 1.5, "dash": "dot"}, "cliponaxis": False},
         },
     ]
-    axis = {"exponentformat": "SI", "rangemode": "normal"}
-    return {
-        "data": [each for each in series if each["x"]],
-        "layout": layout(titles[1], titles[0], xaxis=axis),
-    }
+    drawn = [each for each in series if each["x"]]
+    x, y = ({value for each in drawn for value in each[axis]} for axis in "xy")
+    horizontal = {"exponentformat": "SI", "rangemode": "normal", **_around(x)}
+    return {"data": drawn, "layout": layout(titles[1], titles[0], xaxis=horizontal, yaxis=_around(y))}
+
+
+def _around(values: Collection[float]) -> Chart:
+    """Return a range around a single value; else Plotly chooses one, with ticks that hardly differ."""
+    if len(values) != 1 or not (value := next(iter(values))):
+        return {}
+    return {"range": sorted([0.5 * value, 1.5 * value])}
 
 
 def _points(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_prune.reporting.pages.render import write_page
+from lightning_prune.reporting.pages.render import plotly_script, write_page
 from lightning_prune.reporting.pages.sweep_charts import SIZES, Axis, front, parallel_chart, pareto_chart
 from lightning_prune.reporting.pages.sweep_table import SweepRun, link, setting_of, short_key, table_of
 from lightning_prune.reporting.run_folder import ERROR, Summary
@@ -70,7 +70,9 @@ def _values(
         "lead": _lead(runs, names, score, done),
         "notices": _notices(runs, score),
         "pareto": pareto,
-        "parallel": _parallel([runs[n] for n in done], [names[n] for n in done], score),
+        "parallel": _parallel([runs[n] for n in done], [names[n] for n in done], score)
+        if plotly_script()
+        else None,
         **table_of(runs, names, score, chosen, here),
         "table_note": "A click on a title sorts. The bar at the left marks runs of the Pareto front."
         if chosen
