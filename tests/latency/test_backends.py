@@ -19,7 +19,7 @@ from lightning_prune.latency.inductor import compiled_network, compiled_operator
 from lightning_prune.latency.interpolation import Lookup, grid_counts
 from lightning_prune.latency.onnxruntime import node_times, onnx_operators
 from lightning_prune.latency.operators import operators
-from lightning_prune.latency.profiler import _curve, _Point
+from lightning_prune.latency.profiler import TimedPiece, _curve
 from lightning_prune.latency.timing import time_against_reference, time_calls
 from lightning_prune.tracing.traced_int import TracedInt
 from tests.support.latency_networks import IMAGE, Mixed
@@ -255,7 +255,7 @@ def test_latency_when_compiled() -> None:
 def test_the_time_of_an_empty_call_is_subtracted_from_each_piece() -> None:
     """In ONNX Runtime every piece is a session, but the whole network is a single one."""
     piece = operators(trace(convolutional(), IMAGE))[0]
-    point = _Point(piece, piece.dense_counts, times=[60.0] * 20)
+    point = TimedPiece(piece, piece.dense_counts, times=[60.0] * 20)
     assert _curve([point], 20.0).lookup.values == (40.0,)  # type: ignore[union-attr]
     assert _curve([point], 80.0).lookup.values == (0.0,)  # type: ignore[union-attr]
     point.own_share = 0.5
