@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class RunObserver(L.Callback):
     """Logs the learning rate of each epoch as ``lr``; keeps outputs and mistakes of the network before its first cut.
 
     Put it before the pruning callback: it looks at the network at the end of each epoch, until the first cut, by
-    running a few validation images through it. Training does not depend on it: an error there is kept as a text.
+    running a few validation images through it. Checkpoints keep what it has of the dense network. Training does not
+    depend on it: an error there is kept as a text.
 
     Args:
         pruning: the pruning callback; None: the network stays dense.
@@ -46,16 +48,23 @@ class RunObserver(L.Callback):
         self.problem = ""
         self.confusion: Tensor | None = None
         self.confusion_epoch: int | None = None
+        self._earlier: dict[str, Any] | None = None  # what a checkpoint keeps of `dense`
         self._samples: Any = None
         self._numbers: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the confusion of the dense network: a run that is resumed after its first cut has no other."""
-        return {"confusion": self.confusion, "confusion_epoch": self.confusion_epoch}
+        """Return what is kept of the dense network: a run that is resumed after its first cut has no other."""
+        state = {"confusion": self.confusion, "confusion_epoch": self.confusion_epoch}
+        if self.dense is None:
+            return {**state, "examples": self._earlier}
+        outputs = [torch.from_numpy(output) for output in self.dense.outputs["dense"]]
+        examples = {"outputs": outputs, "numbers": self._numbers, "epoch": self.dense.dense_epoch}
+        return {**state, "examples": examples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the confusion of the dense network."""
+        """Take over what is kept of the dense network."""
         self.confusion, self.confusion_epoch = state_dict["confusion"], state_dict["confusion_epoch"]
+        self._earlier = state_dict.get("examples")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the learning rate of the first group of each optimizer."""
@@ -107,9 +116,11 @@ class RunObserver(L.Callback):
             NoExamples: there are none; the text says why.
         """
         final = self._predict(pl_module, "final")
-        if self.dense is None or not self.dense.shows_same_images(final):
-            return final
-        return final.with_dense(self.dense.outputs["dense"], self.dense.dense_epoch)
+        if self.dense is not None and self.dense.shows_same_images(final):
+            return final.with_dense(self.dense.outputs["dense"], self.dense.dense_epoch)
+        return (
+            final if self.dense is not None or self._earlier is None else _with_earlier(final, self._earlier)
+        )
 
     def _predict(self, pl_module: L.LightningModule, name: str) -> Examples:
         if self._samples is None:
@@ -117,3 +128,12 @@ class RunObserver(L.Callback):
         self._numbers = self._numbers or choose(self._samples)
         classes = getattr(pl_module, "class_names", None) or self.classes
         return predict(pl_module, self._samples, self._numbers, name, classes)
+
+
+def _with_earlier(final: Examples, earlier: Mapping[str, Any]) -> Examples:
+    """Return the images with the outputs of the dense network in a checkpoint, if they are of the same images."""
+    outputs = [output.numpy() for output in earlier["outputs"]]
+    shapes = [[output.shape for output in each] for each in (outputs, final.outputs["final"])]
+    if list(earlier["numbers"]) != list(final.numbers) or shapes[0] != shapes[1]:
+        return final
+    return final.with_dense(outputs, earlier["epoch"])

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune import load_pruned
 from lightning_prune.cli.sweep_state import SweepState
+from lightning_prune.reporting.examples import Examples
 from lightning_prune.reporting.run_folder import NET, Summary, find_runs
 from tests.cli.test_main import lightning_prune, write_squares
 from tests.support.heard_signals import heard  # noqa: F401
@@ -142,6 +144,10 @@ def test_a_sweep_that_was_interrupted_goes_on_with_the_run_in_which_it_was(
         assert [row["epoch"] for row in got.curves] == [0, 1]
         assert (got.val_confusion, got.dense_epoch) == (expected.val_confusion, 1)
         assert list(got.val_confusion) == ["dense", "final"]
+        pictures = [Examples.load(tmp_path / name / number) for name in ("sweep", "whole")]
+        assert pictures[0].dense_epoch == pictures[1].dense_epoch == 1
+        for network in ("dense", "final"):
+            assert all(map(np.array_equal, *(each.outputs[network] for each in pictures)))
         mine, theirs = (weights(tmp_path / name / number) for name in ("sweep", "whole"))
         assert all(torch.equal(mine[key], value) for key, value in theirs.items())
         logs = [(tmp_path / name / number / "csv" / "metrics.csv").read_text() for name in ("sweep", "whole")]
