@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_prune.cli.config import load_config
+from lightning_prune.reporting.banner import quantity
 from lightning_prune.reporting.comparison import comparison, single, threads_or_device
 from lightning_prune.reporting.deployed import Deployed, deployed_table, measured, test_scores
 from lightning_prune.reporting.run_folder import NET, SUMMARY, Summary, load_net
@@ -243,7 +244,7 @@ def _training(config: DictConfig, summary: Summary) -> list[str]:
     prune: Mapping[str, Any] = config.get("prune") or {}
     if budget := prune.get("budget"):
         goals = ", ".join(
-            f"{value:g} of {key}" for key, value in budget.items() if isinstance(value, (int, float))
+            quantity(key, value) for key, value in budget.items() if isinstance(value, (int, float))
         )
         method = str(prune.get(TARGET, "")).rpartition(".")[2]
         sentences.append(

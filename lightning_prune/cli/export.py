@@ -24,6 +24,7 @@ from lightning_prune.cli.deploy import (
 from lightning_prune.cli.parsers import read
 from lightning_prune.cli.train import EXPECTED_WARNINGS
 from lightning_prune.serialization.export import export
+from lightning_prune.serialization.factories import is_known
 from lightning_prune.serialization.hub import push_pretrained
 from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.tables import show
@@ -100,9 +101,9 @@ def _export_folder(options: argparse.Namespace, path: Path) -> None:
     write_folder(run, path, name=name, license=options.license, compared=compared)
     if compared:
         _report(compared, path / INT8_FILE, options.json)
-    print(
-        f"{path}: weights, record, config.json, ONNX and model card; load_pretrained({str(path)!r}) loads it"
-    )
+    known = is_known(json.loads((path / "config.json").read_text()).get("factory"))
+    how = f"load_pretrained({str(path)!r})" if known else f"load_pruned(dense_network, {str(path)!r})"
+    print(f"{path}: weights, record, config.json, ONNX and model card; {how} loads it")
     if options.push:
         say(f"uploading to {options.push}")
         address = push_pretrained(path, options.push, private=not options.public)

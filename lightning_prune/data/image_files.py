@@ -81,11 +81,17 @@ def read_image(
         window: numbers that become 0 and 1, such as ``(-160, 240)`` Hounsfield units; others are clipped.
 
     Raises:
-        ValueError: the file is damaged, or has another number of channels.
+        ValueError: the file is damaged, has another number of channels, or numbers that are not finite.
         ImportError: a package that reads it is not installed.
     """
     pixels, limits = pixels_of(file, channels, index)
     pixels = _with_channels(pixels, channels, file)
+    if not np.isfinite(pixels).all():
+        bad = pixels.size - int(np.isfinite(pixels).sum())
+        raise ValueError(
+            f"{file}: {bad} of {pixels.size} numbers are NaN or infinite, and training on them would end in NaN: "
+            "write numbers in their place, such as the mean of the others"
+        )
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(_scaled(pixels, limits, window), -1, 0)))
 
 

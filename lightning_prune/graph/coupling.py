@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lightning_prune.tracing.ids import Units
+from lightning_prune.utils.formatting import counted
 
 __all__ = ["CoupledLayers", "coupled_layers", "readers"]
 
@@ -21,10 +22,19 @@ class CoupledLayers:
     Attributes:
         layers: qualified names of their weights; a layer alone is coupled to none.
         units: number of their units.
+        block: number of channels of a layer that are one unit, as in front of a group norm; 0 if layers differ in it.
     """
 
     layers: tuple[str, ...]
     units: int
+    block: int = 1
+
+    def __str__(self) -> str:
+        """Return what is shared, for people: ``16 channels, 4 at a time``."""
+        if self.block == 0:
+            return counted(self.units, "block") + " of channels"
+        channels = counted(self.units * self.block, "channel")
+        return channels if self.block == 1 else f"{channels}, {self.block} at a time,"
 
 
 def coupled_layers(layers: Mapping[str, Units]) -> list[CoupledLayers]:
@@ -35,7 +45,9 @@ def coupled_layers(layers: Mapping[str, Units]) -> list[CoupledLayers]:
 
     Example:
         >>> coupled_layers({"a": np.array([0, 1]), "b": np.array([2]), "c": np.array([1, 0])})
-        [CoupledLayers(layers=('a', 'c'), units=2), CoupledLayers(layers=('b',), units=1)]
+        [CoupledLayers(layers=('a', 'c'), units=2, block=1), CoupledLayers(layers=('b',), units=1, block=1)]
+        >>> print(*coupled_layers({"a": np.array([0, 0, 1, 1]), "b": np.array([1, 1, 0, 0])}))
+        4 channels, 2 at a time,
     """
     names = list(layers)
     units = [np.unique(array) for array in layers.values()]
@@ -44,10 +56,18 @@ def coupled_layers(layers: Mapping[str, Units]) -> list[CoupledLayers]:
         groups.setdefault(label, []).append(row)
     return [
         CoupledLayers(
-            tuple(names[row] for row in rows), len(np.unique(np.concatenate([units[row] for row in rows])))
+            tuple(names[row] for row in rows),
+            len(np.unique(np.concatenate([units[row] for row in rows]))),
+            _block([layers[names[row]] for row in rows]),
         )
         for rows in groups.values()
     ]
+
+
+def _block(layers: Sequence[Units]) -> int:
+    """Return how many filters each unit is, in all layers; 0 if units differ."""
+    sizes = {int(size) for array in layers for size in np.unique(array, return_counts=True)[1]}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def _components(units: Sequence[Units]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,6 +29,8 @@ INK, PALE, SINGLE = "#37474f", "#b0bec5", "#eceff1"
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbcc33")
 X, Y = 0.56, 0.62  # inches per column and row
 NAME = 30  # characters of a name that are shown, from its end
+NO_BREAK = "\N{NO-BREAK SPACE}"
+CHARACTERS_PER_INCH = 13  # of the legend, at most
 LEGEND = 24  # groups that the legend lists
 
 
@@ -174,13 +177,20 @@ def _draw_levels(axes: Axes, layout: Layout) -> None:
 
 
 def _draw_legend(figure: Figure, layout: Layout) -> None:
-    lines = [
-        "number: channels of a layer · arrow: is read by · letter and colour: coupled, lose channels together · "
-        "black edge: pinned, keeps all"
+    meanings = [
+        *(
+            "number: channels of a layer",
+            "arrow: is read by",
+            "letter and colour: coupled, lose channels together",
+        ),
+        "black edge: pinned, keeps all",
     ]
+    width = figure.get_figwidth() * CHARACTERS_PER_INCH
+    sentences = " · ".join(each.replace(" ", NO_BREAK) for each in meanings)
+    lines = [line.replace(NO_BREAK, " ") for line in wrap(sentences, int(width))]
     groups: Sequence[Any] = layout.groups[:LEGEND]
     shown = [
-        f"{group_label(number)}: {counted(group.units, 'channel')}, {counted(len(group.layers), 'layer')}"
+        f"{group_label(number)}: {str(group).rstrip(',')}, {counted(len(group.layers), 'layer')}"
         for number, group in enumerate(groups)
     ]
     more = len(layout.groups) - len(shown)

@@ -127,7 +127,7 @@ class NetworkSummary:
             [_layer_from(layer) for layer in values["layers"]],
             _changes(values["others"]),
             _changes(values["totals"]),
-            [CoupledLayers(tuple(group["layers"]), group["units"]) for group in values["groups"]],
+            [CoupledLayers(**{**group, "layers": tuple(group["layers"])}) for group in values["groups"]],
             dict(values["targets"]),
             list(values["notes"]),
             values["cut"],
@@ -256,7 +256,7 @@ def summarise(
         for name, units in graph.layers.items()
     ]
     unsupported = [f"no rule for {operator}: its channels stay" for operator in graph.unsupported]
-    named = [CoupledLayers(tuple(labels[layer] for layer in group.layers), group.units) for group in groups]
+    named = [replace(group, layers=tuple(labels[layer] for layer in group.layers)) for group in groups]
     return NetworkSummary(
         layers,
         {resource: per_layer[OTHER] for resource, per_layer in costs.items()},

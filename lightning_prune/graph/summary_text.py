@@ -94,7 +94,7 @@ def legend(summary: Any) -> list[tuple[str, str]]:
     """Return (mark, meaning) of the marks of all layers."""
     rows = []
     for number, group in enumerate(summary.groups):
-        rows.append((group_label(number), f"{group.units} channels shared by {_list(group.layers)}"))
+        rows.append((group_label(number), f"{group} shared by {_list(group.layers)}"))
     for reason, number in pin_numbers(summary).items():
         count = sum(layer.pinned.get(reason, 0) for layer in summary.layers)
         where = _list([layer.name for layer in summary.layers if reason in layer.pinned])

@@ -20,7 +20,7 @@ from lightning_prune.utils.devices import short_name
 from lightning_prune.utils.formatting import counted, si
 from lightning_prune.utils.terminal import fitted
 
-__all__ = ["Banner", "banner"]
+__all__ = ["Banner", "banner", "quantity"]
 
 NO_TEST_SET = "no test set: the scores at the end are those on the validation set"
 LABELS = {"macs": "MACs", "params": "parameters", "activations": "activation memory", "latency": "latency"}
@@ -109,7 +109,7 @@ def _pruning(config: DictConfig, choices: Mapping[str, str]) -> str:
     method = choices.get("prune") or str(prune["_target_"]).rpartition(".")[2]
     criterion = prune.get("criterion") or {}
     by = str(criterion.get("_target_", "")).rpartition(".")[2] or choices.get("prune/criterion", "")
-    budget = " and ".join(_share(name, value) for name, value in (prune.get("budget") or {}).items())
+    budget = " and ".join(quantity(name, value) for name, value in (prune.get("budget") or {}).items())
     start = prune.get("start_epoch")
     begin = "" if start is None else f", from epoch {start + 1} on"
     begin = ", at the end of a first epoch that trains nothing" if _is_trained(config) else begin
@@ -121,7 +121,13 @@ def _missing_cuts(trainer: L.Trainer) -> str:
     return "; ".join(missing_cuts(each.policy, each.timing, trainer.max_epochs or -1) for each in callbacks)
 
 
-def _share(name: Any, value: Any) -> str:
+def quantity(name: Any, value: Any) -> str:
+    """Return a budget for people: a share of the dense network, or an amount.
+
+    Example:
+        >>> quantity("macs", 0.5), quantity("params", 2e6)
+        ('50 % of the MACs', '2 M parameters')
+    """
     label = LABELS.get(str(name), str(name))
     if not isinstance(value, (int, float)):
         return f"{value} {label}"

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_prune.serialization.record import RecordError
 
-__all__ = ["TARGET", "build_network", "describe_factory"]
+__all__ = ["TARGET", "build_network", "describe_factory", "is_known"]
 
 TARGET = "_target_"
 #: packages whose networks are known by name
@@ -119,6 +119,21 @@ def build_network(description: Mapping[str, Any] | None) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise RecordError(f"{description[TARGET]} returned a {type(net).__name__}, not a network")
     return net
+
+
+def is_known(description: Mapping[str, Any] | None) -> bool:
+    """Return whether :func:`build_network` calls what a description names, as far as can be said without a call.
+
+    Example:
+        >>> is_known({"_target_": "lightning_prune.segmentation.UNet"}), is_known({"_target_": "mine.Net"})
+        (True, False)
+    """
+    if not description or not isinstance(description.get(TARGET), str):
+        return False
+    arguments = {name: value for name, value in description.items() if name != TARGET}
+    if any(name in REFUSED or not _is_harmless(value) for name, value in arguments.items()):
+        return False
+    return _known(description[TARGET], arguments) is not None
 
 
 def _is_harmless(value: Any) -> bool:

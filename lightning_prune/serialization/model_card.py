@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_prune.serialization.factories import TARGET
+from lightning_prune.serialization.factories import TARGET, is_known
 
 __all__ = ["ModelCard"]
 
@@ -102,22 +102,39 @@ class ModelCard:
         )
 
     def _loading(self, factory: Mapping[str, Any] | None) -> str:
+        known = is_known(factory)
+        build = "make_dense_network()" if known or not factory else _written(factory)
+        imported = (
+            "" if known or not factory else "from {0} import {2}\n".format(*factory[TARGET].rpartition("."))
+        )
         by_hand = (
-            "```python\nfrom lightning_prune import load_pruned\n\n"
-            'net = load_pruned(make_dense_network(), "FOLDER")\n```\n'
+            f"```python\nfrom lightning_prune import load_pruned\n{imported}\n"
+            f'net = load_pruned({build}, "FOLDER")\n```\n'
         )
         by_name = (
             "```python\nfrom lightning_prune import load_pretrained\n\n"
             'net = load_pretrained("FOLDER")  # or "user/name" on the Hugging Face hub\n```\n'
         )
         note = "`make_dense_network` builds the network as for training, with any weights.\n"
+        if build != "make_dense_network()":
+            note = (
+                f"`{factory[TARGET]}` is code of its own, which the folder does not hold.\n"
+                if factory
+                else note
+            )
         shape = tuple(self.input_shape)
         inputs = f"The input has the shape `(n, {', '.join(map(str, shape[1:]))})`.\n" if shape else ""
         names = (
             f"Outputs are logits of the classes {', '.join(self.class_names)}.\n" if self.class_names else ""
         )
-        loading = f"{by_name}\nor, with a network that you build yourself:\n\n" if factory else ""
+        loading = f"{by_name}\nor, with a network that you build yourself:\n\n" if known else ""
         return f"`pip install lightning-prune`, then\n\n{loading}{by_hand}\n{note}\n{inputs}{names}"
+
+
+def _written(factory: Mapping[str, Any]) -> str:
+    """Return the call of a class or function with its arguments, as code."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in factory.items() if name != TARGET)
+    return f"{factory[TARGET].rpartition('.')[2]}({arguments})"
 
 
 def _call(factory: Mapping[str, Any]) -> str:

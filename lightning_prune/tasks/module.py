@@ -101,7 +101,9 @@ class TaskModule(DistillationMixin):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: one object needs 2 classes, itself and background")
+            raise ValueError(
+                f"num_classes={num_classes}: need 2 or more; one object and its background are two"
+            )
         self.net = net
         self.num_classes = num_classes
         self.optimizer = optimizer

@@ -214,6 +214,13 @@ def _traced_sizes(tensor: Tensor, sizes: Any, *args: Any, **kwargs: Any) -> Any:
     return torch.Size([TracedInt(size, TensorSize(tensor, dim, size)) for dim, size in enumerate(sizes)])
 
 
+def _refuse_misfit(source: Tensor, weight: Tensor) -> None:
+    """Raise RuntimeError, as torch does on values alone, if a transposed convolution reads other channels."""
+    given, needed = source.shape[1 - weight.dim()], weight.shape[0]
+    if given != needed:
+        raise RuntimeError(f"a transposed convolution reads {needed} channels, and its input has {given}")
+
+
 class OperatorMode(TorchDispatchMode):
     """Record every ATen operator that has a tensor among its arguments or results.
 
@@ -238,6 +245,8 @@ class OperatorMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is aten.convolution.default and args[6]:
+            _refuse_misfit(*args[:2])
         out = self._run_on_meta(func, args, kwargs) if self.kind == "meta" else func(*args, **kwargs)
         if self.kind == "real" and torch.Tag.nondeterministic_seeded in func.tags:
             # A dropout draws fewer numbers after a cut; layers that are skipped at random must be the same ones.

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from lightning_prune import __version__
 from lightning_prune.cli import surroundings
@@ -16,8 +19,12 @@ from lightning_prune.cli.config import UsageError
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.quoting import quoted
 from lightning_prune.cli.sweep import Group, failures, table
+from lightning_prune.data.image_files import read_image
+from lightning_prune.graph import picture
+from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.reporting.figure import headline
 from lightning_prune.reporting.run_folder import Summary
+from lightning_prune.serialization.model_card import ModelCard
 from tests.cli.test_main import lightning_prune, small_run
 
 __all__ = ["small_run"]  # a fixture
@@ -231,3 +238,52 @@ def test_latency_measures_networks_of_ones_own_folder(
     )
     assert "ms, eager on cpu" in capsys.readouterr().out
     assert (tmp_path / "table.json").is_file()
+
+
+def test_a_transposed_convolution_with_other_channels_is_refused_when_traced() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(16, 8, 4), nn.Conv2d(8, 2, 1))
+    with pytest.raises(TraceError, match="reads 16 channels, and its input has 1"):
+        trace(net, torch.zeros(1, 1, 8, 8))
+    assert trace(net, torch.zeros(1, 16, 8, 8)).cost("macs") == 16 * 8 * 16 * 64 + 8 * 2 * 121
+    assert (
+        trace(nn.ConvTranspose1d(4, 2, 3), torch.zeros(4, 8)).cost("macs") == 4 * 2 * 3 * 8
+    )  # without a batch
+
+
+def test_channels_that_go_several_at_a_time_are_counted_as_channels() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 2, 1)
+    )
+    text = str(trace(net, torch.zeros(1, 1, 16, 16)).summary())
+    assert "A 16 channels, 4 at a time, shared by 0, 2" in text
+
+
+def test_the_legend_of_a_small_network_fits_into_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw_legend = picture._draw_legend
+    monkeypatch.setattr(
+        picture, "_draw_legend", lambda figure, layout: (draw_legend(figure, layout), drawn.append(figure))
+    )
+    trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 8, 8)).show()
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_pixels_that_are_no_numbers_are_named_with_their_file(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.zeros((8, 8), np.float32)
+    pixels[1, 2], pixels[3, 4] = np.nan, np.inf
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    with pytest.raises(ValueError, match=r"a\.tif: 2 of 64 numbers are NaN or infinite"):
+        read_image(tmp_path / "a.tif", channels=1)
+
+
+def test_the_card_of_a_network_of_ones_own_shows_the_call_that_loads_it() -> None:
+    own = ModelCard("small").text({"_target_": "nets.mine.Tiny", "width": 8, "name": "a"}, {}, [])
+    assert "from nets.mine import Tiny\n" in own
+    assert "net = load_pruned(Tiny(width=8, name='a'), \"FOLDER\")" in own
+    assert "load_pretrained" not in own
+    known = ModelCard("small").text({"_target_": "lightning_prune.segmentation.UNet", "classes": 2}, {}, [])
+    assert 'load_pretrained("FOLDER")' in known
+    assert "load_pruned(make_dense_network()" in known
