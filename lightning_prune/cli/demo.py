@@ -28,6 +28,7 @@ from lightning_prune.reporting.model_size import latency
 from lightning_prune.reporting.pages.run_files import read_run
 from lightning_prune.reporting.pages.run_page import write_run_page
 from lightning_prune.reporting.run_folder import NET, PAGE, REPORT, Summary, load_net
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.tables import Table, show
 
 __all__ = ["main"]
@@ -144,7 +145,9 @@ def main(overrides: Sequence[str] = ()) -> None:
         summary.save(folder / kind)
     draw_report(summaries["pruned"], folder / REPORT, baseline=summaries["dense"])
     write_safely(partial(_write_page, folder), f"lightning-prune report {folder}/pruned {folder}/dense")
-    print(f"\nBoth trained for {summaries['dense'].epochs} epochs and tested on the same slices:\n")
+    print(
+        f"\nBoth trained for {counted(summaries['dense'].epochs, 'epoch')} and tested on the same slices:\n"
+    )
     show(result_table(**summaries))
     print(f"\npage:    {folder / PAGE} (picture: {REPORT})")
     print(f"runs:    {folder}/dense, {folder}/pruned ({time.perf_counter() - begin:.0f} s)")

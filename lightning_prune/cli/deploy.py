@@ -151,7 +151,7 @@ def int8_comparison(
         say("writing the dense and the pruned network as ONNX, to compare with")
         export(dense, example, paths["dense"], dynamic_batch=dynamic_batch)
         export(run.net, example, paths["pruned"], run.record, dynamic_batch=dynamic_batch)
-        say(f"measuring the latency of {len(paths)} networks, {RUNS} runs each")
+        say(f"measuring the latency of {counted(len(paths), 'network')}, {RUNS} runs each")
         networks = measured(paths, run.shape, threads, RUNS)
         tested = [name for name in paths if name != "dense" or baseline]
         scores = {name: _scores(run, paths[name]) for name in tested}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 from lightning_prune.utils.terminal import say
 
 __all__ = ["Interruption", "go_on_command", "interruptible", "interruption_in", "undisturbed"]
 
-STOPPING = "\nCtrl-C: stopping; a batch or cut that has begun is finished or undone first"
+STOPPING = "Ctrl-C: stopping; a batch or cut that has begun is finished or undone first"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,6 +43,13 @@ def interruption_in(error: BaseException | None) -> Interruption | None:
     return None if error is None else interruption_in(error.__cause__ or error.__context__)
 
 
+@rank_zero_only
+def _say_stopping() -> None:
+    """Say what happens next, in the first process only: a terminal sends the signal to all."""
+    print(file=sys.stderr)
+    say(STOPPING)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interruption` in the block after Ctrl-C and SIGTERM, also where Lightning raises something else.
@@ -51,7 +61,7 @@ def interruptible() -> Iterator[None]:
         raise Interruption(128 + signum)
 
     def announced(signum: int, frame: FrameType | None) -> None:
-        say(STOPPING)
+        _say_stopping()
         signal.default_int_handler(signum, frame)
 
     is_main = threading.current_thread() is threading.main_thread()

@@ -58,5 +58,5 @@ def main(arguments: Sequence[str]) -> None:
     print(
         f"{options['path']}: {measured.info['milliseconds']} ms, {measured.execution} on {measured.device}, "
         f"{counted(measured.threads, 'thread')}{accuracy}; "
-        f"{measured.info['points']} points in {measured.info['seconds']} s"
+        f"{counted(measured.info['points'], 'point')} in {measured.info['seconds']} s"
     )

@@ -58,7 +58,7 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _quieten_lightning()
     if hydra_config.mode != RunMode.MULTIRUN:
         _run(folder, config, "")
         return None
@@ -71,10 +71,20 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
     return run_in_worker(run, sweep, folder)
 
 
+def _quieten_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric.utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(
+        "lightning.fabric"
+    ).propagate = False  # it prints that a process has died; Hydra's logger again
+
+
 def _run(
     folder: Path, config: DictConfig, prefix: str, sweep_time: SweepTime | None = None, announce: bool = True
 ) -> Summary | None:
     """Run one training; None if it has failed in a sweep, else errors are raised."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from lightning_prune.cli.interruption import Interruption, go_on_command
     from lightning_prune.cli.train import run
     from lightning_prune.reporting.figure import show_run
@@ -89,14 +99,15 @@ def _run(
     except Interruption:
         command = "" if sweeping else go_on_command(list(hydra_config.overrides.task), folder, _own_folders())
         again = f"; to go on: {command}" if command else ""
-        print(f"{prefix}interrupted; results so far: {folder}{again}", file=sys.stderr, flush=True)
+        line = f"{prefix}interrupted; results so far: {folder}{again}"
+        rank_zero_only(print)(line, file=sys.stderr, flush=True)
         raise
     except Exception as error:
         failed = Summary("failed", overrides, choices, config.get("seed"), error=root_cause(error))
         _write_failure(folder, error, failed)
         _show_failure(folder, error, prefix, sweeping, value_hint(failed.error, hydra_config.overrides.task))
         return None
-    show_run(summary, folder, prefix, whole=config.table and not sweeping)
+    rank_zero_only(show_run)(summary, folder, prefix, whole=config.table and not sweeping)
     return summary
 
 

@@ -30,6 +30,7 @@ from lightning_prune.reporting.pages.sweep_page import write_sweep_page
 from lightning_prune.reporting.pages.sweep_table import SweepRun
 from lightning_prune.reporting.run_folder import CONFIG, Summary, find_runs
 from lightning_prune.utils.atomic import atomic_write, write_text
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import NOTHING, Table, show
 from lightning_prune.utils.terminal import fitted
@@ -260,7 +261,7 @@ def summarise(
     show(table(groups, here))
     again = f"lightning-prune report {out}"
     write_safely(lambda: _write_page(groups, out, command, metric, against), again)
-    counts = [f"{len(failed)} of {len(runs)} runs are not completed:", *failed] if failed else []
+    counts = [f"{len(failed)} of {counted(len(runs), 'run')} not completed:", *failed] if failed else []
     page = f"{out / SWEEP_PAGE} (also sweep.md, .csv, .json)"
     print("\n".join([*counts, fitted(CAPTION, ""), page]), flush=True)
     return failed
@@ -268,7 +269,7 @@ def summarise(
 
 def _write_page(groups: Sequence[Group], out: Path, command: str, metric: str | None, against: str) -> None:
     runs = sweep_runs(groups)
-    title = f"Sweep of {len(runs)} runs" if command else f"Comparison of {len(runs)} runs"
+    title = f"{'Sweep' if command else 'Comparison'} of {counted(len(runs), 'run')}"
     write_sweep_page(runs, out / SWEEP_PAGE, title, command, metric, against)
 
 
@@ -291,7 +292,9 @@ class SweepTable(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         state.save(folder)
         RUNNING.append(folder)
-        print(f"sweep of {state.runs or 'several'} runs · {folder}", flush=True)
+        print(
+            f"sweep of {counted(state.runs, 'run') if state.runs else 'several runs'} · {folder}", flush=True
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""

@@ -15,6 +15,7 @@ from lightning_prune.cli.sweep_state import SweepState
 from lightning_prune.reporting.run_folder import CONFIG, SAME_RUN, SUMMARY, Summary
 from lightning_prune.trainer.checkpoint_io import last_checkpoint
 from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.hashing import json_digest
 from lightning_prune.utils.terminal import duration
 
@@ -141,11 +142,11 @@ class Place:
 
         Example:
             >>> Place(4, 12, 3, 60.0).describe(), Place(1).describe()
-            ('3 of 12 runs are finished, about 9:00 min left', 'a run begins')
+            ('3 of 12 runs finished, about 9:00 min left', 'a run begins')
         """
         if self.runs is None:
             return "a run begins"
-        text = f"{self.done} of {self.runs} runs are finished"
+        text = f"{self.done} of {counted(self.runs, 'run')} finished"
         if self.seconds_per_run is None:
             return text
         return f"{text}, about {duration(self.seconds_per_run * max(self.runs - self.done, 0))} left"

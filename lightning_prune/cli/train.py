@@ -52,6 +52,8 @@ EXPECTED_WARNINGS = (  # they repeat what the configuration says
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
     r"The dirpath has changed from",  # when a run is resumed in another folder
+    r"It is recommended to use .self.log\('(lr|prune|train/)",  # the same in all processes, or that of the first
+    r"Using `DistributedSampler` with the dataloaders",  # the first lines of the run say it
 )
 TRAIN = "train"  # value of distill.teacher: train the teacher first
 TEACHER_KEYS = ("module", "data", "trainer")  # groups that a teacher depends on, besides the seed
@@ -154,7 +156,8 @@ def run(
         except BaseException as error:
             if interruption_in(error) is None:
                 raise
-            say(f"{prefix}ending the run, and writing record, network and report of what it has so far")
+            if parts.trainer.is_global_zero:
+                say(f"{prefix}ending the run, and writing record, network and report of what it has so far")
             seconds = settings.seconds or time.perf_counter() - start
             _write_interrupted(
                 config, folder, parts, replace(settings, seconds=seconds, status="interrupted")
@@ -172,7 +175,7 @@ def _write_interrupted(config: DictConfig, folder: Path, parts: Components, sett
         config.latency_runs = 0
         if _is_described(config, parts):
             _write(config, folder, parts, _summary(config, parts, settings, {}))
-        else:  # within a cut; the last checkpoint is from before it
+        elif parts.trainer.is_global_zero:  # within a cut; the last checkpoint is from before it
             settings.save(folder)
 
 
@@ -277,6 +280,9 @@ def both_widths(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str
 
 
 def _write(config: DictConfig, folder: Path, parts: Components, summary: Summary) -> None:
+    """Write the results, in the first of several processes only: they share the folder."""
+    if not parts.trainer.is_global_zero:
+        return
     record = (parts.pruning.record if parts.pruning else None) or PruningRecord(
         dense=fingerprint(parts.module.net)
     )
@@ -284,7 +290,7 @@ def _write(config: DictConfig, folder: Path, parts: Components, summary: Summary
     save_net(folder / NET, parts.module.net.cpu(), record)
     summary.save(folder)
     write_safely(lambda: draw_report(summary, folder / REPORT), f"lightning-prune report {folder}")
-    if config.get("report", True) and parts.trainer.is_global_zero:
+    if config.get("report", True):
         device = parts.trainer.strategy.root_device
         page = partial(page_of_training, config, folder, parts.observer, parts.module, device)
         write_safely(page, f"lightning-prune report {folder}")

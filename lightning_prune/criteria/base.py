@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.utils.formatting import counted
 
 __all__ = [
     "NO_STATISTICS",
@@ -192,5 +193,5 @@ def check_importance(graph: ChannelGraph, importance: ArrayLike | Tensor) -> Imp
     bad = graph.prunable[np.isnan(scores[graph.prunable])]
     if len(bad):
         layers = [name for name, units in graph.layers.items() if np.isin(units, bad).any()]
-        raise ValueError(f"importance is NaN for {len(bad)} units, in {', '.join(layers[:3])}")
+        raise ValueError(f"importance is NaN for {counted(len(bad), 'unit')}, in {', '.join(layers[:3])}")
     return scores

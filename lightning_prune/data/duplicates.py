@@ -47,8 +47,9 @@ def warn_of_duplicates(stages: Mapping[str, Mapping[str, Path]]) -> None:
 def _warn(first: str, second: str, pairs: Sequence[tuple[Path, Path]], what: str, advice: str) -> None:
     if pairs:
         one, other = pairs[0]
+        times = "once" if len(pairs) == 1 else f"{len(pairs)} times"
         warnings.warn(
-            f"{first} and {second} have {len(pairs)} times {what}, such as {one} and {other}: {advice}",
+            f"{first} and {second} have {what} {times}, such as {one} and {other}: {advice}",
             stacklevel=4,
         )
 

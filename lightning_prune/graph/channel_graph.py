@@ -21,7 +21,7 @@ from lightning_prune.graph.summary import NetworkSummary, summarise
 from lightning_prune.tracing.ids import Units
 from lightning_prune.tracing.tracker import Tracker
 from lightning_prune.utils.example_inputs import Example
-from lightning_prune.utils.formatting import si
+from lightning_prune.utils.formatting import counted, si
 
 __all__ = ["ChannelGraph", "CostModel", "DenseTrace", "Multiple", "Resource", "Term", "Units"]
 
@@ -214,7 +214,8 @@ class ChannelGraph:
         units = self.layers[name]
         free = np.intersect1d(units, self.prunable)
         lines = [
-            f"{name}: {len(units)} filters in {len(np.unique(units))} units, {len(free)} of them prunable"
+            f"{name}: {counted(len(units), 'filter')} in {counted(len(np.unique(units)), 'unit')}, "
+            f"{len(free)} of them prunable"
         ]
         dependent = ", ".join(
             f"{other} (dimension {dim})"
@@ -262,9 +263,12 @@ class ChannelGraph:
 
     def __repr__(self) -> str:
         costs = ", ".join(f"{si(self.cost(name))} {name}" for name in self.cost_models)
-        facts = [f"{len(self.layers)} layers", f"{self.num_units} units, {len(self.prunable)} prunable"]
+        facts = [
+            counted(len(self.layers), "layer"),
+            f"{counted(self.num_units, 'unit')}, {len(self.prunable)} prunable",
+        ]
         facts += [costs] if costs else []
-        facts += [f"{len(self.unsupported)} operators without a rule"] if self.unsupported else []
+        facts += [f"{counted(len(self.unsupported), 'operator')} without a rule"] if self.unsupported else []
         return f"ChannelGraph({'; '.join(facts)})"
 
     def _repr_html_(self) -> str:

@@ -17,6 +17,7 @@ from lightning_prune.graph.summary_text import (
     pin_numbers,
     titles,
 )
+from lightning_prune.utils.formatting import counted
 
 __all__ = ["html_of", "html_table"]
 
@@ -101,7 +102,7 @@ def _legend(summary: Any) -> str:
     """Return the meanings of all marks; those beyond the first ones unfold."""
     marks = [f"<dt>{escape(mark)}</dt><dd>{escape(meaning)}</dd>" for mark, meaning in legend(summary)]
     shown, more = "".join(marks[:MOST_MARKS]), marks[MOST_MARKS:]
-    rest = f"<details><summary>{len(more)} more marks</summary><dl>{''.join(more)}</dl></details>"
+    rest = f"<details><summary>{counted(len(more), 'more mark')}</summary><dl>{''.join(more)}</dl></details>"
     return f"<dl>{shown}</dl>{rest if more else ''}"
 
 

@@ -30,6 +30,7 @@ from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.batch_norm import recalibrate_
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.passing import on_all
 
 __all__ = ["Row", "Sensitivity", "sensitivity"]
@@ -175,7 +176,8 @@ def _cut_score(
             on_all(lambda: prune_(model, graph, units[:number]))
         except SurgeryError as error:
             warnings.warn(
-                f"{name} without {number} of {len(units)} filters is refused: {error}", stacklevel=4
+                f"{name} without {number} of {counted(len(units), 'filter')} is refused: {error}",
+                stacklevel=4,
             )
             return math.nan
         return _score(model, evaluate, examples)

@@ -24,6 +24,7 @@ from lightning_prune.surgery.prune import SurgeryError, prune_
 from lightning_prune.surgery.rollback import snapshot
 from lightning_prune.tracing.ids import Units
 from lightning_prune.utils.distributed import broadcast, check_agreement, from_first
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.modules import named_tensors
 from lightning_prune.utils.passing import on_all
 
@@ -131,7 +132,7 @@ def cut_(
             refused = _refused_units(graph, plan, error, whole_layers=refusals >= ATTEMPTS)
             if not len(refused):
                 raise error
-            warnings.warn(f"{error}; {_described(graph, refused)} stay, selecting again", stacklevel=2)
+            warnings.warn(f"{error}; {_described(graph, refused)}, selecting again", stacklevel=2)
             reasons = dict.fromkeys(refused.tolist(), f"surgery refused: {error}")
             graph = replace(graph, pinned={**reasons, **graph.pinned})
         try:
@@ -175,10 +176,11 @@ def _refused_units(graph: ChannelGraph, plan: Plan, error: SurgeryError, whole_l
 
 
 def _described(graph: ChannelGraph, units: Units) -> str:
-    """Return how many units there are, and of which layers."""
+    """Return how many units stay, and of which layers."""
     names = [name for name, layer_units in graph.layers.items() if np.isin(layer_units, units).any()]
-    more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
-    return f"{len(units)} units of {', '.join(names[:3])}{more}"
+    more = f" and {counted(len(names) - 3, 'more layer')}" if len(names) > 3 else ""
+    verb = "stays" if len(units) == 1 else "stay"
+    return f"{counted(len(units), 'unit')} of {', '.join(names[:3])}{more} {verb}"
 
 
 def _attempt(

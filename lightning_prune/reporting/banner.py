@@ -57,7 +57,7 @@ def banner(
     lines = {
         **(_of_trained(config, trainer, module) if _is_trained(config) else _of_new(config, trainer, module)),
         "prune": _pruning(config, choices),
-        "note": _missing_cuts(trainer),
+        "note": "; ".join(filter(None, [_missing_cuts(trainer), _repeated_images(trainer)])),
         "distil": _distillation(config),
         "data": _data(trainer),
         "test": _test_set(trainer),
@@ -94,7 +94,7 @@ def _network(net: nn.Module) -> str:
 def _length(trainer: L.Trainer) -> str:
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     limits = [counted(epochs, "epoch")] if epochs > 0 else []
-    return " or ".join([*limits, *([f"{steps} steps"] if steps > 0 else [])]) or "as long as it takes"
+    return " or ".join([*limits, *([counted(steps, "step")] if steps > 0 else [])]) or "as long as it takes"
 
 
 def _optimizer(config: DictConfig) -> str:
@@ -159,6 +159,16 @@ def _datamodule(trainer: L.Trainer) -> Any:
 def _test_set(trainer: L.Trainer) -> str:
     data = _datamodule(trainer)
     return "" if data is None or has_test_set(data) else NO_TEST_SET
+
+
+def _repeated_images(trainer: L.Trainer) -> str:
+    """Return which scores several processes blur: each gets as many images, some of which are then in two of them."""
+    data, processes = getattr(trainer, "datamodule", None), trainer.world_size
+    counts = {name: _length_of(data, name) or 0 for name in ("val", "test")}
+    uneven = [f"{count} {name}" for name, count in counts.items() if count % processes]
+    if not uneven:
+        return ""
+    return f"{' and '.join(uneven)} images on {processes} processes: scores count some of them twice"
 
 
 def _length_of(data: Any, stage: str) -> int | None:

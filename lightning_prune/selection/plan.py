@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.summary import NetworkSummary, summarise
-from lightning_prune.utils.formatting import si
+from lightning_prune.utils.formatting import counted, si
 
 __all__ = ["Plan", "ResourceChange", "Stop", "si"]
 
@@ -110,7 +110,7 @@ class Plan:
     def __str__(self) -> str:
         costs = " · ".join(f"{resource} {change}" for resource, change in self.costs.items())
         blocks = f"{_blocks(self.blocks)} · " if self.blocks else ""
-        return f"{blocks}{len(self)} units · {costs} · {self.ending}"
+        return f"{blocks}{counted(len(self), 'unit')} · {costs} · {self.ending}"
 
     def __repr__(self) -> str:
         return f"Plan({self})"

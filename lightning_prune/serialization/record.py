@@ -24,6 +24,7 @@ from lightning_prune.serialization.integrity import (
 from lightning_prune.serialization.json_file import integers, plain_json, read_json
 from lightning_prune.serialization.record_text import html_rows, one_line
 from lightning_prune.utils.atomic import write_text
+from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.modules import (
     cut,
     drop_caches_,
@@ -96,7 +97,7 @@ class PruningRecord:
         return self.kept, self.vanished
 
     def __repr__(self) -> str:
-        gone = f"{len(self.vanished)} modules have vanished; " if self.vanished else ""
+        gone = f"{counted(len(self.vanished), 'module')} vanished; " if self.vanished else ""
         return f"PruningRecord({gone}{one_line(self.kept, self.shapes)})"
 
     def _repr_html_(self) -> str:

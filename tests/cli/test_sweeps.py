@@ -114,7 +114,7 @@ def test_optuna_marks_runs_that_fail_and_goes_on(
     assert {run.status for run in find_runs([tmp_path]).values()} == {"completed", "failed"}
     assert OmegaConf.load(tmp_path / "optimization_results.yaml").best_value > 0
     text = capfd.readouterr().out
-    assert re.search(r"\d of \d runs are not completed:", text)
+    assert re.search(r"\d of \d runs not completed:", text)
     assert "limit layers=2 must be a share" in text
 
 

@@ -34,7 +34,7 @@ def test_a_copy_under_another_name_warns(tmp_path):
     pairs(tmp_path / "test", "ef")
     shutil.copy(tmp_path / "train/images/b.png", tmp_path / "test/images/e.png")
     with pytest.warns(
-        UserWarning, match=r"train and test have 1 times the same images, such as .*b.png and .*e.png"
+        UserWarning, match=r"train and test have the same images once, such as .*b.png and .*e.png"
     ):
         FolderDataModule(tmp_path, 2, channels=1, val=0).setup()
 
@@ -52,7 +52,7 @@ def test_the_same_name_with_another_content_warns_and_says_so(tmp_path):
     pairs(tmp_path / "train", "abcd")
     pairs(tmp_path / "test", "cd")
     with pytest.warns(
-        UserWarning, match=r"train and test have 2 times images of the same name.*contents differ"
+        UserWarning, match=r"train and test have images of the same name 2 times.*contents differ"
     ):
         FolderDataModule(tmp_path, 2, channels=1, val=0).setup()
 

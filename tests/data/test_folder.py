@@ -180,7 +180,7 @@ def test_a_mask_of_fractions_raises(tmp_path):
         read_mask(file)
 
 
-@pytest.mark.filterwarnings("ignore:only 3 pairs", "ignore:.*times the same images")
+@pytest.mark.filterwarnings("ignore:only 3 pairs", "ignore:.*have the same images")
 def test_resize_keeps_the_classes_and_applies_to_both(tmp_path):
     mask = np.kron(np.array([[0, 2], [1, 0]], dtype=np.uint8), np.ones((8, 8), dtype=np.uint8))
     for i in range(3):

@@ -133,7 +133,7 @@ def test_a_plan_made_by_hand_has_no_summary() -> None:
     plan = Plan(np.array([0]), {}, "budget")
     with pytest.raises(ValueError, match="made by hand"):
         plan.summary()
-    assert "1 units" in plan._repr_html_()
+    assert "1 unit " in plan._repr_html_()
 
 
 def test_plans_keep_no_trace_in_memory(plan: Plan, graph: ChannelGraph) -> None:

@@ -62,7 +62,7 @@ def test_units_that_surgery_refuses_stay_and_others_are_removed(session, monkeyp
     def lowest(graph, model, statistics):
         return np.arange(graph.num_units, dtype=float)
 
-    with pytest.warns(UserWarning, match="view at line 1; 1 units of 0.weight stay, selecting again"):
+    with pytest.warns(UserWarning, match="view at line 1; 1 unit of 0.weight stays, selecting again"):
         plan, record = cut_(
             session.target, session.graph, PruningPolicy({"macs": 0.6}), lowest, {}, session.dense
         )

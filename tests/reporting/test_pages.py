@@ -250,7 +250,7 @@ def test_what_a_run_did_not_achieve_comes_first(tmp_path: Path) -> None:
     cuts = [cut(1, 0.8, change=None, not_repaired="no batches"), cut(2, 0.6)]
     text = notices(page(write_run(tmp_path / "run", cuts=cuts)))
     assert "The budget of MACs is not met: 60.0% are left, 50.0% were asked for." in text
-    assert "1 of 2 cuts were not repaired: no batches" in text
+    assert "1 of 2 cuts was not repaired: no batches" in text
     failed = write_failed(tmp_path / "failed", "ValueError: omega")
     soup = page(failed)
     assert notices(soup).startswith("The run failed: ValueError: omega")

@@ -9,6 +9,7 @@ from lightning_prune.reporting.pages.charts import RESOURCES
 from lightning_prune.reporting.pages.run_files import RunFiles
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.reporting.scores import Metric
+from lightning_prune.utils.formatting import counted
 
 __all__ = ["notices_of"]
 
@@ -68,7 +69,8 @@ def _repairs(summary: Summary) -> Iterator[Notice]:
     reasons = dict.fromkeys(cut["not_repaired"] for cut in summary.cuts if cut.get("not_repaired"))
     for reason in reasons:
         number = sum(cut.get("not_repaired") == reason for cut in summary.cuts)
-        yield "", f"{number} of {len(summary.cuts)} cuts were not repaired: {reason}"
+        verb = "was" if number == 1 else "were"
+        yield "", f"{number} of {counted(len(summary.cuts), 'cut')} {verb} not repaired: {reason}"
 
 
 def _scores(summary: Summary, score: Metric | None) -> Iterator[Notice]:

@@ -12,6 +12,7 @@ from lightning_prune.reporting.pages.sweep_charts import SIZES, Axis, front, par
 from lightning_prune.reporting.pages.sweep_table import SweepRun, link, setting_of, short_key, table_of
 from lightning_prune.reporting.run_folder import ERROR, Summary
 from lightning_prune.reporting.scores import Metric, metric_of
+from lightning_prune.utils.formatting import counted
 
 __all__ = ["write_sweep_page"]
 
@@ -200,7 +201,7 @@ def _parallel(runs: Sequence[SweepRun], names: Sequence[str], score: Metric | No
 
 def _failure(run: SweepRun, name: str, here: Path) -> dict[str, str]:
     lines = (run.summary.error or "there is no message").splitlines()
-    more = [f"... and {len(lines) - ERROR_LINES} more lines"] if len(lines) > ERROR_LINES else []
+    more = [f"... and {counted(len(lines) - ERROR_LINES, 'more line')}"] if len(lines) > ERROR_LINES else []
     return {
         "name": f"run {name}",
         "status": run.summary.status,
