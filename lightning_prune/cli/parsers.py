@@ -53,10 +53,12 @@ def read(command: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
-    if min(sizes) < 1:
-        raise ValueError(f"sizes must be positive, got {text}")
-    return sizes
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape: whole numbers, batch included, such as 1,3,224,224"
+        )
+    return tuple(map(int, parts))
 
 
 def _plan(command: str) -> argparse.ArgumentParser:

@@ -83,16 +83,24 @@ def build(config: DictConfig, prefix: str = "", first: Sequence[L.Callback] = ()
     data = instantiate(config.data, _convert_="all")
     # With prune=none the group may still hold keys that an experiment sets, but no _target_.
     pruning = instantiate(config.prune, _convert_="all") if "_target_" in (config.prune or ()) else None
-    objective = ObjectiveCheck(objective_names(config.get("objective")))
+    objective = ObjectiveCheck(objective_names(config.get("objective")), _monitors(config))
     history = EpochHistory()
     loggers = [instantiate(logger) for logger in config.logger.values()]
     extra = [instantiate(callback, _convert_="all") for callback in config.callbacks.values()]
     classes = config.get("task", {}).get("class_names") or ()
     observer = RunObserver(pruning, config.get("report", True), classes)
     pruned = [pruning] if pruning else []
-    callbacks = [*first, observer, *pruned, *extra, objective, EpochLines(prefix, history)]
+    callbacks = [*first, observer, objective, *pruned, *extra, EpochLines(prefix, history)]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=[*loggers, history], _convert_="all")
     return Components(module, data, trainer, history, observer, pruning)
+
+
+def _monitors(config: DictConfig) -> dict[str, str]:
+    """Return the metrics that callbacks and the scheduler watch, by their keys."""
+    watched = {f"callbacks.{name}.monitor": each.get("monitor") for name, each in config.callbacks.items()}
+    if str((config.scheduler or {}).get("_target_", "")).endswith("ReduceLROnPlateau"):
+        watched["module.monitor"] = config.module.get("monitor")
+    return {str(key): name for key, name in watched.items() if isinstance(name, str)}
 
 
 def run(

@@ -37,6 +37,8 @@ ANNOTATIONS = {
     "task.width": "int",
     "task.ignore_index": "int | None",
     "task.class_names": "list | None",
+    "callbacks.stopping.patience": "int",
+    "callbacks.stopping.min_delta": "float",
 }
 #: key -> lowest and highest value that any constructor of the group accepts
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -88,7 +90,9 @@ def _sentence(key: str, parameter: Parameter, value: Any) -> str:
 
 
 def _number_hint(key: str, parameter: Parameter, value: Any) -> str:
-    """Return the number that is probably meant by ``0,5`` or ``1e3``."""
+    """Return the number that is probably meant by ``0,5`` or ``1e3``, or the text that looks like a number."""
+    if isinstance(value, (int, float)) and accepts(parameter, str(value)):  # a folder with the name 2024
+        return f"""did you mean {key}="'{value}'"?"""
     if isinstance(value, float) and value.is_integer():
         return f"did you mean {key}={int(value)}?" if accepts(parameter, int(value)) else ""
     text = str(value).replace(",", ".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 
@@ -47,27 +47,35 @@ def objective_values(names: Sequence[str], summary: Summary) -> dict[str, float]
     return {name: known[name] for name in names}
 
 
-def _not_logged(name: str, known: Sequence[str]) -> str:
-    hint = did_you_mean(name, known, "objective={}")
-    return (
-        f"objective={name}: nothing logs this metric; there are {', '.join(known) or 'none'}; {hint}".rstrip(
-            "; "
-        )
+def _not_logged(name: str, known: Sequence[str], key: str = "objective") -> str:
+    hint = did_you_mean(name, known, f"{key}={{}}")
+    return f"{key}={name}: nothing logs this metric; there are {', '.join(known) or 'none'}; {hint}".rstrip(
+        "; "
     )
 
 
 class ObjectiveCheck(L.Callback):
-    """Callback that ends a training after its first epoch if nothing logs the metrics of the objective.
+    """Callback that ends a training after its first epoch if nothing logs a metric that it needs by name.
 
     Args:
-        names: of metrics and sizes.
+        names: of metrics and sizes that the run returns.
+        monitors: key of the configuration -> name of the metric that a callback or a scheduler watches.
 
     Raises:
-        ObjectiveError: at the end of the first epoch, nothing has logged one of the metrics.
+        ObjectiveError: at the end of the first epoch or validation, nothing has logged one of the metrics.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], monitors: Mapping[str, str] | None = None) -> None:
         self.names = [name for name in names if name not in SIZES]
+        self.monitors = dict(monitors or {})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare what is watched, and logged in validations, before the callbacks that look for it in vain."""
+        if trainer.sanity_checking:
+            return
+        for key, name in self.monitors.items():
+            if name.startswith("val/") and name not in trainer.callback_metrics:
+                raise ObjectiveError(_not_logged(name, list(trainer.callback_metrics), key))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare the names with those of the metrics that were logged so far."""

@@ -16,6 +16,7 @@ from lightning_prune import __version__
 from lightning_prune.cli import surroundings
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.config import UsageError
+from lightning_prune.cli.parsers import read
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.quoting import quoted
 from lightning_prune.cli.sweep import Group, failures, table
@@ -287,3 +288,33 @@ def test_the_card_of_a_network_of_ones_own_shows_the_call_that_loads_it() -> Non
     known = ModelCard("small").text({"_target_": "lightning_prune.segmentation.UNet", "classes": 2}, {}, [])
     assert 'load_pretrained("FOLDER")' in known
     assert "load_pruned(make_dense_network()" in known
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["checkpoint=best", "callbacks.best.monitor=val/mio"], "callbacks.best.monitor=val/miou?"),
+        (["stopping=budget", "callbacks.stopping.monitor=val/mio"], "callbacks.stopping.monitor=val/miou?"),
+        (["scheduler=plateau", "scheduler.mode=max", "module.monitor=val/mio"], "module.monitor=val/miou?"),
+    ],
+)
+def test_a_monitor_that_nobody_logs_ends_the_first_epoch_with_the_nearest(
+    small_run: list[str], tmp_path: Path, settings: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        lightning_prune(*small_run, "report=false", *settings, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "val/mio: nothing logs this metric; there are val/loss, val/miou" in str(ended.value)
+    assert f"did you mean {expected}" in str(ended.value)
+
+
+def test_values_of_callbacks_and_names_like_numbers_are_answered_in_the_first_second() -> None:
+    message = refusal("data=fashion_mnist", "stopping=budget", "callbacks.stopping.patience=x")
+    assert "callbacks.stopping.patience is 'x', which is text, and must be a whole number" in message
+    message = refusal("data=folder", "task.num_classes=2", "data.root=2024")
+    assert """did you mean data.root="'2024'"?""" in message
+
+
+def test_a_shape_of_letters_is_answered_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("plan", ["torchvision.models.resnet18", "--shape", "a,b"])
+    assert "'a,b' is no shape: whole numbers, batch included, such as 1,3,224,224" in capsys.readouterr().err
