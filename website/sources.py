@@ -23,12 +23,11 @@ MOVED = {
     "docs/index.md": "overview.md",
     "website/home.md": "index.md",
 }
-FILES = (".md", ".png", ".svg", ".json")
 
 
 def targets() -> dict[str, str]:
     """Return path in the repository -> path in the site, of pages, notebooks, pictures and data."""
-    files = sorted(path for path in (ROOT / "docs").rglob("*") if path.suffix in FILES)
+    files = sorted(path for path in (ROOT / "docs").rglob("*") if path.is_file())
     names = [path.relative_to(ROOT).as_posix() for path in files]
     return {
         **{name: name.removeprefix("docs/") for name in names},
@@ -80,9 +79,9 @@ def _page(source: str, target: str) -> str:
 
 
 def _with_parts_of(text: str, readme: str) -> str:
-    """Return the front page with the first program and the first table of the README."""
+    """Return the front page with the first program of the README and its first table with names of rows."""
     code = re.search(r"^```python\n.*?^```$", readme, flags=re.DOTALL | re.MULTILINE)
-    table = re.search(r"^\|.*?(?=\n\n)", readme, flags=re.DOTALL | re.MULTILINE)
+    table = re.search(r"^\| \|.*?(?=\n\n)", readme, flags=re.DOTALL | re.MULTILINE)
     if code is None or table is None:
         raise ValueError("the README has no Python block, or no table")
     return text.replace("<!-- code of the README -->", code[0]).replace(

@@ -19,7 +19,7 @@ from website.navigation import listed_pages, navigation, pages_of, toml
 from website.reference import exported, packages
 from website.requests import external_requests
 from website.roles import markdown
-from website.sources import MOVED, entries, targets
+from website.sources import MOVED, _page, entries, targets
 
 ROOT = Path(__file__).parents[2]
 missing = [
@@ -51,6 +51,14 @@ def test_the_navigation_follows_the_tables_of_the_index():
 def test_no_two_files_share_a_place_in_the_site():
     assert len(set(targets().values())) == len(targets())
     assert all((ROOT / source).is_file() for source in MOVED)
+
+
+def test_pages_keep_their_pictures():
+    pictures = [
+        each.partition(")")[0] for each in _page("README.md", "start.md").split("](results/figures/")[1:]
+    ]
+    assert pictures == ["demo.png", "report_run.webp", "report_sweep.webp", "plan.svg"]
+    assert {f"results/figures/{name}" for name in pictures} <= {*targets().values()}
 
 
 @pytest.mark.parametrize("package", packages())
