@@ -15,6 +15,7 @@ from lightning_prune.reporting.run_folder import find_runs
 from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.hints import did_you_mean
 from lightning_prune.utils.tables import show
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["main"]
 
@@ -43,7 +44,7 @@ def _show(options: argparse.Namespace) -> None:
     title = f"Comparison of {counted(len(runs), 'run')}"
     write_sweep_page(sweep_runs(groups), path, title, metric=options.metric, against=options.against)
     show(table(groups, _common_folder(options.runs)))
-    print("\n".join([*failures(runs), CAPTION, str(path)]), flush=True)
+    print("\n".join([*failures(runs), fitted(CAPTION, ""), str(path)]), flush=True)
 
 
 def _located(folder: Path) -> Path:
