@@ -9,7 +9,8 @@ from glob import escape
 from pathlib import Path
 
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.sweep import CAPTION, failures, group_runs, summarise, sweep_runs, table
+from lightning_prune.cli.run_groups import CAPTION, failures, group_runs, sweep_runs, table
+from lightning_prune.cli.sweep import summarise
 from lightning_prune.reporting.pages.sweep_page import write_sweep_page
 from lightning_prune.reporting.run_folder import find_runs
 from lightning_prune.utils.formatting import counted

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lightning_prune.cli.pages import complete_run, write_safely
 from lightning_prune.cli.parsers import read
-from lightning_prune.cli.sweep import SWEEP_PAGE, group_runs, sweep_runs
+from lightning_prune.cli.run_groups import group_runs, sweep_runs
+from lightning_prune.cli.sweep import SWEEP_PAGE
 from lightning_prune.reporting.figure import draw_report, show_run
 from lightning_prune.reporting.pages.render import NO_PLOTLY, plotly_script
 from lightning_prune.reporting.pages.run_page import write_run_page

@@ -24,7 +24,7 @@ from lightning_prune.cli.config import (
     root_cause,
 )
 from lightning_prune.cli.prune import pruned_config
-from lightning_prune.cli.sweep import setting
+from lightning_prune.cli.run_groups import setting
 from lightning_prune.criteria import IPAD
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.segmentation import RITnet, SegmentationModule
@@ -34,6 +34,7 @@ CONF = Path(__file__).parents[2] / "conf"
 FORMER_NAMES = {current: former for former, current in RENAMED_TARGETS.items()}
 UNCHANGED = (
     "DepthSettings",
+    "ResumableCSVLogger",
     "TrackioLogger",
     "classification.",
     "criteria.",

@@ -19,7 +19,7 @@ from lightning_prune.cli.config import UsageError
 from lightning_prune.cli.parsers import read
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.quoting import quoted
-from lightning_prune.cli.sweep import Group, failures, table
+from lightning_prune.cli.run_groups import Group, failures, table
 from lightning_prune.data.image_files import read_image
 from lightning_prune.graph import picture
 from lightning_prune.graph.trace import TraceError, trace

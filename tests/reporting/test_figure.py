@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lightning_prune.cli.sweep import group_runs, table
+from lightning_prune.cli.run_groups import group_runs, table
 from lightning_prune.reporting.comparison import comparison
 from lightning_prune.reporting.figure import draw_report, figure, headline, main
 from lightning_prune.reporting.model_size import Sizes
