@@ -37,6 +37,7 @@ ANNOTATIONS = {
     "task.width": "int",
     "task.ignore_index": "int | None",
     "task.class_names": "list | None",
+    "task.score": "str",
     "callbacks.stopping.patience": "int",
     "callbacks.stopping.min_delta": "float",
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 from lightning_prune import __version__
@@ -318,3 +320,26 @@ def test_a_shape_of_letters_is_answered_with_an_example(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         read("plan", ["torchvision.models.resnet18", "--shape", "a,b"])
     assert "'a,b' is no shape: whole numbers, batch included, such as 1,3,224,224" in capsys.readouterr().err
+
+
+def test_the_best_epoch_of_a_classification_is_chosen_by_its_accuracy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    data = ["data=image_folder", f"data.root={tmp_path / 'images'}", "task.num_classes=2", "task.height=16"]
+    small = [
+        "task.width=16",
+        "net.depth=8",
+        "trainer=fast_dev",
+        "threads=1",
+        "latency_runs=0",
+        "report=false",
+    ]
+    best = ["checkpoint=best", "stopping=budget", "prune.start_epoch=0", "prune.budget.macs=0.95"]
+    lightning_prune(*data, *small, *best, f"hydra.run.dir={tmp_path / 'run'}")
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert {each.monitor for each in config.callbacks.values() if "monitor" in each} == {"val/accuracy"}
+    assert Summary.load(tmp_path / "run").status == "completed"
