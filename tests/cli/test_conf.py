@@ -165,6 +165,16 @@ def test_data_of_classification_choose_module_net_and_metric(overrides: list[str
     assert module(module.example_input_array).shape == (1, 10)
 
 
+@pytest.mark.parametrize("overrides", [["data=fashion_mnist"], ["module=classification"]])
+@pytest.mark.parametrize("checkpoint", ["best", "best_of_last"])
+def test_checkpoints_and_stopping_watch_the_score_of_the_task(overrides: list[str], checkpoint: str) -> None:
+    config = composed(*overrides, f"checkpoint={checkpoint}", "stopping=budget")
+    watched = [config.callbacks[name].monitor for name in ("best", "stopping")]
+    assert watched == ["val/accuracy", "val/accuracy"]
+    config = composed(f"checkpoint={checkpoint}", "stopping=budget")
+    assert [config.callbacks[name].monitor for name in ("best", "stopping")] == ["val/miou", "val/miou"]
+
+
 def test_the_net_of_the_user_is_used_with_data_of_classification() -> None:
     assert composed(*CIFAR, "net=ritnet").net._target_ == "lightning_prune.segmentation.RITnet"
 
