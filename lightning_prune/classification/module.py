@@ -18,6 +18,7 @@ from lightning_prune.tasks.module import (
     TaskModule,
     summed_confusion,
 )
+from lightning_prune.utils.metrics import CONFUSION_CLASSES
 
 __all__ = ["ClassificationModule"]
 
@@ -81,7 +82,7 @@ class ClassificationModule(TaskModule):
         task = (net, num_classes, optimizer, scheduler, monitor, example_input_shape, distillation)
         super().__init__(*task, class_names)
         self.loss = loss or nn.CrossEntropyLoss()
-        self.matrix = nn.ModuleDict({f"{stage}_matrix": self._matrix() for stage in ("val", "test")})
+        self.matrix = MulticlassConfusionMatrix(num_classes, validate_args=False)  # of a validation or a test
         self.accuracy = nn.ModuleDict({f"{stage}_accuracy": self._metric() for stage in STAGES})
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
@@ -94,38 +95,36 @@ class ClassificationModule(TaskModule):
         accuracy = self.accuracy[f"{stage}_accuracy"]
         assert isinstance(accuracy, MulticlassAccuracy)
         accuracy.update(logits.detach(), target)
-        if stage != "train":
-            self._matrix_of(stage).update(logits.detach(), target)
+        if stage == "test" or (stage == "val" and self._keeps_validation):
+            self.matrix.update(logits.detach(), target)
         self._log_loss(loss.detach(), stage, len(image))
         self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=stage != "test")
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Reset the confusion of the classes."""
-        self._matrix_of("val").reset()
+        self.matrix.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the confusion of the classes."""
-        self.val_confusion = summed_confusion(self._matrix_of("val"))
+        """Keep the confusion of the classes, unless there are too many."""
+        if self._keeps_validation:
+            self.val_confusion = summed_confusion(self.matrix)
 
     def on_test_epoch_start(self) -> None:
         """Reset the confusion of the classes."""
-        self._matrix_of("test").reset()
+        self.matrix.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy of each class, and keep the confusion of the classes."""
-        self.confusion = summed_confusion(self._matrix_of("test"))
+        self.confusion = summed_confusion(self.matrix)
         shares = self.confusion.diagonal() / self.confusion.sum(1)  # NaN for a class without images
         scores = zip(self.class_names, shares.to(self.device), strict=True)
         self.log_dict({f"test/accuracy_{name}": share for name, share in scores}, sync_dist=True)
 
-    def _matrix(self) -> MulticlassConfusionMatrix:
-        return MulticlassConfusionMatrix(self.num_classes, validate_args=False)
-
-    def _matrix_of(self, stage: str) -> MulticlassConfusionMatrix:
-        matrix = self.matrix[f"{stage}_matrix"]
-        assert isinstance(matrix, MulticlassConfusionMatrix)
-        return matrix
+    @property
+    def _keeps_validation(self) -> bool:
+        """Whether validations count the confusion, which takes gigabytes for many classes in deterministic mode."""
+        return self.num_classes <= CONFUSION_CLASSES
 
     def _metric(self) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from glob import escape
 from pathlib import Path
 
+from lightning_prune.cli.early_checks import located
 from lightning_prune.cli.parsers import read
 from lightning_prune.cli.run_groups import CAPTION, failures, group_runs, sweep_runs, table
 from lightning_prune.cli.sweep import summarise
 from lightning_prune.reporting.pages.sweep_page import write_sweep_page
 from lightning_prune.reporting.run_folder import find_runs
 from lightning_prune.utils.formatting import counted
-from lightning_prune.utils.hints import did_you_mean
 from lightning_prune.utils.tables import show
 from lightning_prune.utils.terminal import fitted
 
 __all__ = ["main"]
 
 PAGE = "compare.html"
-PLACES = ("outputs", "multirun")  # folders in which Hydra puts runs and sweeps, by their day
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the arguments of its command line; ``--help`` lists them."""
     options = read("compare", arguments)
     try:
-        options.runs = list(map(_located, options.runs))
+        options.runs = list(map(located, options.runs))
         if options.out:
             here = _common_folder(options.runs)
             summarise(options.runs, options.out, metric=options.metric, against=options.against, here=here)
@@ -46,27 +44,6 @@ def _show(options: argparse.Namespace) -> None:
     write_sweep_page(sweep_runs(groups), path, title, metric=options.metric, against=options.against)
     show(table(groups, _common_folder(options.runs)))
     print("\n".join([*failures(runs), fitted(CAPTION, ""), str(path)]), flush=True)
-
-
-def _located(folder: Path) -> Path:
-    """Return a folder, or the one of this name under ``outputs`` or ``multirun``.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: there are several.
-    """
-    if folder.exists():
-        return folder
-    places = [path for top in PLACES for path in sorted(Path(top).glob(f"*/{escape(str(folder))}"))]
-    if not places:
-        names = [path.name for top in PLACES for path in Path(top).glob("*/*")]
-        hint = did_you_mean(folder.name, names)
-        raise FileNotFoundError(
-            f"there is no folder {folder}, here or under outputs and multirun; {hint}".rstrip("; ")
-        )
-    if len(places) > 1:
-        raise ValueError(f"{folder} may be {' or '.join(map(str, places))}")
-    return places[0]
 
 
 def _common_folder(folders: Sequence[Path]) -> Path:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_prune.cli.config import UsageError
+from lightning_prune.utils.hints import did_you_mean
 
-__all__ = ["check_arguments", "is_network_path"]
+__all__ = ["check_arguments", "is_network_path", "located"]
 
 CONFIG, NET, SWEEP = "config.yaml", "net.pt", "sweep_state.json"  # as in run_folder, which imports torch
+PLACES = ("outputs", "multirun")  # folders in which Hydra puts runs and sweeps, by their day
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NEITHER = "is neither the folder of a run, nor KEY=VALUE, nor the import path of a network"
 
@@ -34,6 +37,25 @@ def is_network_path(word: str) -> bool:
         (True, False, False)
     """
     return "." in word and "/" not in word and not Path(word).is_dir()
+
+
+def located(folder: Path) -> Path:
+    """Return a folder, or the one of this name under ``outputs`` or ``multirun``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    if folder.is_dir():
+        return folder
+    places = [path for top in PLACES for path in sorted(Path(top).glob(f"*/{escape(str(folder))}"))]
+    if not places:
+        hint = did_you_mean(folder.name, [path.name for top in PLACES for path in Path(top).glob("*/*")])
+        sentence = f"there is no folder {folder}: give folders of runs or of sweeps"
+        raise FileNotFoundError("; ".join(filter(None, [sentence, hint])))
+    if len(places) > 1:
+        raise ValueError(f"{folder} may be {' or '.join(map(str, places))}")
+    return places[0]
 
 
 def _check_run(folder: Path) -> None:
@@ -91,8 +113,10 @@ def _plan(options: Namespace) -> None:
 
 def _compare(options: Namespace) -> None:
     for folder in options.runs:
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}: give folders of runs or of sweeps")
+        try:
+            located(folder)
+        except (FileNotFoundError, ValueError) as error:
+            raise UsageError(str(error)) from None
 
 
 def _report(options: Namespace) -> None:

@@ -74,9 +74,8 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 def _quieten_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric.utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger(
-        "lightning.fabric"
-    ).propagate = False  # it prints that a process has died; Hydra's logger again
+    # Lightning prints itself that a process has died; Hydra's logger would print it again.
+    logging.getLogger("lightning.fabric").propagate = False
 
 
 def _run(

@@ -69,7 +69,8 @@ def check_writable(config: DictConfig, kind: str) -> None:
         folder = Path(OmegaConf.select(config, key)).absolute()
     except (OmegaConfBaseException, TypeError):
         return  # the folder depends on the run
-    above = next(path for path in (folder, *folder.parents) if path.exists())
+    # Path.exists would raise PermissionError.
+    above = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not above.is_dir():
         raise UsageError(f"results cannot be written to {folder}, because {above} is a file: {key}=FOLDER")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -42,10 +42,8 @@ def scores_of_validation(
     """
     if not sum(map(bool, trainer.num_val_batches)):
         return {}
-    loggers, trainer.loggers = (
-        trainer.loggers,
-        [],
-    )  # they have the scores of each epoch, of which this is none
+    # The loggers have the scores of each epoch, and this is none.
+    loggers, trainer.loggers = trainer.loggers, []
     try:
         rows = trainer.validate(module, data, verbose=False)
     finally:

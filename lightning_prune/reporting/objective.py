@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.utils.hints import did_you_mean
@@ -71,7 +72,7 @@ class ObjectiveCheck(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare what is watched, and logged in validations, before the callbacks that look for it in vain."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         for key, name in self.monitors.items():
             if name.startswith("val/") and name not in trainer.callback_metrics:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lightning_prune.callbacks.method_callback import PruningCallback
 from lightning_prune.reporting.examples import Examples, NoExamples, choose, predict
+from lightning_prune.utils.metrics import CONFUSION_CLASSES
 
 __all__ = ["RunObserver"]
-
-MOST_CLASSES = 256  # whose confusion a summary keeps: its size grows with their square
 
 
 class RunObserver(L.Callback):
@@ -80,9 +79,8 @@ class RunObserver(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the confusion of a network that is still dense."""
-        confusion = getattr(pl_module, "val_confusion", None)
         if self._uncut and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self.confusion, self.confusion_epoch = confusion, trainer.current_epoch + 1
+            self.confusion, self.confusion_epoch = _confusion_of(pl_module), trainer.current_epoch + 1
 
     @property
     def _uncut(self) -> bool:
@@ -102,8 +100,8 @@ class RunObserver(L.Callback):
 
     def confusions(self, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return the confusion by the dense network and in the last validation, as arguments of a summary."""
-        dense, final = self.confusion, getattr(pl_module, "val_confusion", None)
-        if final is None or len(final) > MOST_CLASSES:
+        dense, final = self.confusion, _confusion_of(pl_module)
+        if final is None:
             return {}
         own = {"dense": dense.tolist()} if dense is not None and dense.shape == final.shape else {}
         epoch = self.confusion_epoch if own else None
@@ -128,6 +126,12 @@ class RunObserver(L.Callback):
         self._numbers = self._numbers or choose(self._samples)
         classes = getattr(pl_module, "class_names", None) or self.classes
         return predict(pl_module, self._samples, self._numbers, name, classes)
+
+
+def _confusion_of(module: L.LightningModule) -> Tensor | None:
+    """Return the confusion of the last validation; None if there is none, or too many classes to keep it."""
+    confusion: Tensor | None = getattr(module, "val_confusion", None)
+    return None if confusion is None or len(confusion) > CONFUSION_CLASSES else confusion
 
 
 def _with_earlier(final: Examples, earlier: Mapping[str, Any]) -> Examples:

@@ -79,7 +79,7 @@ class TaskModule(DistillationMixin):
     Attributes:
         confusion: number of pixels or images of each class (row) that were taken for each class (column), ``(n, n)``,
             summed over all ranks, of the last test; None before.
-        val_confusion: the same of the last validation.
+        val_confusion: the same of the last validation; of a classification with more than 256 classes None.
 
     Raises:
         ValueError: ``num_classes`` is below 2, or class names do not fit.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-__all__ = ["SCORE_LABELS", "higher_is_better", "score_name"]
+__all__ = ["CONFUSION_CLASSES", "SCORE_LABELS", "higher_is_better", "score_name"]
+
+#: number of classes up to which a run keeps who is taken for whom: size and effort grow with its square
+CONFUSION_CLASSES = 256
 
 #: main score of a task, without its stage -> how reports call it
 SCORE_LABELS = {"miou": "mIoU", "accuracy": "accuracy"}

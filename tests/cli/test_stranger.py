@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -26,6 +29,7 @@ from lightning_prune.data.image_files import read_image
 from lightning_prune.graph import picture
 from lightning_prune.graph.trace import TraceError, trace
 from lightning_prune.reporting.figure import headline
+from lightning_prune.reporting.objective import ObjectiveCheck, ObjectiveError
 from lightning_prune.reporting.run_folder import Summary
 from lightning_prune.serialization.model_card import ModelCard
 from tests.cli.test_main import lightning_prune, small_run
@@ -145,6 +149,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         assert f"there is no permission to write into {tmp_path}." in message
         assert f"hydra.{kind}.dir=FOLDER" in message
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked, user = tmp_path / "locked", os.geteuid()
+    locked.mkdir(mode=0)
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(locked / "new" / "run")}}})
+    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: False)
+    os.seteuid(user or 65534)  # root may enter any folder
+    try:
+        with pytest.raises(UsageError, match=r"there is no permission to write into .*\."):
+            surroundings.check_writable(config, "run")
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +324,17 @@ def test_a_monitor_that_nobody_logs_ends_the_first_epoch_with_the_nearest(
         lightning_prune(*small_run, "report=false", *settings, f"hydra.run.dir={tmp_path / 'run'}")
     assert "val/mio: nothing logs this metric; there are val/loss, val/miou" in str(ended.value)
     assert f"did you mean {expected}" in str(ended.value)
+
+
+@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.VALIDATING])
+def test_monitors_are_looked_for_in_training_only_not_when_the_final_network_is_scored(
+    stage: TrainerFn,
+) -> None:
+    trainer = Mock(sanity_checking=False, callback_metrics={})
+    trainer.state.fn = stage
+    during_training = stage == TrainerFn.FITTING
+    with pytest.raises(ObjectiveError) if during_training else nullcontext():
+        ObjectiveCheck([], {"callbacks.best.monitor": "val/own"}).on_validation_end(trainer, Mock())
 
 
 def test_values_of_callbacks_and_names_like_numbers_are_answered_in_the_first_second() -> None:

@@ -6,14 +6,15 @@ import contextlib
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from lightning_prune.cli.arguments import TrainArguments
 from lightning_prune.cli.commands import run_command
-from lightning_prune.cli.compare import _located
 from lightning_prune.cli.config import UsageError, conf_dir
+from lightning_prune.cli.early_checks import check_arguments, located
 from lightning_prune.cli.main import main
 from lightning_prune.cli.preflight import check, composed
 from lightning_prune.cli.source_signatures import signature_of
@@ -200,12 +201,28 @@ def test_runs_to_compare_are_found_by_the_name_of_their_folder(
     for day in ("outputs/2026-11-27/10-00-00", "outputs/2026-11-28/10-00-00", "multirun/2026-11-28/11-00-00"):
         (tmp_path / day).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert _located(Path("11-00-00")) == Path("multirun/2026-11-28/11-00-00")
-    assert _located(Path("outputs")) == Path("outputs")
+    assert located(Path("11-00-00")) == Path("multirun/2026-11-28/11-00-00")
+    assert located(Path("outputs")) == Path("outputs")
     with pytest.raises(ValueError, match=r"may be outputs/2026-11-27/10-00-00 or outputs/2026-11-28"):
-        _located(Path("10-00-00"))
+        located(Path("10-00-00"))
     with pytest.raises(FileNotFoundError, match=r"did you mean 11-00-00\?"):
-        _located(Path("11-00-01"))
+        located(Path("11-00-01"))
+
+
+def test_the_first_check_of_compare_finds_runs_by_their_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("27", "28"):
+        (tmp_path / "outputs" / f"2026-11-{day}" / "10-00-00").mkdir(parents=True)
+    (tmp_path / "outputs" / "2026-11-28" / "11-00-00").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_arguments("compare", Namespace(runs=[Path("11-00-00"), Path("outputs")]))
+    with pytest.raises(
+        UsageError, match=r"^10-00-00 may be outputs/2026-11-27/10-00-00 or outputs/2026-11-28"
+    ):
+        check_arguments("compare", Namespace(runs=[Path("outputs"), Path("10-00-00")]))
+    with pytest.raises(UsageError, match=r"of runs or of sweeps; did you mean 11-00-00\?$"):
+        check_arguments("compare", Namespace(runs=[Path("11-00-01")]))
 
 
 def test_warnings_of_the_package_are_sentences_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:

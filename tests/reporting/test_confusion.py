@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_prune.classification import ClassificationModule
 from lightning_prune.reporting.pages.run_files import read_run
 from lightning_prune.reporting.pages.run_page import write_run_page
+from lightning_prune.reporting.run_observer import RunObserver
 from tests.support.browser import DESKTOP, PHONE, browser, opened
 from tests.support.run_folders import write_run
 
@@ -148,3 +151,37 @@ def test_classification_keeps_the_confusion_of_each_validation() -> None:
     expected = multiclass_confusion_matrix(module(images).argmax(1), targets, 3)
     assert torch.equal(module.val_confusion, expected)
     assert module.confusion is None
+    module.on_test_epoch_start()
+    module.test_step((images[:6], targets[:6]), 0)
+    module.on_test_epoch_end()
+    tested = multiclass_confusion_matrix(module(images[:6]).argmax(1), targets[:6], 3)
+    assert torch.equal(module.confusion, tested)  # not added to that of the validation
+    assert torch.equal(module.val_confusion, expected)
+
+
+@pytest.mark.parametrize("classes", [256, 257])
+def test_validations_of_many_classes_do_not_count_their_confusion(classes: int) -> None:
+    module = ClassificationModule(nn.Sequential(nn.Flatten(), nn.Linear(4, classes)), classes)
+    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+    batch = (torch.rand(6, 1, 2, 2), torch.arange(6))
+    module.on_validation_epoch_start()
+    module.validation_step(batch, 0)
+    assert int(module.matrix.confmat.sum()) == (6 if classes == 256 else 0)
+    module.on_validation_epoch_end()
+    assert (module.val_confusion is None) == (classes == 257)
+    module.on_test_epoch_start()
+    module.test_step(batch, 0)
+    module.on_test_epoch_end()
+    assert int(module.confusion.sum()) == 6
+
+
+@pytest.mark.parametrize("classes", [256, 257])
+def test_checkpoints_keep_the_confusion_of_a_few_hundred_classes_at_most(classes: int) -> None:
+    trainer = Mock(sanity_checking=False, current_epoch=4)
+    trainer.state.fn = TrainerFn.FITTING
+    observer = RunObserver(Mock(record=None))
+    matrix = torch.eye(classes, dtype=torch.int64)
+    observer.on_validation_end(trainer, Mock(val_confusion=matrix))
+    kept = observer.state_dict()
+    assert kept["confusion_epoch"] == 5
+    assert kept["confusion"] is (matrix if classes == 256 else None)
