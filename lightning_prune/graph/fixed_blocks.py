@@ -63,13 +63,14 @@ def _irreplaceable(found: ResidualBlocks, block: ResidualBlock) -> str:
         stand_ins = replacements_of(found.flows, adds, block.modules)
     except ValueError as error:
         return str(error)
+    for name in block.frozen:
+        if is_weight(found.model, name):
+            return f"{name!r} is read by the code of the block itself, which cannot be changed"
     zeros = [name for name, what in stand_ins.items() if what["as"] == "zero"]
     for flow, add in zip(found.flows, adds, strict=True):
         if add and flow.steps[add[0]].reads[1 - add[1]] not in zero_values(flow, zeros):
             return "what its modules return reaches the addition only together with other values"
-    inline = (name for name in block.frozen if is_weight(found.model, name))
-    reason = "is read by the code of the block itself, which cannot be changed"
-    return next((f"{name!r} {reason}" for name in inline), "")
+    return ""
 
 
 def inline_parameters(model: nn.Module, branch: Branch) -> set[str]:

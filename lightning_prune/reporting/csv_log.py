@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lightning_prune.trainer.lightning_internals import LastingCSVWriter
 from lightning_prune.utils.atomic import atomic_write
 
 __all__ = ["ResumableCSVLogger", "complete_rows"]
@@ -73,16 +73,13 @@ class ResumableCSVLogger(CSVLogger):
         return next((place for place in places if place.is_file()), None)
 
 
-class _Writer(ExperimentWriter):
+class _Writer(LastingCSVWriter):
     """Writer that replaces the file when the first row comes, and puts rows of an earlier training before it."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.earlier: list[Row] = []
         self._begun = False
-
-    def _check_log_dir_exists(self) -> None:
-        """Leave the file as it is until there is a row to write: a training that is resumed needs it."""
 
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
         """Record the metrics; the first ones decide which rows of an earlier training are kept."""
@@ -100,9 +97,10 @@ class _Writer(ExperimentWriter):
         else:
             path.unlink(missing_ok=True)
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+    def rewrite(self, columns: list[str]) -> None:
+        """Write the file again, with other columns, all at once."""
         path = Path(self.metrics_file_path)
-        _write(path, fieldnames, complete_rows(path))
+        _write(path, columns, complete_rows(path))
 
 
 def complete_rows(path: Path) -> list[Row]:

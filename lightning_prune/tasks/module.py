@@ -102,7 +102,7 @@ class TaskModule(DistillationMixin):
         super().__init__()
         if num_classes < 2:
             raise ValueError(
-                f"num_classes={num_classes}: need 2 or more; one object and its background are two"
+                f"num_classes={num_classes}: need at least 2 classes; one object and its background are two"
             )
         self.net = net
         self.num_classes = num_classes

@@ -19,6 +19,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.core.optimizer import _configure_optimizers
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.strategies import DDPStrategy
@@ -302,3 +303,24 @@ class ConditionalEarlyStopping(EarlyStopping):
     def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
         if self.may_check(trainer):
             super()._run_early_stopping_check(trainer)
+
+
+# -- loggers ---------------------------------------------------------------------------------------------------
+
+
+class LastingCSVWriter(ExperimentWriter):
+    """Writer of a CSV file that does not delete an earlier one.
+
+    Overrides ``_check_log_dir_exists``, which deletes it, and ``_rewrite_with_new_header``: no public method of a
+    logger decides about either.
+    """
+
+    def rewrite(self, columns: list[str]) -> None:
+        """Write the file again, with other columns."""
+        super()._rewrite_with_new_header(columns)
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the file as it is."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.rewrite(fieldnames)

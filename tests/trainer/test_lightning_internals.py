@@ -341,6 +341,23 @@ def test_early_stopping_compares_only_epochs_that_its_hook_allows() -> None:
     assert fit.current_epoch == 4  # epoch 2 is the best so far, epoch 3 uses up the patience
 
 
+def test_a_csv_writer_keeps_the_file_that_is_there_and_writes_it_again_by_its_hook(tmp_path: Path) -> None:
+    class Noting(internals.LastingCSVWriter):
+        def rewrite(self, columns: list[str]) -> None:
+            rewritten.append(list(columns))
+            super().rewrite(columns)
+
+    rewritten: list[list[str]] = []
+    file = tmp_path / "metrics.csv"
+    file.write_text("loss,step\n3,0\n")
+    writer = Noting(str(tmp_path))
+    assert file.read_text() == "loss,step\n3,0\n"
+    writer.log_metrics({"loss": 2, "score": 5}, 1)
+    writer.save()
+    assert rewritten == [["loss", "score", "step"]]
+    assert file.read_text().split() == ["loss,score,step", "3,,0", "2,5,1"]
+
+
 # -- no other module -------------------------------------------------------------------------------------------
 
 PACKAGE = Path(lightning_prune.__file__).parent
