@@ -35,7 +35,7 @@ __all__ = ["StoppableLauncher", "in_worker", "run_in_worker", "stoppable_launche
 Objective = float | tuple[float, ...] | None
 
 STOP = "stop"  # file in the folder of a sweep whose runs shall end; it holds the exit code of the command
-INTERVAL = 0.5  # seconds between two looks for it
+INTERVAL = 0.5  # seconds between two checks for this file
 SERIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs in this process, which gets the signals
 STOPPING = "\n{signal}: all runs end, with what they have so far; again: at once"
 
@@ -104,7 +104,7 @@ def ended_with_sweep(sweep: Path) -> Iterator[None]:
     def end(signum: int, frame: FrameType | None) -> None:
         raise Interruption(128 + signum)
 
-    def look() -> None:
+    def end_when_stopped() -> None:
         while not done.wait(INTERVAL):
             if stop_code(sweep) is not None:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -114,7 +114,7 @@ def ended_with_sweep(sweep: Path) -> Iterator[None]:
         yield  # there, signals cannot be handled
         return
     done, before = threading.Event(), signal.signal(signal.SIGTERM, end)
-    watch = threading.Thread(target=look, name="end of the sweep", daemon=True)
+    watch = threading.Thread(target=end_when_stopped, name="end of the sweep", daemon=True)
     watch.start()
     try:
         yield

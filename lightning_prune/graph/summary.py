@@ -92,7 +92,7 @@ class NetworkSummary:
         targets: resource -> the budget, as an amount.
         notes: remarks: how the selection ended, what the trace met.
         cut: whether something is removed; without a cut only one size is shown.
-        measured: how the latency of the layers was measured, or why it was not; empty if nobody asked for it.
+        measured: how the latency of the layers was measured, or why it was not; empty if it was not requested.
 
     Example:
         >>> import torch

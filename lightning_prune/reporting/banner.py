@@ -162,7 +162,7 @@ def _test_set(trainer: L.Trainer) -> str:
 
 
 def _repeated_images(trainer: L.Trainer) -> str:
-    """Return which scores several processes blur: each gets as many images, some of which are then in two of them."""
+    """Return which scores are inexact: each process gets as many images, so that some images are counted twice."""
     data, processes = getattr(trainer, "datamodule", None), trainer.world_size
     counts = {name: _length_of(data, name) or 0 for name in ("val", "test")}
     uneven = [f"{count} {name}" for name, count in counts.items() if count % processes]

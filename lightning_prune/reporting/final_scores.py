@@ -11,7 +11,7 @@ __all__ = ["has_test_set", "scores_of_test", "scores_of_validation"]
 
 
 def has_test_set(data: Any) -> bool:
-    """Return whether a data module has a test set: its own word for it, else whether it makes a loader of it.
+    """Return whether a data module has a test set, by its ``has_samples`` if there is one, else by its test loader.
 
     Example:
         >>> has_test_set(L.LightningDataModule())

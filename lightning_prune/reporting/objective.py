@@ -71,7 +71,7 @@ class ObjectiveCheck(L.Callback):
         self.monitors = dict(monitors or {})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare what is watched, and logged in validations, before the callbacks that look for it in vain."""
+        """Raise if a watched metric of the validation is not logged, before the callback that needs it does."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         for key, name in self.monitors.items():

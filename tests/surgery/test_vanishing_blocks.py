@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from itertools import product
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_prune.graph.block_search import blocks_of
 from lightning_prune.serialization.carried_record import carried_record, regrow_
 from lightning_prune.serialization.record import PruningRecord, RecordError
 from lightning_prune.serialization.saving import load_pruned, save_pruned
+from lightning_prune.utils import stand_ins
 from tests.support.residual_nets import KINDS, Basic, Preactivated, Stack, largest_difference
 
 IMAGE = torch.rand(2, 3, 8, 8)
@@ -403,6 +405,16 @@ def test_hooks_and_attributes_of_a_vanished_block_stay():
     handle.remove()
     net(IMAGE)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("made", [stand_ins.Zero(), stand_ins.Passed(), stand_ins.Skipped()])
+def test_networks_are_read_that_were_stored_when_the_classes_were_in_another_file(made):
+    x = torch.randn(2, 3)
+    stored = pickle.dumps(made, protocol=0).replace(
+        b"lightning_prune.utils.stand_ins", b"lightning_prune.utils.vanished"
+    )
+    assert b"lightning_prune.utils.vanished" in stored
+    assert torch.equal(pickle.loads(stored)(x), made(x))
 
 
 def test_a_smaller_network_exports_and_compiles():
