@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_prune.cli.config import load_config
-from lightning_prune.reporting.banner import quantity
 from lightning_prune.reporting.comparison import comparison, single, threads_or_device
 from lightning_prune.reporting.deployed import Deployed, deployed_table, measured, test_scores
 from lightning_prune.reporting.run_folder import NET, SUMMARY, Summary, load_net
@@ -26,7 +25,7 @@ from lightning_prune.serialization.quantization import Int8Export, export_int8
 from lightning_prune.serialization.record import PruningRecord
 from lightning_prune.serialization.saving import read_network
 from lightning_prune.trainer.training_inputs import training_inputs
-from lightning_prune.utils.formatting import counted
+from lightning_prune.utils.formatting import amounts, counted
 from lightning_prune.utils.tables import Table
 from lightning_prune.utils.terminal import say
 
@@ -243,9 +242,7 @@ def _training(config: DictConfig, summary: Summary) -> list[str]:
     sentences = [f"{counted(summary.epochs, 'epoch')}, seed {summary.seed}."] if summary.epochs else []
     prune: Mapping[str, Any] = config.get("prune") or {}
     if budget := prune.get("budget"):
-        goals = ", ".join(
-            quantity(key, value) for key, value in budget.items() if isinstance(value, (int, float))
-        )
+        goals = amounts({key: value for key, value in budget.items() if isinstance(value, (int, float))})
         method = str(prune.get(TARGET, "")).rpartition(".")[2]
         sentences.append(
             f"Pruned in training by {method} to {goals}, in {counted(len(summary.cuts), 'cut')}."

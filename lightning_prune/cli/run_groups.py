@@ -20,6 +20,7 @@ from lightning_prune.reporting.pages.sweep_table import SweepRun
 from lightning_prune.reporting.run_folder import CONFIG, Summary
 from lightning_prune.utils.atomic import atomic_write, write_text
 from lightning_prune.utils.metrics import SCORE_LABELS
+from lightning_prune.utils.objectives import SIZES
 from lightning_prune.utils.tables import NOTHING, Table
 
 __all__ = ["CAPTION", "Group", "failures", "group_runs", "setting", "sweep_runs", "table", "write"]
@@ -65,7 +66,8 @@ class Group:
 def run_values(summary: Summary) -> dict[str, float]:
     """Return sizes and latency as a percentage of the dense network's, and the scores on the test set, by name.
 
-    Without a test set, the scores are those of the final network on the validation set, as ``val/miou``.
+    Without a test set, the scores are those of the final network on the validation set, as ``val/miou``. Objectives
+    have their own names, without sizes, which are there in per cent.
     """
     stage, scores = summary.scores
     values = {name if stage == "test" else f"{stage}/{name}": value for name, value in scores.items()}
@@ -73,7 +75,7 @@ def run_values(summary: Summary) -> dict[str, float]:
         before, after = getattr(summary.dense, name, None), getattr(summary.final, name, None)
         if before and after:
             values[name] = 100 * after / before
-    return values
+    return {**_objectives(summary), **values}
 
 
 def mean_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -122,7 +124,7 @@ def table(groups: Sequence[Group], here: Path | None = None) -> Table:
             which would tell runs apart that were resumed, is left out; None: runs are known by their settings.
     """
     keys = [key for key in (groups[0].settings if groups else ()) if here is None or key != "ckpt_path"]
-    columns = {heading: name for heading, name in COLUMNS.items() if any(g.values(name) for g in groups)}
+    columns = _columns(groups)
     first = ["run"] if here is not None else [] if keys else ["runs"]
     rows = []
     for group in groups:
@@ -132,6 +134,21 @@ def table(groups: Sequence[Group], here: Path | None = None) -> Table:
             [*names, *(settings or ([] if names else ["all"])), _count(group), *_cells(group, columns)]
         )
     return Table([*first, *keys, "seeds", *columns], rows, left=len(first) + len(keys))
+
+
+def _columns(groups: Sequence[Group]) -> dict[str, str]:
+    """Return heading -> name of the values that the runs have, with the objectives that no other column shows."""
+    runs = [run for group in groups for run in group.completed]
+    others = [name for run in runs for name in _objectives(run) if name not in COLUMNS.values()]
+    columns = {**COLUMNS, **{name: name for name in others}}
+    return {heading: name for heading, name in columns.items() if any(group.values(name) for group in groups)}
+
+
+def _objectives(run: Summary) -> dict[str, float]:
+    """Return the objectives of a run that are no sizes; none if nothing searches and it has the default only."""
+    searched = run.choices.get("hydra/sweeper", "basic") != "basic"
+    is_default = [name.removeprefix("val/") in SCORE_LABELS for name in run.objective] == [not searched]
+    return {name: value for name, value in run.objective.items() if name not in SIZES and not is_default}
 
 
 def _rounded(value: str) -> str:
@@ -151,7 +168,7 @@ def _count(group: Group) -> str:
 
 def _cells(group: Group, columns: Mapping[str, str]) -> list[str]:
     return [
-        _cell(group.values(name), 4 if name.rpartition("/")[2] in SCORE_LABELS else 1)
+        _cell(group.values(name), 4 if "/" in name or name in SCORE_LABELS else 1)
         for name in columns.values()
     ]
 

@@ -32,6 +32,7 @@ from lightning_prune.utils.atomic import write_text
 from lightning_prune.utils.example_inputs import Example
 from lightning_prune.utils.metrics import SCORE_LABELS
 from lightning_prune.utils.tables import Table, show
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["figure", "main", "sensitivity_run", "table"]
 
@@ -192,7 +193,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def _progress(done: int, total: int, row: Row) -> None:
     print(
-        f"{done}/{total} {_label(row)}: {row.scores[-1]:.3f} with the largest share removed",
+        fitted(
+            f"{done}/{total} {_label(row)}: {row.scores[-1]:.3f} with the largest share removed",
+            stream=sys.stderr,
+        ),
         file=sys.stderr,
         flush=True,
     )

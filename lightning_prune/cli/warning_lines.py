@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
+
+from lightning_prune.utils.terminal import fitted
 
 __all__ = ["show_sentences"]
 
@@ -23,7 +26,7 @@ def show_sentences() -> None:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if Path(filename).is_relative_to(PACKAGE):
-            return f"warning: {message}\n"
+            return f"{fitted(f'warning: {message}', stream=sys.stderr)}\n"
         return others(message, category, filename, lineno, line)
 
     formatted.is_sentence = True  # type: ignore[attr-defined]

@@ -97,7 +97,7 @@ def coding_of(palette: Palette | None) -> MaskCoding:
         palette = {_hashable(colour): number for number, colour in enumerate(palette)}
     numbers = {key: value for key, value in palette.items() if isinstance(key, int)}
     if numbers and len(numbers) < len(palette):
-        raise ValueError(f"palette={dict(palette)} mixes colours and numbers: give one kind")
+        raise ValueError(f"palette={_written(palette)} mixes colours and numbers: give one kind")
     if numbers:
         return MaskCoding(values=numbers)
     return MaskCoding(colours={_colour_number(key): value for key, value in palette.items()})
@@ -139,6 +139,11 @@ def has_colours(values: NDArray[Any]) -> bool:
     return values.ndim == 3 and values.shape[2] >= 3 and bool((values[..., :3] != values[..., :1]).any())
 
 
+def _written(palette: Mapping[Any, Any]) -> str:
+    """Return a palette as a command line takes it."""
+    return f"{{{', '.join(f'{key}: {value}' for key, value in palette.items())}}}"
+
+
 def _mapped(
     numbers: NDArray[np.int64], classes: Mapping[int, int], strict: bool, file: Path
 ) -> NDArray[np.int64]:
@@ -147,7 +152,7 @@ def _mapped(
     if strict and unknown:
         raise ValueError(
             f"{file} has the value {unknown[0]}, which the masks that were looked at first have not: "
-            f"give palette={{value: class, ...}}; so far {dict(classes)}"
+            f"give palette={{value: class, ...}}; so far {_written(classes)}"
         )
     lookup = np.array([classes.get(int(number), int(number)) for number in found], dtype=np.int64)
     return lookup[where].reshape(numbers.shape)

@@ -43,6 +43,7 @@ from lightning_prune.selection.policy import PruningPolicy
 from lightning_prune.selection.prunable import removable_units, restrict_to
 from lightning_prune.surgery.prune import prune_
 from lightning_prune.utils.example_inputs import Example
+from lightning_prune.utils.formatting import amounts
 from lightning_prune.utils.hashing import batch_digest, json_digest, network_digest
 from lightning_prune.utils.passing import on_all
 from lightning_prune.utils.seeding import derive_seed, seeded
@@ -252,7 +253,7 @@ class Searcher:
         """Raise ValueError if no block can give the reduction of the first round."""
         if self.policy.is_met(graph, self.dense):
             raise ValueError(
-                f"the network already meets the budget {dict(self.policy.budget)}; lower the budget"
+                f"the network already meets the budget of {amounts(self.policy.budget)}; lower it"
             )
         norms = np.asarray(L2()(graph, self.model, {}), dtype=np.float64)
         plans = self._block_plans(graph, norms, 1)

@@ -13,7 +13,7 @@ from lightning_prune.graph.summary_html import html_table
 from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.selection.plan import Plan, Stop
 from lightning_prune.selection.policy import PruningPolicy
-from lightning_prune.utils.formatting import counted, si
+from lightning_prune.utils.formatting import amounts, counted, si
 
 __all__ = ["CutSummary", "History", "budget_warning", "size_metrics"]
 
@@ -184,4 +184,6 @@ def budget_warning(policy: PruningPolicy, graph: ChannelGraph, dense: DenseSizes
     limited = last is not None and last.stopped == "limits"
     advice = "loosen limits or exclusions" if limited else "train for more epochs, or raise amount"
     ending = f" ({last.ending})" if last is not None and limited else ""
-    return f"budget {dict(policy.budget)} not met: {reached} of the dense network remain; {advice}{ending}"
+    return (
+        f"budget of {amounts(policy.budget)} not met: {reached} of the dense network remain; {advice}{ending}"
+    )

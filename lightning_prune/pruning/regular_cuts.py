@@ -128,7 +128,7 @@ def missing_cuts(policy: PruningPolicy, timing: Timing, epochs: int) -> str:
     Example:
         >>> policy = PruningPolicy({"macs": 0.5}, amount={"macs": 0.1})
         >>> print(missing_cuts(policy, Timing(), epochs=3))
-        3 epochs have 2 cuts, macs needs 5: about 80% will remain, not 50%; train 6 epochs, or amount={'macs': 0.25}
+        3 epochs have 2 cuts, macs needs 5: about 80% will remain, not 50%; train 6 epochs, or raise amount to 0.25
     """
     cuts = 0 if timing.by_steps or timing.schedule is not None else timing.number(epochs - 1) + 1
     for resource, target in policy.budget.items():
@@ -142,6 +142,6 @@ def missing_cuts(policy: PruningPolicy, timing: Timing, epochs: int) -> str:
             return (
                 f"{counted(epochs, 'epoch')} {'has' if epochs == 1 else 'have'} {counted(cuts, 'cut')}, "
                 f"{resource} needs {needed}: about {1 - cuts * amount:.0%} will "
-                f"remain, not {target:.0%}; train {enough} epochs, or amount={{{resource!r}: {larger}}}"
+                f"remain, not {target:.0%}; train {enough} epochs, or raise amount to {larger}"
             )
     return ""

@@ -17,13 +17,17 @@ from lightning_prune.pruning.regular_cuts import missing_cuts
 from lightning_prune.reporting.final_scores import has_test_set
 from lightning_prune.trainer.lightning_internals import callbacks_of
 from lightning_prune.utils.devices import short_name
-from lightning_prune.utils.formatting import counted, si
+from lightning_prune.utils.formatting import amounts, counted, si
 from lightning_prune.utils.terminal import fitted
 
-__all__ = ["Banner", "banner", "quantity"]
+__all__ = ["Banner", "banner"]
 
+LOOK_UPS = (
+    "get_object",
+    "get_method",
+    "get_class",
+)  # of hydra.utils: they name what they stand for in ``path``
 NO_TEST_SET = "no test set: the scores at the end are those on the validation set"
-LABELS = {"macs": "MACs", "params": "parameters", "activations": "activation memory", "latency": "latency"}
 
 
 class Banner(L.Callback):
@@ -108,30 +112,31 @@ def _pruning(config: DictConfig, choices: Mapping[str, str]) -> str:
         return "nothing: the dense network"
     method = choices.get("prune") or str(prune["_target_"]).rpartition(".")[2]
     criterion = prune.get("criterion") or {}
-    by = str(criterion.get("_target_", "")).rpartition(".")[2] or choices.get("prune/criterion", "")
-    budget = " and ".join(quantity(name, value) for name, value in (prune.get("budget") or {}).items())
+    by = _name(criterion) or choices.get("prune/criterion", "")
+    budget = amounts(prune.get("budget") or {})
     start = prune.get("start_epoch")
     begin = "" if start is None else f", from epoch {start + 1} on"
     begin = ", at the end of a first epoch that trains nothing" if _is_trained(config) else begin
     return f"{method}{f' ({by})' if by else ''} to {budget or 'where its criterion ends'}{begin}"
 
 
+def _name(config: Mapping[str, Any]) -> str:
+    """Return the name of the class that a configuration builds, or of the function that it looks up.
+
+    Example:
+        >>> _name({"_target_": "lightning_prune.L2"})
+        'L2'
+        >>> _name({"_target_": "hydra.utils.get_object", "path": "project.criteria.closeness"})
+        'closeness'
+    """
+    target = str(config.get("_target_") or "")
+    looked_up = target.rpartition(".")[2] in LOOK_UPS and config.get("path")
+    return str(looked_up or target).rpartition(".")[2]
+
+
 def _missing_cuts(trainer: L.Trainer) -> str:
     callbacks = [each for each in callbacks_of(trainer) if isinstance(each, FilterPruningCallback)]
     return "; ".join(missing_cuts(each.policy, each.timing, trainer.max_epochs or -1) for each in callbacks)
-
-
-def quantity(name: Any, value: Any) -> str:
-    """Return a budget for people: a share of the dense network, or an amount.
-
-    Example:
-        >>> quantity("macs", 0.5), quantity("params", 2e6)
-        ('50 % of the MACs', '2 M parameters')
-    """
-    label = LABELS.get(str(name), str(name))
-    if not isinstance(value, (int, float)):
-        return f"{value} {label}"
-    return f"{100 * value:g} % of the {label}" if 0 < value <= 1 else f"{si(value, 4, ' ')} {label}"
 
 
 def _distillation(config: DictConfig) -> str:

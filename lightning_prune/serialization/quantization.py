@@ -111,9 +111,10 @@ def export_int8(
         _quantise(exact, temporary, feeds, reduce_range)
         quantised, in_float = _operators(temporary)
         if not quantised:
+            others = ", ".join(f"{count} {name}" for name, count in in_float.items())
             raise ExportError(
                 f"no operator of {type(model).__name__} can be quantised: of convolutions and matrix products it has "
-                f"{dict(in_float) or 'none'}; export it without INT8"
+                f"{others or 'none'}; export it without INT8"
             )
         difference = _difference(model, temporary, examples, feeds)
     return Int8Export(dict(quantised), dict(in_float), difference, sum(_size(feed) for feed in feeds))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+LABELS = {"macs": "MACs", "params": "parameters", "activations": "activation memory", "latency": "latency"}
+
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun in singular or plural.
@@ -42,3 +47,26 @@ def si(number: float, digits: int = 3, separator: str = "", unit: str = "") -> s
 def _rounded(number: float, digits: int) -> str:
     """Round to significant digits; 999.6 becomes 1000, where the format "g" would give 1e+03."""
     return f"{number:.0f}" if abs(number) >= 10**digits - 0.5 else f"{number:.{digits}g}"
+
+
+def quantity(name: Any, value: Any) -> str:
+    """Return a budget for people: a share of the dense network, or an amount.
+
+    Example:
+        >>> quantity("macs", 0.5), quantity("params", 2e6)
+        ('50 % of the MACs', '2 M parameters')
+    """
+    label = LABELS.get(str(name), str(name))
+    if not isinstance(value, (int, float)):
+        return f"{value} {label}"
+    return f"{100 * value:g} % of the {label}" if 0 < value <= 1 else f"{si(value, 4, ' ')} {label}"
+
+
+def amounts(budget: Mapping[Any, Any]) -> str:
+    """Return a budget of several resources in words.
+
+    Example:
+        >>> amounts({"macs": 0.5, "params": 2e6})
+        '50 % of the MACs and 2 M parameters'
+    """
+    return " and ".join(quantity(name, value) for name, value in budget.items())

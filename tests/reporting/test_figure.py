@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lightning_prune.cli.run_groups import group_runs, table
+from lightning_prune.cli.run_groups import group_runs, table, write
 from lightning_prune.reporting.comparison import comparison
 from lightning_prune.reporting.figure import draw_report, figure, headline, main
 from lightning_prune.reporting.model_size import Sizes
@@ -149,3 +149,27 @@ def test_runs_are_grouped_by_all_overrides_except_the_seed(tmp_path: Path) -> No
     assert result.rows[0][-1] == "0.5500 ± 0.0707"
     assert result.rows[1][-1] == "0.7500 ± 0.0707"
     assert result.rows[2][2:] == ["0 of 1", "-", "-", "-", "-", "-"]
+
+
+def test_the_table_of_a_search_has_the_objectives_that_no_other_column_shows(tmp_path: Path) -> None:
+    objective = {"val/miou": 0.6, "val/iou_grey": 0.512345, "latency_ms": 8.0}
+    (tmp_path / "0").mkdir()
+    summary(overrides={"optimizer.lr": "0.1"}, objective=objective).save(tmp_path / "0")
+    groups = group_runs(find_runs([tmp_path]))
+    result = table(groups)
+    assert list(result.header)[-4:] == ["latency %", "test mIoU", "val mIoU", "val/iou_grey"]
+    assert list(result.rows[0])[-2:] == ["0.6000", "0.5123"]
+    write(groups, tmp_path)
+    assert "val/iou_grey" in (tmp_path / "sweep.md").read_text()
+    row = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert dict(zip(row[0].split(","), row[1].split(","), strict=True))["val/iou_grey"] == "0.512345"
+
+
+@pytest.mark.parametrize(("sweeper", "shown"), [("basic", False), ("optuna", True)])
+def test_the_score_on_the_validation_set_is_in_the_table_if_a_search_went_by_it(
+    sweeper: str, shown: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "0").mkdir()
+    choices = {"hydra/sweeper": sweeper}
+    summary(objective={"val/miou": 0.6}, choices=choices).save(tmp_path / "0")
+    assert ("val mIoU" in table(group_runs(find_runs([tmp_path]))).header) == shown

@@ -10,15 +10,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import FilterPruningCallback
-from lightning_prune.pruning.cut_summary import CutSummary
+from lightning_prune import FilterPruningCallback, PruningPolicy, trace
+from lightning_prune.pruning.cut_summary import CutSummary, budget_warning
 from lightning_prune.reporting import live_bar
+from lightning_prune.reporting.banner import _pruning
 from lightning_prune.reporting.epoch_log import EpochLines
 from lightning_prune.reporting.live_bar import LiveBar
+from lightning_prune.selection.dense_sizes import DenseSizes
 from lightning_prune.utils.formatting import counted
 from lightning_prune.utils.terminal import fitted, is_live
 
@@ -142,3 +145,23 @@ def test_a_cut_of_one_filter_is_said_in_singular() -> None:
     assert counted(1, "filter") == "1 filter"
     summary = CutSummary(1, 1, 1, {"macs": 100}, {"macs": 60}, {"macs": 0.6}, "amount", 0.5)
     assert str(summary).startswith("epoch 1: cut 1 filter in 1 layer")
+
+
+def test_the_first_lines_name_a_criterion_that_is_a_function_of_ones_own() -> None:
+    criterion = {"_target_": "hydra.utils.get_object", "path": "project.criteria.closeness"}
+    prune = {
+        "_target_": "lightning_prune.FilterPruningCallback",
+        "budget": {"macs": 0.5},
+        "criterion": criterion,
+    }
+    line = _pruning(OmegaConf.create({"prune": prune}), {"prune": "l1", "prune/criterion": "function"})
+    assert line == "l1 (closeness) to 50 % of the MACs"
+
+
+def test_a_budget_that_is_not_met_is_told_in_words() -> None:
+    graph = trace(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 2, 2))
+    policy = PruningPolicy({"macs": 0.5, "params": 1000.0})
+    text = budget_warning(policy, graph, DenseSizes.of(graph), None)
+    assert text.startswith(
+        "budget of 50 % of the MACs and 1 k parameters not met: macs 1.000, params 1.000 of "
+    )
