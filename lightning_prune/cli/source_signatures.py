@@ -154,10 +154,11 @@ def _path(name: str) -> Path | None:
         spec = find_spec(top) if top else None
     except (ValueError, ImportError):
         return None
-    for number in range(1, len(others) + 1):
+    for part in others:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(".".join([top, *others[:number]]), spec.submodule_search_locations)
+        # by its last name only: a folder without __init__.py would look for its parent among the imported modules
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
     return Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
 
 

@@ -17,7 +17,7 @@ from lightning_prune.cli.config import UsageError, conf_dir
 from lightning_prune.cli.early_checks import check_arguments, located
 from lightning_prune.cli.main import main
 from lightning_prune.cli.preflight import check, composed
-from lightning_prune.cli.source_signatures import signature_of
+from lightning_prune.cli.source_signatures import find_definition, signature_of
 from lightning_prune.cli.value_checks import BOUNDS, QUANTITIES, problems
 from lightning_prune.cli.value_types import accepts
 from lightning_prune.cli.warning_lines import show_sentences
@@ -234,3 +234,13 @@ def test_warnings_of_the_package_are_sentences_without_a_path(monkeypatch: pytes
     own = str(Path(check.__code__.co_filename))
     assert once("not met", UserWarning, own, 3) == "warning: not met\n"
     assert "elsewhere.py:3" in once("other", UserWarning, "/elsewhere.py", 3)
+
+
+def test_a_class_in_folders_without_init_files_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_outer" / "inner" / "deep").mkdir(parents=True)
+    (tmp_path / "own_outer" / "inner" / "deep" / "parts.py").write_text("class Part:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_definition("own_outer.inner.deep.parts.Part") is not None
+    assert find_definition("own_outer.inner.none.Part") is None
