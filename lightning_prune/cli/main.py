@@ -66,7 +66,7 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
     run = partial(sweep_job, sweep, folder, hydra_config.job.num, partial(_run, folder), config)
     if not in_worker(hydra_config):
         return run()
-    if Path(hydra_config.runtime.cwd).is_dir():
+    if not hydra_config.job.chdir and Path(hydra_config.runtime.cwd).is_dir():
         os.chdir(hydra_config.runtime.cwd)  # a worker of Ray is elsewhere
     return run_in_worker(run, sweep, folder)
 

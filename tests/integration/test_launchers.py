@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +27,20 @@ pytestmark = [
 ]
 
 
+class Seeded(L.Callback):
+    """Seeds Python's generator, which is seeded at random in a forked process, and from which images draw."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        random.seed(0)
+
+
 def launched(strategy: str, devices: int, *callbacks: L.Callback, **options: Any) -> L.Trainer:
     return L.Trainer(
         strategy=strategy,
         devices=devices,
         accelerator="cpu",
         logger=False,
-        callbacks=list(callbacks),
+        callbacks=[Seeded(), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(each, (ModelCheckpoint, BestOfLast)) for each in callbacks),

@@ -69,6 +69,14 @@ def test_tables_are_shares_of_the_true_classes_with_their_differences(tmp_path: 
     assert titles[:2] == ["sky, right: 70.00 % (70)", "sky, taken for sea: 30.00 % (30)"]
 
 
+def test_a_class_that_occurs_in_one_of_two_validations_has_no_difference(tmp_path: Path) -> None:
+    final = [FINAL[0], [0, 40, 0], FINAL[2]]
+    found = cells(page(tmp_path / "run", val_confusion={"dense": DENSE, "final": final}))
+    assert found["dense network"][1] == ["no pixels", "0"]
+    assert found["pruned network"][1] == ["", "100.0", "", "40"]
+    assert found["difference"][1] == ["no pixels", "0"]
+
+
 def test_the_test_set_is_shown_where_there_is_no_dense_network_or_a_dense_run(tmp_path: Path) -> None:
     soup = page(tmp_path / "run", val_confusion={"final": FINAL}, confusion=DENSE)
     assert list(cells(soup)) == ["pruned network"]

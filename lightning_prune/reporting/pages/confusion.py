@@ -151,7 +151,8 @@ def _tables(
     ]
     if len(shares) == 2:
         dense, pruned = shares.values()
-        rows = _rows(pruned - dense, confusion.last, names, absent, digits, difference=True)
+        common = confusion.last * np.isfinite(dense).all(1)[:, None]
+        rows = _rows(pruned - dense, common, names, absent, digits, difference=True)
         tables.append({"title": "difference", "note": "percentage points", "rows": rows})
     return tables
 
