@@ -151,7 +151,7 @@ def _tables(
     ]
     if len(shares) == 2:
         dense, pruned = shares.values()
-        common = confusion.last * np.isfinite(dense).all(1)[:, None]
+        common = np.where(np.isfinite(dense), confusion.last, 0)
         rows = _rows(pruned - dense, common, names, absent, digits, difference=True)
         tables.append({"title": "difference", "note": "percentage points", "rows": rows})
     return tables
