@@ -162,7 +162,8 @@ class StoppableLauncher(Launcher):
 def stopped_by_signals(sweep: Path) -> Iterator[None]:
     """Stop a sweep after Ctrl-C or SIGTERM in the block; the second time, raise :class:`Interruption`.
 
-    Processes that are started in the block do not get Ctrl-C: they inherit that it is blocked in this thread.
+    Processes that are started in the block do not get Ctrl-C: they inherit that it is blocked in this thread. On
+    Windows, where it cannot be blocked, nothing changes.
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -176,7 +177,7 @@ def stopped_by_signals(sweep: Path) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         done.wait()
 
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     done = threading.Event()

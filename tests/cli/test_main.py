@@ -48,6 +48,20 @@ def write_squares(folder: Path, count: int = 14, size: int = 32) -> Path:
     return folder
 
 
+def tiny_run(root: Path) -> list[str]:
+    """Return overrides for a run of seconds on images that :func:`write_squares` wrote."""
+    data = ["data=folder", f"data.root={root}", "task.num_classes=2", "task.in_channels=1"]
+    net = [
+        "task.height=32",
+        "task.width=32",
+        "net=ritnet",
+        "net.width=4",
+        "prune=l1",
+        "prune.compensate=false",
+    ]
+    return [*data, *net, "trainer=fast_dev", "threads=1", "latency_runs=0", "logger=none"]
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return overrides for a run of seconds."""

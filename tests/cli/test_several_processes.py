@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_prune.reporting.run_folder import Summary
-from tests.cli.test_main import write_squares
+from tests.cli.test_main import tiny_run, write_squares
 
 PROGRAM = "from lightning_prune.cli.main import main\nmain()\n"
 
@@ -19,25 +19,10 @@ PROGRAM = "from lightning_prune.cli.main import main\nmain()\n"
 def test_two_processes_print_one_banner_one_line_per_epoch_and_one_table(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)  # Lightning starts the second process with it
     root = write_squares(tmp_path / "squares", 20)
-    data = [
-        "data=folder",
-        f"data.root={root}",
-        "task.num_classes=2",
-        "task.in_channels=1",
-        "data.batch_size=2",
-    ]
-    net = [
-        "task.height=32",
-        "task.width=32",
-        "net=ritnet",
-        "net.width=4",
-        "prune=l1",
-        "prune.compensate=false",
-    ]
-    quick = ["trainer=fast_dev", "threads=1", "latency_runs=0", "logger=none", "prune.start_epoch=0"]
+    tiny = [*tiny_run(root), "data.batch_size=2", "prune.start_epoch=0"]
     processes = ["trainer.devices=2", "+trainer.strategy=ddp", f"hydra.run.dir={tmp_path / 'run'}"]
     made = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), *data, *net, *quick, *processes],
+        [sys.executable, str(tmp_path / "program.py"), *tiny, *processes],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -16,9 +16,15 @@ from omegaconf import OmegaConf
 
 from lightning_prune.cli.interruption import Interruption, interruptible
 from lightning_prune.cli.sweep_state import SweepState
-from lightning_prune.cli.sweep_stop import run_in_worker, stop_code, stop_sweep, with_absolute_folder
+from lightning_prune.cli.sweep_stop import (
+    run_in_worker,
+    stop_code,
+    stop_sweep,
+    stopped_by_signals,
+    with_absolute_folder,
+)
 from lightning_prune.reporting.run_folder import Summary, find_runs
-from tests.cli.test_main import lightning_prune, write_squares
+from tests.cli.test_main import lightning_prune, tiny_run, write_squares
 from tests.support.heard_signals import heard  # noqa: F401
 
 pytestmark = [
@@ -36,18 +42,7 @@ LAUNCHERS = {
 @pytest.fixture
 def tiny(tmp_path: Path) -> list[str]:
     """Return overrides for runs with many short epochs."""
-    root = write_squares(tmp_path / "squares")
-    data = ["data=folder", f"data.root={root}", "task.num_classes=2", "task.in_channels=1"]
-    net = [
-        "task.height=32",
-        "task.width=32",
-        "net=ritnet",
-        "net.width=4",
-        "prune=l1",
-        "prune.compensate=false",
-    ]
-    quick = ["trainer=fast_dev", "threads=1", "latency_runs=0", "logger=none", "report=false"]
-    return [*data, *net, *quick, "trainer.max_epochs=40"]
+    return [*tiny_run(write_squares(tmp_path / "squares")), "report=false", "trainer.max_epochs=40"]
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -166,3 +161,12 @@ def test_a_run_that_is_interrupted_while_a_checkpoint_is_written_has_not_failed(
     with pytest.raises(Interruption) as ended, interruptible():
         torch.save({"weight": torch.zeros(9)}, Interrupting())  # raises RuntimeError
     assert ended.value.code == 143
+
+
+def test_where_no_thread_can_block_a_signal_ctrl_c_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(signal, "pthread_sigmask")  # as on Windows
+    before = signal.getsignal(signal.SIGINT)
+    with stopped_by_signals(tmp_path):
+        assert signal.getsignal(signal.SIGINT) is before

@@ -16,7 +16,7 @@ from lightning_prune import load_pruned
 from lightning_prune.cli.sweep_state import SweepState
 from lightning_prune.reporting.examples import Examples
 from lightning_prune.reporting.run_folder import NET, Summary, find_runs
-from tests.cli.test_main import lightning_prune, write_squares
+from tests.cli.test_main import lightning_prune, tiny_run, write_squares
 from tests.support.heard_signals import heard  # noqa: F401
 
 pytestmark = [
@@ -33,18 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return overrides for a run of a second."""
-    root = write_squares(tmp_path_factory.mktemp("squares"))
-    data = ["data=folder", f"data.root={root}", "task.num_classes=2", "task.in_channels=1"]
-    net = [
-        "task.height=32",
-        "task.width=32",
-        "net=ritnet",
-        "net.width=4",
-        "prune=l1",
-        "prune.compensate=false",
-    ]
-    quick = ["trainer=fast_dev", "threads=1", "latency_runs=0", "logger=none", "prune.start_epoch=0"]
-    return [*data, *net, *quick]
+    return [*tiny_run(write_squares(tmp_path_factory.mktemp("squares"))), "prune.start_epoch=0"]
 
 
 def failing(*arguments: str) -> int | str:
