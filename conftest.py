@@ -11,10 +11,13 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_fixed_seeds():
+def _one_thread_and_fixed_seeds(monkeypatch: pytest.MonkeyPatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    monkeypatch.delenv(
+        "PL_GLOBAL_SEED", raising=False
+    )  # of an earlier test: samplers of processes shuffle by it
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - data sets of tests draw from the global generator, as people's do
     if compiler := sys.modules.get("torch._dynamo"):

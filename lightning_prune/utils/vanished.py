@@ -12,7 +12,7 @@ from lightning_prune.utils.stand_ins import Passed, Skipped, Zero, replacement
 
 __all__ = [
     "VANISHED",
-    # The classes are in another file now; networks that `torch.save(net)` has stored before name this one.
+    # The classes are in another file now; networks that were stored whole before name this one.
     "Passed",
     "Skipped",
     "Zero",

@@ -87,7 +87,7 @@ def test_best_models_are_known_in_the_main_process(tmp_path: Path) -> None:
     best = BestOfLast(tmp_path / "best.safetensors", k=2, monitor="val_loss")
     plain = ModelCheckpoint(tmp_path / "plain", every_n_epochs=1)
     for callbacks in ([plain, budget], [best]):
-        trainer = launched("ddp_fork", 1, pruning(), *callbacks, max_epochs=6)
+        trainer = launched("ddp_fork", 1, pruning(), *callbacks, max_epochs=8)
         trainer.fit(module := Classifier(), *shuffled())
         weights = best_weights(trainer)
         assert weights is not None
