@@ -293,9 +293,15 @@ class Searcher:
         }
 
 
+class _Bar(tqdm):
+    """Progress bar without tqdm's thread: a process that is forked while another thread is there cannot train."""
+
+    monitor_interval = 0
+
+
 def _with_bar(
     results: Iterator[CandidateResult], number: int, candidates: int, bar: bool
 ) -> Iterator[CandidateResult]:
     """Yield the results; with ``bar``, show a progress bar on a terminal, which disappears after the round."""
     disable = None if bar else True  # None: tqdm shows it on a terminal only
-    yield from tqdm(results, f"round {number}", candidates, leave=False, disable=disable, unit="candidate")
+    yield from _Bar(results, f"round {number}", candidates, leave=False, disable=disable, unit="candidate")

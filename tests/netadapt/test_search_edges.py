@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lightning_prune import trace
 from lightning_prune.criteria import IPAD, L2
 from lightning_prune.netadapt.candidate import Candidate, CandidateContext
 from lightning_prune.netadapt.rounds import Rounds
 from lightning_prune.netadapt.run import search
+from lightning_prune.netadapt.searcher import _with_bar
 from lightning_prune.netadapt.workers import Workers, attempt_candidate, pack_context, run_candidates
 from lightning_prune.pruning.training import Training
 from lightning_prune.selection.limits import Limits
@@ -231,3 +234,11 @@ def test_a_terminal_shows_a_bar_and_each_line_ends_with_the_remaining_time(monke
     assert printed.out.startswith("round 1/1: ")
     assert "0/3 " in printed.err
     assert printed.err.endswith("\r")
+
+
+def test_the_bar_of_a_round_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is forked beside a thread cannot train: ``ddp_fork`` failed after a search."""
+    monkeypatch.setattr(tqdm, "monitor", None)
+    before = threading.enumerate()
+    assert list(_with_bar(iter([1, 2]), 1, 2, bar=True)) == [1, 2]
+    assert threading.enumerate() == before
