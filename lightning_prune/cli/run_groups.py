@@ -146,9 +146,11 @@ def _columns(groups: Sequence[Group]) -> dict[str, str]:
 
 def _objectives(run: Summary) -> dict[str, float]:
     """Return the objectives of a run that are no sizes; none if nothing searches and it has the default only."""
-    searched = run.choices.get("hydra/sweeper", "basic") != "basic"
-    is_default = [name.removeprefix("val/") in SCORE_LABELS for name in run.objective] == [not searched]
-    return {name: value for name, value in run.objective.items() if name not in SIZES and not is_default}
+    scores = [name for name in run.objective if name.removeprefix("val/") in SCORE_LABELS]
+    is_default = len(run.objective) == len(scores) == 1
+    if is_default and run.choices.get("hydra/sweeper", "basic") == "basic":
+        return {}
+    return {name: value for name, value in run.objective.items() if name not in SIZES}
 
 
 def _rounded(value: str) -> str:

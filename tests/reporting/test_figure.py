@@ -173,3 +173,10 @@ def test_the_score_on_the_validation_set_is_in_the_table_if_a_search_went_by_it(
     choices = {"hydra/sweeper": sweeper}
     summary(objective={"val/miou": 0.6}, choices=choices).save(tmp_path / "0")
     assert ("val mIoU" in table(group_runs(find_runs([tmp_path]))).header) == shown
+
+
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_an_objective_that_is_not_the_default_is_in_the_table(sweeper: str, tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    summary(objective={"val/loss": 0.3}, choices={"hydra/sweeper": sweeper}).save(tmp_path / "0")
+    assert "val/loss" in table(group_runs(find_runs([tmp_path]))).header
