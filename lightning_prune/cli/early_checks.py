@@ -9,11 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_prune.cli.config import UsageError
+from lightning_prune.cli.sweep_state import STATE
 from lightning_prune.utils.hints import did_you_mean
 
 __all__ = ["check_arguments", "is_network_path", "located"]
 
-CONFIG, NET, SWEEP = "config.yaml", "net.pt", "sweep_state.json"  # as in run_folder, which imports torch
+CONFIG, NET = "config.yaml", "net.pt"  # as in run_folder, which imports torch
+LAST = Path("checkpoints", "last.ckpt")  # of a run
 PLACES = ("outputs", "multirun")  # folders in which Hydra puts runs and sweeps, by their day
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NEITHER = "is neither the folder of a run, nor KEY=VALUE, nor the import path of a network"
@@ -62,7 +64,7 @@ def _check_run(folder: Path) -> None:
     """Raise UsageError if a folder holds no run."""
     if (folder / CONFIG).is_file():
         return
-    if (folder / SWEEP).is_file():
+    if (folder / STATE).is_file():
         runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
         example = f": give one of its runs, such as {runs[0]}" if runs else ""
         raise UsageError(f"{folder} is a sweep{example}")
@@ -78,7 +80,7 @@ def _check_ended(folder: Path, weights: Path | None = None) -> None:
 
 
 def _unended(folder: Path) -> str:
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / LAST
     go_on = f"; to go on: the command of the run, and ckpt_path={last}" if last.is_file() else ""
     return f"the run has not ended, and has no network yet{go_on}"
 
@@ -88,7 +90,7 @@ def _prune(options: Namespace) -> None:
 
 
 def _export(options: Namespace) -> None:
-    last = options.run / "checkpoints" / "last.ckpt"
+    last = options.run / LAST
     if options.weights is None and not (options.run / NET).is_file() and last.is_file():
         _check_run(options.run)
         raise UsageError(f"there is no {options.run / NET}, the run has not ended: give --weights {last}")

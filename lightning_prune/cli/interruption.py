@@ -45,7 +45,7 @@ def interruption_in(error: BaseException | None) -> Interruption | None:
 
 @rank_zero_only
 def _say_stopping() -> None:
-    """Say what happens next, in the first process only: a terminal sends the signal to all."""
+    """Print that the run is stopping, in the first process only: a terminal sends the signal to all."""
     print(file=sys.stderr)
     say(STOPPING)
 

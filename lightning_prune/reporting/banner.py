@@ -22,11 +22,8 @@ from lightning_prune.utils.terminal import fitted
 
 __all__ = ["Banner", "banner"]
 
-LOOK_UPS = (
-    "get_object",
-    "get_method",
-    "get_class",
-)  # of hydra.utils: they name what they stand for in ``path``
+#: functions of hydra.utils that name what they stand for in ``path``
+LOOK_UPS = ("get_object", "get_method", "get_class")
 NO_TEST_SET = "no test set: the scores at the end are those on the validation set"
 
 
@@ -168,7 +165,7 @@ def _test_set(trainer: L.Trainer) -> str:
 
 def _repeated_images(trainer: L.Trainer) -> str:
     """Return which scores are inexact: each process gets as many images, so that some images are counted twice."""
-    data, processes = getattr(trainer, "datamodule", None), trainer.world_size
+    data, processes = _datamodule(trainer), trainer.world_size
     counts = {name: _length_of(data, name) or 0 for name in ("val", "test")}
     uneven = [f"{count} {name}" for name, count in counts.items() if count % processes]
     if not uneven:

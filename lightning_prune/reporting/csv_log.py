@@ -1,4 +1,4 @@
-"""Logger that writes ``metrics.csv``, and goes on with the file of a training that is resumed."""
+"""CSV logger that appends to the file of a training that is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARENTS = 3  # folders around a checkpoint in which the log of its run is looked
 
 
 class ResumableCSVLogger(CSVLogger):
-    """CSV logger that has every epoch once, also of a training that was interrupted and goes on.
+    """CSV logger whose file has every epoch once, also when a training was interrupted and resumed.
 
     Lightning's own logger deletes the file of an earlier training before a new one begins. This one replaces it with
     the first row that it writes, and keeps what was logged before that row if :meth:`resume` was called.

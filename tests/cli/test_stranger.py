@@ -221,6 +221,13 @@ def test_commands_name_missing_runs_before_torch_is_imported(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_early_checks_look_for_the_files_that_runs_write() -> None:
+    from lightning_prune.cli import early_checks
+    from lightning_prune.reporting import run_folder
+
+    assert (early_checks.CONFIG, early_checks.NET) == (run_folder.CONFIG, run_folder.NET)
+
+
 def test_export_says_what_to_install_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
